@@ -1,0 +1,1 @@
+"""SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table."""

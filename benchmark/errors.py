@@ -1,0 +1,26 @@
+"""The one exception for a user's mistakes, and the 'did you mean' helper used in its messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake the user can fix: the message names the value, the reason and the fix (exit code 2)."""
+
+
+def did_you_mean(value: str, valid: Iterable[str]) -> str:
+    """Return ' Did you mean X?' for the nearest valid name plus the list of all valid names.
+
+    Args:
+        value: what the user wrote.
+        valid: every accepted name.
+
+    Returns:
+        A sentence that can be appended to an error message.
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Valid: {', '.join(names)}."

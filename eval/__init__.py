@@ -1,0 +1,1 @@
+"""Scorers, answer generation and statistics."""
