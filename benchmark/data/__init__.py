@@ -1,0 +1,127 @@
+"""Eight datasets behind one function: `load` returns records, whatever the official files look like."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmark.data.record import Record, check_images, digest, find_image, open_image
+from benchmark.errors import UserError, did_you_mean
+
+__all__ = [
+    "DATASETS", "SPLITS", "DatasetLike", "Record", "check_images", "digest", "find_image", "load", "open_image",
+    "reader_of", "subset",
+]
+
+DATASETS = {
+    "okvqa": "benchmark.data.okvqa",
+    "textvqa": "benchmark.data.textvqa",
+    "ocrvqa": "benchmark.data.ocrvqa",
+    "gqa": "benchmark.data.gqa",
+    "flickr30k": "benchmark.data.flickr30k",
+    "coco": "benchmark.data.coco",
+    "iconqa": "benchmark.data.iconqa",
+    "scienceqa": "benchmark.data.scienceqa",
+}
+SPLITS = ("train", "validation", "test")
+
+
+class DatasetLike(Protocol):
+    """What the readers need of a dataset's spec (benchmark.spec.DatasetSpec has it)."""
+
+    id: str
+    prompt: str
+    splits: dict[str, Any]
+    counts: dict[str, int]
+    options: dict[str, Any]
+
+
+def reader_of(spec: DatasetLike) -> str:
+    """Return the id of the reader, which is also the folder below the data root.
+
+    A named protocol variant (TextVQA without OCR tokens, say) has its own id and `options.reader`.
+    """
+    return str(spec.options.get("reader", spec.id))
+
+
+def subset(records: Sequence[Record], limit: int | None, seed: int = 0) -> list[Record]:
+    """Keep a prefix of a seeded permutation, in the original order.
+
+    Items are permuted by the hash of seed, dataset and item id, so that subsets of one seed nest and an item's
+    place does not depend on any library's random generator.
+
+    Args:
+        records: all records of one split.
+        limit: number to keep; None or more than there are keeps all.
+        seed: another seed, another permutation.
+
+    Returns:
+        The kept records.
+
+    Raises:
+        UserError: the limit is below 1.
+    """
+    if limit is None or limit >= len(records):
+        return list(records)
+    if limit < 1:
+        raise UserError(f"limit={limit}: at least one item is needed. Leave the limit out to take all.")
+
+    def rank(index: int) -> tuple[str, int]:
+        record = records[index]
+        key = f"{seed}\0{record.dataset}\0{record.item_id}"
+        return hashlib.sha256(key.encode()).hexdigest(), index
+
+    return [records[index] for index in sorted(sorted(range(len(records)), key=rank)[:limit])]
+
+
+def load(
+    dataset_spec: DatasetLike, root: Path | str, split: str, limit: int | None = None, seed: int = 0
+) -> list[Record]:
+    """Read one split of a dataset from its official files below `root`/<dataset id>.
+
+    `options.sample = {split: n}` (with `options.sample_seed`, default 0) makes a fixed subset the protocol, as in
+    2,000 questions of OCR-VQA; `counts` is asserted after it; `limit` comes last and is not part of the protocol.
+
+    Args:
+        dataset_spec: a benchmark.spec.DatasetSpec.
+        root: data folder.
+        split: train, validation or test.
+        limit: keep only so many items, see `subset`.
+        seed: of the limit.
+
+    Returns:
+        Records in file order.
+
+    Raises:
+        UserError: unknown dataset or split, missing or broken files, or another count than the spec's.
+    """
+    reader = reader_of(dataset_spec)
+    if reader not in DATASETS:
+        raise UserError(f"Unknown dataset {reader!r}.{did_you_mean(reader, DATASETS)}")
+    if split not in SPLITS:
+        raise UserError(f"Unknown split {split!r} of {dataset_spec.id}.{did_you_mean(split, SPLITS)}")
+    records = importlib.import_module(DATASETS[reader]).load(Path(root), split, dataset_spec)
+    sample = (dataset_spec.options.get("sample") or {}).get(split)
+    records = subset(records, sample, dataset_spec.options.get("sample_seed", 0))
+    _check(records, dataset_spec, Path(root) / reader, split)
+    return subset(records, limit, seed)
+
+
+def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -> None:
+    """Raise UserError if the number of records is not the spec's or an item id occurs twice."""
+    expected = (spec.counts or {}).get(split)
+    if expected is not None and len(records) != expected:
+        raise UserError(
+            f"{spec.id}/{split} has {len(records)} items in {folder}, expected {expected}. "
+            f"Fetch or draw the dataset again, or correct dataset.{spec.id}.counts.{split} in its config."
+        )
+    if not records:
+        raise UserError(f"{spec.id}/{split} has no items in {folder}. Fetch or draw the dataset again.")
+    seen: set[str] = set()
+    for record in records:
+        if record.item_id in seen:
+            raise UserError(f"{spec.id}/{split} in {folder} has item {record.item_id} twice. Fetch or draw it again.")
+        seen.add(record.item_id)

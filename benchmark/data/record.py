@@ -1,0 +1,156 @@
+"""The one form of an example, whatever dataset it comes from, and what can be asked of its image."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmark.errors import UserError
+from benchmark.files import canonical_json, sha256_file
+
+SUFFIXES = (".jpg", ".png", ".gif", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question (or one image to describe) with everything that training and scoring need.
+
+    Attributes:
+        item_id: unique within a dataset's split.
+        dataset: id of the dataset's spec.
+        split: train, validation or test.
+        image: image file, or None for a text-only item.
+        prompt: the user's text as the model reads it, without an image tag.
+        target: the answer to train on.
+        references: ten annotators' answers, or the captions, or the one gold answer.
+        options: the answers to choose from, where there are some.
+        group: the image or scene that items share (the bootstrap resamples groups).
+        meta: question, question_type and the official ids; JSON values only.
+    """
+
+    item_id: str
+    dataset: str
+    split: str
+    image: Path | None
+    prompt: str
+    target: str | None
+    references: tuple[str, ...]
+    options: tuple[str, ...] | None
+    group: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def find_image(path: Path) -> Path | None:
+    """Return the file that holds an image: the official name, or the same stem with another suffix.
+
+    OCR-VQA calls every cover .jpg although some were downloaded as .gif, hence the second look.
+    """
+    if path.is_file():
+        return path
+    return next((other for suffix in SUFFIXES if (other := path.with_suffix(suffix)).is_file()), None)
+
+
+def _read(path: Path) -> Image.Image:
+    """Return an image file decoded as RGB on white. Raises whatever PIL or the file system raises."""
+    found = find_image(path)
+    if found is None:
+        raise FileNotFoundError("the file does not exist")
+    with Image.open(found) as image:
+        image.load()
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            # A plain conversion would show the undefined colour behind transparent pixels.
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return image.convert("RGB")
+
+
+def open_image(record: Record) -> Image.Image:
+    """Open the image of a record as RGB.
+
+    Args:
+        record: a record whose `image` is not None.
+
+    Returns:
+        PIL image, mode RGB.
+
+    Raises:
+        UserError: the file is missing, truncated or no image; the message names item and file.
+    """
+    if record.image is None:
+        raise ValueError(f"item {record.item_id} of {record.dataset} has no image")
+    try:
+        return _read(record.image)
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more for broken files
+        raise UserError(
+            f"Cannot read the image {record.image} (item {record.item_id} of {record.dataset}/{record.split}): "
+            f"{error}. Restore this file; items are never skipped."
+        ) from error
+
+
+def check_images(records: Iterable[Record]) -> int:
+    """Decode the image of every record once.
+
+    Returns:
+        Number of distinct image files read.
+
+    Raises:
+        UserError: some cannot be read; the message counts all and names the first five.
+    """
+    seen: dict[Path, str] = {}
+    faults: list[str] = []
+    for record in records:
+        if record.image is None or record.image in seen:
+            continue
+        seen[record.image] = record.item_id
+        try:
+            _read(record.image)
+        except Exception as error:  # as in open_image
+            where = f"item {record.item_id} of {record.dataset}/{record.split}"
+            faults.append(f"  {record.image} ({where}): {error}")
+    if faults:
+        more = [f"  ... and {len(faults) - 5} more"] if len(faults) > 5 else []
+        raise UserError("\n".join([
+            f"{len(faults)} of {len(seen)} images cannot be read:", *faults[:5], *more,
+            "Restore these files; items are never skipped.",
+        ]))
+    return len(seen)
+
+
+def digest(records: Sequence[Record]) -> str:
+    """Return the SHA-256 that changes with any field or any image byte, and not with where the files lie.
+
+    Args:
+        records: in the order in which they are used.
+
+    Returns:
+        Hex digest.
+
+    Raises:
+        UserError: an image is missing or unreadable.
+    """
+    hashes: dict[Path, str] = {}
+    total = hashlib.sha256()
+    for record in records:
+        content = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "image"}
+        content["image"] = None if record.image is None else _image_digest(record, hashes)
+        total.update(canonical_json(content).encode() + b"\n")
+    return total.hexdigest()
+
+
+def _image_digest(record: Record, known: dict[Path, str]) -> str:
+    """Return the SHA-256 of a record's image file, read once per file."""
+    if record.image not in known:
+        found = find_image(record.image)
+        try:
+            known[record.image] = sha256_file(found or record.image)
+        except OSError as error:
+            raise UserError(
+                f"Cannot read the image {record.image} (item {record.item_id} of {record.dataset}/{record.split}): "
+                f"{error.strerror}. Restore this file; items are never skipped."
+            ) from error
+    return known[record.image]
