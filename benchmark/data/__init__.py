@@ -12,8 +12,8 @@ from benchmark.data.record import Record, check_images, digest, find_image, open
 from benchmark.errors import UserError, did_you_mean
 
 __all__ = [
-    "DATASETS", "SPLITS", "DatasetLike", "Record", "check_images", "digest", "find_image", "load", "open_image",
-    "reader_of", "subset",
+    "DATASETS", "SPLITS", "DatasetLike", "Record", "check_images", "digest", "find_image", "load",
+    "open_image", "reader_of", "subset",
 ]
 
 DATASETS = {
@@ -50,8 +50,8 @@ def reader_of(spec: DatasetLike) -> str:
 def subset(records: Sequence[Record], limit: int | None, seed: int = 0) -> list[Record]:
     """Keep a prefix of a seeded permutation, in the original order.
 
-    Items are permuted by the hash of seed, dataset and item id, so that subsets of one seed nest and an item's
-    place does not depend on any library's random generator.
+    Items are permuted by the hash of seed, dataset and item id, so that subsets of one seed nest and an
+    item's place does not depend on any library's random generator.
 
     Args:
         records: all records of one split.
@@ -82,8 +82,9 @@ def load(
 ) -> list[Record]:
     """Read one split of a dataset from its official files below `root`/<dataset id>.
 
-    `options.sample = {split: n}` (with `options.sample_seed`, default 0) makes a fixed subset the protocol, as in
-    2,000 questions of OCR-VQA; `counts` is asserted after it; `limit` comes last and is not part of the protocol.
+    `options.sample = {split: n}` (with `options.sample_seed`, default 0) makes a fixed subset the protocol,
+    as in 2,000 questions of OCR-VQA; `counts` is asserted after it; `limit` comes last and is not part of the
+    protocol.
 
     Args:
         dataset_spec: a benchmark.spec.DatasetSpec.
@@ -123,5 +124,8 @@ def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -
     seen: set[str] = set()
     for record in records:
         if record.item_id in seen:
-            raise UserError(f"{spec.id}/{split} in {folder} has item {record.item_id} twice. Fetch or draw it again.")
+            raise UserError(
+                f"{spec.id}/{split} in {folder} has item {record.item_id} twice. "
+                "Fetch or draw the dataset again."
+            )
         seen.add(record.item_id)

@@ -15,6 +15,7 @@ from benchmark.errors import UserError
 from benchmark.files import canonical_json, sha256_file
 
 SUFFIXES = (".jpg", ".png", ".gif", ".jpeg")
+FIX = "Restore the file (fetch or draw the dataset again); items are never skipped."
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Record:
     options: tuple[str, ...] | None
     group: str
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+def _where(record: Record) -> str:
+    """Return 'item <id> of <dataset>/<split>'."""
+    return f"item {record.item_id} of {record.dataset}/{record.split}"
 
 
 def find_image(path: Path) -> Path | None:
@@ -87,8 +93,7 @@ def open_image(record: Record) -> Image.Image:
         return _read(record.image)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more for broken files
         raise UserError(
-            f"Cannot read the image {record.image} (item {record.item_id} of {record.dataset}/{record.split}): "
-            f"{error}. Restore this file; items are never skipped."
+            f"Cannot read the image {record.image} ({_where(record)}): {error}. {FIX}"
         ) from error
 
 
@@ -110,13 +115,12 @@ def check_images(records: Iterable[Record]) -> int:
         try:
             _read(record.image)
         except Exception as error:  # as in open_image
-            where = f"item {record.item_id} of {record.dataset}/{record.split}"
-            faults.append(f"  {record.image} ({where}): {error}")
+            faults.append(f"  {record.image} ({_where(record)}): {error}")
     if faults:
         more = [f"  ... and {len(faults) - 5} more"] if len(faults) > 5 else []
         raise UserError("\n".join([
             f"{len(faults)} of {len(seen)} images cannot be read:", *faults[:5], *more,
-            "Restore these files; items are never skipped.",
+            FIX,
         ]))
     return len(seen)
 
@@ -150,7 +154,6 @@ def _image_digest(record: Record, known: dict[Path, str]) -> str:
             known[record.image] = sha256_file(found or record.image)
         except OSError as error:
             raise UserError(
-                f"Cannot read the image {record.image} (item {record.item_id} of {record.dataset}/{record.split}): "
-                f"{error.strerror}. Restore this file; items are never skipped."
+                f"Cannot read the image {record.image} ({_where(record)}): {error.strerror}. {FIX}"
             ) from error
     return known[record.image]

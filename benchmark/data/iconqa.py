@@ -1,0 +1,69 @@
+"""IconQA, sub-task choose_txt: questions about abstract diagrams with options as text (Lu et al. 2021).
+
+Files below iconqa/iconqa_data/: problems.json, pid_splits.json, iconqa/<name>/choose_txt/<pid>/image.png.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.data.layout import choice, letter, need, one_name, option_lines, read_json, render
+from benchmark.data.record import Record
+from benchmark.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark.data import DatasetLike
+
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
+    """Read a split; target and reference are the right option in `options.target_format` ('{letter}').
+
+    Args:
+        root: data folder.
+        split: train, validation or test.
+        spec: prompt fields: question, options (lines 'A. x').
+
+    Returns:
+        Records in the order of pid_splits.json.
+
+    Raises:
+        UserError: a file or key is missing, or an answer is no option.
+    """
+    folder, name = root / "iconqa" / "iconqa_data", one_name(spec, split, SPLITS)
+    path, split_file = folder / "problems.json", folder / "pid_splits.json"
+    problems = read_json(path)
+    target_format = spec.options.get("target_format", "{letter}")
+    records = []
+    for pid in need(read_json(split_file), f"choose_txt_{name}", split_file):
+        entry, where = need(problems, str(pid), path), f"problem {pid}"
+        options, index = choice(entry, path, where)
+        question = need(entry, "question", path, where)
+        try:
+            target = target_format.format(letter=letter(index), answer=options[index])
+        except (KeyError, ValueError, IndexError) as error:
+            raise UserError(
+                f"target_format {target_format!r} of {spec.id} is no valid template ({error}). "
+                "It may name {letter} and {answer}."
+            ) from None
+        records.append(Record(
+            item_id=str(pid),
+            dataset=spec.id,
+            split=split,
+            image=folder / "iconqa" / name / "choose_txt" / str(pid) / "image.png",
+            prompt=render(spec, question=question, options=option_lines(options)),
+            target=target,
+            references=(target,),
+            options=options,
+            group=str(pid),
+            meta={
+                "question": question,
+                "question_type": (entry.get("skills") or [entry.get("ques_type")])[0],
+                "question_id": str(pid),
+                "image_id": str(pid),
+                "gold": letter(index),
+            },
+        ))
+    return records

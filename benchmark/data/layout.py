@@ -1,0 +1,133 @@
+"""What the readers share: JSON with clear errors, official split names, prompts, options as letters."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from benchmark.data import DatasetLike
+
+FIX = "Fetch or draw the dataset again, or point data_root to where it is."
+
+
+def read_json(path: Path) -> Any:
+    """Parse one of a dataset's official JSON files.
+
+    Raises:
+        UserError: it is missing, unreadable or truncated; the message names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. {FIX}") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}. {FIX}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is truncated or not JSON ({error}). {FIX}") from error
+
+
+def need(entry: Any, key: str, path: Path, where: str = "the file") -> Any:
+    """Return entry[key].
+
+    Args:
+        entry: a JSON object.
+        key: one of its official keys.
+        path: the file that it comes from, for the message.
+        where: the place in the file, for the message.
+
+    Raises:
+        UserError: no such key, or the entry is no JSON object.
+    """
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{path}: {where} is a {type(entry).__name__}, expected a JSON object. {FIX}")
+    if key not in entry:
+        raise UserError(f"{path}: {where} lacks the key {key!r}. {FIX}")
+    return entry[key]
+
+
+def official_names(spec: DatasetLike, split: str, default: Mapping[str, Any]) -> list[str]:
+    """Return the official names of a split: the spec's if it has any, else the module's default.
+
+    Args:
+        spec: its `splits` maps train, validation, test to a name or a list of names.
+        split: train, validation or test.
+        default: the module's own map.
+
+    Raises:
+        UserError: the dataset has no such split.
+    """
+    names = dict(default) | dict(spec.splits or {})
+    if names.get(split) is None:
+        has = [name for name, value in names.items() if value is not None]
+        raise UserError(
+            f"{spec.id} has no {split} split. Choose one of {', '.join(has)}, "
+            f"or set splits.{split} in its config."
+        )
+    value = names[split]
+    return [str(name) for name in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def one_name(spec: DatasetLike, split: str, default: Mapping[str, Any]) -> str:
+    """Return the official name of a split that consists of one file."""
+    names = official_names(spec, split, default)
+    if len(names) != 1:
+        raise UserError(f"{spec.id} reads one official split as {split}, got {', '.join(names)}. Name one.")
+    return names[0]
+
+
+def render(spec: DatasetLike, **fields: str) -> str:
+    """Fill the spec's prompt template.
+
+    Args:
+        spec: its `prompt` is a str.format template.
+        fields: everything that the template may name.
+
+    Raises:
+        UserError: the template names another field or cannot be parsed.
+    """
+    try:
+        return spec.prompt.format_map(fields)
+    except KeyError as error:
+        hint = did_you_mean(str(error.args[0]), fields)
+        raise UserError(
+            f"The prompt of {spec.id} names the field {error}, which it does not have.{hint}"
+        ) from None
+    except (ValueError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"The prompt of {spec.id} is no valid template ({error}): {spec.prompt!r}. Double literal braces."
+        ) from None
+
+
+def commonest(answers: Sequence[str]) -> str:
+    """Return the most frequent answer; of equally frequent ones, the first."""
+    return Counter(answers).most_common(1)[0][0]
+
+
+def letter(index: int) -> str:
+    """Return A for 0, B for 1, ..."""
+    return string.ascii_uppercase[index]
+
+
+def option_lines(options: Sequence[str]) -> str:
+    """Return the options as lines 'A. first', 'B. second', ..."""
+    return "\n".join(f"{letter(index)}. {option}" for index, option in enumerate(options))
+
+
+def choice(entry: Any, path: Path, where: str) -> tuple[tuple[str, ...], int]:
+    """Return the options of a multiple-choice problem and the index of the right one.
+
+    Raises:
+        UserError: a key is missing or the index is out of range.
+    """
+    options = tuple(str(option) for option in need(entry, "choices", path, where))
+    index = need(entry, "answer", path, where)
+    if not isinstance(index, int) or not 0 <= index < len(options):
+        raise UserError(f"{path}: {where} has answer {index!r} but {len(options)} choices. {FIX}")
+    return options, index

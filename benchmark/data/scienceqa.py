@@ -1,0 +1,64 @@
+"""ScienceQA: school questions with options, about half of them without an image (Lu et al. 2022).
+
+Files below scienceqa/: problems.json, pid_splits.json, images/<name>/<pid>/image.png.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.data.layout import choice, letter, need, one_name, option_lines, read_json, render
+from benchmark.data.record import Record
+
+if TYPE_CHECKING:
+    from benchmark.data import DatasetLike
+
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
+    """Read a split, items with and without an image; target and reference are the letter of the right option.
+
+    Args:
+        root: data folder.
+        split: train, validation or test.
+        spec: prompt fields: context ('Context: <hint>' and a line break, or nothing), question, options.
+
+    Returns:
+        Records in the order of pid_splits.json; question_type is image or text.
+
+    Raises:
+        UserError: a file or key is missing, or an answer is no option.
+    """
+    folder, name = root / "scienceqa", one_name(spec, split, SPLITS)
+    path, split_file = folder / "problems.json", folder / "pid_splits.json"
+    problems = read_json(path)
+    records = []
+    for pid in need(read_json(split_file), name, split_file):
+        entry, where = need(problems, str(pid), path), f"problem {pid}"
+        options, index = choice(entry, path, where)
+        question, hint = need(entry, "question", path, where), need(entry, "hint", path, where)
+        file_name = need(entry, "image", path, where)
+        context = f"Context: {hint}\n" if hint else ""
+        records.append(Record(
+            item_id=str(pid),
+            dataset=spec.id,
+            split=split,
+            image=folder / "images" / name / str(pid) / file_name if file_name else None,
+            prompt=render(spec, context=context, question=question, options=option_lines(options)),
+            target=letter(index),
+            references=(letter(index),),
+            options=options,
+            group=str(pid),
+            meta={
+                "question": question,
+                "question_type": "image" if file_name else "text",
+                "question_id": str(pid),
+                "image_id": str(pid) if file_name else None,
+                "subject": entry.get("subject"),
+                "topic": entry.get("topic"),
+                "gold": letter(index),
+            },
+        ))
+    return records
