@@ -1,0 +1,176 @@
+"""The models: a literal table from family to module; a new architecture is one module and one line here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from benchmark.models.vision import ImageProcessor
+    from benchmark.spec import ModelSpec
+
+FAMILIES = {
+    "llava": "benchmark.models.llava",
+    "vila": "benchmark.models.vila",
+}
+
+
+@dataclass
+class LoadedModel:
+    """A model with all that training and generation need to know about it.
+
+    Args:
+        model: called as model(input_ids, attention_mask, position_ids, pixel_values, labels); has generate.
+        tokenizer: pads with <unk>.
+        image_processor: PIL image to float32 (3, H, W).
+        image_token_id: id at image positions.
+        image_seq_length: image positions per image.
+        projector_prefix: of parameter names.
+        block_prefixes: of parameter names, one per language-model block in forward order.
+        vocab_size: rows of the output embedding.
+        max_length: longest training sequence, tokens.
+        path: the checkpoint folder.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: ImageProcessor
+    image_token_id: int
+    image_seq_length: int
+    projector_prefix: str
+    block_prefixes: list[str]
+    vocab_size: int
+    max_length: int
+    path: Path
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id written at padded positions."""
+        return self.tokenizer.pad_token_id
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id that ends an answer."""
+        return self.tokenizer.eos_token_id
+
+    @cached_property
+    def digest(self) -> str:
+        """Content digest of the checkpoint folder."""
+        return digest(self.path)
+
+
+def load(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
+    """Load the checkpoint that a model spec names.
+
+    Args:
+        spec: family, checkpoint folder, preprocess, max_length.
+        dtype: of all weights.
+
+    Returns:
+        The loaded model, in evaluation mode.
+
+    Raises:
+        UserError: unknown family; missing, truncated or mismatching checkpoint.
+    """
+    path = Path(spec.checkpoint)
+    if not path.is_dir():
+        raise UserError(
+            f"model.checkpoint={spec.checkpoint!r} of model {spec.id!r} is not a folder. Fetch or make the "
+            "checkpoint (python -m benchmark doctor says how), or give another path."
+        )
+    fields = _family(spec.family).load(path, spec.preprocess, dtype)
+    return LoadedModel(**fields, max_length=spec.max_length, path=path)
+
+
+def save(
+    family: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    preprocessor: dict[str, Any],
+    path: Path,
+) -> None:
+    """Write a checkpoint folder that load can read.
+
+    Args:
+        family: one of FAMILIES.
+        model: with weights in the dtype to store.
+        tokenizer: its tokenizer.
+        preprocessor: content of preprocessor_config.json.
+        path: folder, created.
+    """
+    _family(family).save(model, tokenizer, preprocessor, Path(path))
+
+
+def digest(path: str | Path) -> str:
+    """Return the content digest of a checkpoint folder (weights, configs, tokenizer; not its model card).
+
+    Raises:
+        UserError: the folder does not exist or is empty.
+    """
+    from benchmark.models import folder
+
+    return folder.digest(Path(path))
+
+
+def _all(loaded: LoadedModel, last_layers: int) -> list[str]:
+    return [loaded.projector_prefix, *loaded.block_prefixes]
+
+
+def _last(loaded: LoadedModel, last_layers: int) -> list[str]:
+    count = len(loaded.block_prefixes)
+    if not 1 <= last_layers <= count:
+        raise UserError(
+            f"train.last_layers={last_layers}, but the model has {count} blocks. Choose 1 to {count}."
+        )
+    return [loaded.projector_prefix, *loaded.block_prefixes[-last_layers:]]
+
+
+def _projector(loaded: LoadedModel, last_layers: int) -> list[str]:
+    return [loaded.projector_prefix]
+
+
+SCOPES: dict[str, Callable[[LoadedModel, int], list[str]]] = {
+    "last_layers": _last,
+    "all_layers": _all,
+    "projector": _projector,
+}
+
+
+def trainable_names(loaded: LoadedModel, scope: str, last_layers: int) -> list[str]:
+    """Return the names of the parameters that fine-tuning may change, projector first, then blocks in order.
+
+    Embeddings, output layer, final norm and vision tower are always frozen (paper, section 4.1: last L blocks
+    and the projector).
+
+    Args:
+        loaded: the model.
+        scope: "last_layers", "all_layers" or "projector".
+        last_layers: L, used by scope "last_layers".
+
+    Returns:
+        Names as in model.named_parameters().
+
+    Raises:
+        UserError: unknown scope, or L outside 1 .. number of blocks.
+    """
+    if scope not in SCOPES:
+        raise UserError(f"train.scope={scope!r} is unknown.{did_you_mean(scope, SCOPES)}")
+    names = [name for name, _ in loaded.model.named_parameters()]
+    return [
+        name for prefix in SCOPES[scope](loaded, last_layers) for name in names if name.startswith(prefix)
+    ]
+
+
+def _family(family: str) -> Any:
+    if family not in FAMILIES:
+        raise UserError(f"model.family={family!r} is unknown.{did_you_mean(family, FAMILIES)}")
+    return importlib.import_module(FAMILIES[family])

@@ -1,0 +1,172 @@
+"""Checkpoint folders: the checks before loading, one clear message for every fault."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmark.errors import UserError
+from benchmark.files import sha256_file
+
+FIX = "Fetch the checkpoint again, or correct model.checkpoint."
+HASHED = (".safetensors", ".json", ".model", ".jinja")
+NOT_HASHED = ("trainer_state.json", "training.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object.
+
+    Raises:
+        UserError: the file is missing, unreadable or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"Checkpoint file {path} is missing. {FIX}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"Checkpoint file {path} cannot be read as JSON ({error}). {FIX}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"Checkpoint file {path} holds no JSON object. {FIX}")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of one folder, each opened once to see that it is whole.
+
+    Raises:
+        UserError: no safetensors file, a shard named in the index is missing, or a file is truncated.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            others = sorted(p.name for p in folder.glob("*.bin"))
+            hint = (
+                f" (found {', '.join(others)}; only safetensors is read, pickled files can run code)"
+                if others
+                else ""
+            )
+            raise UserError(f"Checkpoint file {path} is missing{hint}. {FIX}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"Checkpoint file {path} is truncated or corrupt ({error}). {FIX}") from None
+    return [folder / name for name in names]
+
+
+def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> PreTrainedModel:
+    """Call from_pretrained on a checked local folder and refuse anything but an exact match.
+
+    Args:
+        cls: the model class.
+        folder: holds config.json and safetensors.
+        kwargs: passed on (dtype, config, attn_implementation).
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        UserError: a file is broken, or tensors are missing, unexpected or of another shape.
+    """
+    read_json(folder / "config.json")
+    weight_files(folder)
+    try:
+        with quiet():
+            model, info = cls.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+            )
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"Checkpoint {folder} does not load as {cls.__name__}: {_first_line(error)}. {FIX}"
+        ) from None
+    refuse_mismatch(folder, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    return model
+
+
+def refuse_mismatch(folder: Path, missing: Any, unexpected: Any, mismatched: Any = ()) -> None:
+    """Raise one error that counts and names the tensors that do not fit.
+
+    Raises:
+        UserError: any of the three is not empty.
+    """
+    faults = []
+    for word, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        names = sorted(str(name) for name in names)
+        if names:
+            faults.append(f"{len(names)} tensors {word} (first: {names[0]})")
+    if faults:
+        raise UserError(f"Checkpoint {folder} does not match its config.json: {'; '.join(faults)}. {FIX}")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder; padding is always with <unk>, as in LLaVA and VILA.
+
+    Raises:
+        UserError: tokenizer files are missing or invalid, or a begin, end or unknown token is not defined.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"Checkpoint {folder} has no tokenizer.json or tokenizer.model. {FIX}")
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, legacy=False, padding_side="right"
+            )
+    except Exception as error:  # the tokenizers library raises bare Exception for a corrupt file
+        raise UserError(f"The tokenizer in {folder} does not load: {_first_line(error)}. {FIX}") from None
+    missing = [n for n in ("bos", "eos", "unk") if getattr(tokenizer, f"{n}_token_id") is None]
+    if missing:
+        raise UserError(f"The tokenizer in {folder} defines no {', '.join(missing)} token. {FIX}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token
+    return tokenizer
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 over names and contents of weights, configs and tokenizer files (not the model card).
+
+    Raises:
+        UserError: the folder does not exist or holds no such file.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in HASHED and path.name not in NOT_HASHED and path.name[0] != "."
+    )
+    if not files:
+        raise UserError(f"Checkpoint folder {folder} does not exist or is empty. {FIX}")
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' bars and reports: what matters of them is raised as an error."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,131 @@
+"""PIL image to tensor: pad, crop or resize, then normalise (LLaVA and VILA mm_utils)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmark.errors import UserError, did_you_mean
+
+PREPROCESS = ("crop", "pad", "resize")
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Turns PIL images into pixel tensors; calling it gives float32 (3, H, W).
+
+    Args:
+        mode: "pad" (expand to a square with the mean colour, then resize), "crop" (resize the short edge,
+            then cut the centre) or "resize" (squash to the size).
+        height: pixels.
+        width: pixels.
+        short_edge: length of the short edge before cropping, pixels.
+        mean: per channel, on the 0-1 scale.
+        std: per channel, on the 0-1 scale.
+        resample: PIL filter number (3 is bicubic).
+    """
+
+    mode: str
+    height: int
+    width: int
+    short_edge: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int = 3
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return one image as float32 (3, height, width)."""
+        return self.normalise(self.to_uint8(image)[None])[0]
+
+    def to_uint8(self, image: Image.Image) -> Tensor:
+        """Return the padded, resized, cropped image as uint8 (3, height, width)."""
+        image = image.convert("RGB")
+        if self.mode == "pad":
+            image = expand2square(image, tuple(int(x * 255) for x in self.mean))
+        if self.mode == "resize":
+            size = (self.width, self.height)
+        else:
+            short, long = sorted(image.size)
+            stretched = int(self.short_edge * long / short)
+            size = (
+                (self.short_edge, stretched) if image.width <= image.height else (stretched, self.short_edge)
+            )
+        if image.size != size:
+            image = image.resize(size, resample=self.resample)
+        if self.mode != "resize":
+            left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
+            image = image.crop((left, top, left + self.width, top + self.height))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return (pixels / 255 - mean) / std.
+
+        Args:
+            pixels: uint8 (N, 3, height, width).
+
+        Returns:
+            float32 of the same shape.
+        """
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """Return the image centred on a square canvas; an odd margin leaves its extra line right or below."""
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
+    canvas = Image.new(image.mode, (side, side), colour)
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
+
+
+def load_image_processor(path: Path, mode: str) -> ImageProcessor:
+    """Read preprocessor_config.json and return the processor.
+
+    Args:
+        path: the preprocessor_config.json.
+        mode: one of PREPROCESS.
+
+    Returns:
+        The processor.
+
+    Raises:
+        UserError: unknown mode; missing or invalid file.
+    """
+    if mode not in PREPROCESS:
+        raise UserError(f"model.preprocess={mode!r} is unknown.{did_you_mean(mode, PREPROCESS)}")
+    try:
+        config = json.loads(path.read_text())
+        size, crop = config["size"], config.get("crop_size", config["size"])
+        height, width = _height_width(crop)
+        short_edge = size if isinstance(size, int) else size.get("shortest_edge", min(_height_width(size)))
+        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing: the checkpoint is incomplete. Fetch or write it again."
+        ) from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a valid image preprocessor file ({error!r}). Fetch it again."
+        ) from None
+    if mode == "pad" and height != width:
+        raise UserError(
+            f"{path}: preprocess=pad needs a square size, the file says {height}x{width}. Use resize."
+        )
+    return ImageProcessor(mode, height, width, short_edge, mean, std, int(config.get("resample", 3)))
+
+
+def _height_width(size: int | dict) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if "shortest_edge" in size:
+        return size["shortest_edge"], size["shortest_edge"]
+    return size["height"], size["width"]
