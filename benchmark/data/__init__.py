@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmark.data.layout import Absent
 from benchmark.data.record import Record, check_images, digest, find_image, open_image
 from benchmark.errors import UserError, did_you_mean
 
@@ -120,7 +121,7 @@ def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -
             f"Fetch or draw the dataset again, or correct dataset.{spec.id}.counts.{split} in its config."
         )
     if not records:
-        raise UserError(f"{spec.id}/{split} has no items in {folder}. Fetch or draw the dataset again.")
+        raise Absent(f"{spec.id}/{split} has no items in {folder}. Fetch or draw the dataset again.")
     seen: set[str] = set()
     for record in records:
         if record.item_id in seen:

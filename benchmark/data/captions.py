@@ -85,7 +85,7 @@ def karpathy(
                 group=image_id,
                 meta={
                     "question": prompt,
-                    "question_type": None,
+                    "question_type": "",
                     "question_id": image_id,
                     "image_id": image_id,
                 },

@@ -60,7 +60,7 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
             group=str(pid),
             meta={
                 "question": question,
-                "question_type": (entry.get("skills") or [entry.get("ques_type")])[0],
+                "question_type": (entry.get("skills") or [entry.get("ques_type") or ""])[0],
                 "question_id": str(pid),
                 "image_id": str(pid),
                 "gold": letter(index),

@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 FIX = "Fetch or draw the dataset again, or point data_root to where it is."
 
 
+class Absent(UserError):
+    """The dataset has no such split, or it is not on disk (an audit goes on without it)."""
+
+
 def read_json(path: Path) -> Any:
     """Parse one of a dataset's official JSON files.
 
     Raises:
-        UserError: it is missing, unreadable or truncated; the message names the file.
+        UserError: it is missing (Absent), unreadable or truncated; the message names the file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. {FIX}") from None
+        raise Absent(f"{path} does not exist. {FIX}") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}. {FIX}") from error
     except ValueError as error:
@@ -61,12 +65,12 @@ def official_names(spec: DatasetLike, split: str, default: Mapping[str, Any]) ->
         default: the module's own map.
 
     Raises:
-        UserError: the dataset has no such split.
+        Absent: the dataset has no such split.
     """
     names = dict(default) | dict(spec.splits or {})
     if names.get(split) is None:
         has = [name for name, value in names.items() if value is not None]
-        raise UserError(
+        raise Absent(
             f"{spec.id} has no {split} split. Choose one of {', '.join(has)}, "
             f"or set splits.{split} in its config."
         )

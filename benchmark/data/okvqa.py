@@ -67,7 +67,7 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
             group=str(image_id),
             meta={
                 "question": question,
-                "question_type": annotation.get("question_type"),
+                "question_type": annotation.get("question_type") or "",
                 "question_id": number_id,
                 "image_id": image_id,
             },

@@ -79,7 +79,7 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
             group=image_id,
             meta={
                 "question": question,
-                "question_type": entry.get("question_type"),
+                "question_type": entry.get("question_type") or "",
                 "question_id": question_id,
                 "image_id": image_id,
                 "ocr_tokens": tokens.get(image_id),
