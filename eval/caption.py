@@ -1,0 +1,92 @@
+"""CIDEr with pycocoevalcap's tokeniser (Stanford PTBTokenizer 3.4.1) and its Cider class.
+
+Its Python wrapper for the tokeniser writes into site-packages, prints to the terminal, ignores a failing
+Java and shifts all later captions if one holds a line separator. So the same jar is called here with the same
+options, and the same punctuation is dropped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.errors import UserError
+from eval.java import find_java
+
+
+def one_line(caption: str) -> str:
+    """Replace every run of white space, also \\r, \\f and U+2028 which the tokeniser takes as line ends."""
+    return " ".join(caption.split())
+
+
+def tokenise(captions: Sequence[str]) -> list[str]:
+    """Tokenise captions and drop punctuation as COCO's caption evaluation does.
+
+    Args:
+        captions: any texts.
+
+    Returns:
+        One lower-case string per caption, tokens separated by single spaces, in the same order.
+
+    Raises:
+        UserError: no Java, or the tokeniser fails or returns another number of lines.
+    """
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    if not captions:
+        return []
+    jar = Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR
+    java = find_java()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "captions.txt"
+        file.write_bytes("".join(f"{one_line(caption)}\n" for caption in captions).encode())
+        command = [str(java), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+        try:
+            done = subprocess.run([*command, "-preserveLines", "-lowerCase", str(file)], capture_output=True)
+        except OSError as error:
+            raise UserError(
+                f"Cannot start Java at {java}: {error.strerror}. Set JAVA_HOME to a working Java."
+            ) from error
+    lines = done.stdout.decode().split("\n")[:-1]
+    if done.returncode != 0 or len(lines) != len(captions):
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise UserError(
+            f"The caption tokeniser returned {len(lines)} lines for {len(captions)} captions "
+            f"({java}, exit code {done.returncode}): {last[0]}. Set JAVA_HOME to a working Java."
+        )
+    drop = frozenset(ptbtokenizer.PUNCTUATIONS)
+    return [" ".join(token for token in line.rstrip().split(" ") if token not in drop) for line in lines]
+
+
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """Score captions with CIDEr, which here means CIDEr-D: clipped counts and a penalty on length.
+
+    Document frequencies come from `references`, so the score of a part of a test set is another metric.
+
+    Args:
+        predictions: one caption per image.
+        references: the reference captions of each image, at least one.
+
+    Returns:
+        One score per image; their mean is CIDEr, and 1.0 stands for 100 points.
+
+    Raises:
+        UserError: an image without a reference, or the tokeniser fails.
+    """
+    from pycocoevalcap.cider.cider import Cider
+
+    empty = [index for index, captions in enumerate(references) if not captions]
+    if len(predictions) != len(references) or empty:
+        raise UserError(
+            "CIDEr needs one answer and at least one reference caption per image, got "
+            f"{len(predictions)} answers, {len(references)} images, {len(empty)} of them without a reference."
+        )
+    if not predictions:
+        return []
+    tokens = iter(tokenise([*predictions, *(caption for captions in references for caption in captions)]))
+    answers = {index: [next(tokens)] for index in range(len(predictions))}
+    golds = {index: [next(tokens) for _ in captions] for index, captions in enumerate(references)}
+    _, scores = Cider().compute_score(golds, answers)
+    return [float(score) for score in scores]

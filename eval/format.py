@@ -1,0 +1,42 @@
+"""Format compliance of answers: much of what fine-tuning loses is the form of the answer, not its content."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmark.data.record import Record
+
+MAX_WORDS = 3
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _contains(answer: str, gold: str) -> bool:
+    """Return whether the gold text stands in the answer as whole words: option "B" is not found in "Bus"."""
+    gold = _plain(gold)
+    return bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", _plain(answer)) is not None
+
+
+def format_stats(records: Sequence[Record], answers: Mapping[str, str]) -> dict[str, float]:
+    """Describe the form of the answers to short-answer questions.
+
+    Args:
+        records: the evaluated items, at least one.
+        answers: text by item id.
+
+    Returns:
+        words_over_3: percent of answers with more than three words; contains_gold: percent of answers that
+        hold a reference as whole words, whatever the case. Both 0-100.
+    """
+    texts = [answers[record.item_id] for record in records]
+    long = sum(len(text.split()) > MAX_WORDS for text in texts)
+    found = sum(
+        any(_contains(text, gold) for gold in set(record.references))
+        for record, text in zip(records, texts, strict=True)
+    )
+    return {"words_over_3": 100 * long / len(records), "contains_gold": 100 * found / len(records)}
