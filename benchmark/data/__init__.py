@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmark.data.layout import Absent
+from benchmark.data.layout import FIX, Absent
 from benchmark.data.record import Record, check_images, digest, find_image, open_image
 from benchmark.errors import UserError, did_you_mean
 
@@ -105,7 +105,14 @@ def load(
         raise UserError(f"Unknown dataset {reader!r}.{did_you_mean(reader, DATASETS)}")
     if split not in SPLITS:
         raise UserError(f"Unknown split {split!r} of {dataset_spec.id}.{did_you_mean(split, SPLITS)}")
-    records = importlib.import_module(DATASETS[reader]).load(Path(root), split, dataset_spec)
+    try:
+        records = importlib.import_module(DATASETS[reader]).load(Path(root), split, dataset_spec)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The readers name missing keys; here ends what has a key but no value of the right kind.
+        raise UserError(
+            f"The files in {Path(root) / reader} are not in the official layout of {reader} "
+            f"({type(error).__name__}: {error}). {FIX}"
+        ) from error
     sample = (dataset_spec.options.get("sample") or {}).get(split)
     records = subset(records, sample, dataset_spec.options.get("sample_seed", 0))
     _check(records, dataset_spec, Path(root) / reader, split)
