@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
+import types
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from benchmark.data import load, open_image
-from benchmark.data.audit import audit, main, mean_colour
+from benchmark.data.audit import answerer, audit, main, mean_colour
 from benchmark.data.audit_report import markdown, tables, verdict
 from benchmark.errors import UserError
 
@@ -182,6 +184,23 @@ def test_bases_answer_blind_and_sighted(root, spec_of):
     assert row["bases"] == {"base": {"blind": 50.0, "sighted": 25.0}}
     code, text = run([spec_of("gqa")], root, bases={"base": base})
     assert "base blind" in text and "base sighted" in text
+
+
+def test_a_loaded_model_answers_through_generation(root, spec_of, monkeypatch):
+    asked = []
+
+    def generate(loaded, records, spec, out_jsonl, batch_size, on_progress):
+        """Write answers in another order, as length buckets do."""
+        asked.append((loaded, spec.id, batch_size))
+        out_jsonl.write_text("".join(
+            json.dumps({"item_id": each.item_id, "text": each.target, "n_tokens": 1}) + "\n"
+            for each in reversed(records)
+        ))
+
+    monkeypatch.setitem(sys.modules, "eval.generate", types.SimpleNamespace(generate=generate))
+    records = load(spec_of("gqa"), root, "test")
+    answers = answerer("model", batch_size=7)(spec_of("gqa"), records)
+    assert answers == {"5": "red", "6": "blue", "7": "green", "8": "red"} and asked == [("model", "gqa", 7)]
 
 
 def test_the_blind_image_is_the_mean_colour(root, spec_of, tmp_path):
