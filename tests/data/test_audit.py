@@ -83,7 +83,8 @@ def test_the_same_scene_twice_in_one_split_is_counted_only(root, spec_of):
 
 def test_without_scene_keys_equal_bytes_are_a_duplicate(root, spec_of):
     (root / "gqa" / "scene_keys.json").unlink()
-    assert audit([spec_of("gqa")], root).passed
+    report = audit([spec_of("gqa")], root)
+    assert report.passed and {row["keys"] for row in report.splits} == {"image bytes"}
     (root / "gqa" / "images" / "7.png").write_bytes((root / "gqa" / "images" / "2.png").read_bytes())
     code, text = run([spec_of("gqa")], root)
     assert code == 1 and "gqa/test group 7 = gqa/train group 2" in text

@@ -156,6 +156,8 @@ def test_counts_are_asserted(gqa, spec_of):
     assert len(load(spec_of("gqa", counts={"test": 2, "train": None}), gqa, "test")) == 2
     with pytest.raises(UserError, match=r"gqa/test has 2 items in .*gqa, expected 3\. Fetch .*counts\.test"):
         load(spec_of("gqa", counts={"test": 3}), gqa, "test")
+    with pytest.raises(UserError, match="gqa/test has 2 items in .* expected 1"):
+        load(spec_of("gqa", counts={"test": 1}), gqa, "test")
 
 
 def test_an_item_twice(iconqa, spec_of):

@@ -35,7 +35,8 @@ def test_rows_of_four(gqa, spec_of):
 def test_the_default_place(gqa, spec_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["gqa", "-n", "1"], {"gqa": spec_of("gqa")}, gqa)
-    assert (tmp_path / "build" / "gqa-test.png").is_file()
+    with Image.open(tmp_path / "build" / "gqa-test.png") as sheet:
+        assert sheet.width == SIDE + 2 * GAP, "one of the two items"
 
 
 @pytest.mark.parametrize(("name", "expected"), [
