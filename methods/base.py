@@ -1,0 +1,86 @@
+"""The contract of a fine-tuning method: hooks around the optimizer step, or one transform at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmark.calibration import Calibration
+    from benchmark.shards import Shards
+
+
+@dataclass(frozen=True)
+class NoParams:
+    """A method without hyper-parameters."""
+
+
+class Method:
+    """What every method inherits; a method overrides only what it needs.
+
+    In training, `benchmark.shards.attach` calls `start` once and then, around every optimizer step,
+    `before_step` (gradients averaged, unscaled and clipped; weights not yet updated) and `after_step`
+    (weights updated, no forward pass has seen them). A step may come in several calls, each with other
+    tensors (ZeRO), so a method keeps its state by tensor name and does not count calls.
+
+    A post-hoc method (`posthoc = True`) has no hooks: `finish` turns the weights of a finished Full FT run
+    into its own.
+
+    Attributes:
+        Params: frozen dataclass of the hyper-parameters; raises ValueError for values out of range.
+        posthoc: the method needs a finished Full FT run instead of a training run.
+        uses_pretrained: hooks read `shard.pretrained`, so w* is kept on the weights' device.
+        calibration_samples: training samples that `finish` wants as calibration data; 0 for none.
+        shards: every trainable tensor, set by `attach`, for `diagnostics`.
+    """
+
+    Params: ClassVar[type] = NoParams
+    posthoc: ClassVar[bool] = False
+    uses_pretrained: ClassVar[bool] = True
+    calibration_samples: int = 0
+    shards: Shards
+
+    def __init__(self, params: Any, seed: int) -> None:
+        self.params = params
+        self.seed = seed
+
+    def start(self, shards: Shards) -> None:
+        """Prepare the state; called once with every trainable tensor, before the first step or a resume."""
+
+    def before_step(self, shards: Shards) -> None:
+        """Act on final gradients, in place, before the optimizer reads them."""
+
+    def after_step(self, shards: Shards) -> None:
+        """Act on updated weights, in place."""
+
+    def finish(
+        self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None
+    ) -> dict[str, Tensor]:
+        """Turn Full FT weights into the method's weights (post-hoc methods only).
+
+        Args:
+            finetuned: trained tensors by name, full shapes.
+            pretrained: w* for the same names.
+            calibration: inputs of the linear layers, for methods with `calibration_samples`.
+
+        Returns:
+            New float32 tensors for the same names; the arguments are not changed.
+        """
+        raise TypeError(f"{type(self).__name__} acts during training and has no post-hoc transform.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that an exact resume needs: a flat dict of tensors (this rank's) and JSON values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`'s result; called after `start`.
+
+        Raises:
+            UserError: the state belongs to another run.
+        """
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return numbers about the last step for train.jsonl; every rank calls it together."""
+        return {}

@@ -1,0 +1,154 @@
+"""Pure tensor mathematics of the methods: no names, no optimizer, no communication, never in place."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Elements converted to float64 at a time: a sum stays in cache and needs no second copy of a tensor.
+CHUNK = 1 << 18
+# Below this relative variance a tensor counts as constant; float64 sums of a constant leave about 1e-15.
+CONSTANT = 1e-12
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """Return a CPU generator that depends on (seed, name) only, so draws do not depend on tensor order.
+
+    Args:
+        seed: the run's seed.
+        name: what is drawn, e.g. a tensor name.
+
+    Returns:
+        A seeded generator; the same stream on every device and in every process.
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def abs_sums(values: Tensor) -> Tensor:
+    """Return [sum |x|, sum x^2] in float64, the sums that mean and deviation of Eq. 2b need.
+
+    Args:
+        values: 1-D, any length including 0 (a rank without a fragment adds zeros).
+
+    Returns:
+        float64, shape (2,).
+    """
+    parts = (part.double() for part in values.split(CHUNK))
+    return torch.stack([torch.stack([part.abs().sum(), part.square().sum()]) for part in parts]).sum(0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and unbiased standard deviation of |x| over one whole tensor.
+
+    `std` is 0 for a constant |x| and for a single element; `mean` is 0 only for an all-zero tensor.
+    """
+
+    mean: float
+    std: float
+
+    @classmethod
+    def from_sums(cls, total: float, squares: float, count: int) -> Moments:
+        """Build from reduced sums.
+
+        Args:
+            total: sum of |x| over the whole tensor.
+            squares: sum of x^2 over the whole tensor.
+            count: number of elements of the whole tensor.
+        """
+        mean = total / count
+        variance = (squares - count * mean * mean) / (count - 1) if count > 1 else 0.0
+        # Written as "not <=" so that a diverged run (NaN) stays NaN instead of turning into a constant.
+        return cls(mean, variance**0.5 if not variance <= CONSTANT * mean * mean else 0.0)
+
+
+def rank(values: Tensor, moments: Moments) -> Tensor:
+    """Importance of each element, Eqs. 2a-2c and 4: sigmoid((|x| - mean) / std).
+
+    An all-zero tensor ranks 0 (no importance at all, as in the released code); a constant tensor and a
+    single element rank 1/2 (no element matters more than another; the limit z = 0).
+
+    Args:
+        values: 1-D fragment of a tensor.
+        moments: of the whole tensor.
+
+    Returns:
+        Same shape, in [0, 1].
+    """
+    if moments.mean == 0:
+        return torch.zeros_like(values)
+    if moments.std == 0:
+        return torch.full_like(values, 0.5)
+    return values.abs().sub_(moments.mean).div_(moments.std).sigmoid_()
+
+
+def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
+    """Importance selection mask before the rescale, Eq. 7: G / (G + I) where G > I, else 0.
+
+    Args:
+        specialization: G, in [0, 1].
+        generalization: I, same shape, in [0, 1].
+
+    Returns:
+        Same shape, 0 or in (0.5, 1].
+    """
+    # As 0.0 / 1.0 in floating point: choosing by a bool tensor is ten times slower on a CPU.
+    selected = torch.gt(specialization, generalization, out=torch.empty_like(specialization))
+    total = (specialization + generalization).clamp_(min=torch.finfo(selected.dtype).tiny)
+    return (specialization / total).mul_(selected)
+
+
+def mask_sums(mask: Tensor) -> Tensor:
+    """Return [sum M, number of M != 0] in float64, the sums that Eq. 8 needs; shape (2,)."""
+    parts = (part.double() for part in mask.split(CHUNK))
+    return torch.stack([torch.stack([part.sum(), part.sign().sum()]) for part in parts]).sum(0)
+
+
+def rescale(mask: Tensor, mean: float) -> Tensor:
+    """Rescale a mask by the mean over its nonzero elements and cut at 1, Eq. 8.
+
+    Args:
+        mask: from `importance_mask`.
+        mean: Mean(M[M != 0]) over the whole tensor, or 0 when nothing is selected.
+
+    Returns:
+        Same shape, 0 or in (0, 1].
+    """
+    return (mask / mean).clamp_(max=1.0) if mean else mask
+
+
+def blend(pretrained: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """Aggregate current and pretrained weights, Eq. 6: w M + w* (1 - M).
+
+    torch.lerp is exact at both ends: M = 0 gives w* and M = 1 gives w, bit for bit.
+    """
+    return torch.lerp(pretrained, weight, mask)
+
+
+def drop_and_rescale(pretrained: Tensor, finetuned: Tensor, kept: Tensor, keep: float) -> Tensor:
+    """DARE: drop the change where `kept` is False and divide the rest by the kept share.
+
+    Args:
+        pretrained: w*, float32.
+        finetuned: w, same shape.
+        kept: bool, same shape.
+        keep: probability of keeping, in (0, 1].
+
+    Returns:
+        w* + kept * (w - w*) / keep; exactly w* where dropped.
+    """
+    return torch.where(kept, pretrained + (finetuned - pretrained) / keep, pretrained)
+
+
+def row_scores(values: Tensor) -> Tensor:
+    """Return the z-score of each element within its row (unbiased); a constant or one-element row gives 0."""
+    centred = values - values.mean(1, keepdim=True)
+    if values.shape[1] == 1:
+        return torch.zeros_like(values)
+    deviation = values.std(1, keepdim=True)
+    constant = deviation <= CONSTANT**0.5 * values.abs().amax(1, keepdim=True)
+    return torch.where(constant, 0.0, centred / deviation.masked_fill(constant, 1.0))
