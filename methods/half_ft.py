@@ -1,0 +1,107 @@
+"""Half FT: train half of the parameter blocks of every transformer layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmark.errors import UserError
+from methods.base import Method
+from methods.blocks import split_layer
+from methods.ops import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmark.shards import Shards
+
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+FEED_FORWARD = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+NORMS = ("input_layernorm", "post_attention_layernorm")
+BLOCKS = frozenset(ATTENTION + FEED_FORWARD + NORMS)
+
+
+def draw_frozen(names: Iterable[str], seed: int) -> list[str]:
+    """Draw the tensors that one run freezes.
+
+    Per layer 2 of 4 attention matrices and 1 of 2 norms are trained; 2 of 3 feed-forward matrices in a
+    random half of the layers (the larger half of an odd number) and 1 of 3 in the others.
+
+    Args:
+        names: all trainable tensors; those outside of complete decoder layers are never frozen.
+        seed: the run's seed.
+
+    Returns:
+        Sorted names of the frozen tensors.
+
+    Raises:
+        UserError: no complete decoder layer is among the names.
+    """
+    layers: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        layer, module = split_layer(name) or ("", "")
+        if module in BLOCKS:
+            layers.setdefault(layer, {}).setdefault(module, []).append(name)
+    complete = sorted(layer for layer, modules in layers.items() if len(modules) == len(BLOCKS))
+    if not complete:
+        raise UserError(
+            "half_ft found no complete decoder layer (q, k, v, o, gate, up, down and two norms) among the "
+            "trainable tensors. Train whole layers (train.scope=last_layers, train.last_layers>=1)."
+        )
+    source = generator(seed, "half_ft")
+    order = torch.randperm(len(complete), generator=source).tolist()
+    generous = {complete[i] for i in order[: (len(complete) + 1) // 2]}
+    frozen = []
+    for layer in complete:
+        wide = 2 if layer in generous else 1
+        for modules, trained in ((ATTENTION, 2), (FEED_FORWARD, wide), (NORMS, 1)):
+            for i in torch.randperm(len(modules), generator=source).tolist()[trained:]:
+                frozen += layers[layer][modules[i]]
+    return sorted(frozen)
+
+
+class HalfFT(Method):
+    """Half FT (HFT): w_t <- w_t for frozen tensors, AdamW for the others; the draw holds for the run.
+
+    Granularity: whole matrices and norms, by category within each layer. Tensors: those of the tuned
+    decoder layers; the projector is always trained (HFT does the same with embeddings and head).
+    Acts: `before_step` sets the frozen gradients to 0, so Adam's moments see zeros, and keeps the frozen
+    weights; `after_step` puts them back bit for bit, because weight decay would move them.
+    Extra memory: 0 |M| between steps, 0.5 |M| during a step.
+    Source: Hui et al., arXiv 2404.18466 (category level, its best variant).
+    Disagreements: SPIDER's App. B says "at each iteration"; its Table 5 row equals Table 3's Rand_gamma,
+    which in the authors' code is a static elementwise mask; HFT draws once per fine-tuning run, as here.
+    """
+
+    uses_pretrained = False
+
+    def start(self, shards: Shards) -> None:
+        self.frozen = frozenset(draw_frozen([shard.name for shard in shards], self.seed))
+        self._kept: dict[str, Tensor] = {}
+
+    def before_step(self, shards: Shards) -> None:
+        for shard in shards:
+            if shard.name in self.frozen:
+                self._kept[shard.name] = shard.weight.clone()
+                shard.grad.zero_()
+
+    def after_step(self, shards: Shards) -> None:
+        for shard in shards:
+            if shard.name in self.frozen:
+                shard.weight.copy_(self._kept.pop(shard.name))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"frozen": sorted(self.frozen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if set(state["frozen"]) != self.frozen:
+            raise UserError(
+                "half_ft cannot resume: the checkpoint froze other tensors than this seed and scope draw. "
+                "Resume with the run's own seed and train.scope, or delete its checkpoint folder."
+            )
+
+    def diagnostics(self) -> dict[str, float]:
+        trained = sum(shard.numel for shard in self.shards if shard.name not in self.frozen)
+        return {"mask_ones": trained / sum(shard.numel for shard in self.shards)}

@@ -1,0 +1,147 @@
+"""The table of methods; importing it imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from benchmark.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One method.
+
+    Attributes:
+        cls: "module:Class"; empty for zero-shot, which evaluates the base checkpoint as it is.
+        name: as printed in tables.
+        reference: where it was proposed.
+        kind: "none" (no training), "training", or "posthoc" (transforms a finished Full FT run).
+    """
+
+    cls: str
+    name: str
+    reference: str
+    kind: Literal["none", "training", "posthoc"]
+
+
+METHODS: dict[str, MethodEntry] = {
+    # Zero-shot has no class: the cell has no training stage, and generation reads the base checkpoint.
+    "zero_shot": MethodEntry("", "Zero-shot", "the base checkpoint", "none"),
+    "full_ft": MethodEntry("methods.full_ft:FullFT", "Full FT", "De Boer et al., 2005", "training"),
+    "l2_reg": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg", "Kirkpatrick et al., PNAS 2017", "training"),
+    "grafting": MethodEntry(
+        "methods.grafting:Grafting", "Grafting", "Panigrahi et al., ICML 2023", "training"
+    ),
+    "half_ft": MethodEntry("methods.half_ft:HalfFT", "Half FT", "Hui et al., arXiv 2404.18466", "training"),
+    "dare": MethodEntry("methods.dare:Dare", "DARE", "Yu et al., ICML 2024", "posthoc"),
+    "tailor": MethodEntry("methods.tailor:Tailor", "Tailor", "Zhu et al., ICML 2024", "posthoc"),
+    "spider": MethodEntry("methods.spider:Spider", "SPIDER", "Huang et al., ICML 2025", "training"),
+}
+
+
+def entry(method: str) -> MethodEntry:
+    """Return the entry of a method.
+
+    Args:
+        method: an id of METHODS, or "module:Class" of a user's own method (this imports the module; its
+            table name is the class attribute `title`, else the class name).
+
+    Raises:
+        UserError: unknown id, or a class that cannot be used.
+    """
+    if method in METHODS:
+        return METHODS[method]
+    if ":" not in method:
+        raise UserError(f"Unknown method {method!r}.{did_you_mean(method, METHODS)} Your own: module:Class.")
+    cls = load_class(method)
+    title = getattr(cls, "title", cls.__name__)
+    return MethodEntry(method, title, method, "posthoc" if cls.posthoc else "training")
+
+
+def load_class(path: str) -> type[Method]:
+    """Import "module:Class".
+
+    Raises:
+        UserError: the module cannot be imported, has no such class, or the class is no Method.
+    """
+    from methods.base import Method
+
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's file can fail in any way while it is imported
+        raise UserError(
+            f"Cannot import method module {module_name!r}: {type(error).__name__}: {error}. "
+            "Write module:Class, with the module's folder on PYTHONPATH."
+        ) from error
+    cls = getattr(module, class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        classes = [
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+        ]
+        raise UserError(
+            f"{module_name} has no method class {class_name!r}.{did_you_mean(class_name, classes)} "
+            "A method inherits from methods.base.Method."
+        )
+    return cls
+
+
+def make_params(method: str, params: dict[str, Any]) -> Any:
+    """Build a method's parameters; missing ones take their default.
+
+    Args:
+        method: id or "module:Class".
+        params: values by name.
+
+    Returns:
+        The frozen dataclass, or None for a method without a class.
+
+    Raises:
+        UserError: all unknown names and wrong types at once, or a value out of range.
+    """
+    cls = load_class(entry(method).cls).Params if entry(method).cls else None
+    types = get_type_hints(cls) if cls else {}
+    valid = {field.name: types[field.name] for field in fields(cls)} if cls else {}
+    faults, values = [], {}
+    for name, value in params.items():
+        if name not in valid:
+            hint = did_you_mean(name, valid) if valid else " It has none."
+            faults.append(f"Method {method} has no parameter {name!r}.{hint}")
+            continue
+        kind = valid[name]
+        number = isinstance(value, int) and not isinstance(value, bool) and kind is float
+        if kind in (bool, int, float, str) and type(value) is not kind and not number:
+            faults.append(f"Method {method}: {name}={value!r} must be {kind.__name__}.")
+            continue
+        values[name] = float(value) if number else value
+    if faults:
+        raise UserError(" ".join(faults))
+    try:
+        return cls(**values) if cls else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"Method {method}: {error}") from error
+
+
+def build(method: str, params: dict[str, Any], seed: int) -> Method:
+    """Return a new method object.
+
+    Args:
+        method: an id of METHODS, or "module:Class".
+        params: hyper-parameters by name; missing ones take their default.
+        seed: of the run; all of a method's draws depend on it.
+
+    Raises:
+        UserError: unknown method or parameter (with the nearest valid name), value of a wrong type or out
+            of range, or a method that trains nothing.
+    """
+    built = make_params(method, params)
+    if not entry(method).cls:
+        raise UserError(f"{method} evaluates the base checkpoint as it is; it has no training stage.")
+    return load_class(entry(method).cls)(built, seed)

@@ -1,0 +1,117 @@
+"""Model Tailor: after training, keep a tenth of the change and compensate the kept weights for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmark.errors import UserError
+from methods.base import Method
+from methods.blocks import split_layer
+from methods.ops import row_scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmark.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class TailorParams:
+    """keep: share of elements that keep the fine-tuned value; salience, sensitivity: weights of the two
+    scores; block: columns that share one threshold; percdamp: damping as a share of the Hessian's mean
+    diagonal; samples: calibration samples from the target's training data."""
+
+    keep: float = 0.1
+    salience: float = 0.5
+    sensitivity: float = 0.5
+    block: int = 128
+    percdamp: float = 0.01
+    samples: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep <= 1:
+            raise ValueError(f"keep={self.keep} must be between 0 and 1.")
+        if self.block < 1 or self.samples < 1 or not self.percdamp > 0:
+            raise ValueError("block and samples must be at least 1 and percdamp above 0.")
+
+
+def patch(pretrained: Tensor, finetuned: Tensor, gram: Tensor, params: TailorParams) -> Tensor:
+    """Tailor one linear layer by optimal brain surgery towards the pretrained weights.
+
+    Args:
+        pretrained, finetuned: (d_out, d_in).
+        gram: (d_in, d_in), 2 X^T X of the layer's inputs up to a factor, which cancels; its device computes.
+        params: see `TailorParams`.
+
+    Returns:
+        float32, (d_out, d_in), on the device of `finetuned`.
+    """
+    hessian = gram.to(torch.float64, copy=True)
+    pretrained, weight = pretrained.to(hessian), finetuned.to(hessian, copy=True)
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = 1  # an input that is never active
+    diagonal += params.percdamp * diagonal.mean()
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    salience = (weight - pretrained).abs()
+    for first in range(0, weight.shape[1], params.block):
+        columns = slice(first, first + params.block)
+        local, target, root = weight[:, columns].clone(), pretrained[:, columns], factor[columns, columns]
+        score = params.salience * row_scores(salience[:, columns])
+        score += params.sensitivity * row_scores(local.square() / root.diagonal().square())
+        kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+        order = score.flatten().argsort(descending=True, stable=True)
+        kept[order[: round(params.keep * score.numel())]] = True
+        kept = kept.view_as(score)
+        errors = torch.zeros_like(local)
+        for i in range(local.shape[1]):
+            result = torch.where(kept[:, i], local[:, i], target[:, i])
+            errors[:, i] = (local[:, i] - result) / root[i, i]
+            local[:, i + 1 :] -= errors[:, i : i + 1] * root[i, i + 1 :]
+            local[:, i] = result
+        weight[:, columns] = local
+        weight[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
+    return weight.float().to(finetuned.device)
+
+
+class Tailor(Method):
+    """Model Tailor: per linear layer, score = .5 z(|w_ft - w*|) + .5 z(w^2 / U_ii^2) with U^T U = H^-1 and
+    H = 2 X^T X + damping; the top tenth of each 128-column block keeps w_ft, the rest becomes w*, and
+    w_j <- w_j - (w_i - w*_i) U_ij / U_ii compensates the columns still to come.
+
+    Granularity: element; z-scores per row within a block (unbiased), threshold per block.
+    Tensors: linear weights of the tuned decoder layers, layer by layer with the earlier ones patched;
+    linear weights of the projector go back to w*; norms and biases stay fine-tuned.
+    Acts: once, on a finished Full FT checkpoint, in float64 inside.
+    Extra memory: 0 |M| in training; at the end w* and one d_in^2 matrix per linear layer (about 0.5 |M|).
+    Source: Zhu et al., ICML 2024, and its released code; SPIDER's App. B gives 10 %.
+    Disagreements: the released code adds the compensation (SparseGPT subtracts), which is worse than none;
+    its main script weighs .8/.2, its second copy .5/.5; it calibrates on 128 batches with padding included
+    and resets one element more per block.
+    """
+
+    Params = TailorParams
+    posthoc = True
+
+    @property
+    def calibration_samples(self) -> int:
+        return self.params.samples
+
+    def finish(
+        self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None
+    ) -> dict[str, Tensor]:
+        if calibration is None:
+            raise UserError("tailor needs calibration data: samples of the target's training split.")
+        weights = {name: tensor.float().clone() for name, tensor in finetuned.items()}
+        for names in calibration.blocks:
+            # All of a layer's inputs are measured before any of its weights is patched.
+            grams = calibration.gram(weights, [name for name in names if split_layer(name)])
+            for name in names:
+                before = pretrained[name].to(weights[name].device)
+                if name in grams:
+                    weights[name] = patch(before, weights[name], grams[name], self.params)
+                else:
+                    weights[name] = before.float().clone()
+        return weights
