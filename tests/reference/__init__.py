@@ -1,0 +1,1 @@
+"""Float64 numpy transcriptions of the equations; they import nothing of ours."""

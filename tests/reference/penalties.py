@@ -1,0 +1,28 @@
+"""L2-Reg and Grafting: gradients of the penalties, added to recorded (clipped) gradients, float64 numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.reference.adamw import AdamW, Arrays
+
+
+def l2_gradient(change: np.ndarray, strength: float) -> np.ndarray:
+    """Derivative of strength * sum(change^2)."""
+    return strength * 2 * change
+
+
+def l1_gradient(change: np.ndarray, strength: float) -> np.ndarray:
+    """Derivative of strength * sum(|change|); 0 where the change is 0."""
+    result = np.zeros_like(change)
+    result[change > 0] = strength
+    result[change < 0] = -strength
+    return result
+
+
+def train(pretrained: Arrays, gradients: list[Arrays], optimizer: AdamW, penalty, strength: float) -> Arrays:
+    """AdamW on task gradient plus penalty gradient."""
+    w = {name: value.copy() for name, value in pretrained.items()}
+    for g in gradients:
+        w = optimizer.step(w, {name: g[name] + penalty(w[name] - pretrained[name], strength) for name in w})
+    return w
