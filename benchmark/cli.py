@@ -1,0 +1,334 @@
+"""The command line: one verb, then Hydra overrides. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmark.errors import UserError, did_you_mean
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table.
+
+  python -m benchmark run table=table5                      a table of the paper
+  python -m benchmark run table=table5 methods=full_ft,spider models=vila_pocket seeds=0,1,2
+  python -m benchmark run method=spider model=vila_pocket dataset=iconqa train.epochs=5,10 seed=1
+  python -m benchmark run ... --cfg job                     only show the resolved configuration
+
+{verbs}
+
+Keys of run, plan, score, publish:
+  table= profile=            a grid of conf/table, a scale of conf/profile
+  models= methods= targets= seeds=   comma lists (method=, model=, dataset=, seed= mean the same)
+  results=DIR                where results go (default results/runs/<profile>)
+  jobs=N (--jobs N)          cells at a time; the numbers do not depend on it
+  gpus=0,1                   CUDA devices to spread the cells over
+  any.key=VALUE              any key of conf/, e.g. train.epochs=10 method.momentum=0.9; a comma list or range(a,b)
+                             makes one cell per value
+Exit codes: 0 done, 1 cells failed, 2 something to correct, 75 stopped by SIGTERM, 130 stopped by ctrl-C.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        arguments: what follows `python -m benchmark`.
+
+    Returns:
+        Exit code.
+    """
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(_help(), end="")
+        return 0
+    try:
+        if verb not in VERBS:
+            raise UserError(f"Unknown command {verb!r}.{did_you_mean(verb, VERBS)}")
+        if "-h" in rest or "--help" in rest:
+            print(_help(), end="")
+            return 0
+        return VERBS[verb](rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = (f"  {name:<{width}}  {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    return HELP.format(verbs="\n".join(lines))
+
+
+def _overrides(arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
+    """Return the overrides among arguments, with `--jobs 2` as jobs=2.
+
+    Raises:
+        UserError: an unknown option, or one without its value.
+    """
+    overrides, rest = [], list(arguments)
+    while rest:
+        item = rest.pop(0)
+        name, equals, value = item.removeprefix("--").partition("=")
+        if not item.startswith("-"):
+            overrides.append(item)
+        elif name in ("jobs", "gpus", "results"):
+            if not equals and not rest:
+                raise UserError(f"{item} needs a value, e.g. {name}=2.")
+            overrides.append(f"{name}={value if equals else rest.pop(0)}")
+        elif name not in flags:
+            raise UserError(f"Unknown option {item!r}.{did_you_mean(name, ['jobs', 'gpus', 'results', *flags])}")
+    return overrides
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (overrides, the rest)."""
+    overrides = [item for item in arguments if "=" in item and not item.startswith("-")]
+    return overrides, [item for item in arguments if item not in overrides]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Verbs: the first line of each docstring is its line in the help
+
+
+def run(arguments: list[str]) -> int:
+    """train, generate and score every cell that is missing, then print the table"""
+    from benchmark.compose import request
+
+    if "--cfg" in arguments:
+        return _show_config(arguments)
+    asked = request(_overrides(arguments))
+    from benchmark import outputs, plan, runner
+    from benchmark.store import Store
+
+    outputs.check_one_setting(asked)
+    code = runner.run(asked)
+    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+        return code
+    store = Store(asked.results)
+    planned = plan.make(asked, store)
+    if any(item.done for item in planned):
+        outputs.report(asked, planned, store)
+        _compare_with_reference(asked.profile.reference, store.root)
+    return code
+
+
+def _show_config(arguments: list[str]) -> int:
+    """Print every cell as its spec, one YAML document each."""
+    import yaml
+
+    from benchmark.compose import request
+    from benchmark.spec import cell_id, plain
+
+    place = arguments.index("--cfg")
+    if arguments[place + 1 : place + 2] not in (["job"], ["all"]):
+        raise UserError("--cfg needs the word job: --cfg job.")
+    asked = request(_overrides([*arguments[:place], *arguments[place + 2 :]]))
+    for cell in asked.cells:
+        print(f"--- # {cell_id(cell)}")
+        print(yaml.safe_dump(plain(cell), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _compare_with_reference(reference: str | None, ours: Path) -> None:
+    """Print one line on how far a run is from the published numbers, if there are any."""
+    from benchmark.compare import compare, line
+    from benchmark.spec import ROOT, at_root
+
+    theirs = at_root(reference) if reference else None
+    if theirs is None or theirs == ours or not any((theirs / "cells").glob("*/scores.json")):
+        return
+    gaps, _ = compare(ours, theirs)
+    print(line(gaps, theirs.relative_to(ROOT) if theirs.is_relative_to(ROOT) else theirs))
+
+
+def plan(arguments: list[str]) -> int:
+    """show the cells of a grid: what is done, what is left, time and space"""
+    from benchmark import plan as planning
+    from benchmark.compose import request
+    from benchmark.cost import Costs
+    from benchmark.store import Store
+
+    asked = request(_overrides(arguments))
+    store = Store(asked.results)
+    print(planning.describe(planning.make(asked, store), asked, Costs(store, asked.profile)))
+    return 0
+
+
+def score(arguments: list[str]) -> int:
+    """score stored answers again, without a model"""
+    from benchmark import outputs, runner
+    from benchmark import plan as planning
+    from benchmark.compose import request
+    from benchmark.progress import Lines
+    from benchmark.store import Store
+
+    asked = request(_overrides(arguments))
+    outputs.check_one_setting(asked)
+    store = Store(asked.results)
+    store.check_writable()
+    scored = runner.rescore(planning.make(asked, store), store, Lines())
+    if not scored:
+        raise UserError(f"No cell of this grid has all its answers in {store.cells}. Run it first.")
+    outputs.report(asked, planning.make(asked, store), store)
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """compare two results folders cell by cell (default: your run and the published reference)"""
+    from benchmark.compare import compare as compare_folders
+    from benchmark.compare import line
+    from benchmark.compose import request
+    from benchmark.spec import at_root
+
+    overrides, folders = _split(arguments)
+    asked = request(overrides, grid=False)
+    reference = at_root(asked.profile.reference) if asked.profile.reference else None
+    ours = Path(folders[0]) if folders else asked.results
+    theirs = Path(folders[1]) if len(folders) > 1 else reference
+    if theirs is None:
+        raise UserError(f"Profile {asked.profile.id} has no reference. Give two folders: compare A B.")
+    gaps, alone = compare_folders(ours, theirs)
+    for gap in gaps:
+        inside = "identical" if gap.identical else "inside" if gap.inside else "OUTSIDE the 95 % interval"
+        print(f"{gap.cell}  {gap.metric}: {gap.ours:.2f} | {gap.theirs:.2f} ({gap.ours - gap.theirs:+.2f}, {inside})")
+    for name in alone:
+        print(f"{name}  only in {ours}")
+    print(line(gaps, theirs))
+    return 0
+
+
+def list_(arguments: list[str]) -> int:
+    """show models, methods, datasets, tables, profiles; `list cells` shows finished cells"""
+    from benchmark.compose import options_of, request
+    from methods.registry import METHODS
+
+    overrides, words = _split(arguments)
+    if words not in ([], ["cells"]):
+        raise UserError(f"list {' '.join(words)}: only `list` and `list cells` exist.")
+    asked = request(overrides, grid=False)
+    if words:
+        from benchmark.store import Store
+        from benchmark.worker import headline
+
+        store = Store(asked.results)
+        for folder in store.all_cells():
+            print(f"{folder.name}  {store.status(folder)['state']}  {headline(folder)}".rstrip())
+        return 0
+    print("methods   " + "\n          ".join(f"{name:<10} {entry.name}" for name, entry in METHODS.items()))
+    roles: dict[str, list[str]] = {"target": [], "upstream": [], "extra": []}
+    for dataset in asked.datasets.values():
+        roles[dataset.role].append(dataset.id)
+    print(f"targets   {', '.join(roles['target'])}")
+    print(f"upstream  {', '.join(roles['upstream'])} (beside them: {', '.join(roles['extra'])})")
+    for group in ("model", "table", "profile"):
+        chosen = f" (now: {asked.profile.id})" if group == "profile" else ""
+        print(f"{group + 's':<9} {', '.join(options_of(group))}{chosen}")
+    return 0
+
+
+def inspect(arguments: list[str]) -> int:
+    """show one cell: settings, stages, scores, a few answers"""
+    from benchmark.compose import request
+    from benchmark.inspect import describe
+    from benchmark.store import Store
+
+    overrides, names = _split(arguments)
+    if len(names) != 1:
+        raise UserError("inspect needs one cell: a folder name of `list cells`, or its beginning.")
+    print(describe(Store(request(overrides, grid=False).results), names[0]))
+    return 0
+
+
+def data(arguments: list[str]) -> int:
+    """draw (write the profile's datasets), audit (check them), show NAME (a contact sheet)"""
+    from benchmark.compose import request
+    from benchmark.spec import at_root
+
+    actions = {"draw": _draw, "audit": audit, "show": None}
+    if not arguments or arguments[0] not in actions:
+        raise UserError(f"data needs an action.{did_you_mean(arguments[0] if arguments else '', actions)}")
+    action, rest = actions[arguments[0]], arguments[1:]
+    if action is not None:
+        return action(rest)
+    from benchmark.data import show
+
+    overrides, words = _split(rest)
+    asked = request(overrides, grid=False)
+    return show.main(words, asked.datasets, at_root(asked.data_root))
+
+
+def _draw(arguments: list[str]) -> int:
+    from benchmark.compose import request
+    from benchmark.progress import Lines
+    from benchmark.runner import draw
+
+    asked = request(_overrides(arguments), grid=False)
+    draw(asked.profile, asked.data_root, Lines())
+    print(f"The datasets of profile {asked.profile.id} are in {asked.data_root}.")
+    return 0
+
+
+def audit(arguments: list[str]) -> int:
+    """check the data and print the baselines that show a model must look (also: audit data)"""
+    from benchmark.compose import request
+    from benchmark.spec import at_root
+
+    overrides, words = _split(arguments)
+    if words not in ([], ["data"]):
+        raise UserError(f"audit {' '.join(words)}: only `audit data` exists.")
+    asked = request(overrides, grid=False)
+    from benchmark.data import audit as auditing
+    from benchmark.worker import load_model, prepare_process
+
+    bases = {}
+    prepare_process(asked.threads, asked.device, None)
+    for model in asked.models:
+        if at_root(model.checkpoint).is_dir():
+            bases[model.name] = auditing.answerer(load_model(model, asked.dtype, asked.device))
+        else:
+            print(f"{model.id} has no checkpoint in {model.checkpoint}: no blind answers from it.")
+    used = [asked.datasets[name] for name in (*asked.profile.upstream, *asked.profile.targets, *asked.profile.extra)]
+    return auditing.main(used, at_root(asked.data_root), bases, asked.results / "audit")
+
+
+def pretrain(arguments: list[str]) -> int:
+    """make a base model from nothing: pretrain model=NAME"""
+    from benchmark.pretrain.run import main as pretrain_main
+
+    return int(pretrain_main(arguments) or 0)
+
+
+def publish(arguments: list[str]) -> int:
+    """copy the finished cells of a grid, its tables and figures to the published reference"""
+    from benchmark import plan as planning
+    from benchmark.compose import request
+    from benchmark.publish import publish as publish_cells
+    from benchmark.store import Store
+
+    asked = request(_overrides(arguments))
+    store = Store(asked.results)
+    print(f"Published to {publish_cells(asked, planning.make(asked, store), store)}.")
+    return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """check Python, packages, Java, processors, memory and disk"""
+    from benchmark.doctor import main as doctor_main
+
+    return doctor_main(arguments)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "run": run, "plan": plan, "score": score, "compare": compare, "publish": publish, "list": list_, "inspect": inspect,
+    "data": data, "audit": audit, "pretrain": pretrain, "doctor": doctor,
+}

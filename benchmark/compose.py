@@ -1,0 +1,381 @@
+"""From the command line to specs: Hydra composes conf/ and parses overrides, everything after this is plain data."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import UserError, did_you_mean
+from benchmark.spec import (
+    ROOT,
+    CellSpec,
+    DatasetSpec,
+    EvalSpec,
+    Faults,
+    MethodSpec,
+    ModelSpec,
+    PlaceSpec,
+    ProfileSpec,
+    TrainSpec,
+    build,
+    seed_of,
+)
+
+CONF = ROOT / "conf"
+# What a user may write for each direction of the grid; make passes the plural.
+AXES = {
+    "model": "models", "models": "models", "method": "methods", "methods": "methods", "dataset": "targets",
+    "target": "targets", "targets": "targets", "seed": "seeds", "seeds": "seeds",
+}
+GROUPS = ("profile", "table", "train", "engine")
+FULL_FT = "full_ft"
+RUN_KEYS = ("results", "jobs", "gpus")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one command line asks for."""
+
+    profile: ProfileSpec
+    table: str | None
+    title: str | None
+    cells: tuple[CellSpec, ...]      # in the order of the table, without the cells they depend on
+    full_ft: MethodSpec              # what post-hoc methods start from
+    datasets: Mapping[str, DatasetSpec]  # every dataset as it is configured now
+    models: tuple[ModelSpec, ...]    # those named, else the profile's
+    data_root: str
+    dtype: str
+    device: str
+    threads: int
+    results: Path
+    jobs: int
+    gpus: tuple[int, ...]
+
+
+def options_of(group: str) -> list[str]:
+    """Return the names in a configuration group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def request(overrides: Sequence[str], grid: bool = True) -> Request:
+    """Turn Hydra overrides into checked cells.
+
+    Args:
+        overrides: e.g. ["table=table5", "models=llava", "seeds=0,1", "train.epochs=5,10"].
+        grid: whether the command needs cells; without, only profile and results matter if nothing else is given.
+
+    Returns:
+        The request.
+
+    Raises:
+        UserError: every unknown name and wrong value, all at once.
+    """
+    faults = Faults()
+    given = _parse(overrides, faults)
+    groups = _groups(given, faults)
+    config = _compose(groups)
+    profile = build(ProfileSpec, config["profile"], "profile", faults)
+    run = _run_settings(given, faults)
+    if profile is None:
+        faults.stop()
+    assert profile is not None
+    axes = _axes(given, config, profile, grid, faults)
+    cells: list[CellSpec] = []
+    for values in _settings(given, faults):
+        settled = copy.deepcopy(config)
+        for key, value in values.items():
+            _apply(settled, key, value, axes["methods"], faults)
+        cells.extend(_cells(settled, profile, axes, faults))
+    datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
+    named = [name for name in axes["models"] or profile.models if name in settled["models"]]
+    models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
+    faults.stop()
+    table = config.get("table") or {}
+    return Request(
+        profile=profile,
+        table=table.get("id"),
+        title=table.get("title"),
+        cells=tuple(cells),
+        full_ft=_method(config, FULL_FT),
+        datasets={dataset.id: dataset for dataset in datasets if dataset},
+        models=tuple(model for model in models if model),
+        **{key: settled[key] for key in ("data_root", "dtype", "device", "threads")},
+        results=run["results"] or ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder")))),
+        jobs=run["jobs"],
+        gpus=run["gpus"],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Overrides
+
+
+def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
+    """Return key -> the values it takes (more than one for a comma list or a range); the last mention counts."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, given = OverridesParser.create(), {}
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not key:
+            faults.add(f"{text!r} is not of the form key=value.")
+            continue
+        if key == "results":
+            given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
+            continue
+        try:
+            override = parser.parse_override(text)
+            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+        except HydraException as error:
+            faults.add(f"{text!r} cannot be read: {str(error).splitlines()[0]}. Quote it: '{key}=\"value\"'.")
+            continue
+        if override.is_delete() or override.package is not None:
+            faults.add(f"{text!r}: keys can be set, not removed or moved. Use {override.key_or_group}=VALUE.")
+            continue
+        given[override.key_or_group] = values
+    return given
+
+
+def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
+    """Return the chosen file of each configuration group that the user names."""
+    chosen: dict[str, str] = {}
+    for group in GROUPS:
+        if group not in given:
+            continue
+        name, valid = given[group][0], options_of(group)
+        if len(given[group]) > 1:
+            faults.add(f"{group}={','.join(map(str, given[group]))}: give one. Valid: {', '.join(valid)}.")
+        elif name not in valid:
+            faults.add(f"Unknown {group} {name!r}.{did_you_mean(str(name), valid)}")
+        else:
+            chosen[group] = name
+    return chosen
+
+
+def _compose(groups: Mapping[str, str]) -> dict[str, Any]:
+    """Return conf/ composed as plain dicts, with every model under `models` and every method under `methods`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    chosen = [f"{group}={name}" for group, name in groups.items()]
+    chosen += [f"+model@models.{name}={name}" for name in options_of("model")]
+    chosen += [f"+method@methods.{name}={name}" for name in options_of("method")]
+    try:
+        with initialize_config_dir(str(CONF), version_base=None):
+            config = OmegaConf.to_container(compose("config", overrides=chosen), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"conf/ cannot be composed: {error}. See git diff conf.") from error
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def _run_settings(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, Any]:
+    """Return results folder, number of workers and GPUs."""
+    jobs, gpus = given.get("jobs", [1]), given.get("gpus", [])
+    if len(jobs) != 1 or isinstance(jobs[0], bool) or not isinstance(jobs[0], int) or jobs[0] < 1:
+        faults.add(f"jobs={','.join(map(str, jobs))}: expected a whole number of 1 or more.")
+        jobs = [1]
+    flat = list(itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in gpus))
+    if any(isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0 for gpu in flat):
+        faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
+        flat = []
+    results = given.get("results", [""])[0]
+    return {"jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None}
+
+
+def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[str, Any]]:
+    """Yield one dict of settings per combination of the swept keys."""
+    special = {*AXES, *GROUPS, *RUN_KEYS}
+    swept = {key: values for key, values in given.items() if key not in special}
+    for combination in itertools.product(*swept.values()):
+        yield dict(zip(swept, combination, strict=True))
+
+
+def _apply(config: dict[str, Any], key: str, value: Any, methods: Sequence[str], faults: Faults) -> None:
+    """Set one key of the composed configuration; model.x and method.x mean every model and the methods asked for."""
+    head, _, tail = key.partition(".")
+    if head == "model" and tail:
+        for model in config["models"].values():
+            _assign(model, tail, value, "model", faults)
+    elif head == "method" and tail:
+        name = tail.removeprefix("params.")
+        parameters = [config["methods"][method]["params"] for method in methods if method in config["methods"]]
+        for values in parameters:
+            if name in values:
+                _assign(values, name, value, "method", faults)
+        if not any(name in values for values in parameters):
+            valid = {f"method.{other}" for values in parameters for other in values}
+            hint = did_you_mean(f"method.{name}", valid) if valid else " They have no parameters."
+            faults.add(f"{key}={value}: no such parameter in {', '.join(methods) or 'no method'}.{hint}")
+    else:
+        visible = {name: node for name, node in config.items() if name not in ("models", "methods", "profile")}
+        _assign(visible, key, value, "", faults)
+        config.update(visible)
+
+
+def _assign(node: dict[str, Any], path: str, value: Any, prefix: str, faults: Faults) -> None:
+    """Set node[path] if that key exists and the value is of its kind; else note the nearest key."""
+    *parents, last = path.split(".")
+    for name in (*parents, last):
+        full = f"{prefix}.{name}" if prefix else name
+        if not isinstance(node, dict) or name not in node:
+            valid = [f"{prefix}.{other}" if prefix else other for other in (node if isinstance(node, dict) else ())]
+            known = valid if prefix else sorted({*valid, *GROUPS, *RUN_KEYS, *AXES})
+            faults.add(f"{full}: no such key.{did_you_mean(full, known)}")
+            return
+        if name is not last:
+            node, prefix = node[name], full
+    old, full = node[last], f"{prefix}.{last}" if prefix else last
+    if isinstance(old, dict):
+        if not isinstance(value, dict):
+            faults.add(f"{full}={value}: a group of keys. Set one of {', '.join(f'{full}.{name}' for name in old)}.")
+            return
+        for inner, item in value.items():
+            _assign(old, str(inner), item, full, faults)
+        return
+    # Typed fields are checked by their dataclass; free-form options and parameters only here.
+    same = old is None or value is None or type(old) is type(value) or {type(old), type(value)} <= {int, float}
+    if not same and (".options." in full or prefix.startswith("method")):
+        faults.add(f"{full}={value}: expected a value like {old!r}.")
+        return
+    node[last] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The grid
+
+
+def _axes(
+    given: Mapping[str, list[Any]], config: Mapping[str, Any], profile: ProfileSpec, grid: bool, faults: Faults
+) -> dict[str, list[Any]]:
+    """Return models, methods, targets and seeds: the user's, else the table's, else the profile's."""
+    from methods.registry import entry
+
+    named: dict[str, list[Any]] = {}
+    for key, values in given.items():
+        if key in AXES:
+            flat = itertools.chain.from_iterable(v if isinstance(v, list) else [v] for v in values)
+            named[AXES[key]] = list(dict.fromkeys(flat))
+    table = config.get("table") or {}
+    if table:
+        models = table["models"] or profile.table_models.get(table["id"]) or profile.models
+        defaults = {"models": models, "methods": table["methods"], "targets": table["targets"], "seeds": table["seeds"]}
+    else:
+        defaults = {"models": [], "methods": [], "targets": [], "seeds": [config["seed"]]}
+    axes = {name: list(named.get(name, default)) for name, default in defaults.items()}
+    _check_axes(axes, config, faults)
+    axes["seeds"] = [seed_of(seed, faults) for seed in axes["seeds"]]
+    if grid or named:
+        needed = [("models", "model"), ("methods", "method")]
+        if not faults.messages and any(entry(name).kind != "none" for name in axes["methods"]):
+            needed.append(("targets", "dataset"))
+        missing = [f"{key}=" for name, key in needed if not axes[name]]
+        if missing and not faults.messages:
+            faults.add(f"{', '.join(missing)} missing. Give table=table5, or method=, model= and dataset= (see list).")
+    return axes
+
+
+def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults: Faults) -> None:
+    """Note every model, method and target that does not exist."""
+    from methods.registry import entry
+
+    targets = [name for name, dataset in config["dataset"].items() if dataset["role"] == "target"]
+    for name in axes["models"]:
+        if name not in config["models"]:
+            faults.add(f"Unknown model {name!r}.{did_you_mean(str(name), config['models'])}")
+    for name in axes["methods"]:
+        try:
+            entry(str(name))
+        except UserError as error:
+            faults.add(str(error))
+    for name in axes["targets"]:
+        if name in config["dataset"] and name not in targets:
+            faults.add(f"{name!r} is no target: it is one of the datasets kept for A^S. Valid: {', '.join(targets)}.")
+        elif name not in targets:
+            faults.add(f"Unknown dataset {name!r}.{did_you_mean(str(name), targets)}")
+
+
+def _cells(
+    config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], faults: Faults
+) -> list[CellSpec]:
+    """Return the cells of one combination of settings, models outermost, methods innermost."""
+    from methods.registry import entry
+
+    datasets = {
+        name: build(DatasetSpec, values, f"dataset.{name}", faults) for name, values in config["dataset"].items()
+    }
+    models = {
+        name: build(ModelSpec, config["models"][name], "model", faults)
+        for name in axes["models"] if name in config["models"]
+    }
+    trains = {name: _train_spec(config["train"], model, faults) for name, model in models.items() if model}
+    evaluation = build(EvalSpec, config["eval"], "eval", faults)
+    place = {key: config[key] for key in ("data_root", "dtype", "device", "threads")}
+    place["engine"] = config["engine"]["id"]
+    build(PlaceSpec, place, "", faults)
+    _check_names(config, profile, faults)
+    if faults.messages:
+        return []
+    upstream, extra = ([datasets[name] for name in names] for names in (profile.upstream, profile.extra))
+    asked = [datasets[name] for name in axes["targets"]]
+    cells: list[CellSpec] = []
+    for model, target, seed in itertools.product(axes["models"], asked or [None], axes["seeds"]):
+        shared = {"profile": profile.id, "model": models[model], "eval": evaluation, **place}
+        for name in axes["methods"]:
+            method = _method(config, name)
+            if entry(name).kind == "none":
+                own = {"target": None, "seed": 0, "train": None, "datasets": (*upstream, *asked, *extra)}
+            else:
+                own = {"target": target.id, "seed": seed, "train": trains[model], "datasets": (*upstream, target)}
+            cell = CellSpec(method=method, **own, **shared)
+            if cell not in cells:
+                cells.append(cell)
+    return cells
+
+
+def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> TrainSpec | None:
+    """Return the training settings of a model: a rate that is not set is the model's.
+
+    With only train.learning_rate set, the projector's rate keeps the model's ratio to it.
+    """
+    rate, projector = values["learning_rate"], values["projector_learning_rate"]
+    if projector is None:
+        ratio = model.projector_learning_rate / model.learning_rate
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        projector = rate * ratio if number else model.projector_learning_rate
+    rate = model.learning_rate if rate is None else rate
+    filled = {**values, "learning_rate": rate, "projector_learning_rate": projector}
+    train = build(TrainSpec, filled, "train", faults)
+    if train and train.batch_size % train.micro_batch_size:
+        faults.add(
+            f"train.batch_size={train.batch_size} is no multiple of train.micro_batch_size={train.micro_batch_size}."
+        )
+    return train
+
+
+def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults) -> None:
+    """Note names in conf/ that only the code can judge: model family and the blocks to tune."""
+    from benchmark.models import FAMILIES, SCOPES
+
+    checks = [("train.scope", config["train"]["scope"], SCOPES)]
+    checks += [("model.family", model["family"], FAMILIES) for model in config["models"].values()]
+    for key, value, valid in checks:
+        if value not in valid:
+            faults.add(f"{key}={value}: unknown value.{did_you_mean(str(value), valid)}")
+    for name in (*profile.upstream, *profile.targets, *profile.extra):
+        if name not in config["dataset"]:
+            faults.add(f"profile {profile.id} names the dataset {name!r}.{did_you_mean(name, config['dataset'])}")
+
+
+def _method(config: Mapping[str, Any], name: str) -> MethodSpec:
+    """Return a method with its parameters; one of the user's own (module:Class) has its dataclass's defaults."""
+    from methods.registry import entry
+
+    return MethodSpec(name, config["methods"].get(name, {}).get("params", {}), entry(name).kind == "posthoc")

@@ -1,0 +1,72 @@
+"""One cell on one screen."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+from benchmark.errors import UserError, did_you_mean
+from benchmark.scores import read_scores
+from benchmark.store import Store, read_cell
+
+ANSWERS = 3
+
+
+def describe(store: Store, name: str) -> str:
+    """Return settings, stages, scores and a few answers of a cell.
+
+    Args:
+        store: the results.
+        name: the cell's folder name, or a beginning that only it has.
+
+    Raises:
+        UserError: no such cell, or several.
+    """
+    names = [folder.name for folder in store.all_cells()]
+    found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]
+    if len(found) != 1:
+        reason = f"{len(found)} cells begin with {name!r}: {', '.join(found)}." if found else (
+            f"No cell {name!r} in {store.cells}.{did_you_mean(name, names) if names else ' There are none yet.'}"
+        )
+        raise UserError(reason)
+    folder = store.cells / found[0]
+    cell, status = read_cell(folder), store.status(folder)
+    lines = [found[0], f"state     {status['state']} ({status.get('updated', '')})", f"model     {cell.model.name}"]
+    lines.append(f"method    {cell.method.id} {json.dumps(dict(cell.method.params))}")
+    if cell.train is not None:
+        train = cell.train
+        lines.append(f"training  {cell.target}, seed {cell.seed}, {train.epochs} epochs, rate {train.learning_rate:g}")
+        lines += [f"          {row}" for row in _last_lines(folder / "train.jsonl", 1)]
+    for stage, entry in status["stages"].items():
+        lines.append(f"stage     {stage:<22} {entry['state']:<8} {entry.get('seconds', '')} s  key {entry['key'][:8]}")
+    if status["error"]:
+        lines.append(f"error     {status['error']['message']}\n{status['error']['traceback']}")
+    if (folder / "scores.json").is_file():
+        lines += _scores(folder)
+    for path in sorted((folder / "answers").glob("*.jsonl")):
+        with open(path, encoding="utf-8") as file:
+            texts = [json.loads(line)["text"] for line in itertools.islice(file, ANSWERS)]
+        lines.append(f"answers   {path.stem}: {' | '.join(texts)}")
+    return "\n".join(lines)
+
+
+def _scores(folder: Path) -> list[str]:
+    scores, lines = read_scores(folder), []
+    for name, entry in scores["datasets"].items():
+        lines.append(
+            f"score     {name:<16} {entry['value']:6.2f} ({entry['low']:.2f} to {entry['high']:.2f}), n {entry['n']}, "
+            f"{entry['metric']}, {entry['words_over_3']:.0f} % over 3 words, "
+            f"{entry['contains_gold']:.0f} % contain the gold"
+        )
+    for target, averages in scores["averages"].items():
+        numbers = ", ".join(f"{name.replace('_', '^')} {entry['value']:.2f}" for name, entry in averages.items())
+        lines.append(f"averages  {target}: {numbers}")
+    return lines
+
+
+def _last_lines(path: Path, count: int) -> list[str]:
+    try:
+        return path.read_text().splitlines()[-count:]
+    except OSError:
+        return []

@@ -1,0 +1,164 @@
+"""After a run: the table and its radar plots from finished cells, or a line per cell where no table was asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.compose import Request
+from benchmark.errors import UserError
+from benchmark.plan import Planned
+from benchmark.spec import cell_id
+from benchmark.store import Store
+from methods.registry import entry
+
+if TYPE_CHECKING:
+    from benchmark.tables import RowResult, Table
+
+FIGURES = {"table5": "fig4", "table6": "fig4"}
+
+
+def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
+    """Print what was asked for and write its files below the results folder.
+
+    Args:
+        request: with or without a table.
+        plan: its cells.
+        store: the results.
+
+    Raises:
+        UserError: several settings were asked for in one table, or the folder cannot be written.
+    """
+    if request.table is None:
+        for item in plan:
+            if item.done:
+                print(f"{item.id}\n  {_averages(store.folder(item.cell))}")
+        return
+    from rich.console import Console
+
+    from benchmark import figures, render
+
+    table = build_table(request, plan, store)
+    print()
+    render.show(table, Console(file=sys.stdout))
+    written = render.write(table, store.root / "tables", request.table)
+    drawn = figures.radars(table, store.root / "figures", FIGURES.get(request.table, request.table))
+    print(f"\nTable: {written[0].with_suffix('')}.{{md,csv,tex}}")
+    for stem in sorted({path.with_suffix("") for path in drawn}):
+        print(f"Radar: {stem}.{{png,pdf,csv}}")
+
+
+def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Table:
+    """Return the table of a request from the cells that are done; the others are named in its notes.
+
+    Raises:
+        UserError: two cells claim the same place, because a setting has several values.
+    """
+    from benchmark import tables
+
+    planned = {item.id: item for item in plan}
+    groups: dict[tuple[str, str, str], list[Planned]] = {}
+    for wanted in request.cells:
+        item = planned[cell_id(wanted)]
+        for target in [wanted.target] if wanted.target else [dataset.id for dataset in wanted.targets]:
+            found = groups.setdefault((wanted.model.id, target, wanted.method.id), [])
+            if item not in found:
+                found.append(item)
+    order = {name: place for place, name in enumerate(dict.fromkeys(key[0] for key in groups))}
+    targets = {name: place for place, name in enumerate(dict.fromkeys(key[1] for key in groups))}
+    rows = [
+        _row(key, found, store)
+        for key, found in sorted(groups.items(), key=lambda item: (order[item[0][0]], targets[item[0][1]]))
+    ]
+    upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
+    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows))
+
+
+def check_one_setting(request: Request) -> None:
+    """Refuse a table of several settings.
+
+    Raises:
+        UserError: two cells of one table differ only in a setting.
+    """
+    places = [(cell.model.id, cell.target, cell.method.id, cell.seed) for cell in request.cells]
+    if request.table is not None and len(set(places)) < len(places):
+        raise UserError(
+            "A table shows one setting, but a key has several values. Give one value per key, or run the cells "
+            "without table= (methods=, models=, targets=)."
+        )
+
+
+def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store) -> RowResult:
+    """Return one row: a method on a model and target, over its seeds."""
+    from benchmark import published, tables
+    from benchmark.scores import read_items
+    from eval.score import ItemScore
+
+    model, target, method = key
+    first = found[0].cell
+    names = [*(dataset.id for dataset in first.upstream), target]
+    items: dict[str, dict[int, list[ItemScore]]] = {name: {} for name in names}
+    diagnostics, problems = {}, []
+    for item in found:
+        folder, seed = store.folder(item.cell), item.cell.seed
+        if not item.done:
+            error = store.status(folder)["error"]
+            problems.append(f"seed {seed}: {error['message'] if error else 'not run yet'}")
+            continue
+        for name in names:
+            items[name][seed] = read_items(folder / "items" / f"{name}.jsonl.gz")
+        diagnostics[seed] = _last_diagnostics(folder)
+    name = entry(method).name
+    return tables.RowResult(
+        model=model, model_name=first.model.name, method=method, method_name=name, target=target,
+        target_name=first.dataset(target).name, items={name: seeds for name, seeds in items.items() if seeds},
+        seeds=tuple(item.cell.seed for item in found), tuned=first.train is not None, diagnostics=diagnostics,
+        protocol={name: tables.protocol(first.dataset(name), first.eval.split) for name in names},
+        problems=tuple(problems), paper=published.lookup(model, target, name, "H"),
+    )
+
+
+def _last_diagnostics(folder: Path) -> dict[str, float]:
+    """Return the last row of train.jsonl; a post-hoc cell has none."""
+    try:
+        lines = (folder / "train.jsonl").read_text().splitlines()
+        return json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _notes(request: Request, rows: Sequence[RowResult]) -> list[str]:
+    """Return what a reader must know before the numbers: scale, settings, parts of test sets."""
+    cell = next((cell for cell in request.cells if cell.train is not None), request.cells[0])
+    notes = []
+    if cell.train is not None:
+        rates = {
+            item.model.name: f"{item.train.learning_rate:g} (projector {item.train.projector_learning_rate:g})"
+            for item in request.cells if item.train is not None
+        }
+        notes.append(
+            f"{request.profile.name}: {cell.train.epochs} epochs, batch {cell.train.batch_size}, learning rate "
+            + "; ".join(f"{name} {rate}" for name, rate in rates.items()) + f"; {cell.dtype}, {cell.device}."
+        )
+    limited = [f"{what} {limit} items" for what, limit in (
+        ("training", cell.train.limit if cell.train else None), ("evaluation", cell.eval.limit)) if limit is not None]
+    if limited:
+        notes.append(f"NOT THE WHOLE PROTOCOL: limited to {' and '.join(limited)} per dataset.")
+    return notes
+
+
+def _averages(folder: Path) -> str:
+    """Return a finished cell's averages with intervals in one line."""
+    from benchmark.scores import read_scores
+
+    lines = []
+    for target, values in read_scores(folder)["averages"].items():
+        numbers = (
+            f"{name.replace('_', '^')} {entry['value']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
+            for name, entry in values.items()
+        )
+        lines.append(f"{target}: {', '.join(numbers)}")
+    return "\n  ".join(lines) or "no averages: no target was asked for"

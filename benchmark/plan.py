@@ -1,0 +1,151 @@
+"""From a grid to the cells that have to run: each once, what it depends on first, what is finished left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmark.compose import Request
+from benchmark.cost import Costs, clock
+from benchmark.errors import UserError
+from benchmark.keys import Digests, Keys, keys_of
+from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id
+from benchmark.store import Store, read_cell
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell with its place in the plan.
+
+    Attributes:
+        cell: its spec.
+        id: its folder's name.
+        needs: id of the Full FT cell that it is made from, if it is made from one.
+        keys: its stage keys; None if the data are not there yet.
+        missing: the stages that have to run, in order.
+    """
+
+    cell: CellSpec
+    id: str
+    needs: str | None
+    keys: Keys | None
+    missing: tuple[str, ...]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.missing
+
+
+def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpec, str | None]]:
+    """Return every cell once, with the id of the one it needs, which stands before it.
+
+    Args:
+        cells: as asked for.
+        full_ft: the method that post-hoc methods start from.
+
+    Returns:
+        Cells in order; of an untuned model asked for twice, one cell with all datasets.
+    """
+    order: dict[str, tuple[CellSpec, str | None]] = {}
+    for cell in cells:
+        needs = None
+        if cell.method.posthoc:
+            source = replace(cell, method=full_ft)
+            needs = cell_id(source)
+            order.setdefault(needs, (source, None))
+        name = cell_id(cell)
+        if name in order:
+            cell = with_datasets(order[name][0], cell.datasets)
+        order[name] = (cell, needs)
+    return list(order.values())
+
+
+def with_datasets(cell: CellSpec, more: Sequence[DatasetSpec]) -> CellSpec:
+    """Return a cell that is evaluated on further datasets, each id once."""
+    known = {dataset.id for dataset in cell.datasets}
+    return replace(cell, datasets=(*cell.datasets, *(dataset for dataset in more if dataset.id not in known)))
+
+
+def make(request: Request, store: Store) -> list[Planned]:
+    """Return the plan of a request.
+
+    Args:
+        request: what is asked for.
+        store: what is finished.
+
+    Returns:
+        Cells in the order in which they should run.
+
+    Raises:
+        UserError: a checkpoint is missing, or data are there but broken.
+    """
+    digests = Digests(store.root / "digests.json")
+    keys: dict[str, Keys | None] = {}
+    plan = []
+    for cell, needs in expand(request.cells, request.full_ft):
+        cell = _keep_datasets(cell, store.folder(cell), request)
+        name = cell_id(cell)
+        if data_missing(cell):
+            keys[name] = None
+            missing = _all_stages(cell)
+        else:
+            keys[name] = keys_of(cell, digests, keys[needs] if needs else None)
+            missing = store.missing(cell, keys[name])
+        plan.append(Planned(cell, name, needs, keys[name], tuple(missing)))
+    return plan
+
+
+def data_missing(cell: CellSpec) -> bool:
+    """Return whether the folder of one of a cell's datasets does not exist."""
+    from benchmark.data import reader_of
+
+    return not all((at_root(cell.data_root) / reader_of(dataset)).is_dir() for dataset in cell.datasets)
+
+
+def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
+    """Keep the datasets that an untuned model was evaluated on for another table, if their protocol is today's."""
+    if cell.train is not None or not (folder / "cell.yaml").is_file():
+        return cell
+    try:
+        earlier = read_cell(folder).datasets
+    except UserError:
+        return cell  # damaged or of another version: it will be written again
+    return with_datasets(cell, [dataset for dataset in earlier if dataset == request.datasets.get(dataset.id)])
+
+
+def _all_stages(cell: CellSpec) -> list[str]:
+    names = [dataset.id for dataset in cell.datasets]
+    train = ["train"] if cell.train else []
+    return [*train, *(f"generate/{name}" for name in names), *(f"score/{name}" for name in names), "summary"]
+
+
+def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
+    """Return the plan as text: one line per cell, then time and space."""
+    width = max((len(item.id) for item in plan), default=0)
+    lines = []
+    for item in plan:
+        if item.done:
+            lines.append(f"{item.id:<{width}}  done")
+            continue
+        train = [{True: "from Full FT", False: "train"}[item.cell.method.posthoc]] if "train" in item.missing else []
+        generated = [stage for stage in item.missing if stage.startswith("generate/")]
+        steps = train + ([f"generate {len(generated)}"] if generated else []) + ["score"]
+        lines.append(f"{item.id:<{width}}  {', '.join(steps)}, {clock(costs.seconds(item.cell, item.missing))}")
+    lines.append(totals(plan, request, costs))
+    if any(item.keys is None for item in plan):
+        lines.append(f"The data are not there yet ({request.cells[0].data_root}); `run` gets them first.")
+    return "\n".join(lines)
+
+
+def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
+    """Return one line: cells, how many are done, time and space of the rest."""
+    left = [item for item in plan if not item.done]
+    seconds = sum(costs.seconds(item.cell, item.missing) for item in left) / min(request.jobs, max(1, len(left)))
+    basis = "from measured cells" if costs.measured else "a guess until a cell is measured"
+    rest = (
+        f", {len(left)} to run: about {clock(seconds)} ({basis}), {costs.megabytes([i.missing for i in left]):.0f} MB"
+        if left else ""
+    )
+    return f"{len(plan)} cells, {len(plan) - len(left)} done{rest}. Results: {request.results}"

@@ -1,0 +1,118 @@
+"""Several cells at a time: worker processes that take the next cell whose Full FT cell is done."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import UserError
+from benchmark.store import Locked, Store
+
+Handler = Callable[[int, tuple[Any, ...]], None]
+
+
+def serve(pipe: Connection, root: str, place: tuple[int, str, int | None], path: list[str]) -> None:
+    """Body of a worker process: run what comes through the pipe until None comes.
+
+    Args:
+        pipe: gets (cell, keys, full_ft); sends ("step", ...) and one of ("result", text or failure),
+            ("locked", owner), ("stop", message).
+        root: results folder.
+        place: threads, device, GPU.
+        path: the parent's sys.path, so that a user's own method is found.
+    """
+    from benchmark.worker import Terminated, Worker, prepare_process
+
+    # The terminal sends ctrl-C to all; only the parent answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sys.path[:] = path
+    try:
+        prepare_process(*place)
+        worker = Worker(Store(Path(root)))
+        while (task := pipe.recv()) is not None:
+            cell, keys, full_ft = task
+            try:
+                result = worker.run(cell, keys, full_ft, lambda *event: pipe.send(("step", *event)))
+            except Locked as error:
+                pipe.send(("locked", str(error)))
+            else:
+                pipe.send(("result", result))
+    except UserError as error:
+        pipe.send(("stop", str(error)))
+    except (EOFError, Terminated):
+        return  # the parent is gone, or wants this process to be
+
+
+class Pool:
+    """Worker processes.
+
+    Args:
+        count: how many.
+        store: where results go.
+        threads: per worker.
+        device: cpu or cuda.
+        gpus: GPUs to spread the workers over.
+    """
+
+    def __init__(self, count: int, store: Store, threads: int, device: str, gpus: tuple[int, ...]) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._root, self._threads, self._device, self._gpus = str(store.root), threads, device, gpus
+        self._pipes: dict[int, Connection] = {}
+        self._processes: dict[int, Any] = {}
+        for index in range(count):
+            self._start(index)
+        self.idle = set(range(count))
+
+    def _start(self, index: int) -> None:
+        ours, theirs = self._context.Pipe()
+        gpu = self._gpus[index % len(self._gpus)] if self._gpus else None
+        place = (self._threads, self._device, gpu)
+        process = self._context.Process(target=serve, args=(theirs, self._root, place, list(sys.path)), daemon=True)
+        process.start()
+        theirs.close()
+        self._pipes[index], self._processes[index] = ours, process
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def send(self, index: int, task: Any) -> None:
+        """Give a task to an idle worker."""
+        self.idle.discard(index)
+        self._pipes[index].send(task)
+
+    def receive(self, timeout: float | None, handle: Handler) -> None:
+        """Wait for messages and hand each on with its worker's number.
+
+        A worker that is gone (killed for memory, say) gives ("died", exit code) and is replaced.
+        """
+        busy = {pipe: index for index, pipe in self._pipes.items() if index not in self.idle}
+        for pipe in wait(list(busy), timeout):
+            index = busy[pipe]  # type: ignore[index]
+            try:
+                message = self._pipes[index].recv()
+            except (EOFError, OSError):
+                self._processes[index].join()
+                message = ("died", self._processes[index].exitcode)
+                self._start(index)
+            handle(index, message)
+
+    def close(self) -> None:
+        """End all workers; one that works is told to stop (in training it first saves its state)."""
+        for index, process in self._processes.items():
+            if index in self.idle:
+                with contextlib.suppress(OSError):
+                    self._pipes[index].send(None)
+            else:
+                process.terminate()
+        for process in self._processes.values():
+            process.join(20)
+            if process.is_alive():
+                process.kill()
+                process.join()

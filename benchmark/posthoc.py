@@ -1,0 +1,53 @@
+"""Post-hoc methods: from the weights of a finished Full FT cell to the method's own, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from benchmark import data
+from benchmark.calibration import Calibration
+from benchmark.checkpoint import load_delta, save_delta
+from benchmark.data import Record
+from benchmark.models import LoadedModel
+from benchmark.models.batch import Items, collate
+from benchmark.spec import CellSpec
+from methods.base import Method
+
+
+def transform(
+    cell: CellSpec, loaded: LoadedModel, records: Sequence[Record], method: Method, base: Mapping[str, Tensor],
+    full_ft: Path, out: Path,
+) -> None:
+    """Write the delta of a post-hoc method.
+
+    Args:
+        cell: the cell; its training settings are those of the Full FT cell.
+        loaded: the model, with base weights.
+        records: training split of the target; calibration takes a seeded part of it.
+        method: has `finish`.
+        base: w* of every tensor that training may change, by name.
+        full_ft: delta of the Full FT cell.
+        out: delta to write.
+
+    Raises:
+        UserError: the Full FT delta is missing, damaged or of another base.
+    """
+    assert cell.train is not None
+    finetuned = {**base, **load_delta(full_ft, loaded.digest)}
+    calibration = None
+    if method.calibration_samples:
+        items = Items(loaded, data.subset(records, method.calibration_samples, cell.seed), supervised=True)
+        size = cell.train.micro_batch_size
+        spans = (range(start, min(start + size, len(items))) for start in range(0, len(items), size))
+        device = next(loaded.model.parameters()).device
+        batches = [
+            {name: tensor.to(device) for name, tensor in collate(loaded, [items[i] for i in span], "right").items()}
+            for span in spans
+        ]
+        calibration = Calibration(loaded.model, batches, list(base))
+    result = method.finish(finetuned, dict(base), calibration)
+    stored = {name: tensor.to(base[name].dtype) for name, tensor in result.items()}
+    save_delta(out, stored, base, list(base), loaded.digest, {"method": cell.method.id})

@@ -1,0 +1,183 @@
+"""What the user sees while cells run: two bars on a terminal, one line per event elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Protocol, TextIO
+
+from benchmark.cost import clock
+
+QUIET_SECONDS = 30.0  # between two lines about one cell, where there are no bars
+
+
+class Progress(Protocol):
+    """Told by the runner what happens; `seconds` are what each cell is expected to take."""
+
+    def begin(self, cells: Mapping[str, float]) -> None:
+        """The run starts with these cells."""
+
+    def cell(self, cell: str) -> None:
+        """A cell starts."""
+
+    def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
+        """A stage of a cell has come so far."""
+
+    def finished(self, cell: str, text: str) -> None:
+        """A cell is done or has failed."""
+
+    def note(self, text: str) -> None:
+        """Something else happened."""
+
+    def end(self) -> None:
+        """The run is over."""
+
+
+class Clock:
+    """Elapsed time and time left, from what cells were expected to take and what they took.
+
+    Args:
+        workers: cells that run at a time.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.started = time.monotonic()
+        self._workers = workers
+        self._expected: dict[str, float] = {}
+        self._running: dict[str, float] = {}
+        self._took: dict[str, tuple[float, float]] = {}
+
+    def begin(self, cells: Mapping[str, float]) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+        self._expected = dict(cells)
+
+    def start(self, cell: str) -> None:
+        """A cell starts."""
+        self._running[cell] = time.monotonic()
+
+    def stop(self, cell: str) -> None:
+        """A cell ends."""
+        began = self._running.pop(cell, None)
+        if began is not None and cell in self._expected:
+            self._took[cell] = (self._expected[cell], time.monotonic() - began)
+        self._expected.pop(cell, None)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run started."""
+        return time.monotonic() - self.started
+
+    @property
+    def left(self) -> float:
+        """Seconds until the run is over."""
+        expected = sum(seconds for seconds, _ in self._took.values())
+        pace = sum(seconds for _, seconds in self._took.values()) / expected if expected > 0 else 1.0
+        now = time.monotonic()
+        rest = sum(
+            max(0.0, pace * seconds - (now - self._running.get(cell, now))) for cell, seconds in self._expected.items()
+        )
+        return rest / self._workers
+
+
+class Lines:
+    """One line per event with elapsed time and time left, for logs.
+
+    Args:
+        workers: cells that run at a time.
+        stream: where to write.
+    """
+
+    def __init__(self, workers: int = 1, stream: TextIO | None = None) -> None:
+        self._clock = Clock(workers)
+        self._stream = stream or sys.stdout
+        self._total = self._done = 0
+        self._said: dict[str, float] = {}
+
+    def begin(self, cells: Mapping[str, float]) -> None:
+        self._clock.begin(cells)
+        self._total = len(cells)
+
+    def cell(self, cell: str) -> None:
+        self._clock.start(cell)
+        self._said[cell] = time.monotonic()
+
+    def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
+        now = time.monotonic()
+        if now - self._said.get(cell, now) >= QUIET_SECONDS:
+            self._said[cell] = now
+            self._say(f"{cell}: {stage} {done}/{total} {info}".rstrip())
+
+    def finished(self, cell: str, text: str) -> None:
+        self._clock.stop(cell)
+        self._done += 1
+        self._say(f"{self._done}/{self._total} {cell}: {text}")
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+    def end(self) -> None:
+        self._stream.flush()
+
+    def _say(self, text: str) -> None:
+        left = f", {clock(self._clock.left)} left" if self._done < self._total else ""
+        print(f"[{clock(self._clock.elapsed)}{left}] {text}", file=self._stream, flush=True)
+
+
+class Bars:
+    """One bar over cells with time left, and one per running cell.
+
+    Args:
+        workers: cells that run at a time.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._clock = Clock(workers)
+        self._bars = RichProgress(
+            TextColumn("{task.description}"), BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[text]}"), transient=True,
+        )
+        self._cells = self._bars.add_task("cells", total=1, text="")
+        self._inner: dict[str, int] = {}
+
+    def begin(self, cells: Mapping[str, float]) -> None:
+        self._clock.begin(cells)
+        self._bars.update(self._cells, total=max(1, len(cells)))
+        self._bars.start()
+        self._refresh()
+
+    def cell(self, cell: str) -> None:
+        self._clock.start(cell)
+        self._inner[cell] = self._bars.add_task(cell, total=1, text="starting")
+
+    def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
+        if cell in self._inner:
+            self._bars.update(self._inner[cell], completed=done, total=max(1, total), text=f"{stage}  {info}".rstrip())
+        self._refresh()
+
+    def finished(self, cell: str, text: str) -> None:
+        self._clock.stop(cell)
+        if cell in self._inner:
+            self._bars.remove_task(self._inner.pop(cell))
+        self._bars.advance(self._cells)
+        self._bars.console.print(f"{cell}: {text}", markup=False, highlight=False)
+        self._refresh()
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
+
+    def end(self) -> None:
+        self._bars.stop()
+
+    def _refresh(self) -> None:
+        text = f"{clock(self._clock.elapsed)} gone, {clock(self._clock.left)} left"
+        self._bars.update(self._cells, text=text)
+
+
+def progress(workers: int = 1) -> Progress:
+    """Return bars on a terminal, lines elsewhere."""
+    return Bars(workers) if sys.stdout.isatty() else Lines(workers)

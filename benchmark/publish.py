@@ -1,0 +1,70 @@
+"""Copy finished results to the published reference: scores, items, provenance, tables, figures; no weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.compose import Request
+from benchmark.errors import UserError
+from benchmark.plan import Planned
+from benchmark.spec import at_root
+from benchmark.store import Store
+
+CELL_FILES = ("cell.yaml", "scores.json", "provenance.json", "train.jsonl", "items/*.jsonl.gz")
+LIMIT_MEGABYTES = 15.0
+
+
+def publish(request: Request, plan: Sequence[Planned], store: Store) -> Path:
+    """Write the reference folder of a profile anew from finished cells.
+
+    The old folder is replaced as a whole, except for its text files (*.md), which people write.
+
+    Args:
+        request: names the profile.
+        plan: cells to publish; all must be done.
+        store: the results.
+
+    Returns:
+        The reference folder.
+
+    Raises:
+        UserError: the profile has no reference, cells are missing, or the copy would be too large.
+    """
+    if request.profile.reference is None:
+        raise UserError(f"Profile {request.profile.id} has no reference folder. Set `reference` in its file in conf.")
+    unfinished = [item.id for item in plan if not item.done]
+    if unfinished:
+        raise UserError(
+            f"{len(unfinished)} cells are not finished (first: {unfinished[0]}). Run them, then publish again."
+        )
+    target = at_root(request.profile.reference)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for item in plan:
+            source = store.folder(item.cell)
+            for pattern in CELL_FILES:
+                for path in source.glob(pattern):
+                    _copy(path, partial / "cells" / item.id / path.relative_to(source))
+        for folder in ("tables", "figures"):
+            for path in (store.root / folder).glob("*"):
+                _copy(path, partial / folder / path.name)
+        for path in target.glob("*.md"):
+            _copy(path, partial / path.name)
+        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6
+        if size > LIMIT_MEGABYTES:
+            raise UserError(f"The reference would take {size:.1f} MB, {LIMIT_MEGABYTES:.0f} MB are allowed.")
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(f"Cannot write {target}: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

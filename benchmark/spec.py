@@ -1,0 +1,319 @@
+"""What a cell is: frozen dataclasses, checked as a whole, with a canonical form that is hashed."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from benchmark.errors import UserError, did_you_mean
+from benchmark.files import digest_of
+
+ROOT = Path(__file__).resolve().parent.parent
+Spec = TypeVar("Spec")
+
+
+def bounds(low: float | None = None, high: float | None = None, above: float | None = None) -> dict[str, Any]:
+    """Return field metadata that limits a number: low <= value <= high, value > above."""
+    return {"low": low, "high": high, "above": above}
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """A scale: which models and datasets belong to it, and what a cell costs until cells have been measured."""
+
+    id: str
+    name: str
+    prepare: str | None                      # "module:function" called with the data root if data are missing
+    reference: str | None                    # folder of published results to compare with
+    models: tuple[str, ...]
+    table_models: dict[str, tuple[str, ...]]  # tables whose models are not the profile's
+    targets: tuple[str, ...]
+    upstream: tuple[str, ...]
+    extra: tuple[str, ...]                   # reported for the untuned model, in no average
+    seconds: dict[str, float]                # train and posthoc per cell, generate per dataset
+    megabytes: float = field(metadata=bounds(low=0))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A base model: where its checkpoint is and how it is fed and tuned."""
+
+    id: str
+    name: str
+    family: str
+    checkpoint: str
+    preprocess: Literal["pad", "crop", "resize"]
+    max_length: int = field(metadata=bounds(low=16))
+    learning_rate: float = field(metadata=bounds(above=0))
+    projector_learning_rate: float = field(metadata=bounds(above=0))
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset with its protocol: prompt, metric, answer length, splits, asserted counts."""
+
+    id: str
+    name: str
+    role: Literal["upstream", "target", "extra"]
+    metric: Literal["vqa_lavis", "vqa_official", "textvqa", "exact_lower", "gqa", "scienceqa", "cider"]
+    prompt: str
+    max_new_tokens: int = field(metadata=bounds(low=1))
+    splits: dict[str, Any]
+    counts: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A fine-tuning method and its parameters."""
+
+    id: str
+    params: dict[str, Any]
+    posthoc: bool = False            # made from the finished Full FT cell, without training
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """Fine-tuning settings, with the model's learning rates filled in."""
+
+    epochs: int = field(metadata=bounds(low=1))
+    batch_size: int = field(metadata=bounds(low=1))
+    micro_batch_size: int = field(metadata=bounds(low=1))
+    learning_rate: float = field(metadata=bounds(above=0))
+    projector_learning_rate: float = field(metadata=bounds(above=0))
+    scope: str
+    last_layers: int = field(metadata=bounds(low=1))
+    warmup_ratio: float = field(metadata=bounds(low=0, high=1))
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"]
+    weight_decay: float = field(metadata=bounds(low=0))
+    max_grad_norm: float = field(metadata=bounds(low=0))
+    loss_group: int = field(metadata=bounds(low=1))
+    limit: int | None = field(metadata=bounds(low=1))
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """How answers are generated."""
+
+    batch_size: int = field(metadata=bounds(low=1))
+    limit: int | None = field(default=None, metadata=bounds(low=1))
+    split: Literal["test", "validation"] = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceSpec:
+    """Where and how a cell runs; of these only the dtype is part of what the cell is."""
+
+    data_root: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = field(default=2, metadata=bounds(low=1))
+    engine: Literal["single"] = "single"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSpec(PlaceSpec):
+    """One entry of a table: a model tuned by a method on a target, and the datasets it is evaluated on."""
+
+    profile: str
+    model: ModelSpec
+    method: MethodSpec
+    target: str | None               # None: the model as it is
+    seed: int
+    train: TrainSpec | None          # None: no training
+    datasets: tuple[DatasetSpec, ...]
+    eval: EvalSpec
+
+    @property
+    def upstream(self) -> tuple[DatasetSpec, ...]:
+        """The datasets whose mean is A^S."""
+        return tuple(dataset for dataset in self.datasets if dataset.role == "upstream")
+
+    @property
+    def targets(self) -> tuple[DatasetSpec, ...]:
+        """The datasets that an A^T is taken from: the cell's target, or for an untuned model all that were asked."""
+        return tuple(dataset for dataset in self.datasets if dataset.role == "target")
+
+    def dataset(self, name: str) -> DatasetSpec:
+        """Return one of the cell's datasets by its id."""
+        return next(dataset for dataset in self.datasets if dataset.id == name)
+
+
+def at_root(path: str | Path) -> Path:
+    """Return a path of the configuration; relative ones start at the repository."""
+    return Path(path) if Path(path).is_absolute() else ROOT / path
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Checking
+
+
+class Faults:
+    """Collects everything that is wrong, so that the user reads it once."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def add(self, message: str) -> None:
+        """Note a fault; one that is known already is not repeated."""
+        if message not in self.messages:
+            self.messages.append(message)
+
+    def stop(self) -> None:
+        """Raise if anything was noted.
+
+        Raises:
+            UserError: with every fault on a line of its own.
+        """
+        if len(self.messages) == 1:
+            raise UserError(self.messages[0])
+        if self.messages:
+            lines = "\n".join(f"  {number}. {text}" for number, text in enumerate(self.messages, 1))
+            raise UserError(f"{len(self.messages)} faults in the configuration:\n{lines}")
+
+
+def build(cls: type[Spec], values: Mapping[str, Any], where: str, faults: Faults) -> Spec | None:
+    """Make a spec from plain values, noting every wrong one.
+
+    Args:
+        cls: one of the dataclasses above.
+        values: field name to value.
+        where: path of the values in the configuration, for messages ("train").
+        faults: gets a message per unknown key, missing key and wrong value.
+
+    Returns:
+        The spec, or None if something was wrong.
+    """
+    hints, fields = typing.get_type_hints(cls), {item.name: item for item in dataclasses.fields(cls)}
+    before, prefix = len(faults.messages), f"{where}." if where else ""
+    for key in values:
+        if key not in fields:
+            faults.add(f"{prefix}{key}: no such key.{did_you_mean(key, fields)}")
+    accepted: dict[str, Any] = {}
+    for name, item in fields.items():
+        if name in values:
+            accepted[name] = _accept(values[name], hints[name], item.metadata, f"{prefix}{name}", faults)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            faults.add(f"{prefix}{name} is missing. Set it in conf or with {prefix}{name}=VALUE.")
+    return cls(**accepted) if len(faults.messages) == before else None
+
+
+def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults: Faults) -> Any:
+    """Return a value in its field's type, or note why it cannot be."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _accept(value, next(a for a in arguments if a is not type(None)), limits, where, faults)
+    if origin is Literal:
+        if value not in arguments:
+            faults.add(f"{where}={value}: unknown value.{did_you_mean(str(value), map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            faults.add(f"{where}={value}: expected a list, e.g. [a,b].")
+            return ()
+        return tuple(_accept(item, arguments[0], {}, where, faults) for item in value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            faults.add(f"{where}={value}: expected keys and values, e.g. {{a: 1}}.")
+            return {}
+        return {str(key): _accept(item, arguments[1], {}, f"{where}.{key}", faults) for key, item in value.items()}
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where, faults)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+        faults.add(f"{where}={'null' if value is None else value}: expected {wanted}.")
+        return value
+    for name, wrong, text in (
+        ("low", lambda bound: value < bound, "at least {}"),
+        ("high", lambda bound: value > bound, "at most {}"),
+        ("above", lambda bound: value <= bound, "more than {}"),
+    ):
+        bound = limits.get(name)
+        # A NaN is smaller than nothing: it would pass every bound.
+        if bound is not None and (wrong(bound) or value != value):
+            faults.add(f"{where}={value}: must be {text.format(bound)}.")
+    return value
+
+
+def seed_of(value: Any, faults: Faults) -> int:
+    """Return a seed, or note that the value is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        faults.add(f"seed={value}: a seed is a whole number from 0 to 4294967295. Use for example seeds=0,1,2.")
+        return 0
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Canonical form and names
+
+
+def plain(value: Any) -> Any:
+    """Return a spec as dicts, lists and scalars (what cell.yaml holds)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
+
+
+def cell_of(values: Mapping[str, Any], where: str = "cell") -> CellSpec:
+    """Return the cell that cell.yaml describes.
+
+    Raises:
+        UserError: the values are not those of a cell.
+    """
+    faults = Faults()
+    cell = build(CellSpec, values, where, faults)
+    faults.stop()
+    assert cell is not None
+    return cell
+
+
+def protocol(dataset: DatasetSpec) -> dict[str, Any]:
+    """Return what makes the numbers of a dataset comparable; pretty names and asserted counts do not."""
+    return {key: value for key, value in plain(dataset).items() if key not in ("name", "counts", "role")}
+
+
+def input_form(model: ModelSpec) -> dict[str, Any]:
+    """Return how a model is fed; its weights are identified by their digest, its rates are in the TrainSpec."""
+    return {"family": model.family, "preprocess": model.preprocess, "max_length": model.max_length}
+
+
+def identity(cell: CellSpec) -> dict[str, Any]:
+    """Return the canonical description that names a cell's folder.
+
+    An untuned model is one cell whatever targets it is asked for, so only upstream protocols count there. Paths,
+    threads, devices, evaluation batches and pretty names count nowhere.
+    """
+    counted = (*cell.upstream, *(cell.targets if cell.train is not None else ()))
+    return {
+        "profile": cell.profile,
+        "model": {"id": cell.model.id, **input_form(cell.model)},
+        "method": {"id": cell.method.id, "params": plain(cell.method.params)},
+        "target": cell.target,
+        "seed": cell.seed,
+        "train": plain(cell.train),
+        "datasets": {dataset.id: protocol(dataset) for dataset in counted},
+        "eval": {"limit": cell.eval.limit, "split": cell.eval.split},
+        "dtype": cell.dtype,
+    }
+
+
+def cell_id(cell: CellSpec) -> str:
+    """Return a short readable name that no two different cells share: vila-coco-spider-s0-1a2b3c4d."""
+    parts = [cell.model.id, cell.target, cell.method.id, None if cell.train is None else f"s{cell.seed}"]
+    readable = "-".join(part.replace(":", ".").replace("/", ".") for part in parts if part)
+    return f"{readable}-{digest_of(identity(cell))[:8]}"

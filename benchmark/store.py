@@ -1,0 +1,251 @@
+"""Finished work on disk: a folder per cell, the state of its stages, one owner at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmark.errors import UserError
+from benchmark.files import write_atomic
+from benchmark.keys import Keys
+from benchmark.spec import CellSpec, cell_id, cell_of, plain
+
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 180.0
+MARGIN_MEGABYTES = 50.0
+
+
+class Locked(Exception):
+    """Another process works on the cell; the message says which."""
+
+
+class Store:
+    """The results of one profile.
+
+    Args:
+        root: results folder; cells go to root/cells.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.cells = self.root / "cells"
+
+    # -- folders ------------------------------------------------------------------------------------------------
+
+    def folder(self, cell: CellSpec) -> Path:
+        """Return the folder of a cell (it may not exist)."""
+        return self.cells / cell_id(cell)
+
+    def check_writable(self, megabytes: float = 0.0) -> None:
+        """Make the results folder and write to it once, before anything is computed.
+
+        Args:
+            megabytes: space that is needed.
+
+        Raises:
+            UserError: it cannot be written, or has too little space.
+        """
+        probe = self.cells / f".probe-{os.getpid()}"
+        write_atomic(probe, b"\0" * 65536)
+        probe.unlink()
+        free = shutil.disk_usage(self.cells).free / 1e6
+        if free < megabytes + MARGIN_MEGABYTES:
+            raise UserError(
+                f"{self.root} has {free:.0f} MB free, about {megabytes + MARGIN_MEGABYTES:.0f} MB are needed. "
+                "Free some space, or choose another folder with RESULTS=dir (results=dir)."
+            )
+
+    def all_cells(self) -> list[Path]:
+        """Return the folders of all cells, by name."""
+        return sorted(path.parent for path in self.cells.glob("*/cell.yaml"))
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def status(self, folder: Path) -> dict[str, Any]:
+        """Return what is recorded about a cell; nothing is known of a folder without a readable record."""
+        try:
+            status = json.loads((folder / "status.json").read_text())
+        except (OSError, ValueError):
+            status = {}
+        return {"state": "new", "stages": {}, "error": None, **(status if isinstance(status, dict) else {})}
+
+    def missing(self, cell: CellSpec, keys: Keys) -> list[str]:
+        """Return the stages that still have to run, in order; empty for a finished cell."""
+        folder = self.folder(cell)
+        stages = self.status(folder)["stages"]
+        return [stage for stage, key in keys.stages.items() if not _done(folder, stages, stage, key)]
+
+    def seconds(self, folder: Path) -> dict[str, float]:
+        """Return how long each finished stage of a cell took."""
+        stages = self.status(folder)["stages"]
+        return {name: stage["seconds"] for name, stage in stages.items() if stage.get("state") == "done"}
+
+    def begin(self, cell: CellSpec) -> None:
+        """Make the folder of a cell and record that it runs."""
+        folder = self.folder(cell)
+        write_atomic(folder / "cell.yaml", yaml.safe_dump(plain(cell), sort_keys=False, allow_unicode=True))
+        about = {
+            "model": cell.model.id, "method": cell.method.id, "posthoc": cell.method.posthoc, "target": cell.target,
+            "seed": cell.seed,
+        }
+        self._update(folder, state="running", error=None, about=about)
+
+    def start_stage(self, cell: CellSpec, stage: str, key: str) -> None:
+        """Record that a stage runs; what an older key left of it is removed, what this key left is kept to resume."""
+        folder = self.folder(cell)
+        stages = self.status(folder)["stages"]
+        if stages.get(stage, {}).get("key") != key:
+            for path in _outputs(folder, stage):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self._update(folder, stages={**stages, stage: {"key": key, "state": "running"}})
+
+    def finish_stage(self, cell: CellSpec, stage: str, key: str, seconds: float) -> None:
+        """Record that a stage's files are complete."""
+        folder = self.folder(cell)
+        done = {"key": key, "state": "done", "seconds": round(seconds, 3)}
+        self._update(folder, stages={**self.status(folder)["stages"], stage: done})
+
+    def finish(self, cell: CellSpec, state: str, error: dict[str, str] | None = None) -> None:
+        """Record the end of a cell: done, failed (with its error) or interrupted."""
+        self._update(self.folder(cell), state=state, error=error)
+
+    def _update(self, folder: Path, **changes: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        status = {**self.status(folder), **changes, "updated": now}
+        write_atomic(folder / "status.json", json.dumps(status, indent=1) + "\n")
+
+    # -- one owner ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, cell: CellSpec) -> Iterator[None]:
+        """Hold a cell while working on it.
+
+        The owner (host, process) is written to the folder's `lock` file and touched every few seconds. A lock whose
+        process is gone, or that another host has not touched for minutes, is taken over.
+
+        Raises:
+            Locked: another living process holds it.
+        """
+        folder = self.folder(cell)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot make {folder}: {error.strerror}. Choose another with RESULTS=dir.") from error
+        path, owner = folder / "lock", _owner()
+        with short_lock(self.cells / ".lock"):
+            held = _read_lock(path)
+            if held is not None and _alive(held, path):
+                raise Locked(f"process {held['pid']} on {held['host']}")
+            write_atomic(path, json.dumps(owner))
+        stop = threading.Event()
+        thread = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if _read_lock(path) == owner:
+                path.unlink(missing_ok=True)
+
+
+def read_cell(folder: Path) -> CellSpec:
+    """Return the spec of a cell's folder.
+
+    Raises:
+        UserError: cell.yaml is missing or is no cell.
+    """
+    path = folder / "cell.yaml"
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read {path}: {str(error).splitlines()[0]}. Name a cell of `list cells`.") from error
+    return cell_of(values if isinstance(values, dict) else {}, str(path))
+
+
+def _outputs(folder: Path, stage: str) -> list[Path]:
+    """Return the files of a stage, the one that proves it complete first."""
+    kind, _, dataset = stage.partition("/")
+    return {
+        "train": [folder / "delta.safetensors", folder / "train.jsonl", folder / "checkpoint"],
+        "generate": [folder / "answers" / f"{dataset}.jsonl"],
+        "score": [folder / "items" / f"{dataset}.jsonl.gz"],
+        "summary": [folder / "scores.json"],
+    }[kind]
+
+
+def _done(folder: Path, stages: dict[str, Any], stage: str, key: str) -> bool:
+    """Return whether a stage was finished under this key and its file is still there."""
+    known = stages.get(stage, {})
+    return known.get("key") == key and known.get("state") == "done" and _outputs(folder, stage)[0].is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Locks
+
+
+def _owner() -> dict[str, Any]:
+    """Return who this process is; the start time tells it from a later process with the same number."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started (in clock ticks after boot), or None if there is none or no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _read_lock(path: Path) -> dict[str, Any] | None:
+    """Return the owner named in a lock file, or None if there is no (whole) one."""
+    try:
+        owner = json.loads(path.read_text())
+        return owner if {"host", "pid", "started"} <= owner.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _alive(owner: dict[str, Any], path: Path) -> bool:
+    """Return whether a lock's owner still works."""
+    if owner["host"] == socket.gethostname():
+        if Path("/proc/self/stat").exists():
+            return owner["started"] is not None and _started(owner["pid"]) == owner["started"]
+        try:
+            os.kill(owner["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+    try:
+        return time.time() - path.stat().st_mtime < STALE_SECONDS
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def short_lock(path: Path) -> Iterator[None]:
+    """Hold a file lock for a moment, to make a few steps one among processes."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    """Touch a lock file until told to stop."""
+    while not stop.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)

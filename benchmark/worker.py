@@ -1,0 +1,311 @@
+"""The stages of one cell: train, generate, score, summarise. Model and records are kept between cells."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.errors import UserError
+from benchmark.files import write_atomic
+from benchmark.keys import Keys
+from benchmark.spec import CellSpec, ModelSpec, at_root
+from benchmark.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmark.data import Record
+    from benchmark.models import LoadedModel
+
+Step = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell is not done.
+
+    Attributes:
+        message: one line for the screen.
+        user: a mistake the user can fix, not a fault of the program.
+        model: the base model itself cannot be used, so no other cell of it can run either.
+    """
+
+    message: str
+    user: bool
+    model: bool = False
+
+
+class Terminated(BaseException):
+    """SIGTERM: the machine is wanted back. Not an Exception, so that nothing mistakes it for a failed cell."""
+
+
+class ModelUnusable(UserError):
+    """The checkpoint cannot be loaded."""
+
+
+def prepare_process(threads: int, device: str, gpu: int | None) -> None:
+    """Set what must be set before torch is imported, then the number of threads.
+
+    Args:
+        threads: intra-op threads; the same whatever else runs, since another number rounds differently.
+        device: cpu hides every GPU, so that a CPU profile gives the same numbers on a machine that has one.
+        gpu: the device to use; None for the first visible one.
+
+    Raises:
+        UserError: a GPU is asked for and torch sees none.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else str(gpu) if gpu is not None else (
+        os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    )
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no CUDA device. Use a machine with a GPU, or device=cpu.")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a library may draw from; our own draws have generators of their own."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def load_model(model: ModelSpec, dtype: str, device: str) -> LoadedModel:
+    """Return a base model on its device.
+
+    Raises:
+        UserError: the checkpoint is missing, truncated or does not match.
+    """
+    import torch
+
+    from benchmark import models
+
+    loaded = models.load(replace(model, checkpoint=str(at_root(model.checkpoint))), getattr(torch, dtype))
+    loaded.model.to(device)
+    return loaded
+
+
+class Worker:
+    """Runs cells one after another.
+
+    Args:
+        store: where results go.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._model: tuple[tuple[ModelSpec, str, str], LoadedModel] | None = None
+        self._records: dict[tuple[Any, ...], list[Record]] = {}
+
+    def run(self, cell: CellSpec, keys: Keys, full_ft: CellSpec | None, step: Step) -> str | Failure:
+        """Bring a cell to its end.
+
+        Args:
+            cell: the cell.
+            keys: its stage keys.
+            full_ft: the finished cell that a post-hoc method starts from.
+            step: told (stage, done, total, info).
+
+        Returns:
+            One line about the result, or why there is none; then status.json has the traceback.
+
+        Raises:
+            Locked: another process works on the cell.
+            UserError: the results folder cannot be written.
+        """
+        store, folder = self._store, self._store.folder(cell)
+        with store.lock(cell):
+            missing = store.missing(cell, keys)
+            if not missing:
+                return "done already"
+            started, seconds = time.monotonic(), {}
+            try:
+                if any(not stage.startswith(("score/", "summary")) for stage in missing):
+                    self._load(cell)
+                store.begin(cell)
+                for stage in missing:
+                    began = time.monotonic()
+                    store.start_stage(cell, stage, keys.stages[stage])
+                    self.stage(stage, cell, full_ft, step)
+                    seconds[stage] = round(time.monotonic() - began, 3)
+                    store.finish_stage(cell, stage, keys.stages[stage], seconds[stage])
+                self._provenance(cell, folder, seconds)
+                store.finish(cell, "done")
+            except Exception as error:
+                if type(error).__name__ != "Preempted":
+                    return self._failed(cell, error)
+                store.finish(cell, "interrupted")
+                raise Terminated from error
+            except BaseException:  # ctrl-C or SIGTERM: what the stage has written lets it go on
+                if (folder / "status.json").is_file():
+                    store.finish(cell, "interrupted")
+                raise
+            return f"done in {time.monotonic() - started:.0f} s  {headline(folder)}"
+
+    def _failed(self, cell: CellSpec, error: Exception) -> Failure:
+        """Record why a cell failed. A model that cannot be loaded leaves no folder behind."""
+        user = isinstance(error, UserError)
+        message = str(error) if user else f"{type(error).__name__}: {error}"
+        if isinstance(error, ModelUnusable):
+            return Failure(message, user=True, model=True)
+        self._store.check_writable()
+        text = "".join(traceback.format_exception(error))
+        self._store.finish(cell, "failed", {"message": message, "traceback": text})
+        return Failure(message, user)
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    def stage(self, stage: str, cell: CellSpec, full_ft: CellSpec | None, step: Step) -> None:
+        """Run one stage; it reads what earlier stages wrote."""
+        kind, _, dataset = stage.partition("/")
+        step(stage, 0, 1, "")
+        if kind == "train":
+            self._posthoc(cell, full_ft) if cell.method.posthoc else self._train(cell, step)
+        elif kind == "generate":
+            self._generate(cell, dataset, step)
+        elif kind == "score":
+            self._score(cell, dataset)
+        else:
+            self._summarise(cell)
+
+    def _train(self, cell: CellSpec, step: Step) -> None:
+        from benchmark.train import train
+        from methods.registry import build
+
+        seed_everything(cell.seed)
+        method = build(cell.method.id, dict(cell.method.params), cell.seed)
+
+        def told(done: int, total: int, row: Mapping[str, Any]) -> None:
+            step("train", done, total, f"loss {row['loss']:.3f}" if "loss" in row else "")
+
+        with self._base(cell):
+            train(cell, self._load(cell), self._training_records(cell), method, self._store.folder(cell), told)
+
+    def _posthoc(self, cell: CellSpec, full_ft: CellSpec | None) -> None:
+        from benchmark.posthoc import transform
+        from methods.registry import build
+
+        assert full_ft is not None
+        seed_everything(cell.seed)
+        method = build(cell.method.id, dict(cell.method.params), cell.seed)
+        delta = self._store.folder(full_ft) / "delta.safetensors"
+        out = self._store.folder(cell) / "delta.safetensors"
+        with self._base(cell) as base:
+            transform(cell, self._load(cell), self._training_records(cell), method, base, delta, out)
+
+    def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
+        from benchmark.checkpoint import apply_delta, load_delta
+        from eval.generate import generate
+
+        folder, loaded = self._store.folder(cell), self._load(cell)
+        records = self.records(cell, dataset, cell.eval.split, cell.eval.limit)
+
+        def told(done: int, total: int, *_: Any) -> None:
+            step(f"generate {dataset}", done, total, "")
+
+        path = folder / "answers" / f"{dataset}.jsonl"
+        with self._base(cell) if cell.train else contextlib.nullcontext():
+            if cell.train:
+                apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
+            generate(loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told)
+
+    def _score(self, cell: CellSpec, dataset: str) -> None:
+        from benchmark.scores import read_answers, write_items
+        from eval.score import score
+
+        folder = self._store.folder(cell)
+        records = self.records(cell, dataset, cell.eval.split, cell.eval.limit)
+        items = score(cell.dataset(dataset).metric, records, read_answers(folder / "answers" / f"{dataset}.jsonl"))
+        write_items(folder / "items" / f"{dataset}.jsonl.gz", items)
+
+    def _summarise(self, cell: CellSpec) -> None:
+        from benchmark.scores import read_answers, read_items, summarise, write_scores
+
+        folder, names = self._store.folder(cell), [dataset.id for dataset in cell.datasets]
+        write_scores(folder, summarise(
+            cell,
+            {name: read_items(folder / "items" / f"{name}.jsonl.gz") for name in names},
+            {name: self.records(cell, name, cell.eval.split, cell.eval.limit) for name in names},
+            {name: read_answers(folder / "answers" / f"{name}.jsonl") for name in names},
+        ))
+
+    def _provenance(self, cell: CellSpec, folder: Path, seconds: dict[str, float]) -> None:
+        """Write provenance.json; stages that an earlier process ran keep their time."""
+        from benchmark.provenance import describe
+
+        known = {name: value for name, value in self._store.seconds(folder).items() if name not in seconds}
+        content = json.dumps(describe(cell, {**known, **seconds}), indent=1)
+        write_atomic(folder / "provenance.json", content + "\n")
+
+    # -- what is kept between cells -----------------------------------------------------------------------------
+
+    def _load(self, cell: CellSpec) -> LoadedModel:
+        """Return the cell's base model; it is loaded once for all cells of a model that follow each other.
+
+        Raises:
+            ModelUnusable: the checkpoint is missing, truncated or does not match.
+        """
+        wanted = (cell.model, cell.dtype, cell.device)
+        if self._model is None or self._model[0] != wanted:
+            self._model = None  # two models at once may not fit
+            try:
+                self._model = wanted, load_model(*wanted)
+            except UserError as error:
+                raise ModelUnusable(str(error)) from error
+        return self._model[1]
+
+    @contextlib.contextmanager
+    def _base(self, cell: CellSpec) -> Iterator[dict[str, Tensor]]:
+        """Give the base values of all tensors that the cell may change, and put them back at the end."""
+        from benchmark.checkpoint import apply_delta, snapshot
+        from benchmark.models import trainable_names
+
+        assert cell.train is not None
+        loaded = self._load(cell)
+        base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
+        try:
+            yield base
+        finally:
+            apply_delta(loaded.model, base)
+
+    def _training_records(self, cell: CellSpec) -> list[Record]:
+        assert cell.target is not None and cell.train is not None
+        return self.records(cell, cell.target, "train", cell.train.limit)
+
+    def records(self, cell: CellSpec, dataset: str, split: str, limit: int | None) -> list[Record]:
+        """Return the records of a split, read once."""
+        from benchmark import data
+
+        spec = cell.dataset(dataset)
+        key = (repr(spec), cell.data_root, split, limit)
+        if key not in self._records:
+            self._records[key] = data.load(spec, at_root(cell.data_root), split, limit)
+        return self._records[key]
+
+
+def headline(folder: Path) -> str:
+    """Return the averages of a finished cell in one line."""
+    try:
+        averages = json.loads((folder / "scores.json").read_text())["averages"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    parts = []
+    for target, values in averages.items():
+        numbers = "  ".join(f"{name.replace('_', '^')} {values[name]['value']:.1f}" for name in ("A_S", "A_T", "H"))
+        parts.append(f"{target}: {numbers}" if len(averages) > 1 else numbers)
+    return "; ".join(parts)
