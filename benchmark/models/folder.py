@@ -45,10 +45,9 @@ def weight_files(folder: Path) -> list[Path]:
         UserError: no safetensors file, a shard named in the index is missing, or a file is truncated.
     """
     index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
     if index.is_file():
         names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    else:
-        names = ["model.safetensors"]
     for name in names:
         path = folder / name
         if not path.is_file():
@@ -135,7 +134,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def digest(folder: Path) -> str:
-    """Return the SHA-256 over names and contents of weights, configs and tokenizer files (not the model card).
+    """Return the SHA-256 over names and contents of weights, configs and tokenizer (not the model card).
 
     Raises:
         UserError: the folder does not exist or holds no such file.

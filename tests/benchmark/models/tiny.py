@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,8 @@ class TinySpec:
     projector_learning_rate: float = 1e-4
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-pair tokenizer with Metaspace words and ids <unk> 0, <s> 1, </s> 2, as Llama's."""
+@functools.cache
+def _tokenizer_json() -> str:
     raw = Tokenizer(models.BPE(unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     raw.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -54,8 +55,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     raw.train_from_iterator(
         CORPUS * 3, trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
     )
+    return raw.to_str()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-pair tokenizer with Metaspace words and ids <unk> 0, <s> 1, </s> 2, as Llama's."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",

@@ -1,0 +1,216 @@
+"""Delta checkpoints (tensors that differ from the base) and the state folder of an unfinished training."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from benchmark.errors import UserError
+from benchmark.files import canonical_json, write_atomic
+
+# One key only: safetensors writes several in random order, and equal runs should give equal files.
+KEY = "spiderbench"
+AGAIN = "Delete it and train the cell again."
+
+
+def snapshot(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return copies of the named parameters, for restoring them with apply_delta or as w* of a method."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().clone() for name in names}
+
+
+def save_delta(
+    path: Path,
+    model_or_state: nn.Module | Mapping[str, Tensor],
+    base_state: Mapping[str, Tensor],
+    names: Iterable[str],
+    base_digest: str,
+    extra: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Write the named tensors that differ from the base, atomically.
+
+    Args:
+        path: delta.safetensors.
+        model_or_state: the tuned model or its tensors by name.
+        base_state: the base's tensors by name.
+        names: the tensors that were allowed to change.
+        base_digest: of the base checkpoint.
+        extra: JSON values to keep in the file's metadata.
+
+    Returns:
+        The names written.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    state = model_or_state
+    if isinstance(state, nn.Module):
+        state = dict(state.named_parameters())
+    tensors = {}
+    for name in names:
+        tensor = state[name].detach().to("cpu")
+        if not torch.equal(tensor, base_state[name].to("cpu", tensor.dtype)):
+            tensors[name] = tensor.contiguous()
+    metadata = {**(extra or {}), "base_digest": base_digest, "digest": state_digest(tensors)}
+    write_atomic(path, save(tensors, metadata={KEY: canonical_json(metadata)}))
+    return list(tensors)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return what save_delta noted beside the tensors.
+
+    Raises:
+        UserError: the file is missing, truncated or no delta.
+    """
+    with _open(path) as file:
+        return _metadata(path, file)
+
+
+def load_delta(path: Path, base_digest: str) -> dict[str, Tensor]:
+    """Read a delta and check that it is whole and belongs to the base.
+
+    Args:
+        path: delta.safetensors.
+        base_digest: of the base checkpoint it will be applied to.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated, altered, or was made from another base.
+    """
+    with _open(path) as file:
+        metadata = _metadata(path, file)
+        if metadata["base_digest"] != base_digest:
+            raise UserError(
+                f"{path} was made from the base checkpoint {metadata['base_digest'][:12]}, not from "
+                f"{base_digest[:12]}. Use the base it was trained from, or train the cell again."
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if state_digest(tensors) != metadata["digest"]:
+        raise UserError(f"{path} is damaged: its digest differs. {AGAIN}")
+    return tensors
+
+
+def apply_delta(model: nn.Module, delta: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a model's parameters of the same name; a snapshot undoes it.
+
+    Args:
+        model: changed in place.
+        delta: tensors by name, cast to the parameter's dtype and device.
+
+    Raises:
+        UserError: a name is unknown to the model or a shape differs.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in delta.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            reason = f"has shape {tuple(tensor.shape)}" if name in parameters else "is unknown"
+            raise UserError(
+                f"The delta does not fit the model: {name} {reason}. Use the base it was trained from."
+            )
+    with torch.no_grad():
+        for name, tensor in delta.items():
+            parameters[name].copy_(tensor)
+
+
+def state_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes, independent of order."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the cell was not trained. Train it first.") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or corrupt ({error}). {AGAIN}") from None
+
+
+def _metadata(path: Path, file: Any) -> dict[str, Any]:
+    try:
+        return json.loads(file.metadata()[KEY])
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f"{path} is no delta written by this program. {AGAIN}") from None
+
+
+class StateFolder:
+    """The training state of an unfinished cell, one sub-folder per saved step, of which the newest is kept.
+
+    Args:
+        path: out/checkpoint.
+        fingerprint: digest of everything that must be equal for an exact resume.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def latest(self) -> tuple[Path, int] | None:
+        """Return the saved state and its step; states of other settings and half-written ones are deleted."""
+        found = None
+        for folder in sorted(self.path.iterdir()):
+            mark = folder / "fingerprint"
+            if folder.name.startswith("step-") and mark.is_file() and mark.read_text() == self.fingerprint:
+                found = folder, int(folder.name.removeprefix("step-"))
+            else:
+                shutil.rmtree(folder)
+        return found
+
+    @contextlib.contextmanager
+    def save(self, step: int) -> Iterator[Path]:
+        """Give an empty folder to write a state into; it replaces the older state when all is written.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        unfinished = self.path / "unfinished"
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            yield unfinished
+            (unfinished / "fingerprint").write_text(self.fingerprint)
+            older = list(self.path.glob("step-*"))
+            unfinished.rename(self.path / f"step-{step:09}")
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save: RuntimeError on a full disk
+            raise _unwritable(self.path, error) from None
+        for folder in older:
+            shutil.rmtree(folder)
+
+    def remove(self) -> None:
+        """Delete the folder: the cell is trained."""
+        shutil.rmtree(self.path)
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(
+        f"Cannot write {path}: {reason}. Choose a writable folder with free space (RESULTS=dir)."
+    )

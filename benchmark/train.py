@@ -1,0 +1,446 @@
+"""The only training path: a Hugging Face Trainer with our loss, data order, method hooks and exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from benchmark.checkpoint import StateFolder, apply_delta, save_delta, snapshot
+from benchmark.data.record import Record
+from benchmark.errors import UserError
+from benchmark.files import digest_of, write_atomic
+from benchmark.models import LoadedModel, trainable_names
+from benchmark.models.batch import Item, Items, collate
+from benchmark.models.folder import quiet
+from benchmark.models.prompt import IGNORE
+from benchmark.shards import Attachment, attach
+from benchmark.spec import CellSpec
+from methods.base import Method
+
+DIAGNOSTICS_EVERY = 10  # steps; the method's numbers cost a pass over all tuned weights
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+
+class TrainingFailed(RuntimeError):
+    """The loss or the gradient is not finite: this cell has failed, others may go on."""
+
+
+class Preempted(RuntimeError):
+    """SIGTERM arrived; the state was saved and the same command continues from it."""
+
+
+@dataclass
+class Run:
+    """What the trainer needs besides its arguments.
+
+    Args:
+        cell: with train settings.
+        loaded: the model.
+        method: hooks around the optimizer step.
+        trained: the tensors that train, by name.
+        pretrained: their base values.
+        order: the sampler.
+        state: where an unfinished training is kept.
+        log: train.jsonl.
+        on_progress: called after each step.
+        checkpoint_steps: save the state every so many steps.
+        checkpoint_seconds: save the state every so many seconds.
+        preempted: set by SIGTERM.
+        attachment: the method on the optimizer.
+    """
+
+    cell: CellSpec
+    loaded: LoadedModel
+    method: Method
+    trained: dict[str, Parameter]
+    pretrained: dict[str, Tensor]
+    order: Order
+    state: StateFolder
+    log: Path
+    on_progress: Progress | None
+    checkpoint_steps: int | None
+    checkpoint_seconds: float
+    preempted: threading.Event = field(default_factory=threading.Event)
+    attachment: Attachment | None = None
+
+
+def train(
+    cell: CellSpec,
+    loaded: LoadedModel,
+    records: Sequence[Record],
+    method: Method,
+    out: Path,
+    on_progress: Progress | None = None,
+    *,
+    checkpoint_steps: int | None = None,
+    checkpoint_minutes: float = 10.0,
+) -> None:
+    """Fine-tune a model as its cell says; continue from out/checkpoint if a run of the same cell left one.
+
+    The loss of a batch is the mean over groups of train.loss_group samples of the groups' token means,
+    however the batch is cut into micro-batches. Leaves the tuned weights in loaded.model.
+
+    Args:
+        cell: with train settings.
+        loaded: the model with the base checkpoint's weights; changed in place.
+        records: training records with targets.
+        method: hooks around the optimizer step.
+        out: the cell's folder; gets train.jsonl and delta.safetensors, and checkpoint/ while training.
+        on_progress: called after each step with (step, steps, row of train.jsonl).
+        checkpoint_steps: save the training state every so many steps.
+        checkpoint_minutes: save the training state every so many minutes.
+
+    Raises:
+        UserError: bad settings, records or images; the folder cannot be written.
+        TrainingFailed: loss or gradient became non-finite.
+        Preempted: SIGTERM, after saving the training state.
+    """
+    settings = cell.train
+    if not records:
+        raise UserError("There are no training records. Raise train.limit or check the dataset.")
+    if settings.batch_size % settings.micro_batch_size:
+        raise UserError(
+            f"train.micro_batch_size={settings.micro_batch_size} does not divide "
+            f"train.batch_size={settings.batch_size}. Choose a divisor."
+        )
+    names = trainable_names(loaded, settings.scope, settings.last_layers)
+    items = Items(loaded, records, supervised=True)
+    tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
+    state = StateFolder(out / "checkpoint", _fingerprint(cell, loaded, items))
+    state.create()
+
+    model = loaded.model.requires_grad_(False)
+    pretrained = snapshot(model, names)
+    trained = {name: parameter for name, parameter in model.named_parameters() if name in pretrained}
+    for parameter in trained.values():
+        # Master weights are float32; with dtype=bfloat16 autocast does the matrix products.
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    run = Run(
+        cell=cell,
+        loaded=loaded,
+        method=method,
+        trained={name: trained[name] for name in names},
+        pretrained=pretrained,
+        order=Order(cell.seed, tokens, settings.batch_size, settings.loss_group),
+        state=state,
+        log=out / "train.jsonl",
+        on_progress=on_progress,
+        checkpoint_steps=checkpoint_steps,
+        checkpoint_seconds=60 * checkpoint_minutes,
+    )
+    with quiet(), _sigterm_sets(run.preempted):
+        CellTrainer(run, items).run_cell()
+    model.requires_grad_(False).eval()
+    save_delta(out / "delta.safetensors", model, pretrained, names, loaded.digest)
+    for name, parameter in trained.items():
+        parameter.data = parameter.data.to(pretrained[name].dtype)
+    state.remove()
+
+
+class Order(Sampler[tuple[int, float]]):
+    """The data order of an epoch, a pure function of seed, epoch and index, with each sample's loss weight.
+
+    Args:
+        seed: of the cell.
+        tokens: number of supervised tokens of each item.
+        batch_size: samples per optimizer step.
+        loss_group: samples whose tokens are averaged together.
+    """
+
+    def __init__(self, seed: int, tokens: Sequence[int], batch_size: int, loss_group: int) -> None:
+        self.seed = seed
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.loss_group = loss_group
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per epoch; the last batch may be smaller."""
+        return math.ceil(len(self) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        """Yield (index, weight); a batch's loss is the sum over samples of weight times its token losses."""
+        order = permutation(self.seed, self.epoch, len(self))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            groups = [batch[i : i + self.loss_group] for i in range(0, len(batch), self.loss_group)]
+            for group in groups:
+                weight = 1 / (len(groups) * sum(self.tokens[index] for index in group))
+                yield from ((index, weight) for index in group)
+
+
+def permutation(seed: int, epoch: int, size: int) -> list[int]:
+    """Return 0 .. size-1 shuffled by hashing, so that no library version can change the order."""
+    return sorted(range(size), key=lambda index: hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest())
+
+
+@dataclass
+class TrainingSet:
+    """Items asked for by the (index, weight) pairs of Order."""
+
+    items: Items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, float]) -> tuple[Item, float]:
+        return self.items[key[0]], key[1]
+
+
+def training_batch(loaded: LoadedModel, pairs: Sequence[tuple[Item, float]]) -> dict[str, Any]:
+    """Collate a micro-batch and reduce its labels to what the loss needs.
+
+    Args:
+        loaded: the model.
+        pairs: (item, weight).
+
+    Returns:
+        The model's inputs; "columns", the positions whose logits predict some supervised token; "targets" and
+        "weights", (batch, columns), weight 0 where nothing is supervised; "item_ids".
+    """
+    batch: dict[str, Any] = collate(loaded, [item for item, _ in pairs], "right")
+    following = batch.pop("labels")[:, 1:]
+    supervised = following != IGNORE
+    columns = supervised.any(0).nonzero().flatten()
+    weights = torch.tensor([weight for _, weight in pairs])[:, None] * supervised
+    return batch | {
+        "columns": columns,
+        "targets": following[:, columns].clamp(min=0),
+        "weights": weights[:, columns],
+        "item_ids": [item.item_id for item, _ in pairs],
+    }
+
+
+class CellTrainer(Trainer):
+    """A Trainer whose loss, parameter groups, order, log and saved state are the cell's."""
+
+    def __init__(self, run: Run, items: Items) -> None:
+        settings = run.cell.train
+        self.run = run
+        self.settings = settings
+        self.batch_ids: list[str] = []
+        self.rows: TextIO | None = None
+        arguments = TrainingArguments(
+            output_dir=str(run.state.path),
+            per_device_train_batch_size=settings.micro_batch_size,
+            gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+            num_train_epochs=settings.epochs,
+            lr_scheduler_type=settings.scheduler,
+            warmup_steps=math.ceil(settings.warmup_ratio * settings.epochs * run.order.steps),
+            max_grad_norm=settings.max_grad_norm,
+            seed=run.cell.seed,
+            bf16=run.cell.dtype == "bfloat16",
+            use_cpu=run.cell.device == "cpu",
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=0 if items.in_memory else min(8, os.cpu_count() or 1),
+            dataloader_pin_memory=run.cell.device == "cuda",
+        )
+        # With several GPUs in sight the Trainer would otherwise cut each batch up among them (DataParallel).
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        super().__init__(
+            model=run.loaded.model,
+            args=arguments,
+            train_dataset=TrainingSet(items),
+            data_collator=lambda pairs: training_batch(run.loaded, pairs),
+            # Its presence tells the Trainer that the loss is already scaled for accumulation.
+            compute_loss_func=self.compute_loss,
+            callbacks=[CellCallback(self)],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def run_cell(self) -> None:
+        """Train to the end, from the saved state if there is one.
+
+        Raises:
+            TrainingFailed: loss or gradient became non-finite.
+            Preempted: SIGTERM, after saving.
+        """
+        found = self.run.state.latest()
+        try:
+            self.rows = _open_log(self.run.log, 0 if found is None else found[1])
+            self.train(resume_from_checkpoint=None if found is None else str(found[0]))
+        finally:
+            if self.run.attachment is not None:
+                self.run.attachment.remove()
+            if self.rows is not None:
+                self.rows.close()
+        if self.state.global_step < self.state.max_steps:
+            raise Preempted(
+                f"Stopped by SIGTERM after step {self.state.global_step} of {self.state.max_steps}. The state "
+                f"is saved in {self.run.state.path}; the same command continues."
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=self.run.order,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            prefix = self.run.loaded.projector_prefix
+            blocks = [p for name, p in self.run.trained.items() if not name.startswith(prefix)]
+            projector = [p for name, p in self.run.trained.items() if name.startswith(prefix)]
+            groups = [
+                {"params": blocks, "lr": self.settings.learning_rate},
+                {"params": projector, "lr": self.settings.projector_learning_rate},
+            ]
+            groups = [group for group in groups if group["params"]]
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        columns, targets, weights = (inputs.pop(key) for key in ("columns", "targets", "weights"))
+        self.batch_ids += inputs.pop("item_ids")
+        outputs = model(**inputs, logits_to_keep=columns)
+        chosen = weights > 0
+        losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
+        loss = (losses * weights[chosen]).sum()
+        if not torch.isfinite(loss):
+            self._fail("loss", loss.item(), self.state.global_step + 1)
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # the Trainer would count all parameters at each step for a number that nobody reads
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" not in logs:
+            return
+        step, last = self.state.global_step, self.state.max_steps
+        row = {"step": step, **{key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm")}}
+        if not math.isfinite(row["grad_norm"]):
+            self._fail("gradient norm", row["grad_norm"], step)
+        self.batch_ids.clear()
+        if step % DIAGNOSTICS_EVERY == 0 or step in (1, last):
+            row |= self.run.attachment.diagnostics()
+        try:
+            self.rows.write(json.dumps(row) + "\n")
+            self.rows.flush()
+        except OSError as error:
+            raise UserError(f"Cannot write {self.run.log}: {error.strerror}. Free some space.") from None
+        if self.run.on_progress is not None:
+            self.run.on_progress(step, last, row)
+
+    def _fail(self, what: str, value: float, step: int) -> None:
+        raise TrainingFailed(
+            f"The {what} is {value} at step {step}, in the batch of items {', '.join(self.batch_ids)}. "
+            "Lower train.learning_rate, or look at these items."
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self.run.state.save(self.state.global_step) as folder:
+            weights = {name: parameter.detach().contiguous() for name, parameter in self.run.trained.items()}
+            save_file(weights, folder / "weights.safetensors")
+            torch.save(self.run.method.state_dict(), folder / "method.pt")
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_rng_state(str(folder))
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        apply_delta(self.model, load_file(Path(resume_from_checkpoint) / "weights.safetensors"))
+
+    def start_method(self) -> None:
+        """Hook the method to the optimizer and give it its saved state."""
+        run = self.run
+        run.attachment = attach(self.optimizer, run.trained, run.pretrained, run.method)
+        found = run.state.latest()
+        if found is not None:
+            run.method.load_state_dict(torch.load(found[0] / "method.pt", weights_only=True))
+
+
+class CellCallback(TrainerCallback):
+    """The points in the Trainer's loop at which the cell acts."""
+
+    def __init__(self, trainer: CellTrainer) -> None:
+        self.trainer = trainer
+        self.saved = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.start_method()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        order = self.trainer.run.order
+        order.epoch = state.global_step // order.steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        run = self.trainer.run
+        if state.global_step == state.max_steps:
+            return
+        every = run.checkpoint_steps is not None and state.global_step % run.checkpoint_steps == 0
+        if every or run.preempted.is_set() or time.monotonic() - self.saved > run.checkpoint_seconds:
+            control.should_save = True
+            self.saved = time.monotonic()
+        control.should_training_stop = run.preempted.is_set()
+
+
+def _fingerprint(cell: CellSpec, loaded: LoadedModel, items: Items) -> str:
+    texts = [(record.item_id, *pair) for record, pair in zip(items.records, items.encoded, strict=True)]
+    spec = {
+        "train": dataclasses.asdict(cell.train),
+        "method": dataclasses.asdict(cell.method),
+        "seed": cell.seed,
+        "dtype": cell.dtype,
+    }
+    return digest_of({"spec": spec, "base": loaded.digest, "texts": texts})
+
+
+def _open_log(path: Path, step: int) -> TextIO:
+    """Keep the rows up to a step and open the file for the next ones."""
+    kept = []
+    for line in path.read_text().splitlines() if step and path.is_file() else []:
+        # A kill may leave half a line, of a later step than the saved one, as rows are flushed singly.
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
+    return open(path, "a")
+
+
+@contextlib.contextmanager
+def _sigterm_sets(event: threading.Event) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

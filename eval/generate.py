@@ -1,0 +1,158 @@
+"""Greedy batched generation: left padded, length bucketed, answers appended to JSONL by item id, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from transformers import GenerationConfig
+
+from benchmark.data.record import Record
+from benchmark.errors import UserError
+from benchmark.files import write_atomic
+from benchmark.models import LoadedModel
+from benchmark.models.batch import Item, Items, collate
+from benchmark.models.prompt import render
+from benchmark.spec import DatasetSpec
+
+Progress = Callable[[int, int], None]
+
+
+def generate(
+    loaded: LoadedModel,
+    records: Sequence[Record],
+    spec: DatasetSpec,
+    out_jsonl: Path,
+    batch_size: int,
+    on_progress: Progress | None = None,
+) -> None:
+    """Answer every record that the file does not hold yet.
+
+    Batches are cut from all records sorted by prompt length, whatever is already answered, so that an
+    interrupted run and an uninterrupted one feed the model the same batches.
+
+    Args:
+        loaded: the model with the weights to evaluate.
+        records: questions; targets are not read.
+        spec: gives max_new_tokens.
+        out_jsonl: one line per item: item_id, prompt_hash, text, n_tokens (end token not counted).
+        batch_size: items per forward pass.
+        on_progress: called after each batch with (answered, all).
+
+    Raises:
+        UserError: images missing or corrupt (all counted), duplicate item ids, a prompt too long, file not
+            writable.
+    """
+    hashes = {record.item_id: prompt_hash(record) for record in records}
+    if len(hashes) != len(records):
+        doubled = len(records) - len(hashes)
+        raise UserError(f"Dataset {spec.id} has {doubled} duplicate item ids. Draw or fetch it again.")
+    answered = _resume(out_jsonl, hashes)
+    if len(answered) == len(records):
+        return
+    items = Items(loaded, records, supervised=False)
+    limit = loaded.model.config.get_text_config().max_position_embeddings
+    longest = max(len(ids) for ids, _ in items.encoded)
+    if longest + spec.max_new_tokens > limit:
+        raise UserError(
+            f"A prompt of {longest} tokens plus max_new_tokens={spec.max_new_tokens} of dataset {spec.id} exceeds "
+            f"the model's {limit} positions. Lower max_new_tokens or shorten the prompts."
+        )
+    # Longest first: a batch that does not fit into memory fails at once, and the time left is no guess too low.
+    order = sorted(range(len(records)), key=lambda index: (-len(items.encoded[index][0]), index))
+    loaded.model.eval()
+    with _append(out_jsonl) as file:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            if all(records[index].item_id in answered for index in batch):
+                continue
+            texts = answer_batch(loaded, [items[index] for index in batch], spec.max_new_tokens)
+            lines = []
+            for index, (text, n_tokens) in zip(batch, texts, strict=True):
+                item_id = records[index].item_id
+                if item_id not in answered:
+                    answered.add(item_id)
+                    row = {"item_id": item_id, "prompt_hash": hashes[item_id], "text": text}
+                    lines.append(json.dumps(row | {"n_tokens": n_tokens}, ensure_ascii=False) + "\n")
+            try:
+                file.write("".join(lines))
+                file.flush()
+            except OSError as error:
+                raise UserError(f"Cannot write {out_jsonl}: {error.strerror}. Free some space.") from None
+            if on_progress is not None:
+                on_progress(len(answered), len(records))
+
+
+@torch.inference_mode()
+def answer_batch(loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int) -> list[tuple[str, int]]:
+    """Answer some items in one batch.
+
+    Args:
+        loaded: the model, in evaluation mode.
+        items: encoded without target.
+        max_new_tokens: longest answer, tokens.
+
+    Returns:
+        (text, number of tokens without the end token) per item.
+    """
+    model = loaded.model
+    batch = collate(loaded, items, "left")
+    batch.pop("labels")
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    output = model.generate(
+        **batch,
+        generation_config=GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=loaded.eos_token_id,
+            pad_token_id=loaded.pad_token_id,
+            bos_token_id=loaded.tokenizer.bos_token_id,
+        ),
+    )
+    answers = []
+    for row in output[:, batch["input_ids"].shape[1] :].tolist():
+        ids = row[: row.index(loaded.eos_token_id)] if loaded.eos_token_id in row else row
+        answers.append((loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids)))
+    return answers
+
+
+def prompt_hash(record: Record) -> str:
+    """Return a short hash of the prompt string that the model continues."""
+    text = render(record.prompt, None, record.image is not None)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _resume(path: Path, hashes: dict[str, str]) -> set[str]:
+    """Return the ids that the file answers; drop half-written lines and answers to other prompts from it."""
+    if not path.is_file():
+        return set()
+    text = path.read_text()
+    kept: dict[str, str] = {}
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+            if hashes.get(row["item_id"]) == row["prompt_hash"] and isinstance(row["text"], str):
+                kept.setdefault(row["item_id"], line)
+        except (ValueError, KeyError, TypeError):  # what a kill or a full disk left of a line
+            continue
+    clean = "".join(f"{line}\n" for line in kept.values())
+    if clean != text:
+        write_atomic(path, clean)
+    return set(kept)
+
+
+def _append(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror}. Choose another folder (RESULTS=dir)."
+        ) from None

@@ -1,0 +1,84 @@
+"""The image processor against transformers' PIL processors and the formula."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from benchmark.errors import UserError
+from benchmark.models.vision import ImageProcessor, expand2square, load_image_processor
+from tests.benchmark.models.tiny import PREPROCESSOR
+
+SIZES = [(37, 23), (23, 37), (30, 30), (64, 48), (7, 51), (11, 12)]
+MEAN, STD = tuple(PREPROCESSOR["image_mean"]), tuple(PREPROCESSOR["image_std"])
+
+
+def picture(width, height):
+    noise = np.random.default_rng(width * 100 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+def test_pad_and_crop_equal_llava(size, mode):
+    ours = ImageProcessor(mode, 24, 24, 24, MEAN, STD)(picture(*size))
+    theirs = LlavaImageProcessorPil(
+        do_pad=mode == "pad", size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}
+    )(picture(*size), return_tensors="pt")["pixel_values"][0]
+    assert ours.dtype == torch.float32 and ours.shape == (3, 24, 24)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_resize_equals_siglip(size):
+    ours = ImageProcessor("resize", 24, 24, 24, (0.5,) * 3, (0.5,) * 3)(picture(*size))
+    theirs = SiglipImageProcessorPil(size={"height": 24, "width": 24})(picture(*size), return_tensors="pt")
+    torch.testing.assert_close(ours, theirs["pixel_values"][0], rtol=0, atol=5e-7)
+
+
+def test_padding_colour_and_offset():
+    square = np.array(expand2square(Image.new("RGB", (3, 6), (9, 9, 9)), (122, 116, 104)))
+    assert (square[:, 1:4] == 9).all()
+    assert (square[:, [0, 4, 5]] == [122, 116, 104]).all()
+    pixels = ImageProcessor("pad", 6, 6, 6, MEAN, STD).to_uint8(Image.new("RGB", (3, 6), (9, 9, 9)))
+    assert pixels[:, 0, 0].tolist() == [122, 116, 104]
+
+
+def test_every_level_is_normalised_like_float64_rounded_once():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    ours = ImageProcessor("resize", 16, 16, 16, MEAN, STD).normalise(levels)
+    exact = (np.arange(256) / 255 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]
+    np.testing.assert_allclose(ours.view(3, 256).numpy(), exact, rtol=0, atol=5e-7)
+
+
+def test_grey_and_transparent_images_become_rgb():
+    processor = ImageProcessor("pad", 8, 8, 8, MEAN, STD)
+    assert processor(Image.new("L", (5, 9))).shape == processor(Image.new("RGBA", (5, 9))).shape == (3, 8, 8)
+
+
+def test_file_layouts(tmp_path):
+    path = tmp_path / "preprocessor_config.json"
+    stats = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    path.write_text(json.dumps(stats | {"size": {"shortest_edge": 40}, "crop_size": {"height": 24, "width": 28}}))
+    processor = load_image_processor(path, "crop")
+    assert (processor.short_edge, processor.height, processor.width, processor.resample) == (40, 24, 28, 3)
+    path.write_text(json.dumps(stats | {"size": 32, "resample": 2}))
+    processor = load_image_processor(path, "pad")
+    assert (processor.short_edge, processor.height, processor.width, processor.resample) == (32, 32, 32, 2)
+
+
+def test_broken_files_are_named(tmp_path):
+    path = tmp_path / "preprocessor_config.json"
+    with pytest.raises(UserError, match="preprocessor_config.json is missing"):
+        load_image_processor(path, "pad")
+    path.write_text('{"size": ')
+    with pytest.raises(UserError, match="preprocessor_config.json is not a valid"):
+        load_image_processor(path, "pad")
+    with pytest.raises(UserError, match="Did you mean 'crop'"):
+        load_image_processor(path, "crp")
