@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,7 +27,6 @@ AVERAGES = ("A_S", "A_T", "H", "O")
 LEVEL = 0.95
 # Normal quantiles: two-sided 5 % level plus 80 % power.
 _RESOLVABLE_IN_STANDARD_ERRORS = 1.959964 + 0.841621
-_ENTRIES_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,18 @@ def _group_sums(dataset: str, by_seed: ItemsBySeed) -> tuple[np.ndarray, np.ndar
     return sums, sizes, len(ids), shape
 
 
+@lru_cache(maxsize=6)
+def _group_counts(dataset: str, groups: int, draws: int, seed: int) -> np.ndarray:
+    """Return how often each group is drawn, shape (draws, groups); kept, as every method needs the same."""
+    random = np.random.default_rng([seed, zlib.crc32(dataset.encode())])
+    drawn = random.integers(0, groups, size=(draws, groups)) + groups * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * groups).reshape(draws, groups).astype(float)
+
+
 def _resampled_scores(dataset: str, sums: np.ndarray, sizes: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Return mean scores in points, shape (draws, seeds), each over groups drawn with replacement."""
-    groups = len(sizes)
-    random = np.random.default_rng([seed, zlib.crc32(dataset.encode())])
-    chunk = max(1, _ENTRIES_AT_ONCE // groups)
-    parts = []
-    for start in range(0, draws, chunk):
-        rows = min(chunk, draws - start)
-        drawn = random.integers(0, groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(float)
-        parts.append(100 * (counts @ sums) / (counts @ sizes)[:, None])
-    return np.concatenate(parts)
+    totals = _group_counts(dataset, len(sizes), draws, seed) @ np.column_stack([sums, sizes])
+    return 100 * totals[:, :-1] / totals[:, -1:]
 
 
 def _seed_weights(seeds: Sequence[int], draws: int, seed: int) -> np.ndarray:

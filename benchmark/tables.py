@@ -1,0 +1,338 @@
+"""Build the table of methods (Tables 5 and 6): values, intervals, differences from Full FT, and notes.
+
+`build` takes the item scores of each row and returns a `Table`: a data frame with one line per model, target,
+method and metric, and the notes that belong below. `benchmark.render` prints and writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from benchmark.published import Published
+from eval import stats
+from eval.score import METRICS
+
+if TYPE_CHECKING:
+    from benchmark.spec import DatasetSpec
+
+REFERENCE = "full_ft"
+PENALTIES = ("l2_reg", "grafting")
+SAME_DELTA = 0.01
+LEVEL = 0.05
+AVERAGES = {"A_S": "A^S", "A_T": "A^T", "H": "H", "O": "O"}
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One method on one model and target, as the store has it.
+
+    Attributes:
+        model: model id.
+        model_name: as printed.
+        method: method id.
+        method_name: as printed.
+        target: id of the target dataset.
+        target_name: as printed.
+        items: dataset id -> training seed -> item scores. A dataset or seed that failed or is not complete is
+            left out; nothing partial belongs here.
+        seeds: the seeds that were asked for.
+        tuned: False for the untuned model, which is never marked as best.
+        diagnostics: training seed -> the method's last diagnostics.
+        protocol: dataset id -> how it was evaluated, see `protocol`.
+        problems: one sentence per failed or missing cell.
+        paper: the paper's H where the two numbers can be compared, else None.
+    """
+
+    model: str
+    model_name: str
+    method: str
+    method_name: str
+    target: str
+    target_name: str
+    items: Mapping[str, stats.ItemsBySeed]
+    seeds: tuple[int, ...]
+    tuned: bool = True
+    diagnostics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    protocol: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    paper: Published | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table.
+
+    Attributes:
+        title: heading.
+        upstream: upstream dataset id -> printed name, in column order.
+        frame: one line per model, target, method and metric (upstream ids, A_S, A_T, H, O) with value, low,
+            high (95 % interval), n (items), seeds, by_seed, delta (from Full FT) with interval and p-values,
+            best (of the tuned methods), star (significant), paper, paper_suspect. Missing numbers are NaN.
+        notes: what a reader must know, one sentence or two each.
+    """
+
+    title: str
+    upstream: Mapping[str, str]
+    frame: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def blocks(self) -> list[tuple[str, str, pd.DataFrame]]:
+        """Return (model name, target name, lines) for each model and target, in order of appearance."""
+        groups = self.frame.groupby(["model", "target"], sort=False)
+        return [(block.model_name.iloc[0], block.target_name.iloc[0], block) for _, block in groups]
+
+    def columns(self) -> dict[str, str]:
+        """Return metric -> printed name, in column order."""
+        return {**self.upstream, **AVERAGES}
+
+
+def protocol(spec: DatasetSpec, split: str) -> str:
+    """Describe how a dataset is evaluated, in one line.
+
+    Args:
+        spec: the dataset.
+        split: train, validation or test.
+
+    Returns:
+        Metric, official name of the split, prompt and answer length.
+    """
+    prompt = spec.prompt.replace("\n", "\\n")
+    official = spec.splits.get(split) or split
+    return (
+        f'{METRICS[spec.metric]}; {split} split ({official}); prompt "{prompt}"; '
+        f"at most {spec.max_new_tokens} new tokens, greedy"
+    )
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A row with its numbers; `sample` is None where a test set is missing."""
+
+    row: RowResult
+    seeds: tuple[int, ...]
+    sample: stats.Sample | None
+    intervals: dict[str, stats.Interval]
+    n: dict[str, int]
+
+
+def _evaluate(row: RowResult, upstream: Sequence[str], draws: int, seed: int) -> _Evaluated:
+    """Compute a row's numbers over the seeds that have all test sets, or of single test sets if none has."""
+    names = [*upstream, row.target]
+    seeds = sorted(set.intersection(*(set(row.items.get(name, {})) for name in names)))
+    if seeds:
+        items = {name: {seed_: row.items[name][seed_] for seed_ in seeds} for name in names}
+        sample = stats.resample(items, row.target, upstream, draws, seed)
+        return _Evaluated(row, tuple(seeds), sample, stats.intervals(sample), sample.n)
+    present = {name: row.items[name] for name in names if row.items.get(name)}
+    alone = {name: stats.dataset_interval(name, by_seed, draws, seed) for name, by_seed in present.items()}
+    if row.target in alone:
+        alone["A_T"] = alone[row.target]
+    return _Evaluated(row, (), None, alone, {name: _size(by_seed) for name, by_seed in present.items()})
+
+
+def _size(by_seed: stats.ItemsBySeed) -> int:
+    return len(next(iter(by_seed.values())))
+
+
+def _lines(found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | None) -> list[dict]:
+    """Return the frame's lines of one row."""
+    row, sample = found.row, found.sample
+    lines = []
+    for metric in metrics:
+        interval = found.intervals.get(metric)
+        line = {
+            "model": row.model, "model_name": row.model_name,
+            "target": row.target, "target_name": row.target_name,
+            "method": row.method, "method_name": row.method_name, "tuned": row.tuned, "metric": metric,
+            "value": interval and interval.value, "low": interval and interval.low,
+            "high": interval and interval.high, "n": found.n.get(row.target if metric == "A_T" else metric),
+            "seeds": " ".join(map(str, found.seeds)), "by_seed": "",
+            "delta": None, "delta_low": None, "delta_high": None, "delta_error": None, "p": None,
+            "paper": row.paper.value if row.paper and metric == "H" else None,
+            "paper_suspect": row.paper.suspect if row.paper and metric == "H" else "",
+        }  # fmt: skip
+        if sample is not None:
+            line["by_seed"] = " ".join(f"{sample.by_seed[seed][metric]:.4f}" for seed in found.seeds)
+            if reference is not None and reference.sample is not None and reference is not found:
+                difference = stats.paired_difference(sample, reference.sample, metric)
+                line |= {
+                    "delta": difference.value, "delta_low": difference.low, "delta_high": difference.high,
+                    "delta_error": difference.error, "p": difference.p,
+                }  # fmt: skip
+        lines.append(line)
+    return lines
+
+
+def build(
+    title: str,
+    rows: Sequence[RowResult],
+    upstream: Mapping[str, str],
+    notes: Sequence[str] = (),
+    draws: int = 2000,
+    seed: int = 0,
+) -> Table:
+    """Compute a table.
+
+    Args:
+        title: heading.
+        rows: in print order; blocks of one model and target are formed from them.
+        upstream: upstream dataset id -> printed name.
+        notes: further sentences, printed first.
+        draws: bootstrap draws.
+        seed: bootstrap seed.
+
+    Returns:
+        The table. Differences are taken from the row of method full_ft in the same block; stars are for H of
+        the tuned methods, Holm-corrected over the whole table.
+
+    Raises:
+        UserError: rows of one block were scored on different items.
+    """
+    found = [_evaluate(row, list(upstream), draws, seed) for row in rows]
+    references = {(item.row.model, item.row.target): item for item in found if item.row.method == REFERENCE}
+    metrics = [*upstream, *AVERAGES]
+    lines = []
+    for item in found:
+        lines += _lines(item, metrics, references.get((item.row.model, item.row.target)))
+    frame = pd.DataFrame(lines)
+    numbers = ["value", "low", "high", "delta", "delta_low", "delta_high", "delta_error", "p", "paper"]
+    frame[numbers] = frame[numbers].astype(float)
+    frame["n"] = frame["n"].astype("Int64")
+
+    # Printed values decide, so that equal numbers are both marked.
+    shown = frame["value"].round(2)
+    keys = [frame["model"], frame["target"], frame["metric"]]
+    top = shown.where(frame["tuned"]).groupby(keys).transform("max")
+    frame["best"] = frame["tuned"] & (shown == top)
+
+    tested = frame.index[(frame["metric"] == "H") & frame["tuned"] & frame["p"].notna()]
+    frame["p_holm"] = pd.Series(stats.holm(frame.loc[tested, "p"].tolist()), index=tested, dtype=float)
+    frame["star"] = frame["p_holm"] < LEVEL
+
+    below = (
+        *notes,
+        *_missing_notes(found),
+        *_count_notes(found, upstream),
+        *_seed_notes(found),
+        *_test_notes(len(tested), references, draws),
+        *_resolvable_notes(frame),
+        *_penalty_notes(found, references),
+        *_paper_notes(frame),
+        *_protocol_notes(rows, upstream),
+    )
+    return Table(title, dict(upstream), frame, below)
+
+
+def _place(row: RowResult) -> str:
+    return f"{row.model_name}, {row.target_name}"
+
+
+def _missing_notes(found: Sequence[_Evaluated]) -> list[str]:
+    """Name every number that is not there and why."""
+    notes = []
+    for item in found:
+        row = item.row
+        where = f"{row.method_name} ({_place(row)})"
+        lost = [seed for seed in row.seeds if seed not in item.seeds]
+        if not lost and not row.problems:
+            continue
+        which = "no complete result" if not item.seeds else f"seed {', '.join(map(str, lost))} left out"
+        reasons = "; ".join(row.problems) or "not run or not finished"
+        notes.append(f"Missing: {where}: {which}: {reasons}.")
+    return notes
+
+
+def _count_notes(found: Sequence[_Evaluated], upstream: Mapping[str, str]) -> list[str]:
+    """State the number of items of each test set."""
+    names = {**upstream, **{item.row.target: item.row.target_name for item in found}}
+    counts = {name: sorted({item.n[name] for item in found if name in item.n}) for name in names}
+    parts = [f"{names[name]} {' or '.join(map(str, sizes))}" for name, sizes in counts.items() if sizes]
+    return [f"Items (n): {', '.join(parts)}."] if parts else []
+
+
+def _seed_notes(found: Sequence[_Evaluated]) -> list[str]:
+    """State the training seeds, and what one seed cannot show."""
+    seeds = sorted({seed for item in found if item.row.tuned for seed in item.seeds})
+    if not seeds:
+        return []
+    if len(seeds) == 1:
+        return [
+            f"Training seed: {seeds[0]}. With one seed, intervals and stars cover the choice of test items "
+            "only, not another training run."
+        ]
+    listed = ", ".join(map(str, seeds))
+    return [f"Training seeds: {listed}; values are means, intervals resample seeds and image groups."]
+
+
+def _test_notes(comparisons: int, references: Mapping, draws: int) -> list[str]:
+    notes = ["Bold: best of the tuned methods. Arrows: difference from Full FT."] if references else []
+    if comparisons:
+        notes.append(
+            f"*: H differs from Full FT's, p < {LEVEL} (two-sided paired bootstrap, {draws} draws; "
+            f"Holm-corrected over {comparisons} comparison{'s' * (comparisons != 1)} in this table)."
+        )
+        if comparisons * 2 / (draws + 1) >= LEVEL:
+            notes.append(f"{draws} draws are too few for a star among so many comparisons.")
+    return notes
+
+
+def _resolvable_notes(frame: pd.DataFrame) -> list[str]:
+    """State which difference in H these test sets can show, per block."""
+    parts = []
+    tested = frame[(frame["metric"] == "H") & frame["tuned"] & frame["delta_error"].notna()]
+    for (model, target), block in tested.groupby(["model_name", "target_name"], sort=False):
+        differences = [stats.Difference(0, 0, 0, error, 1) for error in block["delta_error"]]
+        parts.append(f"{model}, {target} {stats.smallest_resolvable(differences):.2f}")
+    if not parts:
+        return []
+    what = "Smallest resolvable difference in H (80 % power, 5 % level, one comparison)"
+    return [f"{what}: {'; '.join(parts)}."]
+
+
+def _mean_delta(row: RowResult) -> float | None:
+    """Return the root mean square weight change, mean over seeds."""
+    deltas = [values["rms_delta"] for values in row.diagnostics.values() if "rms_delta" in values]
+    return sum(deltas) / len(deltas) if deltas else None
+
+
+def _penalty_notes(found: Sequence[_Evaluated], references: Mapping) -> list[str]:
+    """Say where a penalty leaves the weights as far from the start as Full FT does."""
+    places: dict[str, list[str]] = {}
+    for item in found:
+        row = item.row
+        reference = references.get((row.model, row.target))
+        if row.method not in PENALTIES or reference is None:
+            continue
+        own, full = _mean_delta(row), _mean_delta(reference.row)
+        if own is not None and full and abs(own - full) <= SAME_DELTA * full:
+            places.setdefault(row.method_name, []).append(f"{_place(row)}: {own:.4g} and {full:.4g}")
+    return [
+        f"{method}: the penalty hardly acts at this strength, its root mean square weight change is within "
+        f"{SAME_DELTA * 100:.0f} % of Full FT's ({'; '.join(where)})."
+        for method, where in places.items()
+    ]
+
+
+def _paper_notes(frame: pd.DataFrame) -> list[str]:
+    paper = frame[frame["paper"].notna()]
+    if paper.empty:
+        return ["Paper H: '-', the paper has no number at this scale to compare with."]
+    suspect = " ? marks numbers that rest on cells which look copied." if paper["paper_suspect"].any() else ""
+    return [f"Paper H: as printed in the paper, '-' where it has none.{suspect}"]
+
+
+def _protocol_notes(rows: Sequence[RowResult], upstream: Mapping[str, str]) -> list[str]:
+    """State the protocol of each dataset, and warn where rows were evaluated differently."""
+    names = {**upstream, **{row.target: row.target_name for row in rows}}
+    notes = []
+    for dataset, name in names.items():
+        used = sorted({row.protocol[dataset] for row in rows if dataset in row.protocol})
+        if len(used) > 1:
+            notes.append(f"{name}: rows of this table were evaluated DIFFERENTLY: {' | '.join(used)}.")
+        elif used:
+            notes.append(f"{name}: {used[0]}.")
+    return notes

@@ -1,0 +1,328 @@
+import dataclasses
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from benchmark import render, tables
+from benchmark.errors import UserError
+from benchmark.published import Published
+from eval import stats
+from tests.benchmark.table_rows import DELTAS, METHODS, UPSTREAM, row, rows
+
+DRAWS = 1000
+
+
+def build(found, **options) -> tables.Table:
+    return tables.build("Table 5", found, UPSTREAM, draws=DRAWS, **options)
+
+
+def line(table: tables.Table, method: str, metric: str, model: str = "llava", target: str = "flickr30k"):
+    """Return the one line of the frame."""
+    frame = table.frame
+    cell = {"method": method, "metric": metric, "model": model, "target": target}
+    chosen = frame[(frame[list(cell)] == pd.Series(cell)).all(axis=1)]
+    assert len(chosen) == 1
+    return chosen.iloc[0]
+
+
+def note(table: tables.Table, start: str) -> str:
+    """Return the one note that starts like this."""
+    (found,) = [text for text in table.notes if text.startswith(start)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def full() -> tables.Table:
+    """All methods, two models, two targets, three seeds."""
+    return build(rows(seeds=(0, 1, 2)))
+
+
+# -- numbers ------------------------------------------------------------------------------------------------
+
+
+def test_values_and_intervals_are_those_of_the_bootstrap(full):
+    source = row("spider", seeds=(0, 1, 2))
+    expected = stats.bootstrap(source.items, "flickr30k", list(UPSTREAM), draws=DRAWS)
+    for metric in (*UPSTREAM, "A_S", "A_T", "H", "O"):
+        found = line(full, "spider", metric)
+        assert (found.value, found.low, found.high) == dataclasses.astuple(expected[metric])
+    assert line(full, "spider", "A_T").n == line(full, "spider", "okvqa").n == 60
+    assert line(full, "spider", "H").seeds == "0 1 2"
+    assert len(line(full, "spider", "H").by_seed.split()) == 3
+    assert line(full, "zero_shot", "H").seeds == "0"
+
+
+def test_one_line_per_model_target_method_and_metric(full):
+    assert len(full.frame) == 2 * 2 * len(METHODS) * 8
+    assert [(model, target) for model, target, _ in full.blocks()] == [
+        ("LLaVA", "Flickr30k"), ("LLaVA", "COCO-Caption"), ("VILA", "Flickr30k"), ("VILA", "COCO-Caption"),
+    ]  # fmt: skip
+
+
+def test_differences_from_full_ft_are_paired(full):
+    samples = [
+        stats.resample(row(method, seeds=(0, 1, 2)).items, "flickr30k", list(UPSTREAM), draws=DRAWS)
+        for method in ("spider", "full_ft")
+    ]
+    expected = stats.paired_difference(*samples, "H")
+    found = line(full, "spider", "H")
+    assert (found.delta, found.delta_low, found.delta_high) == (expected.value, expected.low, expected.high)
+    assert pd.isna(line(full, "full_ft", "H").delta)
+
+
+def test_best_marks_tuned_methods_and_ties_as_printed(full):
+    assert line(full, "spider", "okvqa").best
+    assert not line(full, "zero_shot", "okvqa").best
+    assert line(full, "zero_shot", "okvqa").value > line(full, "spider", "okvqa").value
+    tied = build([row("full_ft"), row("spider", items=row("full_ft").items)])
+    assert line(tied, "full_ft", "H").best
+    assert line(tied, "spider", "H").best
+
+
+def test_stars_are_holm_corrected_over_the_tuned_methods_of_the_whole_table(full):
+    tested = full.frame[(full.frame.metric == "H") & full.frame.tuned & (full.frame.method != "full_ft")]
+    assert len(tested) == 4 * 6
+    assert full.frame["p_holm"].notna().sum() == len(tested)
+    assert tested.p_holm.tolist() == pytest.approx(stats.holm(tested.p.tolist()))
+    assert (tested.star == (tested.p_holm < 0.05)).all()
+    assert tested.star.any()
+    assert not tested.star.all()
+    assert "Holm-corrected over 24 comparisons" in note(full, "*:")
+    assert not full.frame.loc[full.frame.metric != "H", "star"].any()
+
+
+def test_too_few_draws_for_a_star_are_admitted():
+    few = tables.build("t", rows(), UPSTREAM, draws=200)
+    assert not few.frame.star.any()
+    assert note(few, "200 draws") == "200 draws are too few for a star among so many comparisons."
+    assert not [text for text in tables.build("t", rows(), UPSTREAM, draws=1000).notes if "too few" in text]
+
+
+def test_without_full_ft_there_are_no_differences():
+    table = build([row("zero_shot"), row("spider")])
+    assert table.frame.delta.isna().all()
+    assert not [text for text in table.notes if text.startswith(("*", "Bold", "Smallest"))]
+    assert "vs FT" in render.to_text(table)
+
+
+def test_rows_on_different_items_are_refused():
+    with pytest.raises(UserError, match="different items"):
+        build([row("full_ft"), row("spider", n=58)])
+
+
+# -- missing numbers ----------------------------------------------------------------------------------------
+
+
+def test_a_missing_dataset_leaves_no_average():
+    partial = dict(row("spider").items)
+    del partial["gqa"]
+    table = build([row("full_ft"), row("spider", items=partial, problems=("gqa: 3 of 60 answers missing",))])
+    assert pd.isna(line(table, "spider", "gqa").value)
+    assert all(pd.isna(line(table, "spider", metric).value) for metric in ("A_S", "H", "O"))
+    assert line(table, "spider", "okvqa").value == line(build([row("spider")]), "spider", "okvqa").value
+    assert line(table, "spider", "A_T").value > 0
+    assert "SPIDER (LLaVA, Flickr30k): no complete result: gqa: 3 of 60" in note(table, "Missing")
+    cells = render.to_markdown(table).split("| SPIDER |")[1].split("\n")[0].split("|")
+    assert [cell.strip() for cell in cells[3:5]] == ["-", "-"]
+    assert [cell.strip() for cell in cells[6:11]] == ["-"] * 4 + ["-"]
+
+
+def test_a_failed_cell_is_a_dash_everywhere():
+    table = build([row("full_ft"), row("spider", items={}, problems=("seed 0 failed: out of memory",))])
+    assert table.frame.loc[table.frame.method == "spider", "value"].isna().all()
+    assert "out of memory" in note(table, "Missing")
+    (printed,) = [text for text in render.to_text(table).splitlines() if text.startswith(" SPIDER")]
+    assert printed.split() == ["SPIDER", *["-"] * 11]
+    assert r"SPIDER & - & - & - & - & - & - & - & - \\" in render.to_latex(table)
+
+
+def test_a_missing_seed_is_left_out_and_named():
+    whole = row("spider", seeds=(0, 1, 2))
+    items = {name: {seed: part for seed, part in seeds.items() if (name, seed) != ("gqa", 1)}
+             for name, seeds in whole.items.items()}  # fmt: skip
+    table = build([row("full_ft", seeds=(0, 1, 2)), dataclasses.replace(whole, items=items)])
+    assert line(table, "spider", "okvqa").seeds == "0 2"
+    assert note(table, "Missing") == (
+        "Missing: SPIDER (LLaVA, Flickr30k): seed 1 left out: not run or not finished."
+    )
+
+
+def test_no_row_at_all_is_still_a_table():
+    table = build([row("full_ft", items={}), row("spider", items={})])
+    assert table.frame.value.isna().all()
+    assert "SPIDER" in render.to_text(table)
+    assert "SPIDER" in render.to_latex(table)
+
+
+# -- notes --------------------------------------------------------------------------------------------------
+
+
+def test_notes_state_items_seeds_and_protocol(full):
+    assert note(full, "Items") == (
+        "Items (n): OKVQA 60, TextVQA 60, OCRVQA 60, GQA 60, Flickr30k 60, COCO-Caption 60."
+    )
+    assert "0, 1, 2" in note(full, "Training seeds")
+    assert note(full, "OKVQA:") == "OKVQA: accuracy of okvqa."
+    assert note(full, "COCO-Caption:") == "COCO-Caption: accuracy of coco."
+    assert "not another training run" in note(build(rows()), "Training seed: 0")
+
+
+def test_mixed_protocols_are_called_out():
+    other = row("spider", protocol={"okvqa": "the official rule"})
+    assert "DIFFERENTLY" in note(build([row("full_ft"), other]), "OKVQA")
+
+
+def test_penalties_as_far_from_the_start_as_full_ft_are_named(full):
+    found = note(full, "L2-Reg")
+    assert "within 1 % of Full FT's" in found
+    assert "LLaVA, Flickr30k: 0.0199 and 0.02" in found
+    assert not [text for text in full.notes if text.startswith("Grafting")]
+    assert DELTAS["grafting"] < DELTAS["l2_reg"]
+    far = build([row("full_ft"), row("l2_reg", diagnostics={0: {"rms_delta": 0.0197}})])
+    assert not [text for text in far.notes if text.startswith("L2-Reg")]
+
+
+def test_smallest_resolvable_difference_is_stated_per_block(full):
+    block = full.frame[
+        (full.frame.metric == "H") & (full.frame.model == "llava") & (full.frame.target == "coco")
+    ]
+    expected = 2.801585 * block.loc[block.tuned, "delta_error"].median()
+    assert f"LLaVA, COCO-Caption {expected:.2f}" in note(full, "Smallest")
+
+
+def test_the_paper_has_a_column_only_where_it_can_be_compared(full):
+    assert "no number at this scale" in note(full, "Paper H")
+    assert full.frame.paper.isna().all()
+    copied = row("spider", paper=Published(66.61, "duplicate"))
+    table = build([row("full_ft", paper=Published(55.16, "")), copied, row("dare")])
+    assert line(table, "spider", "H").paper == 66.61
+    assert pd.isna(line(table, "spider", "O").paper)
+    text = render.to_markdown(table)
+    assert "| 66.61? |" in text
+    assert "| 55.16 |" in text
+    assert "look copied" in note(table, "Paper H")
+
+
+def test_own_notes_come_first():
+    assert build(rows(), notes=["Small profile."]).notes[0] == "Small profile."
+
+
+def test_protocol_names_metric_split_prompt_and_length():
+    from types import SimpleNamespace
+
+    spec = SimpleNamespace(
+        metric="gqa", prompt="{question}\nOne word.", max_new_tokens=12, splits={"test": "testdev"}
+    )
+    assert tables.protocol(spec, "test") == (
+        "exact match, lower case, final periods dropped; test split (testdev); "
+        'prompt "{question}\\nOne word."; at most 12 new tokens, greedy'
+    )
+
+
+# -- text ---------------------------------------------------------------------------------------------------
+
+
+def test_text_fits_110_columns_and_brackets_the_best(full):
+    text = render.to_text(full)
+    assert max(map(len, text.splitlines())) <= 110
+    assert "…" not in text
+    assert f"[{line(full, 'spider', 'H').value:.2f}]" in text
+    assert "[Brackets]: best of the tuned methods" in text
+    for block in ("LLaVA, fine-tuned on Flickr30k", "VILA, fine-tuned on COCO-Caption"):
+        assert block in text
+    for name, _, _ in METHODS.values():
+        assert text.count(f"\n {name} ") == 4
+
+
+def test_numbers_are_never_cut_on_a_narrow_terminal(full):
+    text = render.to_text(full, width=60)
+    assert "…" not in text
+    assert f"[{line(full, 'spider', 'H').value:.2f}]" in text
+
+
+def test_a_terminal_gets_bold(full):
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=120)
+    render.show(full, console)
+    out = console.file.getvalue()
+    assert f"\x1b[1m{line(full, 'spider', 'H').value:.2f}" in out
+    assert "Bold: best" in out
+
+
+def test_difference_has_arrow_size_and_star(full):
+    spider = line(full, "spider", "H")
+    assert spider.star
+    assert f"↑{spider.delta:.2f}*" in render.to_text(full)
+    shot = line(full, "zero_shot", "H")
+    assert f"{'↑' if shot.delta > 0 else '↓'}{abs(shot.delta):.2f} " in render.to_text(full)
+
+
+# -- Markdown, CSV, LaTeX -----------------------------------------------------------------------------------
+
+
+def test_markdown_rows_have_one_cell_per_column(full):
+    lines = render.to_markdown(full).splitlines()
+    starts = [index for index, text in enumerate(lines) if text.startswith("| Method | OKVQA")]
+    assert len(starts) == 4
+    for start in starts:
+        assert {text.count("|") for text in lines[start : start + 2 + len(METHODS)]} == {13}
+    assert f"**{line(full, 'spider', 'H').value:.2f}**" in lines[starts[0] + 9]
+
+
+def test_markdown_details_hold_the_intervals(full):
+    spider = line(full, "spider", "H")
+    text = render.to_markdown(full)
+    assert f"| {spider.low:.2f} to {spider.high:.2f} |" in text
+    assert f"({spider.delta_low:+.2f} to {spider.delta_high:+.2f})" in text
+    assert text.count("<details>") == text.count("</details>") == 4
+
+
+def test_markdown_escapes_what_would_be_markup():
+    text = render.to_markdown(build([row("full_ft", method_name="my_method|*x*")], notes=["a_b <c>"]))
+    assert r"my\_method\|\*x\*" in text
+    assert r"a\_b \<c\>" in text
+
+
+def test_csv_reads_back_with_all_numbers(full):
+    frame = pd.read_csv(io.StringIO(render.to_csv(full)), keep_default_na=True)
+    assert len(frame) == len(full.frame)
+    assert frame.value.to_numpy() == pytest.approx(full.frame.value.to_numpy(), abs=1e-4)
+    for column in ("low", "high", "n", "delta", "p_holm", "best", "star", "paper", "by_seed", "seeds"):
+        assert column in frame
+
+
+def test_latex_has_the_layout_of_the_paper(full):
+    text = render.to_latex(full)
+    starts = tuple(f"{name} & " for name, _, _ in METHODS.values())
+    body = [part for part in text.splitlines() if part.startswith(starts)]
+    assert len(body) == 2 * len(METHODS)
+    assert {part.count("&") for part in body} == {16}  # method plus eight columns for each of two targets
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    assert text.count(r"\midrule") == 2
+    assert rf"\textbf{{{line(full, 'spider', 'H').value:.2f}}}" in text
+    assert r"$\mathcal{A}^{S}$" in text
+
+
+def test_latex_specials_are_escaped():
+    assert render.latex_escape(r"a_b 5% {x} $ & # ~ ^ \n <|>") == (
+        r"a\_b 5\% \{x\} \$ \& \# \textasciitilde{} \textasciicircum{} \textbackslash{}n "
+        r"\textless{}\textbar{}\textgreater{}"
+    )
+    table = build([row("full_ft", method_name="my_method & co")], notes=['prompt "{q}\\n" 50 %'])
+    text = render.to_latex(table)
+    assert r"my\_method \& co" in text
+    assert r"prompt \textquotedbl{}\{q\}\textbackslash{}n\textquotedbl{} 50 \%" in text
+    assert text.isascii()
+
+
+def test_files_are_written(full, tmp_path):
+    paths = render.write(full, tmp_path / "tables", "table5")
+    assert [path.name for path in paths] == ["table5.md", "table5.csv", "table5.tex"]
+    assert paths[0].read_text() == render.to_markdown(full)
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(full, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        render.write(full, tmp_path / "file", "table5")
