@@ -1,0 +1,1 @@
+"""How the shipped small models were made: language stage, vision tower, alignment, upstream instruction tuning."""

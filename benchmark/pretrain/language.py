@@ -1,0 +1,227 @@
+"""Language stage, projector alignment and upstream instruction tuning of the whole small model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from benchmark.models.prompt import IGNORE, encode
+from benchmark.models.vision import ImageProcessor
+from benchmark.pretrain.corpus import Conversation, conversations, text_ids
+from benchmark.pretrain.state import Replica, Schedule, resume, save
+
+Log = Callable[[str], None]
+
+
+class _Texts(IterableDataset):
+    """Language-stage batches, a pure function of (seed, step)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int, first: int, steps: int, batch: int, length: int) -> None:
+        self.args = tokenizer, seed, first, steps, batch, length
+
+    def __iter__(self) -> Iterator[Tensor]:
+        tokenizer, seed, first, steps, batch, length = self.args
+        for step in range(first, steps):
+            stream = text_ids(tokenizer, f"language/{seed}/{step}", length)
+            yield torch.tensor([next(stream) for _ in range(batch)])
+
+
+def train_language(
+    llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, steps: int, seed: int, log: Log,
+    batch: int = 64, length: int = 96, learning_rate: float = 2e-3,
+) -> None:  # fmt: skip
+    """Train the language model on text alone; every token of the vocabulary becomes a supervised label often."""
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(llm.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = Schedule(learning_rate, steps, warmup=50)
+    first = resume(out, {"llm": llm}, optimizer)
+    llm.train()
+    low = Replica({"llm": llm})
+    loader = DataLoader(_Texts(tokenizer, seed, first, steps, batch, length), batch_size=None, num_workers=1)
+    for step, ids in enumerate(loader, first):
+        schedule.apply(optimizer, step)
+        loss = low.parts["llm"](input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        low.gradients_to_masters()
+        torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+        optimizer.step()
+        low.refresh()
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            log(f"language step {step + 1}/{steps} loss {loss.item():.3f}")
+            save(out, {"llm": llm}, optimizer, step + 1)
+
+
+class Packed:
+    """A batch of conversations whose turns share the prefix (system text and image).
+
+    Every turn sees the prefix and itself only, with positions as if it stood alone: the same numbers as one
+    conversation per turn, for a third of the work.
+    """
+
+    def __init__(self, rows: list[tuple[list[int], list[int], list[int], list[int]]], pixels: Tensor | None, pad: int) -> None:
+        longest = max(len(ids) for ids, *_ in rows)
+        self.pixels = pixels
+
+        def padded(index: int, fill: int) -> Tensor:
+            return torch.tensor([row[index] + [fill] * (longest - len(row[index])) for row in rows])
+
+        self.input_ids = padded(0, pad)
+        self.labels = padded(1, IGNORE)
+        self.positions = padded(2, 0)
+        branch = padded(3, -1)
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        same = branch[:, :, None] == branch[:, None, :]
+        prefix = (branch == 0)[:, None, :]
+        allowed = causal & (same | prefix)
+        self.allowed = allowed[:, None]
+
+
+def pack(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, image_token_id: int, image_seq_length: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return input_ids, labels, positions and branch numbers (0 for the shared prefix) of one conversation."""
+    ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    branches: list[int] = []
+    has_image = conversation.picture is not None
+    start = 0
+    for number, turn in enumerate(conversation.turns, 1):
+        tokens, wanted = encode(tokenizer, turn.prompt, turn.answer, has_image, image_token_id, image_seq_length, 4096)
+        if number == 1:
+            start = max(i for i, t in enumerate(tokens) if t == image_token_id) + 1 if has_image else 1
+            ids, labels = tokens[:start], wanted[:start]
+            positions, branches = list(range(start)), [0] * start
+        ids += tokens[start:]
+        labels += wanted[start:]
+        positions += range(start, len(tokens))
+        branches += [number] * (len(tokens) - start)
+    return ids, labels, positions, branches
+
+
+class _Conversations(IterableDataset):
+    """Packed batches, a pure function of (seed, stage, step)."""
+
+    def __init__(self, processor: ImageProcessor, tokenizer: PreTrainedTokenizerBase, image: tuple[int, int], seed: int,
+                 stage: str, first: int, steps: int, batch: int, prompts: dict[str, str], mixture: dict[str, int]) -> None:  # fmt: skip
+        self.processor, self.tokenizer, self.image = processor, tokenizer, image
+        self.seed, self.stage, self.first, self.steps, self.batch = seed, stage, first, steps, batch
+        self.prompts, self.mixture = prompts, mixture
+
+    def __iter__(self) -> Iterator[Packed]:
+        import random
+
+        stream = conversations(self.seed, self.stage, self.prompts, self.mixture)
+        for step in range(self.steps):
+            chosen = [next(stream) for _ in range(self.batch)]
+            if step < self.first:
+                continue
+            images = [c.picture.draw(random.Random(c.seed)) for c in chosen if c.picture is not None]
+            pixels = torch.stack([self.processor.to_uint8(image) for image in images]) if images else None
+            rows = [pack(c, self.tokenizer, *self.image) for c in chosen]
+            yield Packed(rows, pixels, self.tokenizer.pad_token_id)
+
+
+class Parts:
+    """The pieces of either family under one name each.
+
+    Args:
+        model: LlavaForConditionalGeneration or VilaForConditionalGeneration.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        if hasattr(model, "mm_projector"):
+            self.tower, self.projector = model.vision_tower, model.mm_projector
+            self.decoder, self.head = model.llm.model, model.llm.lm_head
+            self.image_token_id = model.config.image_token_id
+        else:
+            self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
+            self.decoder, self.head = model.model.language_model, model.lm_head
+            self.image_token_id = model.config.image_token_id
+
+    def loss(self, batch: Packed, processor: ImageProcessor) -> Tensor:
+        """Return the mean cross-entropy over the supervised tokens of a packed batch."""
+        from benchmark.pretrain.tower import features
+
+        is_image = batch.input_ids == self.image_token_id
+        embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
+        if batch.pixels is not None:
+            with torch.no_grad():
+                patches = features(self.tower, processor.normalise(batch.pixels).to(embeds.dtype))
+            embeds = embeds.masked_scatter(is_image[..., None], self.projector(patches))
+        mask = torch.zeros(batch.allowed.shape, dtype=embeds.dtype)
+        mask = mask.masked_fill(~batch.allowed, torch.finfo(embeds.dtype).min)
+        hidden = self.decoder(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False
+        ).last_hidden_state
+        wanted = batch.labels[:, 1:]
+        keep = wanted != IGNORE
+        return F.cross_entropy(self.head(hidden[:, :-1][keep]).float(), wanted[keep])
+
+
+def train_joint(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
+    stage: str, steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float,
+    projector_only: bool, log: Log, batch: int = 16,
+    evaluate: Callable[[], str] | None = None,
+) -> None:  # fmt: skip
+    """Train projector (alignment) or projector and language model (instruction tuning) on packed conversations.
+
+    Args:
+        model: of either family; the tower stays frozen.
+        tokenizer: its tokenizer.
+        processor: its image processor.
+        image_seq_length: image positions per picture.
+        out: folder of the stage's checkpoint.
+        stage: name, part of the data seed.
+        steps: optimizer steps.
+        seed: of the data order.
+        prompts: dataset id -> prompt template.
+        mixture: source -> share.
+        learning_rate: peak.
+        projector_only: train nothing but the projector.
+        log: called with one line every 50 steps.
+        batch: pictures per step.
+        evaluate: called every 500 steps; its text is logged.
+    """
+    torch.manual_seed(seed)
+    parts = Parts(model)
+    model.requires_grad_(False)
+    trained = {"projector": parts.projector}
+    if not projector_only:
+        trained |= {"decoder": parts.decoder, "head": parts.head}
+    for part in trained.values():
+        part.requires_grad_(True)
+    parameters = [p for part in trained.values() for p in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = Schedule(learning_rate, steps, warmup=50)
+    first = resume(out, trained, optimizer)
+    dataset = _Conversations(
+        processor, tokenizer, (parts.image_token_id, image_seq_length), seed, stage, first, steps, batch, prompts, mixture
+    )
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+    low = Replica({"model": model})
+    low_parts = Parts(low.parts["model"])
+    running: list[float] = []
+    for step, packed in enumerate(loader, first):
+        schedule.apply(optimizer, step)
+        loss = low_parts.loss(packed, processor)
+        loss.backward()
+        low.gradients_to_masters()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        low.refresh()
+        running.append(loss.item())
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            text = evaluate() if evaluate and (step + 1) % 500 == 0 else ""
+            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f} {text}")
+            running = []
+            if (step + 1) % 250 == 0 or step + 1 == steps:
+                save(out, trained, optimizer, step + 1)
