@@ -241,8 +241,8 @@ def _missing_notes(found: Sequence[_Evaluated]) -> list[str]:
         if not lost and not row.problems:
             continue
         which = "no complete result" if not item.seeds else f"seed {', '.join(map(str, lost))} left out"
-        reasons = "; ".join(row.problems) or "not run or not finished"
-        notes.append(f"Missing: {where}: {which}: {reasons}.")
+        reasons = "; ".join(" ".join(text.split()).rstrip(".") for text in row.problems)
+        notes.append(f"Missing: {where}: {which}: {reasons or 'not run or not finished'}.")
     return notes
 
 

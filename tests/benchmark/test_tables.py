@@ -118,12 +118,15 @@ def test_rows_on_different_items_are_refused():
 def test_a_missing_dataset_leaves_no_average():
     partial = dict(row("spider").items)
     del partial["gqa"]
-    table = build([row("full_ft"), row("spider", items=partial, problems=("gqa: 3 of 60 answers missing",))])
+    broken = row("spider", items=partial, problems=("gqa: 3 of 60\nanswers missing.",))
+    table = build([row("full_ft"), broken])
     assert pd.isna(line(table, "spider", "gqa").value)
     assert all(pd.isna(line(table, "spider", metric).value) for metric in ("A_S", "H", "O"))
     assert line(table, "spider", "okvqa").value == line(build([row("spider")]), "spider", "okvqa").value
     assert line(table, "spider", "A_T").value > 0
-    assert "SPIDER (LLaVA, Flickr30k): no complete result: gqa: 3 of 60" in note(table, "Missing")
+    assert note(table, "Missing") == (
+        "Missing: SPIDER (LLaVA, Flickr30k): no complete result: gqa: 3 of 60 answers missing."
+    )
     cells = render.to_markdown(table).split("| SPIDER |")[1].split("\n")[0].split("|")
     assert [cell.strip() for cell in cells[3:5]] == ["-", "-"]
     assert [cell.strip() for cell in cells[6:11]] == ["-"] * 4 + ["-"]
