@@ -352,7 +352,7 @@ FAULTS = {
     "weights truncated": "is truncated or corrupt",
     "weights cut in the header": "is truncated or corrupt",
     "weights incomplete": "1 tensors missing .first: .*layers.2.mlp",
-    "weights of another shape": "1 tensors of another shape|size mismatch|mismatch",
+    "weights of another shape": "1 tensors of another shape .first: .*layers.2.mlp",
     "config missing": "config.json is missing",
     "config broken": "config.json cannot be read as JSON",
 }
