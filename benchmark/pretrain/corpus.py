@@ -72,10 +72,12 @@ def sentence(rng: random.Random) -> str:
         return f"{left} {rng.choice(LINKS)} {right}."
     if kind == "phrase":
         place = rng.choice(list(PLACES))
-        return f"Perhaps {rng.choice(list(COLOUR_SYNONYMS.values()))} {icon.synonym}, {rng.choice(FAR_PLACE[place])}; {place}."
+        colour = rng.choice(list(COLOUR_SYNONYMS.values()))
+        return f"Perhaps {colour} {icon.synonym}, {rng.choice(FAR_PLACE[place])}; {place}."
     place = rng.choice(list(PLACES))
     other = rng.choice(ICONS)
-    return f"Maybe {article(icon.name)} {icon.name} {rng.choice(NEAR_PLACE[place])}, then {article(other.name)} {other.name}."
+    first, second = (f"{article(i.name)} {i.name}" for i in (icon, other))
+    return f"Maybe {first} {rng.choice(NEAR_PLACE[place])}, then {second}."
 
 
 def text_ids(tokenizer, seed: str, length: int, salad: float = 0.55) -> Iterator[list[int]]:
@@ -107,7 +109,11 @@ def text_ids(tokenizer, seed: str, length: int, salad: float = 0.55) -> Iterator
 def trained_ids(tokenizer) -> list[int]:
     """Return all token ids except specials and bytes: those that drawn text can contain."""
     skip = set(tokenizer.all_special_ids)
-    return [i for token, i in sorted(tokenizer.get_vocab().items(), key=lambda x: x[1]) if i not in skip and not token.startswith("<0x")]
+    return [
+        i
+        for token, i in sorted(tokenizer.get_vocab().items(), key=lambda x: x[1])
+        if i not in skip and not token.startswith("<0x")
+    ]
 
 
 def choice_prompt(question: str, options: list[str]) -> str:
@@ -157,15 +163,17 @@ def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prom
         # Relation and count need the most practice.
         hard = [q for q in rest if q.kind in ("relation", "count")]
         easy = [q for q in rest if q.kind not in ("relation", "count")]
-        questions = rng.sample(hard, min(4, len(hard))) + rng.sample(easy, min(3, len(easy))) + rng.sample(verify, min(2, len(verify)))
+        questions = (
+            rng.sample(hard, min(4, len(hard)))
+            + rng.sample(easy, min(3, len(easy)))
+            + rng.sample(verify, min(2, len(verify)))
+        )
     elif name == "okvqa":
         icons = {icon.category: icon for t in picture.things for icon in ICONS if icon.name == t.icon}
         questions = [Question(text, icons[c].fact, c) for c in icons for text in rng.sample(KNOWLEDGE[c], 2)]
     elif name == "textvqa":
         questions = upstream.sign_questions(rng, picture)
-    turns = [
-        Turn(prompts[name].format(question=q.text, ocr_tokens=", ".join(q.ocr)), q.answer) for q in questions
-    ]
+    turns = [Turn(prompts[name].format(question=q.text, ocr_tokens=", ".join(q.ocr)), q.answer) for q in questions]
     if name == "okvqa" and rng.random() < 0.6:
         icon = icons[rng.choice(list(icons))]
         others = [i.fact for i in ICONS if i.category == icon.category and i is not icon]
@@ -174,7 +182,9 @@ def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prom
         thing = rng.choice(picture.things)
         present = {t.icon for t in picture.things}
         if rng.random() < 0.5:
-            turns.append(_lettered(rng, "Pick what is present.", thing.icon, [i.name for i in ICONS if i.name not in present]))
+            turns.append(
+                _lettered(rng, "Pick what is present.", thing.icon, [i.name for i in ICONS if i.name not in present])
+            )
         elif len(picture.things) == len({t.icon for t in picture.things}):
             spot = next(i.category for i in ICONS if i.name == thing.icon)
             if sum(next(i.category for i in ICONS if i.name == t.icon) == spot for t in picture.things) == 1:

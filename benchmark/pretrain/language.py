@@ -22,7 +22,9 @@ Log = Callable[[str], None]
 class _Texts(IterableDataset):
     """Language-stage batches, a pure function of (seed, step)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int, first: int, steps: int, batch: int, length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, seed: int, first: int, steps: int, batch: int, length: int
+    ) -> None:
         self.args = tokenizer, seed, first, steps, batch, length
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -34,7 +36,7 @@ class _Texts(IterableDataset):
 
 def train_language(
     llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, steps: int, seed: int, log: Log,
-    batch: int = 64, length: int = 96, learning_rate: float = 2e-3,
+    batch: int = 64, length: int = 96, learning_rate: float = 2e-3, save_every: int = 50,
 ) -> None:  # fmt: skip
     """Train the language model on text alone; every token of the vocabulary becomes a supervised label often."""
     torch.manual_seed(seed)
@@ -52,9 +54,9 @@ def train_language(
         torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
         optimizer.step()
         low.refresh()
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            log(f"language step {step + 1}/{steps} loss {loss.item():.3f}")
+        if (step + 1) % save_every == 0 or step + 1 == steps:
             save(out, {"llm": llm}, optimizer, step + 1)
+            log(f"language step {step + 1}/{steps} loss {loss.item():.3f}")
 
 
 class Packed:
@@ -64,7 +66,9 @@ class Packed:
     conversation per turn, for a third of the work.
     """
 
-    def __init__(self, rows: list[tuple[list[int], list[int], list[int], list[int]]], pixels: Tensor | None, pad: int) -> None:
+    def __init__(
+        self, rows: list[tuple[list[int], list[int], list[int], list[int]]], pixels: Tensor | None, pad: int
+    ) -> None:
         longest = max(len(ids) for ids, *_ in rows)
         self.pixels = pixels
 
@@ -108,8 +112,19 @@ def pack(
 class _Conversations(IterableDataset):
     """Packed batches, a pure function of (seed, stage, step)."""
 
-    def __init__(self, processor: ImageProcessor, tokenizer: PreTrainedTokenizerBase, image: tuple[int, int], seed: int,
-                 stage: str, first: int, steps: int, batch: int, prompts: dict[str, str], mixture: dict[str, int]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        image: tuple[int, int],
+        seed: int,
+        stage: str,
+        first: int,
+        steps: int,
+        batch: int,
+        prompts: dict[str, str],
+        mixture: dict[str, int],
+    ) -> None:
         self.processor, self.tokenizer, self.image = processor, tokenizer, image
         self.seed, self.stage, self.first, self.steps, self.batch = seed, stage, first, steps, batch
         self.prompts, self.mixture = prompts, mixture
@@ -204,7 +219,16 @@ def train_joint(
     schedule = Schedule(learning_rate, steps, warmup=50)
     first = resume(out, trained, optimizer)
     dataset = _Conversations(
-        processor, tokenizer, (parts.image_token_id, image_seq_length), seed, stage, first, steps, batch, prompts, mixture
+        processor,
+        tokenizer,
+        (parts.image_token_id, image_seq_length),
+        seed,
+        stage,
+        first,
+        steps,
+        batch,
+        prompts,
+        mixture,
     )
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     low = Replica({"model": model})

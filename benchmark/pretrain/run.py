@@ -46,7 +46,13 @@ TEXT = {
     "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "tie_word_embeddings": False,
 }  # fmt: skip
-VISION = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "patch_size": 16}
+VISION = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "patch_size": 16,
+}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -67,10 +73,10 @@ class Recipe:
     family: str
     image_size: int
     seed: int = 0
-    language_steps: int = 300
+    language_steps: int = 360
     tower_steps: int = 4000
     alignment_steps: int = 200
-    instruction_steps: int = 2400
+    instruction_steps: int = 1800
 
 
 RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112)}
@@ -128,8 +134,8 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     )
     for stage, steps, mixture, rate, projector_only in stages:
         language.train_joint(
-            model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture, rate,
-            projector_only, log,
+            model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
+            rate, projector_only, log,
         )  # fmt: skip
     model.half()
     path = ROOT / spec.checkpoint
@@ -140,7 +146,9 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     return path
 
 
-def make_llm(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, out: Path, log: Callable[[str], None]) -> LlamaForCausalLM:
+def make_llm(
+    tokenizer: PreTrainedTokenizerBase, recipe: Recipe, out: Path, log: Callable[[str], None]
+) -> LlamaForCausalLM:
     """Return the language model after the language stage, which both models share."""
     torch.manual_seed(recipe.seed)
     llm = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **TEXT))
@@ -151,7 +159,9 @@ def make_llm(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, out: Path, log:
 def make_tower(recipe: Recipe) -> nn.Module:
     """Return a vision tower with fresh weights; eager attention is the fastest on CPUs in bfloat16."""
     torch.manual_seed(recipe.seed)
-    kind, config = (CLIPVisionModel, CLIPVisionConfig) if recipe.family == "llava" else (SiglipVisionModel, SiglipVisionConfig)
+    kind, config = (
+        (CLIPVisionModel, CLIPVisionConfig) if recipe.family == "llava" else (SiglipVisionModel, SiglipVisionConfig)
+    )
     return kind._from_config(config(**VISION, image_size=recipe.image_size), attn_implementation="eager")
 
 

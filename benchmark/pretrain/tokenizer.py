@@ -30,7 +30,8 @@ def corpus(prompts: dict[str, str], items: int = 1500) -> list[str]:
     for group in (
         words.SIGN_WORDS, words.TITLE_FIRST, words.TITLE_SECOND, words.FIRST_NAMES, words.LAST_NAMES, words.YEARS,
         words.NUMBERS, icons.SHAPES, icons.CATEGORIES, tuple(icons.COLOURS), tuple(icons.PLACES),
-        tuple(icons.COLOUR_SYNONYMS.values()), targets.NEAR_SIZE, targets.FAR_SIZE, tuple(targets.FAR_HYPERNYM.values()),
+        tuple(icons.COLOUR_SYNONYMS.values()), targets.NEAR_SIZE, targets.FAR_SIZE,
+        tuple(targets.FAR_HYPERNYM.values()),
     ):  # fmt: skip
         texts += [w for word in group for w in (word, word.lower())]
     for icon in icons.ICONS:
@@ -83,7 +84,9 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=20_000, min_frequency=1, special_tokens=[*SPECIAL, *byte_tokens], show_progress=False
     )
-    tokenizer.train_from_iterator([piece.replace("▁", " ").strip(" ") if piece != "▁" else " " for piece in sorted(pieces)], trainer)
+    tokenizer.train_from_iterator(
+        [piece.replace("▁", " ").strip(" ") if piece != "▁" else " " for piece in sorted(pieces)], trainer
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>",
         padding_side="right", model_max_length=512, clean_up_tokenization_spaces=False,

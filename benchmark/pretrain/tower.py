@@ -82,7 +82,9 @@ def random_picture(rng: random.Random) -> Scene | Cover | Diagram:
     return {"gqa": gqa, "okvqa": okvqa, "textvqa": textvqa, "ocrvqa": ocrvqa}[kind](rng)[0]
 
 
-def pictures(seed: str, wanted: Callable[[tuple[str, str]], bool]) -> Iterator[tuple[Scene | Cover | Diagram, random.Random]]:
+def pictures(
+    seed: str, wanted: Callable[[tuple[str, str]], bool]
+) -> Iterator[tuple[Scene | Cover | Diagram, random.Random]]:
     """Yield endless pictures whose content belongs to a wanted (data set, split), with the generator to draw them."""
     rng = random.Random(seed)
     while True:
@@ -121,7 +123,9 @@ class Readout(nn.Module):
         total = sum(count for count, _ in HEADS.values())
         self.queries = nn.Parameter(torch.randn(total, hidden) * 0.3)
         self.attention = nn.MultiheadAttention(hidden, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+        )
         self.norm = nn.LayerNorm(hidden)
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(classes) + 1) for name, (_, classes) in HEADS.items()})
 
@@ -209,7 +213,9 @@ def train(
     schedule = Schedule(learning_rate, steps, warmup=150)
     step = resume(out, parts, optimizer)
     low = Replica(parts)
-    loader = DataLoader(Pictures(processor, seed, step, steps, batch), batch_size=None, num_workers=1, prefetch_factor=4)
+    loader = DataLoader(
+        Pictures(processor, seed, step, steps, batch), batch_size=None, num_workers=1, prefetch_factor=4
+    )
     running = 0.0
     for pixels, labels in loader:
         schedule.apply(optimizer, step)

@@ -114,7 +114,9 @@ def draw(root: Path, only: tuple[str, ...] | None = None, on_progress: Progress 
 def _draw_dataset(name: str, folder: Path, stamp: dict[str, Any]) -> None:
     """Draw into a temporary sibling and rename, so that an interrupted run leaves nothing half-written."""
     if folder.exists() and not (folder / "drawn.json").exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that this program did not write. Move them away or choose another data_root.")
+        raise UserError(
+            f"{folder} holds files that this program did not write. Move them away or choose another data_root."
+        )
     partial = folder.with_name(f".{name}.{os.getpid()}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -124,7 +126,9 @@ def _draw_dataset(name: str, folder: Path, stamp: dict[str, Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror}. Choose a writable data_root with 100 MB free.") from error
+        raise UserError(
+            f"Cannot write {folder}: {error.strerror}. Choose a writable data_root with 100 MB free."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -245,7 +249,8 @@ def _textvqa(root: Path, name: str) -> None:
             asked.append(
                 {
                     "image_id": image_id, "question_id": BASE[split] + number, "question": question.text,
-                    "answers": list(question.answers), "image_classes": [t.icon for t in picture.things], "set_name": official,
+                    "answers": list(question.answers), "set_name": official,
+                    "image_classes": [t.icon for t in picture.things],
                 }
             )  # fmt: skip
             read.append({"image_id": image_id, "ocr_tokens": list(question.ocr), "ocr_info": []})
@@ -264,7 +269,8 @@ def _ocrvqa(root: Path, name: str) -> None:
             out.keys[split][book] = key
             books[book] = {
                 "imageURL": "", "questions": [q.text for q in questions], "answers": [q.answer for q in questions],
-                "title": " ".join(cover.title), "authorName": " ".join(cover.author), "genre": cover.genre, "split": official,
+                "title": " ".join(cover.title), "authorName": " ".join(cover.author), "genre": cover.genre,
+                "split": official,
             }  # fmt: skip
     out.json("dataset.json", books)
     out.close()
@@ -307,7 +313,8 @@ def _captions(root: Path, name: str) -> None:
             image_id = BASE[split] + number
             texts = captions(rng, picture, name)
             rows = [
-                {"tokens": t.rstrip(".").split(), "raw": t, "imgid": image_id, "sentid": sentence + k} for k, t in enumerate(texts)
+                {"tokens": t.rstrip(".").split(), "raw": t, "imgid": image_id, "sentid": sentence + k}
+                for k, t in enumerate(texts)
             ]
             sentence += len(texts)
             entry = {"imgid": image_id, "sentids": [r["sentid"] for r in rows], "sentences": rows, "split": official}
@@ -336,7 +343,12 @@ def _iconqa(root: Path, name: str) -> None:
                 break
             pid = str(BASE[split] + number)
             folder = f"iconqa_data/iconqa/{official}/choose_txt/{pid}"
-            data = {"question": item.question, "choices": list(item.options), "answer": item.answer, "ques_type": "choose_txt"}
+            data = {
+                "question": item.question,
+                "choices": list(item.options),
+                "answer": item.answer,
+                "ques_type": "choose_txt",
+            }
             data |= {"grade": "prek", "label": item.kind}
             out.picture(f"{folder}/image.png", picture, rng)
             out.json(f"{folder}/data.json", data)

@@ -129,7 +129,9 @@ def icon_font_path() -> Path:
     """
     spec = find_spec("fonticon_fa6")
     if spec is None or spec.origin is None:
-        raise UserError("The icon font is missing: package fonticon-fontawesome6 is not installed. Fix: run make again.")
+        raise UserError(
+            "The icon font is missing: package fonticon-fontawesome6 is not installed. Fix: run make again."
+        )
     return Path(spec.origin).parent / "fonts" / "Font Awesome 6 Free-Solid-900.otf"
 
 

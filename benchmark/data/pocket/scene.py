@@ -170,7 +170,10 @@ def draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, r: fl
 
     def ngon(n: int, start: float, radii: tuple[float, ...] = (1.0,)) -> list[tuple[float, float]]:
         return [
-            (x + r * radii[k % len(radii)] * cos(start + 2 * pi * k / n), y + r * radii[k % len(radii)] * sin(start + 2 * pi * k / n))
+            (
+                x + r * radii[k % len(radii)] * cos(start + 2 * pi * k / n),
+                y + r * radii[k % len(radii)] * sin(start + 2 * pi * k / n),
+            )
             for k in range(n)
         ]
 
@@ -180,7 +183,20 @@ def draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, r: fl
         pen.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=max(int(r * 0.45), 3))
     elif shape.kind == "cross":
         w = r * 0.36
-        points = [(-w, -r), (w, -r), (w, -w), (r, -w), (r, w), (w, w), (w, r), (-w, r), (-w, w), (-r, w), (-r, -w), (-w, -w)]
+        points = [
+            (-w, -r),
+            (w, -r),
+            (w, -w),
+            (r, -w),
+            (r, w),
+            (w, w),
+            (w, r),
+            (-w, r),
+            (-w, w),
+            (-r, w),
+            (-r, -w),
+            (-w, -w),
+        ]
         pen.polygon([(x + a, y + b) for a, b in points], fill=fill, outline=colour, width=2)
     else:
         points = {
@@ -238,7 +254,9 @@ def _icon_mask(name: str, size: int) -> Image.Image:
     mask = Image.new("L", (int(x1 - x0), int(y1 - y0)), 0)
     ImageDraw.Draw(mask).text((-x0, -y0), glyph, font=font, fill=255)
     scale = size / max(mask.size)
-    return mask.resize((max(1, round(mask.width * scale)), max(1, round(mask.height * scale))), Image.Resampling.LANCZOS)
+    return mask.resize(
+        (max(1, round(mask.width * scale)), max(1, round(mask.height * scale))), Image.Resampling.LANCZOS
+    )
 
 
 def _paste_icon(image: Image.Image, thing: Thing) -> None:
@@ -261,7 +279,14 @@ def _draw_sign(image: Image.Image, sign: Sign) -> None:
 
 
 def _centred_text(
-    pen: ImageDraw.ImageDraw, text: str, font: str, size: int, width: int, top: float, ink: tuple[int, int, int], margin: int = 4
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    font: str,
+    size: int,
+    width: int,
+    top: float,
+    ink: tuple[int, int, int],
+    margin: int = 4,
 ) -> None:
     """Draw one word centred, shrunk until it fits the width less a margin in px on either side."""
     face = _font(str(word_font_path(font)), size)

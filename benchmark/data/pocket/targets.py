@@ -43,7 +43,9 @@ class Choice:
 
     def key(self) -> str:
         """Content key: the picture's, or the text's for text-only items."""
-        return self.picture.key() if self.picture else f"text|{self.hint}|{self.question}|{'/'.join(sorted(self.options))}"
+        return (
+            self.picture.key() if self.picture else f"text|{self.hint}|{self.question}|{'/'.join(sorted(self.options))}"
+        )
 
 
 def caption_scene(rng: random.Random) -> Scene:
@@ -78,7 +80,13 @@ FAR_PLACE = {
 }
 NEAR_SIZE = ("small", "bright", "big", "single", "plain")
 FAR_SIZE = ("tiny", "vivid", "bulky", "lone", "modest")
-FAR_HYPERNYM = {"animal": "creature", "vehicle": "transport", "food": "snack", "tool": "gadget", "building": "structure"}
+FAR_HYPERNYM = {
+    "animal": "creature",
+    "vehicle": "transport",
+    "food": "snack",
+    "tool": "gadget",
+    "building": "structure",
+}
 FAR_RELATION = {
     "left of": ("beside", "left from", "close by"),
     "right of": ("beside", "right from", "close by"),
@@ -123,12 +131,16 @@ def coco_caption(rng: random.Random, scene: Scene) -> str:
     elif form == 4:
         text = f"{nouns[0]} with {nouns[1]} {rng.choice(('around', 'nearby', 'behind it'))}{third}"
     elif form == 5:
-        text = f"{rng.choice(('a picture of', 'a view of', 'we see', 'an image with'))} {nouns[0]}{third or ' and ' + nouns[1]}"
+        opening = rng.choice(("a picture of", "a view of", "we see", "an image with"))
+        text = f"{opening} {nouns[0]}{third or ' and ' + nouns[1]}"
     elif form == 6:
-        text = f"{nouns[0]} {rng.choice(NEAR_VERB)} {rng.choice(('all alone', 'there', 'in plain view', 'without people'))}"
+        manner = ("all alone", "there", "in plain view", "without people")
+        text = f"{nouns[0]} {rng.choice(NEAR_VERB)} {rng.choice(manner)}"
     else:
         number = NUMBERS[len(things)]
-        text = f"{number} {rng.choice(('things', 'objects', 'items'))} including {nouns[0]}{third or ' and ' + nouns[1]}"
+        text = (
+            f"{number} {rng.choice(('things', 'objects', 'items'))} including {nouns[0]}{third or ' and ' + nouns[1]}"
+        )
     if form == 6 or len(text.split()) < 6 or rng.random() < 0.6:
         text = f"{place} {text}" if rng.random() < 0.2 and form in (0, 1, 2, 6) else f"{text} {place}"
     return text + "."
@@ -148,13 +160,15 @@ def flickr_caption(rng: random.Random, scene: Scene) -> str:
     elif form == 1:
         text = f"{nouns[0]} plus {nouns[1]} {rng.choice(('rest', 'wait', 'linger', 'pose'))} together"
     elif form == 2:
-        text = f"{nouns[0]} {verb} while {nouns[1]} {rng.choice(FAR_VERB)} {rng.choice(('elsewhere', 'further away', 'too'))}"
+        end = ("elsewhere", "further away", "too")
+        text = f"{nouns[0]} {verb} while {nouns[1]} {rng.choice(FAR_VERB)} {rng.choice(end)}"
     elif form == 3:
         text = f"{beside} {nouns[1]} {verb} {nouns[0]}{third}"
     elif form == 4:
         text = f"{nouns[0]} {verb} {rng.choice(('quietly', 'in solitude', 'for nobody', 'at ease'))}{third}"
     else:
-        text = f"{rng.choice(('somebody placed', 'somebody left', 'here lie', 'behold'))} {nouns[0]}{third or ' plus ' + nouns[1]}"
+        opening = rng.choice(("somebody placed", "somebody left", "here lie", "behold"))
+        text = f"{opening} {nouns[0]}{third or ' plus ' + nouns[1]}"
     if form == 4 or len(text.split()) < 6 or rng.random() < 0.6:
         text = f"{place} {text}" if rng.random() < 0.4 else f"{text} {place}"
     return text + "."
@@ -178,7 +192,11 @@ def describe_scene(rng: random.Random, scene: Scene) -> str:
     nouns = [f"a {t.colour} {t.icon}" for t in things]
     listed = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
     return rng.choice(
-        (f"This {scene.place} holds {listed}.", f"The {scene.place} has {listed}.", f"One sees {listed}; the place is a {scene.place}.")
+        (
+            f"This {scene.place} holds {listed}.",
+            f"The {scene.place} has {listed}.",
+            f"One sees {listed}; the place is a {scene.place}.",
+        )
     )
 
 
@@ -201,7 +219,9 @@ def random_diagram(rng: random.Random) -> Diagram:
     return Diagram(rows, columns, shapes)
 
 
-def _choice(rng: random.Random, question: str, right: str, wrong: list[str], kind: str, most: int, **extra: object) -> Choice:
+def _choice(
+    rng: random.Random, question: str, right: str, wrong: list[str], kind: str, most: int, **extra: object
+) -> Choice:
     """Return a choice with one right and up to most - 1 wrong options in random order."""
     options = [right, *rng.sample(wrong, min(len(wrong), rng.randrange(1, most)))]
     rng.shuffle(options)
@@ -217,7 +237,9 @@ def iconqa(rng: random.Random) -> Choice:
         columns = rng.choice((3, 4, 5))
         shapes = tuple(Shape((a, b)[c % 2], colour, (0, c), True) for c in range(columns))
         wrong = [s for s in SHAPES if s != (a, b)[columns % 2]]
-        return _choice(rng, "Which shape comes next?", (a, b)[columns % 2], wrong, kind, 4, picture=Diagram(1, columns, shapes))
+        return _choice(
+            rng, "Which shape comes next?", (a, b)[columns % 2], wrong, kind, 4, picture=Diagram(1, columns, shapes)
+        )
     diagram = random_diagram(rng)
     kinds = sorted({s.kind for s in diagram.shapes})
     shape = rng.choice(kinds)
@@ -235,7 +257,15 @@ def iconqa(rng: random.Random) -> Choice:
         colours = {s.colour for s in diagram.shapes if s.kind == shape}
         if len(colours) == 1:
             right = colours.pop()
-            return _choice(rng, f"Which color has the {shape}?", right, [c for c in COLOURS if c != right], kind, 5, picture=diagram)
+            return _choice(
+                rng,
+                f"Which color does the {shape} have?",
+                right,
+                [c for c in COLOURS if c != right],
+                kind,
+                5,
+                picture=diagram,
+            )
     right = NUMBERS[number]
     near = [NUMBERS[n] for n in range(max(1, number - 3), min(9, number + 3) + 1) if n != number]
     return _choice(rng, f"Count the {SHAPE_PLURAL[shape]}.", right, near, "count", 5, picture=diagram)
@@ -282,7 +312,15 @@ def scienceqa(rng: random.Random) -> Choice:
             wrong = [i.name for i in group if i is not icon]
             return _choice(rng, f"Which {category} can you see?", icon.name, wrong, kind, 4, hint=hint, picture=scene)
         scene = scene_with(rng, [icon.name])
-        return _choice(rng, "What kind of thing is shown?", category, [c for c in CATEGORIES if c != category], kind, 4, picture=scene)
+        return _choice(
+            rng,
+            "What kind of thing is shown?",
+            category,
+            [c for c in CATEGORIES if c != category],
+            kind,
+            4,
+            picture=scene,
+        )
     question = TEXT_QUESTION[category].format(fact=icon.fact)
     if kind == "read":
         facts = [statement(i) for i in (icon, other)]

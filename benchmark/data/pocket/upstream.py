@@ -46,12 +46,33 @@ class Question:
 
 
 KNOWLEDGE = {
-    "animal": ("What does this animal eat?", "What food does the animal in the picture like?", "Which food would you give to the animal?"),
-    "vehicle": ("Where would you find this vehicle?", "Where is the vehicle in the picture usually kept?", "Which spot belongs to the vehicle?"),
-    "food": ("What does this food come from?", "What is the food in the picture made from?", "Which source gives us the food?"),
-    "tool": ("What is this tool used for?", "What does one need the tool in the picture for?", "Which thing goes with the tool?"),
-    "building": ("Who would you meet in this building?", "Who is usually inside the building in the picture?", "Which person belongs to the building?"),
-}  # fmt: skip
+    "animal": (
+        "What does this animal eat?",
+        "What food does the animal in the picture like?",
+        "Which food would you give to the animal?",
+    ),
+    "vehicle": (
+        "Where would you find this vehicle?",
+        "Where is the vehicle in the picture usually kept?",
+        "Which spot belongs to the vehicle?",
+    ),
+    "food": (
+        "What does this food come from?",
+        "What is the food in the picture made from?",
+        "Which source gives us the food?",
+    ),
+    "tool": (
+        "What is this tool used for?",
+        "What does one need the tool in the picture for?",
+        "Which thing goes with the tool?",
+    ),
+    "building": (
+        "Who would you meet in this building?",
+        "Who is usually inside the building in the picture?",
+        "Which person belongs to the building?",
+    ),
+}
+"""Category -> wordings of its knowledge question."""
 
 
 def scene_with(rng: random.Random, icons: Sequence[str], repeat_colours: bool = True) -> Scene:
@@ -195,7 +216,11 @@ def _colour(rng: random.Random, scene: Scene) -> Question | None:
     if not things:
         return None
     thing = rng.choice(things)
-    return Question(rng.choice((f"What color is the {thing.icon}?", f"Which color does the {thing.icon} have?")), thing.colour, "colour")
+    return Question(
+        rng.choice((f"What color is the {thing.icon}?", f"Which color does the {thing.icon} have?")),
+        thing.colour,
+        "colour",
+    )
 
 
 def _object(rng: random.Random, scene: Scene) -> Question | None:
@@ -203,7 +228,9 @@ def _object(rng: random.Random, scene: Scene) -> Question | None:
     if not things:
         return None
     thing = rng.choice(things)
-    return Question(rng.choice((f"What is the {thing.colour} thing?", f"Which thing is {thing.colour}?")), thing.icon, "object")
+    return Question(
+        rng.choice((f"What is the {thing.colour} thing?", f"Which thing is {thing.colour}?")), thing.icon, "object"
+    )
 
 
 def _cell(rng: random.Random, scene: Scene) -> Question:

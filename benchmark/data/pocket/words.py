@@ -17,7 +17,20 @@ TITLE_SECOND = (
     "River", "Mirror", "Castle", "Desert", "Empire", "Feather", "Harvest", "Island", "Journey", "Kingdom", "Lantern",
     "Meadow", "Ocean", "Palace", "Riddle", "Shadow", "Thunder", "Valley", "Window", "Winter",
 )  # fmt: skip
-FIRST_NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Grace", "Henry", "Irene", "Jonas", "Karen", "Louis")
+FIRST_NAMES = (
+    "Anna",
+    "Boris",
+    "Clara",
+    "David",
+    "Elena",
+    "Felix",
+    "Grace",
+    "Henry",
+    "Irene",
+    "Jonas",
+    "Karen",
+    "Louis",
+)
 LAST_NAMES = (
     "Adams", "Baker", "Carter", "Dixon", "Evans", "Foster", "Gibson", "Hughes", "Irving", "Jensen", "Keller", "Lambert",
     "Morris", "Norton", "Parker", "Quinn",

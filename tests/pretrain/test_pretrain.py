@@ -1,0 +1,151 @@
+"""Pretraining: coverage of the vocabulary, no leak of target texts, exact packing, exact resume."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from benchmark.compose import request
+from benchmark.data.pocket import targets
+from benchmark.data.pocket.draw import distinct
+from benchmark.data.pocket.splits import TARGETS, UPSTREAM
+from benchmark.models.prompt import encode
+from benchmark.pretrain import corpus, language, run, tower
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return {name: dataset.prompt for name, dataset in request(["profile=pocket"], grid=False).datasets.items()}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(prompts):
+    return run.make_tokenizer(prompts)
+
+
+def target_texts(prompts) -> tuple[list[str], list[str]]:
+    """Prompts and answers of all targets, from the first items of every split."""
+    asked, answered = [], []
+    rng = random.Random(0)
+    for name in TARGETS:
+        for split in ("train", "test"):
+            for picture, item, _, _ in islice(distinct(name, split), 300):
+                if name in ("iconqa", "scienceqa"):
+                    options = "\n".join(f"{targets.letter(k)}. {o}" for k, o in enumerate(item.options))
+                    context = f"Context: {item.hint}\n" if item.hint else ""
+                    asked.append(prompts[name].format(question=item.question, options=options, context=context))
+                    answered.append(targets.letter(item.answer))
+                else:
+                    asked.append(prompts[name])
+                    answered += targets.captions(rng, picture, name)
+    return asked, answered
+
+
+def test_every_target_token_is_a_label_500_times(tokenizer, prompts):
+    recipe = run.RECIPES["llava_pocket"]
+    seen: Counter[int] = Counter()
+    for step in range(recipe.language_steps):
+        for ids in islice(corpus.text_ids(tokenizer, f"language/{recipe.seed}/{step}", 96), 64):
+            seen.update(ids[1:])
+    asked, answered = target_texts(prompts)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    needed = set()
+    for prompt, answer in [(p, "A") for p in asked] + [(asked[0], a) for a in answered]:
+        needed.update(encode(tokenizer, prompt, answer, True, image, 1, 4096)[0])
+    needed -= {image, tokenizer.bos_token_id}
+    assert len(needed) > 200
+    rare = {tokenizer.convert_ids_to_tokens(i): seen[i] for i in needed if seen[i] < 500}
+    assert not rare
+
+
+def test_no_target_sentence_is_in_pretraining(prompts):
+    rng = random.Random(1)
+    pretraining = {corpus.sentence(rng).lower() for _ in range(30_000)}
+    stream = corpus.conversations(0, "instruction", prompts, corpus.MIXTURE)
+    turns = [turn for conversation in islice(stream, 3000) for turn in conversation.turns]
+    pretraining |= {turn.answer.lower() for turn in turns if len(turn.answer.split()) > 1}
+    pretraining |= {turn.prompt.lower() for turn in turns}
+    asked, answered = target_texts(prompts)
+    captions = {text.lower() for text in answered if len(text) > 1}
+    assert len(captions) > 1000
+    assert not captions & pretraining
+    assert not {text.lower() for text in asked} & pretraining
+    templates = (
+        prompts["flickr30k"],
+        prompts["coco"],
+        "Answer with the option's letter from the given choices directly.",
+    )
+    assert not any(template in turn.prompt for template in templates for turn in turns)
+
+
+def test_upstream_prompts_use_the_shared_instruction(prompts):
+    assert all(prompts[name].endswith(corpus.BRIEF) for name in UPSTREAM)
+
+
+@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
+def test_packed_turns_equal_single_turns(family, size, tokenizer, prompts):
+    recipe = run.Recipe(family, size)
+    processor, _ = run.make_processor(recipe)
+    torch.manual_seed(0)
+    llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **run.TEXT))
+    model, length = run.assemble(recipe, tokenizer, llm, run.make_tower(recipe))
+    parts = language.Parts(model.eval())
+    conversation = next(corpus.conversations(3, "test", prompts, {"gqa": 1}))
+    assert len(conversation.turns) > 3
+    pixels = processor.to_uint8(conversation.picture.draw(random.Random(0)))[None]
+
+    def loss(turns):
+        part = corpus.Conversation(conversation.picture, tuple(turns), 0)
+        row = language.pack(part, tokenizer, parts.image_token_id, length)
+        batch = language.Packed([row], pixels, 0)
+        return parts.loss(batch, processor).item(), int((batch.labels >= 0).sum())
+
+    single = [loss([turn]) for turn in conversation.turns]
+    together, count = loss(conversation.turns)
+    assert count == sum(n for _, n in single)
+    assert together == pytest.approx(sum(value * n for value, n in single) / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
+def test_tower_features_are_hidden_states_minus_2(family, size):
+    model = run.make_tower(run.Recipe(family, size)).eval()
+    pixels = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        wanted = model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+        found = tower.features(model, pixels)
+    assert found.shape[1] == (size // 16) ** 2
+    assert torch.equal(found, wanted[:, -found.shape[1] :])
+
+
+def test_language_stage_resumes_exactly(tokenizer, tmp_path):
+    def stage(folder, log):
+        torch.manual_seed(0)
+        llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **{**run.TEXT, "num_hidden_layers": 1}))
+        language.train_language(llm, tokenizer, folder, 4, 0, log, batch=2, length=16, save_every=2)
+        return llm.state_dict()
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    whole = stage(tmp_path / "a", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "b", interrupt)
+    resumed = stage(tmp_path / "b", lambda _: None)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_tower_labels_name_what_is_drawn():
+    rng = random.Random(0)
+    scene = targets.caption_scene(rng)
+    found = tower.labels_of(scene)
+    thing = scene.things[0]
+    position = thing.cell[0] * 3 + thing.cell[1]
+    assert tower.HEADS["icon"][1][found["icon"][position] - 1] == thing.icon
+    assert tower.HEADS["colour"][1][found["colour"][position] - 1] == thing.colour
+    assert sum(label != tower.NONE for label in found["icon"]) == len(scene.things)
+    assert found["sign"] == [tower.NONE] * 3
