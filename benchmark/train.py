@@ -133,7 +133,7 @@ def train(
     pretrained = snapshot(model, names)
     trained = {name: parameter for name, parameter in model.named_parameters() if name in pretrained}
     for parameter in trained.values():
-        # Master weights are float32; with dtype=bfloat16 autocast does the matrix products.
+        # Master weights are float32; with dtype=bfloat16 autocast casts them for the products.
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     run = Run(
@@ -254,7 +254,6 @@ class CellTrainer(Trainer):
             warmup_steps=math.ceil(settings.warmup_ratio * settings.epochs * run.order.steps),
             max_grad_norm=settings.max_grad_norm,
             seed=run.cell.seed,
-            bf16=run.cell.dtype == "bfloat16",
             use_cpu=run.cell.device == "cpu",
             logging_strategy="steps",
             logging_steps=1,
@@ -330,7 +329,9 @@ class CellTrainer(Trainer):
     ) -> Any:
         columns, targets, weights = (inputs.pop(key) for key in ("columns", "targets", "weights"))
         self.batch_ids += inputs.pop("item_ids")
-        outputs = model(**inputs, logits_to_keep=columns)
+        # Not TrainingArguments.bf16: accelerate keeps the precision of the first trainer of a process.
+        with torch.autocast(columns.device.type, torch.bfloat16, enabled=self.run.cell.dtype == "bfloat16"):
+            outputs = model(**inputs, logits_to_keep=columns)
         chosen = weights > 0
         losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
         loss = (losses * weights[chosen]).sum()

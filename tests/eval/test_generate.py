@@ -1,0 +1,167 @@
+"""Generation: batched answers equal single ones, files survive interruption, broken images are all named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import eval.generate
+from benchmark.data.record import Record
+from benchmark.errors import UserError
+from benchmark.models.batch import Items
+from benchmark.spec import DatasetSpec
+from eval.generate import answer_batch, generate, prompt_hash
+from tests.benchmark.models import tiny
+
+QUESTIONS = ["what?", "what colour is this animal?", "A or B?", "is this a dog? " * 6, "red or blue cat?", "1 2 3", "a"]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    made = []
+    for i in range(14):
+        image = None
+        if i % 3 != 2:
+            image = folder / f"{i}.png"
+            Image.effect_noise((30 + i, 24), 90).convert("RGB").save(image)
+        made.append(Record(f"q{i}", "toy", "test", image, QUESTIONS[i % 7] + str(i), None, ("x",), None, str(i), {}))
+    return made
+
+
+@pytest.fixture(scope="module", params=["llava", "vila"])
+def loaded(request, records, tmp_path_factory):
+    loaded = tiny.load(request.param, tiny.write(request.param, tmp_path_factory.mktemp(request.param)))
+    # A random model hardly ever ends an answer: the end token takes the place of one that several answers contain.
+    items = Items(loaded, records, supervised=False)
+    answers = [answer_batch(loaded, [items[i]], 6)[0][0] for i in range(len(records))]
+    tokens = [set(loaded.tokenizer(answer, add_special_tokens=False).input_ids) for answer in answers]
+    common = max(range(3, 200), key=lambda token: (sum(token in row for row in tokens) == 5, token))
+    with torch.no_grad():
+        head = loaded.model.get_output_embeddings().weight
+        head[loaded.eos_token_id] = head[common] * 1.01
+    return loaded
+
+
+def dataset(max_new_tokens=6):
+    return DatasetSpec("toy", "Toy", "target", "cider", "{question}", max_new_tokens, {}, {}, {})
+
+
+def read(path):
+    return {row["item_id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def test_batched_answers_equal_single_ones(loaded, records, tmp_path):
+    generate(loaded, records, dataset(), tmp_path / "batched.jsonl", 5)
+    generate(loaded, records, dataset(), tmp_path / "single.jsonl", 1)
+    batched, single = read(tmp_path / "batched.jsonl"), read(tmp_path / "single.jsonl")
+    assert batched == single and batched.keys() == {record.item_id for record in records}
+    texts = {row["text"] for row in batched.values()}
+    lengths = {row["n_tokens"] for row in batched.values()}
+    assert len(texts) > 7 and len(lengths) > 1 and max(lengths) == 6
+
+
+def test_answers_equal_a_plain_greedy_loop(loaded, records):
+    """No padding, no cache, no generate: the argmax of a full forward pass, until the end token."""
+    items = Items(loaded, records[:4], supervised=False)
+    for index, (text, n_tokens) in enumerate(answer_batch(loaded, [items[i] for i in range(4)], 6)):
+        ids = torch.tensor([items[index].input_ids])
+        pixels = items[index].pixels
+        image = {} if pixels is None else {"pixel_values": loaded.image_processor.normalise(pixels[None])}
+        new = []
+        with torch.no_grad():
+            while len(new) < 6:
+                token = int(loaded.model(input_ids=ids, **image).logits[0, -1].argmax())
+                if token == loaded.eos_token_id:
+                    break
+                new.append(token)
+                ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+        assert n_tokens == len(new)
+        assert text == loaded.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def test_the_language_head_runs_on_the_last_position_only(loaded, records, monkeypatch):
+    items = Items(loaded, records[:3], supervised=False)
+    seen = []
+    hook = loaded.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
+    answer_batch(loaded, [items[i] for i in range(3)], 3)
+    hook.remove()
+    assert set(seen) == {1}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Sizes of the batches that were really generated."""
+    sizes = []
+
+    def count(loaded, items, max_new_tokens):
+        sizes.append(len(items))
+        return answer_batch(loaded, items, max_new_tokens)
+
+    monkeypatch.setattr(eval.generate, "answer_batch", count)
+    return sizes
+
+
+def test_interrupted_files_are_completed(loaded, records, tmp_path, counted):
+    path, whole = tmp_path / "a.jsonl", tmp_path / "whole.jsonl"
+    generate(loaded, records, dataset(), whole, 4)
+    assert counted == [4, 4, 4, 2]
+    lines = whole.read_text().splitlines()
+    path.write_text("\n".join(lines[:6]) + "\n" + lines[6][:20])
+    counted.clear()
+    progress = []
+    generate(loaded, records, dataset(), path, 4, lambda done, total: progress.append((done, total)))
+    # The second batch was half answered: it runs again as a whole, so that its answers cannot differ.
+    assert counted == [4, 4, 2] and progress == [(8, 14), (12, 14), (14, 14)]
+    assert path.read_text() == whole.read_text()
+    counted.clear()
+    generate(loaded, records, dataset(), path, 4)
+    assert counted == [] and path.read_text() == whole.read_text()
+
+
+def test_answers_to_other_prompts_and_strangers_are_replaced(loaded, records, tmp_path, counted):
+    path, whole = tmp_path / "a.jsonl", tmp_path / "whole.jsonl"
+    generate(loaded, records, dataset(), whole, 4)
+    rows = read(whole)
+    stale = rows["q0"] | {"prompt_hash": "0" * 16, "text": "stale"}
+    stranger = rows["q1"] | {"item_id": "stranger"}
+    others = [row for name, row in rows.items() if name != "q0"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [stale, stranger, *others, others[0]]) + "[1]\nnull\n")
+    generate(loaded, records, dataset(), path, 4)
+    assert read(path) == rows and len(path.read_text().splitlines()) == 14
+
+
+def test_prompt_hash_follows_the_prompt_only(records):
+    base = records[0]
+    changed = Record(**{**base.__dict__, "prompt": base.prompt + "!"})
+    text_only = Record(**{**base.__dict__, "image": None})
+    moved = Record(**{**base.__dict__, "image": base.image.with_name("1.png"), "references": ("y",)})
+    assert prompt_hash(moved) == prompt_hash(base)
+    assert len({prompt_hash(base), prompt_hash(changed), prompt_hash(text_only)}) == 3
+
+
+def test_broken_images_are_counted_and_named(loaded, records, tmp_path):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(records[0].image.read_bytes()[:60])
+    extra = [
+        Record("lost", "toy", "test", tmp_path / "lost.png", "what?", None, (), None, "l", {}),
+        Record("cut", "toy", "test", cut, "what?", None, (), None, "c", {}),
+    ]
+    with pytest.raises(UserError) as error:
+        generate(loaded, [*records, *extra], dataset(), tmp_path / "a.jsonl", 4)
+    assert "2 of 12 images cannot be read" in str(error.value)
+    assert "lost.png" in str(error.value) and "cut.png" in str(error.value)
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_other_bad_input(loaded, records, tmp_path):
+    with pytest.raises(UserError, match="1 duplicate item ids"):
+        generate(loaded, [*records, records[0]], dataset(), tmp_path / "a.jsonl", 4)
+    with pytest.raises(UserError, match="exceeds the model's 512 positions"):
+        generate(loaded, records, dataset(max_new_tokens=500), tmp_path / "a.jsonl", 4)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        generate(loaded, records, dataset(), tmp_path / "file" / "a.jsonl", 4)
