@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,15 @@ from transformers import logging as transformers_logging
 
 import benchmark.models
 from benchmark.compose import request
+from benchmark.data.pocket.draw import draw
 from benchmark.errors import UserError, did_you_mean
 from benchmark.files import write_atomic
 from benchmark.models.vila import VilaConfig, VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
-from benchmark.pretrain import language, tower
+from benchmark.pretrain import card, language, tower
 from benchmark.pretrain.corpus import MIXTURE
 from benchmark.pretrain.tokenizer import corpus, train_tokenizer
-from benchmark.spec import ROOT, ModelSpec
+from benchmark.spec import ROOT, ModelSpec, at_root
 
 WORK = ROOT / "build" / "pretrain"
 
@@ -103,6 +104,11 @@ def main(argv: Sequence[str]) -> int:
     transformers_logging.set_verbosity_error()
     for spec in asked.models:
         make(spec, RECIPES[spec.id], prompts)
+        draw(at_root(asked.data_root))
+        loaded = benchmark.models.load(replace(spec, checkpoint=str(at_root(spec.checkpoint))), torch.float32)
+        training = json.loads((loaded.path / "training.json").read_text())
+        verdict = card.write(loaded, spec.id, asked.datasets, at_root(asked.data_root), training)
+        _logger(spec.id, WORK / spec.id)(verdict)
     return 0
 
 
@@ -138,7 +144,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
             rate, projector_only, log,
         )  # fmt: skip
     model.half()
-    path = ROOT / spec.checkpoint
+    path = at_root(spec.checkpoint)
     benchmark.models.save(recipe.family, model, tokenizer, preprocessor, path)
     record = {"recipe": vars(recipe), "text": TEXT, "vision": VISION, "mixture": MIXTURE, "tower_probe": probe}
     write_atomic(path / "training.json", json.dumps(record, indent=1, sort_keys=True))
