@@ -75,7 +75,7 @@ class Recipe:
     image_size: int
     seed: int = 0
     language_steps: int = 360
-    tower_steps: int = 4000
+    tower_steps: int = 2500
     alignment_steps: int = 200
     instruction_steps: int = 1800
 

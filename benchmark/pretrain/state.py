@@ -14,23 +14,28 @@ from benchmark.files import write_atomic
 
 
 class Schedule:
-    """Linear warm-up, then cosine to a twentieth of the peak.
+    """Linear warm-up, cosine to a twentieth of the peak over `horizon`, linear cool-down over the last steps.
 
     Args:
         peak: learning rate.
         steps: of the whole stage.
         warmup: steps.
+        horizon: steps of the cosine, default all; a stage may end before its cosine does.
+        cooldown: last steps over which the rate also falls linearly to a twentieth.
     """
 
-    def __init__(self, peak: float, steps: int, warmup: int) -> None:
+    def __init__(self, peak: float, steps: int, warmup: int, horizon: int | None = None, cooldown: int = 0) -> None:
         self.peak, self.steps, self.warmup = peak, steps, warmup
+        self.horizon, self.cooldown = horizon or steps, cooldown
 
     def at(self, step: int) -> float:
         """Return the learning rate of a step (0-based)."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+        share = (step - self.warmup) / max(1, self.horizon - self.warmup)
+        rate = self.peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+        left = self.steps - step
+        return rate * (0.05 + 0.95 * left / self.cooldown) if left < self.cooldown else rate
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set the step's learning rate; a group's 'scale' multiplies it."""

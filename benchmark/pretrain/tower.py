@@ -23,6 +23,8 @@ from benchmark.pretrain.state import Replica, Schedule, resume, save
 NONE = 0
 """Class 0 of every head: nothing there."""
 MAX_SHAPES = 8
+HORIZON = 4000
+"""Steps of the cosine; the towers are good enough before it ends, so their stage stops with a cool-down."""
 
 HEADS: dict[str, tuple[int, tuple[str, ...]]] = {
     "icon": (9, tuple(i.name for i in ICONS)),
@@ -210,7 +212,7 @@ def train(
     parts = {"tower": tower, "readout": readout}
     parameters = [p for part in parts.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = Schedule(learning_rate, steps, warmup=150)
+    schedule = Schedule(learning_rate, steps, warmup=150, horizon=HORIZON, cooldown=500)
     step = resume(out, parts, optimizer)
     low = Replica(parts)
     loader = DataLoader(

@@ -1,0 +1,150 @@
+"""The learning rate of a model: chosen once, on Full FT, on validation, before any other method is run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmark import plan, runner
+from benchmark.compose import Request, request
+from benchmark.errors import UserError
+from benchmark.files import write_atomic
+from benchmark.scores import read_scores
+from benchmark.spec import ModelSpec
+from benchmark.store import Store
+
+GRID = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
+SEED = 100
+TARGETS = "flickr30k,coco"
+METRICS = ("A_S", "A_T", "H")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one rate: points per metric, mean over the targets, and the standard error of A^T's mean."""
+
+    method: str
+    rate: float
+    means: dict[str, float]
+    error: float
+
+
+def run(overrides: Sequence[str]) -> int:
+    """Run the grid (missing cells only), print it, choose a rate per model, write CSV, Markdown and figures.
+
+    Args:
+        overrides: of `benchmark.compose.request`; models= and methods= (default full_ft) narrow the grid.
+
+    Returns:
+        The runner's exit code.
+
+    Raises:
+        UserError: wrong overrides, or Full FT is not among the methods.
+    """
+    base = request(["methods=full_ft", *overrides], grid=False)
+    requests = {model.id: grid_of(model, overrides) for model in base.models}
+    everything = replace(base, cells=tuple(cell for asked in requests.values() for cell in asked.cells))
+    code = runner.run(everything)
+    if code:
+        return code
+    store = Store(base.results)
+    for model in base.models:
+        points = read(requests[model.id], store)
+        rate = choose([point for point in points if point.method == "full_ft"])
+        write(model, points, rate, base.results / "rates")
+        print(table(model, points, rate))
+    return 0
+
+
+def grid_of(model: ModelSpec, overrides: Sequence[str]) -> Request:
+    """Return one model's cells: every rate, both captioning targets, seed 100, validation.
+
+    The projector's rate keeps the ratio to the model's rate that its configuration has.
+    """
+    ratio = model.projector_learning_rate / model.learning_rate
+    fixed = ["methods=full_ft", *overrides, f"models={model.id}", f"targets={TARGETS}", f"seeds={SEED}"]
+    fixed = [item for item in fixed if not (item.startswith("models=") and item != f"models={model.id}")]
+    parts = []
+    for rate in GRID:
+        rates = [f"train.learning_rate={rate!r}", f"train.projector_learning_rate={rate * ratio!r}"]
+        parts.append(request([*fixed, "eval.split=validation", *rates]))
+    asked = replace(parts[0], cells=tuple(cell for part in parts for cell in part.cells))
+    if not any(cell.method.id == "full_ft" for cell in asked.cells):
+        raise UserError("The rate is chosen on Full FT: methods= must contain full_ft.")
+    return asked
+
+
+def read(asked: Request, store: Store) -> list[Point]:
+    """Return the points of finished cells, by method and rate."""
+    found: dict[tuple[str, float], list[dict]] = {}
+    wanted = {(cell.method.id, cell.target, cell.train.learning_rate) for cell in asked.cells if cell.train}
+    for item in plan.make(asked, store):
+        cell = item.cell
+        if cell.train and (cell.method.id, cell.target, cell.train.learning_rate) in wanted:
+            averages = read_scores(store.folder(cell))["averages"][cell.target]
+            found.setdefault((cell.method.id, cell.train.learning_rate), []).append(averages)
+    return [
+        Point(
+            method,
+            rate,
+            {metric: sum(entry[metric]["value"] for entry in entries) / len(entries) for metric in METRICS},
+            # A 95 % interval is about 3.92 standard errors wide; the targets' errors are independent.
+            math.hypot(*((entry["A_T"]["high"] - entry["A_T"]["low"]) / 3.92 for entry in entries)) / len(entries),
+        )
+        for (method, rate), entries in sorted(found.items())
+    ]
+
+
+def choose(points: Sequence[Point]) -> float:
+    """Return the smallest rate whose mean A^T lies within one standard error of the best.
+
+    Args:
+        points: of Full FT.
+
+    Raises:
+        UserError: there are no points.
+    """
+    if not points:
+        raise UserError("No finished Full FT cell to choose a learning rate from.")
+    best = max(points, key=lambda point: point.means["A_T"])
+    return min(point.rate for point in points if point.means["A_T"] >= best.means["A_T"] - best.error)
+
+
+def table(model: ModelSpec, points: Sequence[Point], chosen: float) -> str:
+    """Return the grid of one model as Markdown."""
+    lines = [
+        f"### {model.name}",
+        "",
+        "| method | learning rate | A^S | A^T | standard error of A^T | H |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for point in points:
+        mark = " (chosen)" if point.method == "full_ft" and point.rate == chosen else ""
+        a_s, a_t, h = (f"{point.means[metric]:.2f}" for metric in METRICS)
+        lines.append(f"| {point.method} | {point.rate:g}{mark} | {a_s} | {a_t} | {point.error:.2f} | {h} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(model: ModelSpec, points: Sequence[Point], chosen: float, folder: Path) -> None:
+    """Write <model>.md, <model>.csv and the figure lr_<model>."""
+    from benchmark import figures
+    from methods.registry import entry
+
+    write_atomic(folder / f"{model.id}.md", table(model, points, chosen))
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(["model", "method", "learning_rate", "chosen", *METRICS, "A_T_standard_error"])
+    for point in points:
+        values = [f"{point.means[metric]:.4f}" for metric in METRICS]
+        chosen_here = int(point.method == "full_ft" and point.rate == chosen)
+        writer.writerow([model.id, point.method, f"{point.rate:g}", chosen_here, *values, f"{point.error:.4f}"])
+    write_atomic(folder / f"{model.id}.csv", rows.getvalue())
+    curves: dict[str, dict[float, dict[str, float]]] = {}
+    for point in points:
+        curves.setdefault(point.method, {})[point.rate] = point.means
+    title = f"{model.name}: learning rate, mean of both captioning targets, validation, seed {SEED}"
+    figures.lr_curve(title, curves, {name: entry(name).name for name in curves}, folder / f"lr_{model.id}", chosen)

@@ -1,0 +1,49 @@
+"""The learning rate: the smallest within one standard error of the best, ratio kept, validation only."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmark.compose import request
+from benchmark.errors import UserError
+from benchmark.rates import GRID, Point, choose, grid_of, table
+
+
+def point(rate: float, a_t: float, error: float = 1.0) -> Point:
+    return Point("full_ft", rate, {"A_S": 50.0, "A_T": a_t, "H": 50.0}, error)
+
+
+def test_smallest_rate_within_one_standard_error_of_the_best():
+    points = [point(1e-4, 90.0), point(2e-4, 98.9), point(5e-4, 99.1), point(1e-3, 100.0), point(2e-3, 99.5)]
+    assert choose(points) == 5e-4
+    assert choose([point(1e-4, 90.0), point(1e-3, 100.0, error=0.1)]) == 1e-3
+    assert choose(points[::-1]) == 5e-4
+
+
+def test_no_points_is_an_error():
+    with pytest.raises(UserError, match="No finished"):
+        choose([])
+
+
+def test_grid_keeps_the_ratio_and_never_sees_the_test_split():
+    models = {model.id: model for model in request(["profile=pocket"], grid=False).models}
+    for name, model in models.items():
+        cells = grid_of(model, []).cells
+        assert {cell.train.learning_rate for cell in cells} == set(GRID) and len(cells) == 2 * len(GRID)
+        for cell in cells:
+            assert cell.model.id == name and cell.seed == 100 and cell.eval.split == "validation"
+            assert cell.method.id == "full_ft" and cell.target in ("flickr30k", "coco")
+            ratio = cell.train.projector_learning_rate / cell.train.learning_rate
+            assert ratio == pytest.approx(model.projector_learning_rate / model.learning_rate)
+
+
+def test_full_ft_is_needed():
+    model = request(["profile=pocket"], grid=False).models[0]
+    with pytest.raises(UserError, match="full_ft"):
+        grid_of(model, ["methods=spider"])
+
+
+def test_table_marks_the_choice():
+    model = request(["profile=pocket"], grid=False).models[0]
+    text = table(model, [point(1e-4, 90.0), point(2e-4, 95.0)], 2e-4)
+    assert "| 0.0002 (chosen) |" in text and "| 0.0001 |" in text
