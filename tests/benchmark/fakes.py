@@ -1,0 +1,215 @@
+"""Stand-ins for models, data, training and generation, so that plan, store and runner are tested in milliseconds.
+
+A model is one number, `weight`. Training moves it by an amount that depends on method and seed, generation answers
+each item from the item's id and the number. Every call is noted in a file, so that tests see what ran.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmark.data.record import Record
+from benchmark.errors import UserError
+from benchmark.pool import serve
+
+BASE = 1.0
+ITEMS = 12
+# "<stage> <method>=<what>": fail | user | interrupt | kill | sleep, comma list. Inherited by worker processes.
+TROUBLE = "SPIDERBENCH_TEST_TROUBLE"
+FOLDER = "SPIDERBENCH_TEST_FOLDER"
+
+
+def trouble(stage: str, method: str) -> None:
+    """Do what a test asked for at this point."""
+    folder = Path(os.environ[FOLDER])
+    for entry in filter(None, os.environ.get(TROUBLE, "").split(",")):
+        place, _, what = entry.partition("=")
+        if place != f"{stage} {method}":
+            continue
+        if what == "fail":
+            raise RuntimeError("the loss exploded")
+        if what == "user":
+            raise UserError("Cannot read the image x.png. Restore this file.")
+        if what == "interrupt":
+            raise KeyboardInterrupt
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "sleep":
+            (folder / "sleeping").write_text(str(os.getpid()))
+            time.sleep(60)
+
+
+def note(*words: Any) -> None:
+    """Append a line to the list of calls."""
+    with open(Path(os.environ[FOLDER]) / "calls.txt", "a") as file:
+        file.write(" ".join(map(str, words)) + "\n")
+
+
+def calls() -> list[str]:
+    """Return the list of calls."""
+    path = Path(os.environ[FOLDER]) / "calls.txt"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def load_records(spec: Any, root: Path, split: str, limit: int | None = None, seed: int = 0) -> list[Record]:
+    text = (Path(root) / spec.options.get("reader", spec.id) / "data.txt").read_text()
+    return [
+        Record(
+            f"{split}{number}", spec.id, split, None, f"{text} {number}?", "A", ("A",) * 10, ("x", "y"), f"g{number}",
+            {"question_type": "kind"},
+        )
+        for number in range(ITEMS)
+    ][:limit]
+
+
+def checkpoint_digest(path: Path) -> str:
+    if not (Path(path) / "weights").is_file():
+        raise UserError(f"Checkpoint folder {path} does not exist or is empty.")
+    return hashlib.sha256((Path(path) / "weights").read_bytes()).hexdigest()
+
+
+def load_model(spec: Any, dtype: Any) -> SimpleNamespace:
+    if (Path(spec.checkpoint) / "weights").read_text() == "truncated":
+        raise UserError(f"Checkpoint file {spec.checkpoint}/weights is truncated.")
+    note("load", spec.id)
+    model = SimpleNamespace(weight=BASE, to=lambda device: None)
+    return SimpleNamespace(model=model, digest=checkpoint_digest(Path(spec.checkpoint)))
+
+
+def train(cell: Any, loaded: Any, records: Any, method: Any, out: Path, on_progress: Any = None) -> None:
+    assert loaded.model.weight == BASE, "the model was not reset to its base"
+    assert [record.split for record in records] == ["train"] * len(records)
+    note("train", cell.model.id, cell.method.id, cell.target, cell.seed, out.name)
+    trouble("train", cell.method.id)
+    on_progress(1, 2, {"loss": 2.0})
+    digest = hashlib.sha256(f"{cell.method.id} {cell.seed} {cell.train.epochs}".encode()).digest()
+    loaded.model.weight += digest[0] / 256
+    (out / "train.jsonl").write_text(json.dumps({"step": 2, "loss": 1.0, "rms_delta": 0.5}) + "\n")
+    (out / "delta.safetensors").write_text(str(loaded.model.weight))
+
+
+def transform(cell: Any, loaded: Any, records: Any, method: Any, base: Any, full_ft: Path, out: Path) -> None:
+    note("posthoc", cell.model.id, cell.method.id)
+    trouble("posthoc", cell.method.id)
+    out.write_text(str((float(full_ft.read_text()) + base) / 2))
+
+
+def generate(loaded: Any, records: Any, spec: Any, out: Path, batch_size: int, on_progress: Any) -> None:
+    note("generate", out.parent.parent.name, spec.id)
+    trouble("generate", spec.id)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "a") as file:
+        for record in records:
+            choice = hashlib.sha256(f"{record.prompt} {loaded.model.weight}".encode()).digest()[0] % 2
+            file.write(json.dumps({"item_id": record.item_id, "text": "AB"[choice]}) + "\n")
+    on_progress(len(records), len(records))
+
+
+def apply_delta(model: Any, delta: float) -> None:
+    model.weight = delta
+
+
+def modules() -> dict[str, types.ModuleType]:
+    """Return the stand-ins by module name."""
+    def module(name: str, **content: Any) -> types.ModuleType:
+        made = types.ModuleType(name)
+        vars(made).update(content)
+        return made
+
+    return {
+        "benchmark.train": module("benchmark.train", train=train),
+        "benchmark.posthoc": module("benchmark.posthoc", transform=transform),
+        "benchmark.checkpoint": module(
+            "benchmark.checkpoint", apply_delta=apply_delta, snapshot=lambda model, names: model.weight,
+            load_delta=lambda path, digest: float(Path(path).read_text()),
+        ),
+        "eval.generate": module("eval.generate", generate=generate),
+    }
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Replace what is slow."""
+    import benchmark.data
+    import benchmark.models
+
+    for name, made in modules().items():
+        patch.setitem(sys.modules, name, made)
+        parent, _, child = name.rpartition(".")
+        patch.setattr(importlib.import_module(parent), child, made, raising=False)
+    patch.setattr(benchmark.data, "load", load_records)
+    patch.setattr(benchmark.models, "load", load_model)
+    patch.setattr(benchmark.models, "digest", checkpoint_digest)
+    patch.setattr(benchmark.models, "trainable_names", lambda *_: ["weight"])
+
+
+def serve_fake(*arguments: Any) -> None:
+    """Body of a worker process with the stand-ins."""
+    install(pytest.MonkeyPatch())
+    serve(*arguments)
+
+
+class World:
+    """A folder with data, checkpoints and results; `run` is the command line on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.results = root, root / "results"
+        self.data = root / "data"
+        for name in ("okvqa", "textvqa", "ocrvqa", "gqa", "iconqa", "scienceqa"):
+            (self.data / name).mkdir(parents=True)
+            (self.data / name / "data.txt").write_text(name)
+        self.checkpoint = root / "checkpoint"
+        self.checkpoint.mkdir()
+        (self.checkpoint / "weights").write_text("base")
+
+    def overrides(self, *more: str) -> list[str]:
+        """Return overrides that use the world's folders, on targets that need no Java."""
+        return [
+            "table=table6", "models=llava_pocket", "targets=iconqa", f"data_root={self.data}",
+            f"model.checkpoint={self.checkpoint}", f"results={self.results}", *more,
+        ]
+
+    def cells(self) -> dict[str, Path]:
+        """Return the folder of every cell by the words of its name before the hash."""
+        return {path.parent.name.rpartition("-")[0]: path.parent for path in self.results.glob("cells/*/cell.yaml")}
+
+    def scores(self) -> dict[str, bytes]:
+        """Return all scores.json by cell."""
+        return {path.parent.name: path.read_bytes() for path in sorted(self.results.glob("cells/*/scores.json"))}
+
+    def forget_calls(self) -> None:
+        """Empty the list of calls."""
+        (self.root / "calls.txt").unlink(missing_ok=True)
+
+
+@contextmanager
+def subprocess_main(arguments: list[str]) -> Iterator[Any]:
+    """Run the command line with the stand-ins in a process of its own."""
+    import subprocess
+
+    program = (
+        "import sys, pytest; from tests.benchmark import fakes; fakes.install(pytest.MonkeyPatch());"
+        "from benchmark.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()

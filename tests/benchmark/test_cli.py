@@ -1,0 +1,246 @@
+"""The command line and the Makefile: verbs, exit codes, one message per mistake, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmark import cli, doctor
+from benchmark.spec import ROOT
+from tests.benchmark import fakes
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
+    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
+    fakes.install(monkeypatch)
+    monkeypatch.setattr("benchmark.figures.radars", lambda *_: [])
+    return fakes.World(tmp_path)
+
+
+def test_help_lists_every_verb(capsys):
+    for arguments in ([], ["--help"], ["run", "--help"]):
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert all(f"  {verb} " in out for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "Unknown command 'rum'. Did you mean 'run'?"),
+        (["run", "--job", "2"], "Unknown option '--job'. Did you mean 'jobs'?"),
+        (["run", "--jobs"], "--jobs needs a value"),
+        (["run", "--cfg", "hydra"], "--cfg needs the word job"),
+        (["run"], "missing. Give table=table5"),
+        (["plan", "table=table9"], "Unknown table 'table9'"),
+        (["list", "cell"], "only `list` and `list cells` exist"),
+        (["data", "drow"], "Did you mean 'draw'?"),
+        (["data", "show", "gqq"], "Did you mean 'gqa'?"),
+        (["audit", "models"], "only `audit data` exists"),
+        (["inspect"], "inspect needs one cell"),
+        (["data", "draw", "profile=paper"], "has no data of its own to draw"),
+        (["run", "table=table5", "profile=paper", "models=vila15_3b"],
+         "7 folders do not exist"),
+        (["publish", "table=table5", "profile=paper"], "has no reference folder"),
+    ],
+)
+def test_each_mistake_is_one_message_and_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = [f"results={tmp_path}/results"] if arguments[0] in ("run", "plan", "publish", "inspect") else []
+    assert cli.main([*arguments[:1], *more, *arguments[1:]]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.startswith("error: ")
+    assert captured.err.count("error:") == 1 and "Traceback" not in captured.err
+
+
+def test_a_process_ends_with_the_exit_code_and_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmark", "run", "table=table5", "methods=spidr", "seeds=x"], capture_output=True,
+        text=True, cwd=ROOT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 2 and "2 faults" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_plan_list_and_help_import_nothing_heavy():
+    program = (
+        "import sys; from benchmark.cli import main;"
+        "codes = [main(a) for a in ([], ['list'], ['doctor'], ['compare', 'x', 'y'])];"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'datasets'} & set(sys.modules);"
+        "assert codes == [0, 0, 0, 2] and not heavy, (codes, heavy)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_cfg_job_shows_every_cell(capsys):
+    assert cli.main(["run", "method=spider", "model=vila_pocket", "dataset=coco", "seed=1,2", "--cfg", "job"]) == 0
+    shown = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [(cell["method"]["id"], cell["seed"], cell["train"]["epochs"]) for cell in shown] == [
+        ("spider", 1, 5), ("spider", 2, 5)
+    ]
+
+
+def test_list_shows_what_there_is(world, capsys):
+    cli.main(["run", *world.overrides("methods=zero_shot")])
+    capsys.readouterr()
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "SPIDER" in out and "flickr30k, coco, iconqa, scienceqa" in out and "vila15_3b" in out and "table6" in out
+    assert cli.main(["list", "cells", f"results={world.results}"]) == 0
+    assert "llava_pocket-zero_shot-" in capsys.readouterr().out
+
+
+def test_plan_before_and_after_a_run(world, capsys):
+    arguments = world.overrides("methods=full_ft,dare")
+    assert cli.main(["plan", *arguments]) == 0
+    assert "2 cells, 0 done" in capsys.readouterr().out
+    cli.main(["run", *arguments])
+    capsys.readouterr()
+    assert cli.main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "2 cells, 2 done." in out and out.count("  done\n") == 2
+
+
+def test_inspect_shows_a_cell(world, capsys):
+    cli.main(["run", *world.overrides("methods=full_ft,spider")])
+    capsys.readouterr()
+    assert cli.main(["inspect", "llava_pocket-iconqa-sp", f"results={world.results}"]) == 0
+    out = capsys.readouterr().out
+    assert "spider" in out and "A^S" in out and "generate/gqa" in out and '"loss": 1.0' in out
+    assert cli.main(["inspect", "llava_pocket", f"results={world.results}"]) == 2
+    assert "2 cells begin with" in capsys.readouterr().err
+    assert cli.main(["inspect", "llava_pocket-iconqa-spider-s1", f"results={world.results}"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+
+def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
+    cli.main(["run", *world.overrides("methods=full_ft,spider")])
+    other = tmp_path / "other"
+    shutil.copytree(world.results, other)
+    capsys.readouterr()
+    assert cli.main(["compare", str(world.results), str(other)]) == 0
+    assert "2 of 2 cells have identical item scores." in capsys.readouterr().out
+    spider = next(other.glob("cells/*spider*"))
+    scores = json.loads((spider / "scores.json").read_text())
+    scores["averages"]["iconqa"]["H"] = {"value": 90.0, "low": 89.0, "high": 91.0}
+    (spider / "scores.json").write_text(json.dumps(scores))
+    (spider / "items" / "gqa.jsonl.gz").write_bytes(b"")
+    shutil.rmtree(next(other.glob("cells/*full_ft*")))
+    assert cli.main(["compare", str(world.results), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "iconqa H" in out and "OUTSIDE" in out and "only in" in out
+    assert "0 of 1 cells have identical item scores; largest difference -" in out
+    assert cli.main(["compare", str(world.results), str(tmp_path / "nowhere")]) == 2
+
+
+def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(world, capsys, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+    arguments = world.overrides("methods=full_ft,spider")
+    assert cli.main(["publish", *arguments]) == 2
+    assert "2 cells are not finished" in capsys.readouterr().err and not reference.exists()
+    cli.main(["run", *arguments])
+    reference.mkdir()
+    (reference / "protocol.md").write_text("written by people")
+    (reference / "stale.csv").write_text("")
+    assert cli.main(["publish", *arguments]) == 0
+    names = {path.name for path in reference.rglob("*") if path.is_file()}
+    assert names == {
+        "protocol.md", "cell.yaml", "scores.json", "provenance.json", "train.jsonl", "table6.md", "table6.csv",
+        "table6.tex",
+        *(f"{name}.jsonl.gz" for name in ("okvqa", "textvqa", "ocrvqa", "gqa", "iconqa")),
+    }  # fmt: skip
+    text = "".join(path.read_text() for path in reference.rglob("*.json"))
+    assert os.uname().nodename not in text
+    capsys.readouterr()
+    monkeypatch.setattr("benchmark.spec.at_root", lambda path: reference if path == "results/pocket" else Path(path))
+    assert cli.main(["run", *arguments]) == 0
+    assert "2 of 2 cells have identical item scores." in capsys.readouterr().out
+    monkeypatch.setattr("benchmark.publish.LIMIT_MEGABYTES", 0.0001)
+    before = (reference / "tables" / "table6.md").read_bytes()
+    assert cli.main(["publish", *arguments]) == 2
+    assert (reference / "tables" / "table6.md").read_bytes() == before
+
+
+# -- doctor -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "good"),
+    [
+        ("2.13.0+cpu", ">=2.11", True), ("2.9.1", ">=2.11", False), ("2.11", ">=2.11.0", True),
+        ("6.4.0", "==6.4.0", True), ("6.4", "==6.4.0", True), ("6.5.0", "==6.4.0", False), ("10.0", ">=9.1", True), ("5.17.0rc1", ">=5.17", True),
+        ("1.0", "", True),
+    ],
+)  # fmt: skip
+def test_version_ranges(version, wanted, good):
+    assert doctor.satisfies(version, wanted) == good
+
+
+def test_doctor_names_what_is_missing(monkeypatch, capsys):
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "package   torch" in out and "memory" in out and "disk" in out
+    monkeypatch.setattr(doctor, "ranges", lambda: {"torch": ">=99", "no-such-package": ">=1"})
+    assert cli.main(["doctor", "--packages"]) == 2
+    err = capsys.readouterr().err
+    assert "torch>=99 is needed" in err and "no-such-package is missing" in err
+
+
+def test_constraints_pin_every_dependency_within_its_range():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    lower = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    for name, wanted in doctor.ranges().items():
+        assert doctor.satisfies(lower[name], wanted), name
+    assert not any(sign in "".join(pins.values()) for sign in "+@/")
+
+
+# -- make ---------------------------------------------------------------------------------------------------------
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "PYTHON", "MFLAGS"))}
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments], capture_output=True, text=True, cwd=ROOT, env=clean,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@needs_make
+def test_make_help_lists_the_targets():
+    out = make().stdout
+    targets = ["table5", "table6", "smoke", "plan", "test", "lint", "pretrain", "publish", "doctor", "list", "clean"]
+    assert all(f"make {target} " in out for target in targets)
+
+
+@needs_make
+def test_make_passes_on_only_what_is_set():
+    plain = make("-n", "table5", f"PYTHON={sys.executable}").stdout.splitlines()[-1].split()
+    assert plain == [sys.executable, "-m", "benchmark", "run", "table=table5"]
+    asked = make(
+        "-n", "table6", f"PYTHON={sys.executable}", "METHODS=full_ft,spider", "MODELS=vila_pocket", "SEEDS=0,1",
+        "JOBS=2", "TARGETS=iconqa", "PROFILE=paper", "GPUS=0", "RESULTS=/tmp/a b", "ARGS=train.epochs=3",
+    ).stdout.splitlines()[-1]  # fmt: skip
+    assert asked.split("table=table6 ")[1].split(" ", 7) == [
+        "profile=paper", "models=vila_pocket", "methods=full_ft,spider", "targets=iconqa", "seeds=0,1", "jobs=2",
+        "gpus=0", "'results=/tmp/a b' train.epochs=3",
+    ]  # fmt: skip
+
+
+@needs_make
+def test_make_refuses_an_environment_that_lacks_packages(tmp_path):
+    empty = tmp_path / "python"
+    empty.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I -c "import sys; sys.exit(2)"\n')
+    empty.chmod(0o755)
+    done = make("list", f"PYTHON={empty}")
+    assert done.returncode != 0 and "Traceback" not in done.stderr

@@ -1,0 +1,297 @@
+"""Command line to specs: composition, sweeps, all faults at once, and what names a cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmark.compose import options_of, request
+from benchmark.errors import UserError
+from benchmark.spec import (
+    ROOT,
+    CellSpec,
+    EvalSpec,
+    Faults,
+    ModelSpec,
+    TrainSpec,
+    build,
+    cell_id,
+    cell_of,
+    plain,
+)
+
+ONE = ["method=spider", "model=vila_pocket", "dataset=iconqa"]
+
+
+def one(*more: str) -> CellSpec:
+    (cell,) = request([*ONE, *more]).cells
+    return cell
+
+
+def faults(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        request(list(overrides))
+    return str(caught.value)
+
+
+# -- composition --------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_design():
+    cell = one("train.epochs=10", "seed=1")
+    assert (cell.profile, cell.model.id, cell.method.id, cell.target, cell.seed) == (
+        "pocket", "vila_pocket", "spider", "iconqa", 1
+    )
+    assert cell.train.epochs == 10
+    assert cell.method.params == {"momentum": 0.85}
+    assert [dataset.id for dataset in cell.datasets] == ["okvqa", "textvqa", "ocrvqa", "gqa", "iconqa"]
+    assert cell.dataset("textvqa").prompt == (
+        "{question}\nReference OCR token: {ocr_tokens}\nAnswer the question using a single word or phrase."
+    )
+
+
+def test_tables_have_the_papers_rows_and_columns():
+    five, six = request(["table=table5"]), request(["table=table6"])
+    assert len(five.cells) == 2 + 2 * 2 * 7
+    assert {cell.target for cell in five.cells} == {None, "flickr30k", "coco"}
+    assert {cell.target for cell in six.cells} == {None, "iconqa", "scienceqa"}
+    assert {cell.model.id for cell in six.cells} == {"llava_pocket", "vila_pocket"}
+    assert {cell.model.id for cell in request(["table=table6", "profile=paper"]).cells} == {"vila15_3b"}
+    untuned = [cell for cell in five.cells if cell.train is None]
+    assert [[d.id for d in cell.datasets] for cell in untuned] == [
+        ["okvqa", "textvqa", "ocrvqa", "gqa", "flickr30k", "coco", "textvqa_no_ocr"]
+    ] * 2
+
+
+@pytest.mark.parametrize("profile", options_of("profile"))
+@pytest.mark.parametrize("table", options_of("table"))
+def test_every_profile_and_table_compose(profile, table):
+    asked = request([f"profile={profile}", f"table={table}"])
+    assert asked.profile.id == profile and asked.cells
+
+
+def test_the_paper_profile_has_the_papers_settings():
+    vila, llava = (request(["profile=paper", "method=full_ft", f"model={name}", "dataset=coco"]).cells[0]
+                   for name in ("vila15_3b", "llava15_7b"))  # fmt: skip
+    assert (vila.train.learning_rate, vila.train.projector_learning_rate) == (1e-4, 1e-4)
+    assert (llava.train.learning_rate, llava.train.projector_learning_rate) == (2e-4, 2e-5)
+    assert (vila.train.epochs, vila.train.batch_size, vila.train.last_layers, vila.dtype) == (5, 16, 2, "bfloat16")
+    assert vila.dataset("coco").options["sample"]["train"] == 10_000
+    assert vila.dataset("okvqa").counts["test"] == 5046 and vila.dataset("gqa").counts["test"] == 12_578
+
+
+def test_a_rate_of_the_run_keeps_the_models_ratio_to_the_projector():
+    llava = request(["method=full_ft", "model=llava_pocket", "dataset=coco", "train.learning_rate=1e-3"]).cells[0]
+    assert llava.train.learning_rate == 1e-3
+    assert llava.train.projector_learning_rate == pytest.approx(1e-4)
+    both = one("train.learning_rate=1e-3", "train.projector_learning_rate=3e-3")
+    assert both.train.projector_learning_rate == 3e-3
+
+
+def test_lists_and_ranges_become_cells():
+    swept = request([*ONE, "train.epochs=5,10", "seed=range(0,3)", "method.momentum=0.8,0.9"]).cells
+    assert len(swept) == 12 and len({cell_id(cell) for cell in swept}) == 12
+    assert {(c.seed, c.train.epochs, c.method.params["momentum"]) for c in swept} == {
+        (s, e, m) for s in range(3) for e in (5, 10) for m in (0.8, 0.9)
+    }
+    same = request(["methods=spider,full_ft,spider", "models=vila_pocket", "targets=[coco,iconqa]", "seeds=0,0"]).cells
+    assert [(c.target, c.method.id) for c in same] == [
+        ("coco", "spider"), ("coco", "full_ft"), ("iconqa", "spider"), ("iconqa", "full_ft")
+    ]
+
+
+def test_a_method_parameter_reaches_only_the_methods_that_have_it():
+    cells = request(["methods=full_ft,spider,dare", "model=vila_pocket", "dataset=coco", "method.keep=0.2"]).cells
+    assert {c.method.id: c.method.params for c in cells} == {
+        "full_ft": {}, "spider": {"momentum": 0.85}, "dare": {"keep": 0.2}
+    }
+    assert {c.method.id: c.method.posthoc for c in cells} == {"full_ft": False, "spider": False, "dare": True}
+
+
+def test_results_folder_and_workers(tmp_path):
+    asked = request([*ONE, f"results={tmp_path}/a,b [1]", "jobs=3", "gpus=0,1"])
+    assert asked.results == tmp_path / "a,b [1]" and asked.jobs == 3 and asked.gpus == (0, 1)
+    assert request(ONE).results == ROOT / "results" / "runs" / "pocket"
+    assert request(["table=smoke"]).results == ROOT / "results" / "runs" / "pocket-smoke"
+
+
+def test_a_method_of_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "my_own_method.py").write_text(
+        "from methods.base import Method\nclass Mine(Method):\n    title = 'Mine'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cells = request(["methods=full_ft,my_own_method:Mine", "model=vila_pocket", "dataset=coco"]).cells
+    assert [cell.method.id for cell in cells] == ["full_ft", "my_own_method:Mine"]
+    assert "Its" not in cell_id(cells[1]) and ":" not in cell_id(cells[1])
+    assert "no method class 'Mein'. Did you mean 'Mine'?" in faults(*ONE, "method=my_own_method:Mein")
+
+
+def test_composing_needs_no_torch():
+    program = (
+        "import sys; from benchmark.compose import request; request(['table=table5']); import benchmark.plan;"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+# -- faults -------------------------------------------------------------------------------------------------------
+
+
+def test_all_faults_are_said_at_once():
+    text = faults(
+        "table=table5", "models=vila_poket", "methods=spidr,full_ft", "targets=okvqa,coc", "seeds=a", "train.epoch=3",
+        "eval.batch_size=0", "dtype=fp8", "nonsense", "jobs=many",
+    )  # fmt: skip
+    assert text.startswith("10 faults in the configuration:")
+    for part in (
+        "Unknown model 'vila_poket'. Did you mean 'vila_pocket'?", "Unknown method 'spidr'. Did you mean 'spider'?",
+        "'okvqa' is no target", "Unknown dataset 'coc'. Did you mean 'coco'?", "seed=a: a seed is a whole number",
+        "train.epoch: no such key. Did you mean 'train.epochs'?", "eval.batch_size=0: must be at least 1",
+        "dtype=fp8: unknown value", "'nonsense' is not of the form key=value", "jobs=many: expected a whole number",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("profile=poket", "Unknown profile 'poket'. Did you mean 'pocket'?"),
+        ("table=table7", "Unknown table 'table7'. Did you mean 'table"),
+        ("train=papre", "Unknown train 'papre'. Did you mean 'paper'?"),
+        ("trian.epochs=3", "trian: no such key. Did you mean 'train'?"),
+        ("seed=1.5", "seed=1.5: a seed is a whole number"),
+        ("seed=-1", "seed=-1: a seed is a whole number"),
+        ("seed=true", "seed=True: a seed is a whole number"),
+        ("seeds=0,one", "seed=one: a seed is a whole number"),
+        ("train.epochs=five", "train.epochs=five: expected a whole number"),
+        ("train.epochs=null", "train.epochs=null: expected a whole number"),
+        ("train.epochs=true", "train.epochs=True: expected a whole number"),
+        ("train.learning_rate=0", "train.learning_rate=0.0: must be more than 0"),
+        ("train.learning_rate=nan", "must be more than 0"),
+        ("train.warmup_ratio=1.5", "must be at most 1"),
+        ("train.micro_batch_size=5", "train.batch_size=16 is no multiple of train.micro_batch_size=5"),
+        ("train.scheduler=cosin", "Did you mean 'cosine'?"),
+        ("train.scope=last_layer", "Did you mean 'last_layers'?"),
+        ("model.family=lava", "model.family=lava: unknown value. Did you mean 'llava'?"),
+        ("model.chekpoint=x", "model.chekpoint: no such key. Did you mean 'model.checkpoint'?"),
+        ("method.momentun=1", "no such parameter in spider. Did you mean 'method.momentum'?"),
+        ("method.momentum=high", "method.momentum=high: expected a value like 0.85"),
+        ("dataset.coco.metric=cidre", "Did you mean 'cider'?"),
+        ("dataset.textvqa.options.ocr_tokens=3", "expected a value like True"),
+        ("dataset.coco=3", "a group of keys"),
+        ("eval.split=dev", "eval.split=dev: unknown value"),
+        ("engine=zero9", "Unknown engine 'zero9'"),
+        ("threads=0", "threads=0: must be at least 1"),
+        ("gpus=first", "gpus=first: expected device numbers"),
+        ("~train.epochs", "is not of the form key=value"),
+        ("dataset@x=coco", "keys can be set, not removed or moved"),
+        ("train.epochs=[1", "cannot be read"),
+        ("train.epochs=glob(*)", "cannot be read"),
+        ("profile=pocket,paper", "give one"),
+        ("method=nowhere.to.find:Method", "Cannot import method module"),
+    ],
+)
+def test_each_bad_input_is_one_message(override, message):
+    text = faults(*ONE, override)
+    assert message in text
+    assert "Traceback" not in text and len(text) < 700
+
+
+def test_what_is_missing_is_named():
+    assert "model=, method= missing" in faults()
+    assert faults("method=spider") == (
+        "model=, dataset= missing. Give table=table5, or method=, model= and dataset= (see list)."
+    )
+    assert len(request(["method=zero_shot", "model=vila_pocket"]).cells) == 1  # needs no target
+
+
+def test_build_names_missing_and_unknown_fields():
+    found = Faults()
+    assert build(EvalSpec, {"batchsize": 3, "limit": 0}, "eval", found) is None
+    assert [message.split(":")[0].split(" is")[0] for message in found.messages] == [
+        "eval.batchsize", "eval.batch_size", "eval.limit=0"
+    ]
+
+
+# -- identity -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_survives_its_yaml():
+    for cell in (one(), request(["method=zero_shot", "model=llava_pocket"]).cells[0]):
+        assert cell_of(yaml.safe_load(yaml.safe_dump(plain(cell)))) == cell
+
+
+def test_the_name_of_a_cell_is_readable():
+    parts = cell_id(one("seed=7")).split("-")
+    assert parts[:4] == ["vila_pocket", "iconqa", "spider", "s7"] and len(parts[4]) == 8
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "method=full_ft", "model=llava_pocket", "dataset=coco", "method.momentum=0.9", "train.epochs=6",
+        "train.limit=100", "train.loss_group=4", "eval.limit=10", "eval.split=validation", "dtype=bfloat16",
+        "dataset.iconqa.max_new_tokens=13", "dataset.okvqa.metric=vqa_official", "model.preprocess=pad",
+        "dataset.textvqa.options.ocr_tokens=false", "model.learning_rate=1e-3",
+    ],
+)  # fmt: skip
+def test_what_changes_a_cell(override):
+    other = request([*ONE, override]).cells[0]
+    assert cell_id(other) != cell_id(one())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data_root=/elsewhere", "model.checkpoint=/elsewhere", "threads=4", "device=cuda", "eval.batch_size=8",
+        "model.name=Other", "dataset.iconqa.name=Other", "dataset.okvqa.counts.test=7", "jobs=2", "results=/elsewhere",
+        "dataset.coco.max_new_tokens=13", "train.learning_rate=5e-4",
+    ],
+)  # fmt: skip
+def test_what_does_not_change_a_cell(override):
+    assert cell_id(one(override)) == cell_id(one())
+
+
+def test_no_field_is_forgotten():
+    """Every field of a spec either changes the cell or is known not to."""
+    cell = one()
+    same = {
+        "checkpoint", "name", "learning_rate", "projector_learning_rate", "counts", "role", "posthoc", "data_root",
+        "device", "threads", "engine", "batch_size",
+    }  # fmt: skip
+    changed = {int: 99, float: 0.123, str: "other", dict: {"other": 1}, type(None): 99, tuple: ()}
+    for spec, place in ((cell, None), (cell.model, "model"), (cell.train, "train"), (cell.method, "method"),
+                        (cell.eval, "eval")):  # fmt: skip
+        for item in dataclasses.fields(spec):
+            value = getattr(spec, item.name)
+            if type(value) not in changed:
+                continue
+            other = replace(spec, **{item.name: changed[type(value)]})
+            other = other if place is None else replace(cell, **{place: other})
+            # The model's rates count through the TrainSpec, whose own fields all count.
+            expected_same = item.name in same and place != "train"
+            assert (cell_id(other) == cell_id(cell)) == expected_same, (place, item.name)
+
+
+def test_an_untuned_model_is_one_cell_whatever_its_targets_and_seeds():
+    cells = request(["method=zero_shot", "model=vila_pocket", "targets=coco,iconqa", "seeds=0,1"]).cells
+    fewer = request(["method=zero_shot", "model=vila_pocket", "targets=flickr30k"]).cells
+    assert len(cells) == 1 and cell_id(cells[0]) == cell_id(fewer[0])
+
+
+def test_specs_are_frozen():
+    for cls in (CellSpec, ModelSpec, TrainSpec, EvalSpec):
+        assert cls.__dataclass_params__.frozen
+
+
+def test_conf_comments_say_where_every_training_setting_comes_from():
+    lines = (Path(ROOT) / "conf" / "train" / "default.yaml").read_text().splitlines()
+    settings = [line for line in lines if line and not line.startswith("#")]
+    assert len(settings) == len(dataclasses.fields(TrainSpec))
+    assert all("#" in line for line in settings)
