@@ -14,8 +14,8 @@ USER_ERROR, INTERRUPTED = 2, 130
 HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table.
 
   python -m benchmark run table=table5                      a table of the paper
-  python -m benchmark run table=table5 methods=full_ft,spider models=vila_pocket seeds=0,1,2
-  python -m benchmark run method=spider model=vila_pocket dataset=iconqa train.epochs=5,10 seed=1
+  python -m benchmark run table=table5 methods=full_ft,spider models=MODEL seeds=0,1,2
+  python -m benchmark run method=spider model=MODEL dataset=iconqa train.epochs=5,10 seed=1
   python -m benchmark run ... --cfg job                     only show the resolved configuration
 
 {verbs}

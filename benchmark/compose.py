@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     faults = Faults()
     given = _parse(overrides, faults)
     groups = _groups(given, faults)
-    config = _compose(groups)
+    config = _compose(tuple(groups.items()))
     profile = build(ProfileSpec, config["profile"], "profile", faults)
     run = _run_settings(given, faults)
     if profile is None:
@@ -157,14 +158,15 @@ def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
     return chosen
 
 
-def _compose(groups: Mapping[str, str]) -> dict[str, Any]:
+@functools.cache
+def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Return conf/ composed as plain dicts, with every model under `models` and every method under `methods`."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    chosen = [f"{group}={name}" for group, name in groups.items()]
+    chosen = [f"{group}={name}" for group, name in groups]
     chosen += [f"+model@models.{name}={name}" for name in options_of("model")]
     chosen += [f"+method@methods.{name}={name}" for name in options_of("method")]
     try:

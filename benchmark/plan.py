@@ -97,11 +97,31 @@ def make(request: Request, store: Store) -> list[Planned]:
     return plan
 
 
+def check_inputs(cells: Iterable[CellSpec]) -> None:
+    """Refuse to start where a folder that is read does not exist.
+
+    Raises:
+        UserError: names every missing checkpoint and dataset folder.
+    """
+    cells = list(cells)
+    checkpoints = {at_root(cell.model.checkpoint): f"checkpoint of {cell.model.id}" for cell in cells}
+    folders = {folder: f"dataset {folder.name}" for cell in cells for folder in _data_folders(cell)}
+    missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]
+    if missing:
+        raise UserError("\n".join([
+            f"{len(missing)} folders do not exist:", *missing, "Put them there, or set model.checkpoint= and data_root=."
+        ]))
+
+
 def data_missing(cell: CellSpec) -> bool:
     """Return whether the folder of one of a cell's datasets does not exist."""
+    return not all(folder.is_dir() for folder in _data_folders(cell))
+
+
+def _data_folders(cell: CellSpec) -> list[Path]:
     from benchmark.data import reader_of
 
-    return not all((at_root(cell.data_root) / reader_of(dataset)).is_dir() for dataset in cell.datasets)
+    return [at_root(cell.data_root) / reader_of(dataset) for dataset in cell.datasets]
 
 
 def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:

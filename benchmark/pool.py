@@ -59,10 +59,15 @@ class Pool:
         threads: per worker.
         device: cpu or cuda.
         gpus: GPUs to spread the workers over.
+        body: what a worker process does.
     """
 
-    def __init__(self, count: int, store: Store, threads: int, device: str, gpus: tuple[int, ...]) -> None:
+    def __init__(
+        self, count: int, store: Store, threads: int, device: str, gpus: tuple[int, ...],
+        body: Callable[..., None] = serve,
+    ) -> None:
         self._context = multiprocessing.get_context("spawn")
+        self._body = body
         self._root, self._threads, self._device, self._gpus = str(store.root), threads, device, gpus
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, Any] = {}
@@ -74,7 +79,7 @@ class Pool:
         ours, theirs = self._context.Pipe()
         gpu = self._gpus[index % len(self._gpus)] if self._gpus else None
         place = (self._threads, self._device, gpu)
-        process = self._context.Process(target=serve, args=(theirs, self._root, place, list(sys.path)), daemon=True)
+        process = self._context.Process(target=self._body, args=(theirs, self._root, place, list(sys.path)), daemon=True)
         process.start()
         theirs.close()
         self._pipes[index], self._processes[index] = ours, process

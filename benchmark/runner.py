@@ -96,6 +96,7 @@ def run(request: Request, show: Progress | None = None) -> int:
         with _sigterm_raises():
             store.check_writable()
             prepare(request, show)
+            planning.check_inputs(request.cells)
             plan = planning.make(request, store)
             left = [item for item in plan if not item.done]
             costs = Costs(store, request.profile)

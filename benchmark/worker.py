@@ -68,6 +68,7 @@ def prepare_process(threads: int, device: str, gpu: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", device)  # else DeepSpeed looks for one and warns
     import torch
 
     torch.set_num_threads(threads)
