@@ -108,9 +108,8 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
     folders = {folder: f"dataset {folder.name}" for cell in cells for folder in _data_folders(cell)}
     missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]
     if missing:
-        raise UserError("\n".join([
-            f"{len(missing)} folders do not exist:", *missing, "Put them there, or set model.checkpoint= and data_root=."
-        ]))
+        head = f"{len(missing)} folders do not exist:"
+        raise UserError("\n".join([head, *missing, "Put them there, or set model.checkpoint= and data_root=."]))
 
 
 def data_missing(cell: CellSpec) -> bool:

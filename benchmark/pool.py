@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -66,6 +67,9 @@ class Pool:
         self, count: int, store: Store, threads: int, device: str, gpus: tuple[int, ...],
         body: Callable[..., None] = serve,
     ) -> None:
+        if count * threads > (os.cpu_count() or 1):
+            # More threads than cores: those that wait must not keep a core busy. Read when torch is first imported.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._context = multiprocessing.get_context("spawn")
         self._body = body
         self._root, self._threads, self._device, self._gpus = str(store.root), threads, device, gpus
@@ -79,7 +83,8 @@ class Pool:
         ours, theirs = self._context.Pipe()
         gpu = self._gpus[index % len(self._gpus)] if self._gpus else None
         place = (self._threads, self._device, gpu)
-        process = self._context.Process(target=self._body, args=(theirs, self._root, place, list(sys.path)), daemon=True)
+        arguments = (theirs, self._root, place, list(sys.path))
+        process = self._context.Process(target=self._body, args=arguments, daemon=True)
         process.start()
         theirs.close()
         self._pipes[index], self._processes[index] = ours, process

@@ -177,8 +177,8 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     ("version", "wanted", "good"),
     [
         ("2.13.0+cpu", ">=2.11", True), ("2.9.1", ">=2.11", False), ("2.11", ">=2.11.0", True),
-        ("6.4.0", "==6.4.0", True), ("6.4", "==6.4.0", True), ("6.5.0", "==6.4.0", False), ("10.0", ">=9.1", True), ("5.17.0rc1", ">=5.17", True),
-        ("1.0", "", True),
+        ("6.4.0", "==6.4.0", True), ("6.4", "==6.4.0", True), ("6.5.0", "==6.4.0", False),
+        ("10.0", ">=9.1", True), ("5.17.0rc1", ">=5.17", True), ("1.0", "", True),
     ],
 )  # fmt: skip
 def test_version_ranges(version, wanted, good):
