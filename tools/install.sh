@@ -17,7 +17,7 @@ python3=$(command -v python3) || { echo "error: python3 is not on PATH; install 
   exit 2
 }
 free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1024)}')
-[ "$free" -ge 2000 ] || { echo "error: $free MB free here, about 2000 MB are needed for the packages." >&2; exit 2; }
+[ "$free" -ge 3000 ] || { echo "error: $free MB free here, about 3000 MB are needed for the packages." >&2; exit 2; }
 
 echo "Installing Python packages into $venv (once) ..."
 "$python3" -m venv "$venv"
