@@ -21,7 +21,7 @@ settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) 
 	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
-.PHONY: help table5 table6 smoke plan list test lint pretrain publish doctor clean check-python
+.PHONY: help table5 table6 smoke plan list test lint pretrain rates publish doctor clean check-python
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +51,11 @@ lint: $(ready) ## the linter alone
 pretrain: $(ready) ## make the two shipped base models again, from nothing (MODELS=one)
 	@$(python) -m benchmark pretrain $(if $(MODELS),model=$(MODELS)) $(ARGS)
 
+rates: $(ready) ## choose the learning rates again, on validation data
+	@$(python) -m benchmark rates $(settings)
+
 publish: $(ready) ## copy your finished Tables 5 and 6 to results/ as the reference (SEEDS=0,1,2)
-	@$(python) -m benchmark publish $(settings)
+	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(settings)
 
 doctor: $(ready) ## check packages, Java, processors, memory, disk
 	@$(python) -m benchmark doctor

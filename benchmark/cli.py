@@ -55,6 +55,15 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except ModuleNotFoundError as error:
+        from benchmark.doctor import package_faults
+
+        faults = package_faults()
+        if not faults:
+            raise  # every package is there: a fault of the program or of a user's own module
+        print(f"error: {error}. {len(faults)} packages are missing or too old, see `doctor`. make installs them "
+              f"into .venv; then use .venv/bin/python instead of {sys.executable}.", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
@@ -308,16 +317,23 @@ def pretrain(arguments: list[str]) -> int:
     return int(pretrain_main(arguments) or 0)
 
 
-def publish(arguments: list[str]) -> int:
-    """copy the finished cells of a grid, its tables and figures to the published reference"""
-    from benchmark import plan as planning
-    from benchmark.compose import request
-    from benchmark.publish import publish as publish_cells
-    from benchmark.store import Store
+def rates(arguments: list[str]) -> int:
+    """choose each model's learning rate: a grid of Full FT on validation data"""
+    from benchmark.rates import run as choose_rates
 
-    asked = request(_overrides(arguments))
-    store = Store(asked.results)
-    print(f"Published to {publish_cells(asked, planning.make(asked, store), store)}.")
+    return choose_rates(_overrides(arguments))
+
+
+def publish(arguments: list[str]) -> int:
+    """copy finished cells, tables and figures to the published reference (table=table5,table6)"""
+    from benchmark.compose import request
+    from benchmark.publish import publish as publish_tables
+
+    overrides = _overrides(arguments)
+    named = [item for item in overrides if item.startswith("table=")]
+    tables = named[-1].removeprefix("table=").split(",") if named else ["table5", "table6"]
+    rest = [item for item in overrides if item not in named]
+    print(f"Published to {publish_tables([request([f'table={table}', *rest]) for table in tables])}.")
     return 0
 
 
@@ -329,6 +345,6 @@ def doctor(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "run": run, "plan": plan, "score": score, "compare": compare, "publish": publish, "list": list_, "inspect": inspect,
-    "data": data, "audit": audit, "pretrain": pretrain, "doctor": doctor,
+    "run": run, "plan": plan, "score": score, "compare": compare, "list": list_, "inspect": inspect, "doctor": doctor,
+    "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish,
 }

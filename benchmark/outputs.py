@@ -39,16 +39,31 @@ def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
         return
     from rich.console import Console
 
-    from benchmark import figures, render
+    from benchmark import render
 
     table = build_table(request, plan, store)
     print()
     render.show(table, Console(file=sys.stdout))
-    written = render.write(table, store.root / "tables", request.table)
-    drawn = figures.radars(table, store.root / "figures", FIGURES.get(request.table, request.table))
+    written, drawn = write(request, table, store.root)
     print(f"\nTable: {written[0].with_suffix('')}.{{md,csv,tex}}")
     for stem in sorted({path.with_suffix("") for path in drawn}):
         print(f"Radar: {stem}.{{png,pdf,csv}}")
+
+
+def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[Path]]:
+    """Write a table to root/tables and its radar plots to root/figures.
+
+    Returns:
+        The files of the table and those of the plots.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from benchmark import figures, render
+
+    assert request.table is not None
+    drawn = figures.radars(table, root / "figures", FIGURES.get(request.table, request.table))
+    return render.write(table, root / "tables", request.table), drawn
 
 
 def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Table:

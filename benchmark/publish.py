@@ -6,25 +6,25 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark import outputs
+from benchmark import plan as planning
 from benchmark.compose import Request
 from benchmark.errors import UserError
-from benchmark.plan import Planned
 from benchmark.spec import at_root
 from benchmark.store import Store
 
 CELL_FILES = ("cell.yaml", "scores.json", "provenance.json", "train.jsonl", "items/*.jsonl.gz")
+FOLDERS = ("rates", "audit")
 LIMIT_MEGABYTES = 15.0
 
 
-def publish(request: Request, plan: Sequence[Planned], store: Store) -> Path:
-    """Write the reference folder of a profile anew from finished cells.
+def publish(requests: Sequence[Request]) -> Path:
+    """Write the reference folder of a profile anew from finished cells; tables and plots are made from just these.
 
     The old folder is replaced as a whole, except for its text files (*.md), which people write.
 
     Args:
-        request: names the profile.
-        plan: cells to publish; all must be done.
-        store: the results.
+        requests: tables of one profile and results folder.
 
     Returns:
         The reference folder.
@@ -32,25 +32,30 @@ def publish(request: Request, plan: Sequence[Planned], store: Store) -> Path:
     Raises:
         UserError: the profile has no reference, cells are missing, or the copy would be too large.
     """
-    if request.profile.reference is None:
-        raise UserError(f"Profile {request.profile.id} has no reference folder. Set `reference` in its file in conf.")
-    unfinished = [item.id for item in plan if not item.done]
+    profile, store = requests[0].profile, Store(requests[0].results)
+    if profile.reference is None:
+        raise UserError(f"Profile {profile.id} has no reference folder. Set `reference` in its file in conf.")
+    plans = [planning.make(request, store) for request in requests]
+    cells = {item.id: item for plan in plans for item in plan}
+    unfinished = [item.id for item in cells.values() if not item.done]
     if unfinished:
         raise UserError(
-            f"{len(unfinished)} cells are not finished (first: {unfinished[0]}). Run them, then publish again."
+            f"{len(unfinished)} of {len(cells)} cells are not finished (first: {unfinished[0]}). "
+            "Run them, then publish again."
         )
-    target = at_root(request.profile.reference)
+    target = at_root(profile.reference)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        for item in plan:
+        for item in cells.values():
             source = store.folder(item.cell)
             for pattern in CELL_FILES:
                 for path in source.glob(pattern):
                     _copy(path, partial / "cells" / item.id / path.relative_to(source))
-        for folder in ("tables", "figures"):
-            for path in (store.root / folder).glob("*"):
-                _copy(path, partial / folder / path.name)
+        for request, plan in zip(requests, plans, strict=True):
+            outputs.write(request, outputs.build_table(request, plan, store), partial)
+        for path in (path for folder in FOLDERS for path in (store.root / folder).glob("*")):
+            _copy(path, partial / path.relative_to(store.root))
         for path in target.glob("*.md"):
             _copy(path, partial / path.name)
         size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6

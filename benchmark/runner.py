@@ -114,7 +114,7 @@ def run(request: Request, show: Progress | None = None) -> int:
         show.end()
         done = len(schedule.finished) if schedule else 0
         print(
-            f"Stopped. {done} cells are finished and kept in {store.cells}. The same command goes on from there.",
+            f"Stopped. Finished cells ({done}) are kept in {store.cells}. The same command goes on from there.",
             flush=True,
         )
         return PREEMPTED if isinstance(stop, Terminated) else INTERRUPTED

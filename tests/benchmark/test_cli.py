@@ -70,6 +70,15 @@ def test_a_process_ends_with_the_exit_code_and_without_a_traceback():
     assert done.stdout == ""
 
 
+def test_an_interpreter_without_the_packages_is_told_where_they_are():
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r});"
+         "from benchmark.cli import main; sys.exit(main(['list']))"],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 2 and "packages are missing" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_plan_list_and_help_import_nothing_heavy():
     program = (
         "import sys; from benchmark.cli import main;"
@@ -146,7 +155,7 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
     arguments = world.overrides("methods=full_ft,spider")
     assert cli.main(["publish", *arguments]) == 2
-    assert "2 cells are not finished" in capsys.readouterr().err and not reference.exists()
+    assert "2 of 2 cells are not finished" in capsys.readouterr().err and not reference.exists()
     cli.main(["run", *arguments])
     reference.mkdir()
     (reference / "protocol.md").write_text("written by people")
@@ -219,7 +228,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 @needs_make
 def test_make_help_lists_the_targets():
     out = make().stdout
-    targets = ["table5", "table6", "smoke", "plan", "test", "lint", "pretrain", "publish", "doctor", "list", "clean"]
+    targets = ["table5", "table6", "smoke", "plan", "list", "test", "lint", "pretrain", "rates", "publish", "doctor"]
     assert all(f"make {target} " in out for target in targets)
 
 

@@ -233,7 +233,7 @@ def test_a_full_disk_stops_before_anything(world, monkeypatch, capsys):
 def test_ctrl_c_keeps_finished_cells_and_says_how_to_go_on(world, monkeypatch, capsys):
     monkeypatch.setenv(fakes.TROUBLE, "train spider=interrupt")
     assert run(world, "methods=full_ft,spider") == 130
-    assert "1 cells are finished" in capsys.readouterr().out
+    assert "Finished cells (1) are kept" in capsys.readouterr().out
     spider = world.cells()["llava_pocket-iconqa-spider-s0"]
     assert json.loads((spider / "status.json").read_text())["state"] == "interrupted"
     assert not (spider / "lock").exists()
@@ -254,7 +254,7 @@ def test_signals_end_a_run_in_order(world, monkeypatch, sent, code):
         process.send_signal(sent)
         out, err = process.communicate(timeout=30)
     assert process.returncode == code
-    assert "1 cells are finished" in out and "Traceback" not in err
+    assert "Finished cells (1) are kept" in out and "Traceback" not in err
     status = json.loads((world.cells()["llava_pocket-iconqa-full_ft-s0"] / "status.json").read_text())
     assert status["state"] == "interrupted"
 
