@@ -195,6 +195,7 @@ class Digests:
         def compute() -> str:
             from benchmark import models
 
+            _check_whole(at_root(model.checkpoint))
             return models.digest(at_root(model.checkpoint))
 
         return self._remember(f"model {model.family}", at_root(model.checkpoint), compute)
@@ -232,6 +233,25 @@ class Digests:
         if folder not in self._fingerprints:
             self._fingerprints[folder] = digest_of(sorted(_walk(str(folder))))
         return self._fingerprints[folder]
+
+
+def _check_whole(folder: Path) -> None:
+    """Open every weight file of a checkpoint: a truncated one should stop a run before it starts.
+
+    Raises:
+        UserError: names every damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    damaged = []
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            damaged.append(f"{path} is truncated or corrupt ({error})")
+    if damaged:
+        raise UserError(f"{'; '.join(damaged)}. Fetch the checkpoint again, or correct model.checkpoint.")
 
 
 def _walk(folder: str) -> list[list[Any]]:

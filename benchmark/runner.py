@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 from benchmark import plan as planning
@@ -192,7 +193,7 @@ def _task(item: Planned, cells: dict[str, CellSpec]) -> tuple[CellSpec, Any, Cel
 
 
 def _settle(schedule: Schedule, item: Planned, result: str | Failure, show: Progress) -> None:
-    """Note a result and show it; a reason that was shown is not shown again."""
+    """Note a result and show it; a reason is shown once, and in full at the end of the run."""
     known = {failure.message for failure in schedule.failures.values()}
     for done, outcome in schedule.settle(item, result):
         if not isinstance(outcome, Failure):
@@ -201,7 +202,7 @@ def _settle(schedule: Schedule, item: Planned, result: str | Failure, show: Prog
             show.finished(done.id, "FAILED, for the same reason")
         else:
             known.add(outcome.message)
-            show.finished(done.id, f"FAILED: {outcome.message}")
+            show.finished(done.id, f"FAILED: {shorten(outcome.message, 100)}")
 
 
 def _one_by_one(

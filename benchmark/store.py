@@ -159,6 +159,8 @@ class Store:
             thread.join()
             if _read_lock(path) == owner:
                 path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if nothing was written
 
 
 def read_cell(folder: Path) -> CellSpec:

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import yaml
 
@@ -188,8 +189,18 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(world, capsys):
     (world.checkpoint / "weights").write_text("truncated")
     assert run(world, "methods=full_ft,dare,spider") == 2
     assert "truncated" in capsys.readouterr().out
-    assert world.cells() == {}
-    assert not list(world.results.glob("cells/*/status.json"))
+    assert not list(world.results.glob("cells/*/"))
+
+
+def test_a_truncated_weight_file_stops_before_anything(world, capsys):
+    from safetensors.numpy import save
+
+    whole = save({"weight": numpy.zeros(1000, "float32")})
+    (world.checkpoint / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert run(world, "methods=full_ft,spider") == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("model.safetensors is truncated") == 1 and captured.out == ""
+    assert fakes.calls() == [] and world.cells() == {}
 
 
 def test_a_missing_checkpoint_stops_before_anything(world, capsys):
