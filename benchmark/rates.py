@@ -45,7 +45,7 @@ def run(overrides: Sequence[str]) -> int:
     Raises:
         UserError: wrong overrides, or Full FT is not among the methods.
     """
-    base = request(["methods=full_ft", *overrides], grid=False)
+    base = request(["table=table5", "methods=full_ft", f"targets={TARGETS}", *overrides])
     requests = {model.id: grid_of(model, overrides) for model in base.models}
     everything = replace(base, cells=tuple(cell for asked in requests.values() for cell in asked.cells))
     code = runner.run(everything)
@@ -66,8 +66,8 @@ def grid_of(model: ModelSpec, overrides: Sequence[str]) -> Request:
     The projector's rate keeps the ratio to the model's rate that its configuration has.
     """
     ratio = model.projector_learning_rate / model.learning_rate
-    fixed = ["methods=full_ft", *overrides, f"models={model.id}", f"targets={TARGETS}", f"seeds={SEED}"]
-    fixed = [item for item in fixed if not (item.startswith("models=") and item != f"models={model.id}")]
+    kept = [item for item in overrides if not item.startswith(("model=", "models="))]
+    fixed = ["table=table5", "methods=full_ft", *kept, f"models={model.id}", f"targets={TARGETS}", f"seeds={SEED}"]
     parts = []
     for rate in GRID:
         rates = [f"train.learning_rate={rate!r}", f"train.projector_learning_rate={rate * ratio!r}"]

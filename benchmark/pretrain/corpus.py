@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmark.data.pocket import upstream
 from benchmark.data.pocket.draw import Picture, candidates
 from benchmark.data.pocket.icons import CATEGORIES, COLOUR_SYNONYMS, ICONS, PLACES
-from benchmark.data.pocket.scene import Diagram
+from benchmark.data.pocket.scene import Cover, Diagram
 from benchmark.data.pocket.targets import (
     FAR_HYPERNYM,
     FAR_PLACE,
@@ -34,6 +34,8 @@ INSTRUCTIONS = (
     "List what is visible.",
 )
 """Requests of the generic descriptions; none is a target's prompt."""
+TRANSCRIBE = "List everything."
+"""Request of the transcripts: what stands where, in reading order."""
 LINKS = ("means", "equals", "is another word for", "resembles", "goes by the name of")
 
 
@@ -142,6 +144,22 @@ def knowledge_choice(rng: random.Random) -> Turn:
     return _lettered(rng, f"Find the {icon.category}.", icon.name, others)
 
 
+def transcript(picture: Picture) -> str:
+    """Return what a picture shows, in reading order, two words per grid cell of a scene.
+
+    The fixed order is what teaches a language model without any sight to look at image positions: which patch an
+    answer word needs depends on the word's place alone. Questions, where it depends on the picture, come after.
+    """
+    if isinstance(picture, Cover):
+        return " ".join((*picture.title, *picture.author, picture.genre, picture.year))
+    if isinstance(picture, Diagram):
+        return describe_diagram(random.Random(0), picture)
+    cells = {thing.cell: thing.label for thing in picture.things}
+    signs = {sign.row: f"{sign.colour} {sign.word.lower()}" for sign in picture.signs}
+    words = [signs.get(row) or cells.get((row, column), "no thing") for row in range(3) for column in range(3)]
+    return f"{' '.join(words)} {picture.place}"
+
+
 def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prompts: dict[str, str]) -> list[Turn]:
     """Return the turns that pretraining trains on for one picture of an upstream set.
 
@@ -152,9 +170,10 @@ def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prom
         rng: seeded generator.
         prompts: dataset id -> prompt template.
     """
+    listed = Turn(TRANSCRIBE, transcript(picture))
     if name == "describe":
         write = describe_diagram if isinstance(picture, Diagram) else describe_scene
-        return [Turn(rng.choice(INSTRUCTIONS), write(rng, picture))]
+        return [listed, Turn(rng.choice(INSTRUCTIONS), write(rng, picture))]
     questions: list[Question] = list(item)  # type: ignore[arg-type]
     if name == "gqa":
         pool = {q.text: q for _ in range(3) for q in upstream.gqa_questions(rng, picture)}
@@ -190,11 +209,15 @@ def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prom
             if sum(next(i.category for i in ICONS if i.name == t.icon) == spot for t in picture.things) == 1:
                 wrong = [c for c in CATEGORIES if not any(i.category == c and i.name in present for i in ICONS)]
                 turns.append(_lettered(rng, "Which sort of thing is present?", spot, wrong))
-    return turns
+    return [listed, *turns]
 
 
 MIXTURE = {"okvqa": 14, "textvqa": 16, "ocrvqa": 16, "gqa": 38, "describe": 12, "text": 4}
 """Share of pictures per source in the instruction stage (percent)."""
+ALIGNMENT = {"okvqa": 15, "textvqa": 25, "ocrvqa": 20, "gqa": 25, "describe": 15}
+READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
+"""Shares of pictures per source in the two alignment stages, which have transcripts only: first all, then words."""
+TRANSCRIPT_STAGES = ("alignment", "reading")
 
 
 def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[str, int]) -> Iterator[Conversation]:
@@ -202,7 +225,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
 
     Args:
         seed: of the order; the pictures are the upstream train contents in their own order.
-        stage: name, part of the seed.
+        stage: name, part of the seed; the TRANSCRIPT_STAGES yield the transcripts alone.
         prompts: dataset id -> prompt template.
         mixture: source -> share; 'text' has no picture.
     """
@@ -216,5 +239,4 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             continue
         picture, item, _ = next(streams[name])
         turns = turns_of(name, picture, item, rng, prompts)
-        if turns:
-            yield Conversation(picture, tuple(turns), rng.getrandbits(32))
+        yield Conversation(picture, tuple(turns[:1] if stage in TRANSCRIPT_STAGES else turns), rng.getrandbits(32))

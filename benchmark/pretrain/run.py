@@ -35,8 +35,8 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.files import write_atomic
 from benchmark.models.vila import VilaConfig, VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
-from benchmark.pretrain import card, language, tower
-from benchmark.pretrain.corpus import MIXTURE
+from benchmark.pretrain import card, language, projector, tower
+from benchmark.pretrain.corpus import ALIGNMENT, MIXTURE, READING
 from benchmark.pretrain.tokenizer import corpus, train_tokenizer
 from benchmark.spec import ROOT, ModelSpec, at_root
 
@@ -67,7 +67,8 @@ class Recipe:
         seed: of weights and data order.
         language_steps: of 64 texts of 96 tokens; the stage is shared by both models.
         tower_steps: of 128 pictures.
-        alignment_steps: of 16 pictures, projector only.
+        alignment_steps: of 16 pictures with transcripts of what they show.
+        reading_steps: the same with more signs and covers.
         instruction_steps: of 16 pictures, projector and language model.
     """
 
@@ -76,8 +77,9 @@ class Recipe:
     seed: int = 0
     language_steps: int = 360
     tower_steps: int = 2500
-    alignment_steps: int = 200
-    instruction_steps: int = 1800
+    alignment_steps: int = 600
+    reading_steps: int = 900
+    instruction_steps: int = 1300
 
 
 RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112)}
@@ -95,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: a model without a recipe.
     """
-    asked = request(["profile=pocket", *argv], grid=False)
+    asked = request(["profile=pocket", "table=table5", *argv], grid=False)
     for spec in asked.models:
         if spec.id not in RECIPES:
             raise UserError(f"model={spec.id!r} has no pretraining recipe.{did_you_mean(spec.id, RECIPES)}")
@@ -134,8 +136,10 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     shown = json.dumps({name: round(value, 1) for name, value in probe.items() if "/" not in name})
     log(f"tower probe {shown}; icons below 90 %: {weak or 'none'}")
     model, image_seq_length = assemble(recipe, tokenizer, **parts)
+    projector.condition(language.Parts(model), processor, recipe.seed)
     stages = (
-        ("alignment", recipe.alignment_steps, {"describe": 100}, 2e-3, True),
+        ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, False),
+        ("reading", recipe.reading_steps, READING, 2e-3, False),
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, False),
     )
     for stage, steps, mixture, rate, projector_only in stages:
