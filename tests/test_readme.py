@@ -49,7 +49,14 @@ def test_nothing_is_left_open():
     assert "TODO" + "_" not in README
 
 
-@pytest.mark.parametrize("command", ["list", "plan table=table5", "run method=spider model=llava_pocket dataset=iconqa train.epochs=5,10 seed=1 --cfg job"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "list",
+        "plan table=table5",
+        "run method=spider model=llava_pocket dataset=iconqa train.epochs=5,10 seed=1 --cfg job",
+    ],
+)
 def test_commands_in_the_readme_run(command, tmp_path):
     verb, *rest = command.split()
     extra = [] if verb == "list" else [f"results={tmp_path}"]

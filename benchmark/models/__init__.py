@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from benchmark.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from benchmark.models.vision import ImageProcessor
@@ -36,9 +37,13 @@ class LoadedModel:
         image_seq_length: image positions per image.
         projector_prefix: of parameter names.
         block_prefixes: of parameter names, one per language-model block in forward order.
+        tower: pixels (images, 3, H, W) to features (images, *feature_shape), what the projector takes. The model
+            accepts these features in place of pixels as pixel_values.
+        feature_shape: (patches, channels).
         vocab_size: rows of the output embedding.
         max_length: longest training sequence, tokens.
         path: the checkpoint folder.
+        features: of whole image sets, kept because no cell changes the tower.
     """
 
     model: PreTrainedModel
@@ -48,9 +53,12 @@ class LoadedModel:
     image_seq_length: int
     projector_prefix: str
     block_prefixes: list[str]
+    tower: Callable[[Tensor], Tensor]
+    feature_shape: tuple[int, int]
     vocab_size: int
     max_length: int
     path: Path
+    features: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def pad_token_id(self) -> int:

@@ -1,7 +1,8 @@
-"""From records to tensors: encoded items, their pixels, and the padded batch that both families take."""
+"""From records to tensors: encoded items, their images, and the padded batch that both families take."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmark.data.record import Record, check_images, open_image
+from benchmark.data.record import Record, check_images, find_image, open_image
 from benchmark.errors import UserError
 from benchmark.models import LoadedModel
 from benchmark.models.prompt import IGNORE, encode
-from benchmark.models.vision import ImageProcessor
 
-CACHE_BYTES = 2**30
+FEATURE_BYTES = 2**30
+TOWER_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -26,52 +27,23 @@ class Item:
         item_id: of the record.
         input_ids: image positions already expanded.
         labels: as long as input_ids, -100 where nothing is supervised.
-        pixels: uint8 (3, H, W), or None without image.
+        image: pixels, uint8 (3, H, W), or what the frozen tower makes of them, (patches, channels); None without.
     """
 
     item_id: str
     input_ids: list[int]
     labels: list[int]
-    pixels: Tensor | None
-
-
-class PixelCache:
-    """Prepared images as uint8, kept up to a number of bytes for all cells that one process works on."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self.images: dict[tuple[Path, int, int, ImageProcessor], Tensor] = {}
-
-    def get(self, record: Record, processor: ImageProcessor) -> Tensor:
-        """Return the prepared image of a record, uint8 (3, H, W).
-
-        Raises:
-            UserError: the image is missing or corrupt.
-        """
-        try:
-            state = record.image.stat()
-            key = (record.image, state.st_mtime_ns, state.st_size, processor)
-        except OSError:  # an image may carry another suffix than the record says: open_image looks
-            key = None
-        if key in self.images:
-            return self.images[key]
-        pixels = processor.to_uint8(open_image(record))
-        # A full cache keeps what it has: an epoch reads in cyclic order, where dropping the oldest never hits.
-        if key is not None and self.used + pixels.nbytes <= self.limit:
-            self.used += pixels.nbytes
-            self.images[key] = pixels
-        return pixels
-
-
-PIXELS = PixelCache(CACHE_BYTES)
+    image: Tensor | None
 
 
 class Items:
-    """Records as encoded items: text at once, pixels when an item is asked for.
+    """Records as encoded items: texts at once; images as tower features if all fit into memory, else as pixels.
+
+    The tower is frozen in every cell, so its features serve all epochs and all cells that a process works on. They
+    are made in batches that depend on the records alone, so that the same cell gets the same bits wherever it runs.
 
     Args:
-        loaded: tokenizer, image processor and lengths.
+        loaded: tokenizer, image processor, tower and lengths; keeps the features.
         records: in the order of the indices.
         supervised: append the record's target and label it.
 
@@ -82,50 +54,84 @@ class Items:
     def __init__(self, loaded: LoadedModel, records: Sequence[Record], supervised: bool) -> None:
         self.loaded = loaded
         self.records = records
-        self.encoded: list[tuple[list[int], list[int]]] = []
+        self.encoded = [self._encode(record, supervised) for record in records]
+        self.rows: dict[Path, int] = {}
         for record in records:
-            if supervised and record.target is None:
-                raise UserError(f"Item {record.item_id} of {record.dataset} has no target to train on.")
-            try:
-                pair = encode(
-                    loaded.tokenizer,
-                    record.prompt,
-                    record.target if supervised else None,
-                    record.image is not None,
-                    loaded.image_token_id,
-                    loaded.image_seq_length,
-                    loaded.max_length,
-                )
-            except UserError as error:
-                raise UserError(f"Item {record.item_id} of {record.dataset}: {error}") from None
-            self.encoded.append(pair)
-        self._preload()
+            if record.image is not None:
+                self.rows.setdefault(record.image, len(self.rows))
+        self.features = self._features()
 
-    def _preload(self) -> None:
-        processor = self.loaded.image_processor
-        size = 3 * processor.height * processor.width
-        with_image = [record for record in self.records if record.image is not None]
-        self.in_memory = len(with_image) * size <= PIXELS.limit - PIXELS.used
-        if self.in_memory:
-            try:
-                for record in with_image:
-                    PIXELS.get(record, processor)
-            except UserError:
-                check_images(with_image)
-                raise
+    @property
+    def in_memory(self) -> bool:
+        """Whether asking for an item reads no file."""
+        return self.features is not None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Item:
         record = self.records[index]
-        ids, labels = self.encoded[index]
-        pixels = None if record.image is None else PIXELS.get(record, self.loaded.image_processor)
-        return Item(record.item_id, ids, labels, pixels)
+        if record.image is None:
+            image = None
+        elif self.features is None:
+            image = self.loaded.image_processor.to_uint8(open_image(record))
+        else:
+            image = self.features[self.rows[record.image]]
+        return Item(record.item_id, *self.encoded[index], image)
+
+    def _encode(self, record: Record, supervised: bool) -> tuple[list[int], list[int]]:
+        if supervised and record.target is None:
+            raise UserError(f"Item {record.item_id} of {record.dataset} has no target to train on.")
+        try:
+            return encode(
+                self.loaded.tokenizer,
+                record.prompt,
+                record.target if supervised else None,
+                record.image is not None,
+                self.loaded.image_token_id,
+                self.loaded.image_seq_length,
+                self.loaded.max_length,
+            )
+        except UserError as error:
+            raise UserError(f"Item {record.item_id} of {record.dataset}: {error}") from None
+
+    def _features(self) -> Tensor | None:
+        loaded, model = self.loaded, self.loaded.model
+        shape = (len(self.rows), *loaded.feature_shape)
+        used = sum(features.nbytes for features in loaded.features.values())
+        if math.prod(shape) * model.dtype.itemsize > FEATURE_BYTES - used:
+            return None
+        files = [find_image(path) or path for path in self.rows]
+        key = (loaded.image_processor, *(_state(path) for path in files))
+        if key not in loaded.features:
+            by_path = {record.image: record for record in self.records}
+            features = torch.empty(shape, dtype=model.dtype)
+            for start in range(0, len(files), TOWER_BATCH):
+                pixels = self._pixels([by_path[path] for path in list(self.rows)[start : start + TOWER_BATCH]])
+                with torch.no_grad():
+                    features[start : start + len(pixels)] = loaded.tower(pixels.to(model.device, model.dtype))
+            loaded.features[key] = features
+        return loaded.features[key]
+
+    def _pixels(self, records: Sequence[Record]) -> Tensor:
+        processor = self.loaded.image_processor
+        try:
+            return processor.normalise(torch.stack([processor.to_uint8(open_image(record)) for record in records]))
+        except UserError:
+            check_images(self.records)
+            raise
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    """Return what changes with a file's content; a missing file is reported when it is opened."""
+    try:
+        return path, path.stat().st_mtime_ns, path.stat().st_size
+    except OSError:
+        return path, 0, 0
 
 
 def collate(loaded: LoadedModel, items: Sequence[Item], padding_side: str) -> dict[str, Tensor]:
-    """Pad items to one length and normalise their images.
+    """Pad items to one length, normalise their pixels.
 
     Args:
         loaded: gives the pad id and the image normalisation.
@@ -134,8 +140,8 @@ def collate(loaded: LoadedModel, items: Sequence[Item], padding_side: str) -> di
 
     Returns:
         input_ids, attention_mask, position_ids, labels of (batch, length), int64; with an image also
-        pixel_values (images, 3, H, W), float32, one per item with an image, in item order. Positions count
-        from 0 at the first real token.
+        pixel_values, one per item with an image, in item order: pixels (images, 3, H, W), float32, or tower features
+        (images, patches, channels). Positions count from 0 at the first real token.
     """
     length = max(len(item.input_ids) for item in items)
     input_ids = torch.full((len(items), length), loaded.pad_token_id)
@@ -153,7 +159,9 @@ def collate(loaded: LoadedModel, items: Sequence[Item], padding_side: str) -> di
         "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
         "labels": labels,
     }
-    pixels = [item.pixels for item in items if item.pixels is not None]
-    if pixels:
-        batch["pixel_values"] = loaded.image_processor.normalise(torch.stack(pixels))
+    images = [item.image for item in items if item.image is not None]
+    if images:
+        stacked = torch.stack(images)
+        is_pixels = stacked.dtype == torch.uint8
+        batch["pixel_values"] = loaded.image_processor.normalise(stacked) if is_pixels else stacked
     return batch

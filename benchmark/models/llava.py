@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typing import Any
+
 import torch
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmark.errors import UserError
 from benchmark.files import canonical_json, write_atomic
@@ -14,6 +18,31 @@ from benchmark.models.vision import load_image_processor
 
 PROJECTOR_PREFIX = "model.multi_modal_projector."
 BLOCK_PREFIX = "model.language_model.layers."
+
+
+class _Parts(LlavaModel):
+    """LlavaModel that also takes what its tower has already made of the pixels."""
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return projected features of pixels (4 dimensions) or of tower features (3 dimensions)."""
+        if pixel_values.dim() == 4:
+            return super().get_image_features(pixel_values=pixel_values, **kwargs)
+        return BaseModelOutputWithPooling(pooler_output=list(self.multi_modal_projector(pixel_values)))
+
+    def get_tower_features(self, pixel_values: Tensor) -> Tensor:
+        """Return (images, patches, channels), what the projector takes, from (images, 3, H, W)."""
+        states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+        drop_class = self.config.vision_feature_select_strategy == "default"
+        return states[self.config.vision_feature_layer][:, int(drop_class) :]
+
+
+class Llava(LlavaForConditionalGeneration):
+    """LlavaForConditionalGeneration with the same tensors; pixel_values may be tower features."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        self.model = _Parts(config)
+        self.post_init()
 
 
 def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
@@ -37,7 +66,7 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
             "(the llava-hf layout). Correct model.family or model.checkpoint."
         )
     model = folders.load_pretrained(
-        LlavaForConditionalGeneration, path, dtype=dtype, attn_implementation="sdpa"
+        Llava, path, dtype=dtype, attn_implementation="sdpa"
     )
     config = model.config
     vision = config.vision_config
@@ -62,6 +91,8 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
         "image_seq_length": length,
         "projector_prefix": PROJECTOR_PREFIX,
         "block_prefixes": [f"{BLOCK_PREFIX}{i}." for i in range(config.text_config.num_hidden_layers)],
+        "tower": model.model.get_tower_features,
+        "feature_shape": (length, vision.hidden_size),
         "vocab_size": config.text_config.vocab_size,
     }
 

@@ -129,8 +129,8 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.llm.get_output_embeddings()
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Return (images, image_seq_length, hidden) from (images, 3, H, W), by hidden_states[-2]."""
+    def get_tower_features(self, pixel_values: Tensor) -> Tensor:
+        """Return the tower's hidden_states[-2], (images, patches, channels), from (images, 3, H, W)."""
         tower = self.vision_tower
         trained = any(p.requires_grad for p in tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
@@ -138,6 +138,11 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features = tower.embeddings(pixel_values)
             for layer in tower.encoder.layers[:-1]:
                 features = layer(features, None)
+        return features
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Return (images, image_seq_length, hidden) from pixels or from tower features, which have 3 dimensions."""
+        features = pixel_values if pixel_values.dim() == 3 else self.get_tower_features(pixel_values)
         return self.mm_projector(features)
 
     def forward(
@@ -159,7 +164,8 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: (batch, length); config.image_token_id at the image_seq_length positions of an image.
             attention_mask: (batch, length), 1 for real tokens.
             position_ids: (batch, length).
-            pixel_values: (images, 3, H, W), one per row with image positions, in row order; else None.
+            pixel_values: (images, 3, H, W), one per row with image positions, in row order; or the tower's features
+                of them, (images, patches, channels); None without images.
             labels: (batch, length), -100 where nothing is supervised.
             past_key_values: cache of earlier positions.
             inputs_embeds: (batch, length, hidden) in place of input_ids, images already written.
@@ -307,8 +313,9 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
     """
     model = VilaForConditionalGeneration.from_pretrained(path, dtype=dtype)
     config = model.config
+    vision = config.vision_config
     processor = load_image_processor(path / "vision_tower" / "preprocessor_config.json", preprocess)
-    size = config.vision_config.image_size
+    size = vision.image_size
     if (processor.height, processor.width) != (size, size):
         raise UserError(
             f"{path / 'vision_tower' / 'preprocessor_config.json'} makes {processor.height}x{processor.width}"
@@ -322,6 +329,8 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
         "image_seq_length": config.image_seq_length,
         "projector_prefix": PROJECTOR_PREFIX,
         "block_prefixes": [f"{BLOCK_PREFIX}{i}." for i in range(config.text_config.num_hidden_layers)],
+        "tower": model.get_tower_features,
+        "feature_shape": ((vision.image_size // vision.patch_size) ** 2, vision.hidden_size),
         "vocab_size": config.text_config.vocab_size,
     }
 
