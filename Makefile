@@ -66,5 +66,5 @@ clean: ## remove the environment, drawn data and your own runs (not the publishe
 check-python:
 	@$(python) -m benchmark.doctor --packages
 
-$(VENV)/.installed: pyproject.toml constraints.txt tools/install.sh
-	@bash tools/install.sh $(VENV)
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/install.sh
+	@bash .ci/install.sh $(VENV)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make a virtual environment with the versions of constraints.txt: tools/install.sh FOLDER
+# Make a virtual environment with the versions of constraints.txt: .ci/install.sh FOLDER
 # Called by make when the folder is missing or pyproject.toml or constraints.txt changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
