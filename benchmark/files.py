@@ -39,7 +39,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
         raise UserError(
-            f"Cannot write {path}: {error.strerror}. Choose a writable folder with free space (RESULTS=dir for results)."
+            f"Cannot write {path}: {error.strerror}. "
+            "Choose a writable folder with free space (RESULTS=dir for results)."
         ) from error
 
 

@@ -6,14 +6,21 @@ words apart lies in the small directions: from a random start, training finds co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
+from benchmark.data.pocket.icons import PLACES
 from benchmark.data.pocket.scene import CELL, SIZE, Cover, Diagram, Scene
+from benchmark.data.pocket.words import SIGN_WORDS
 from benchmark.models.vision import ImageProcessor
 from benchmark.pretrain.language import Parts
+from benchmark.pretrain.state import Schedule, resume, save
 from benchmark.pretrain.tower import HEADS, PRETRAINING, features, pictures
 
 WORDS = {word: index for index, word in enumerate(dict.fromkeys(w for _, words in HEADS.values() for w in words))}
@@ -122,6 +129,69 @@ def condition(parts: Parts, processor: ImageProcessor, seed: int, count: int = 2
     first.bias.copy_(-weight @ mean)
     nn.init.orthogonal_(last.weight, gain=2.0, generator=generator)
     nn.init.zeros_(last.bias)
+
+
+def train_names(
+    parts: Parts,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: ImageProcessor,
+    out: Path,
+    steps: int,
+    seed: int,
+    log: Callable[[str], None],
+    batch: int = 96,
+    learning_rate: float = 3e-3,
+) -> None:
+    """Train the projector alone until each image token points at the embeddings of the words shown at its place.
+
+    Needed where one token holds four patches and with them parts of several things (VILA). No language model runs:
+    the cosine between a projected token and the frozen word embeddings is the logit of a softmax over all words.
+
+    Args:
+        parts: of the VILA family; embeddings come from the language stage.
+        tokenizer: gives each word's token.
+        processor: its image processor.
+        out: folder of the stage's checkpoint.
+        steps: optimizer steps.
+        seed: of the pictures.
+        log: called with one line every 50 steps.
+        batch: pictures per step.
+        learning_rate: peak.
+    """
+    ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in _answers()]
+    names = F.normalize(parts.decoder.embed_tokens.weight[ids].detach(), dim=-1)
+    parameters = list(parts.projector.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = Schedule(learning_rate, steps, warmup=50)
+    first = resume(out, {"projector": parts.projector}, optimizer)
+    places = torch.tensor([WORDS[place] for place in PLACES])
+    for step in range(first, steps):
+        schedule.apply(optimizer, step)
+        stream = pictures(f"names/{seed}/{step}", PRETRAINING.__contains__)
+        drawn = list(islice(stream, batch))
+        pixels = torch.stack([processor.to_uint8(picture.draw(rng)) for picture, rng in drawn])
+        with torch.no_grad():
+            patches = features(parts.tower, processor.normalise(pixels))
+        tokens = parts.projector(patches)
+        side = round(tokens.shape[1] ** 0.5)
+        patch = 2 * parts.tower.config.patch_size / parts.tower.config.image_size
+        shown = torch.stack([words_per_token(picture, side, patch) for picture, _ in drawn]).float()
+        shown[..., places] *= 0.2  # the place is everywhere and needs few tokens to tell it
+        wanted = shown / shown.sum(-1, keepdim=True).clamp(min=1e-6)
+        logits = 20 * F.normalize(tokens, dim=-1) @ names.T
+        loss = -(wanted * logits.log_softmax(-1)).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            log(f"names step {step + 1}/{steps} loss {loss.item():.3f}")
+            save(out, {"projector": parts.projector}, optimizer, step + 1)
+
+
+def _answers() -> list[str]:
+    """Return how the language model writes each of WORDS: signs are answered in lower case."""
+    return [word.lower() if word in SIGN_WORDS else word for word in WORDS]
 
 
 def _inverse_root(covariance: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class Recipe:
         seed: of weights and data order.
         language_steps: of 64 texts of 96 tokens; the stage is shared by both models.
         tower_steps: of 128 pictures.
+        names_steps: of 96 pictures, projector only (VILA: four patches per token).
         alignment_steps: of 16 pictures with transcripts of what they show.
         reading_steps: the same with more signs and covers.
         instruction_steps: of 16 pictures, projector and language model.
@@ -77,12 +78,13 @@ class Recipe:
     seed: int = 0
     language_steps: int = 360
     tower_steps: int = 2500
+    names_steps: int = 0
     alignment_steps: int = 600
     reading_steps: int = 900
     instruction_steps: int = 1300
 
 
-RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112)}
+RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112, names_steps=800)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -130,13 +132,15 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     log = _logger(spec.id, out)
     tokenizer = make_tokenizer(prompts, work)
     processor, preprocessor = make_processor(recipe)
-    parts = {"llm": make_llm(tokenizer, recipe, work / "language", log), "tower": make_tower(recipe)}
-    probe = tower.train(parts["tower"], processor, out / "tower", recipe.tower_steps, recipe.seed, log=log)
+    halves = {"llm": make_llm(tokenizer, recipe, work / "language", log), "tower": make_tower(recipe)}
+    probe = tower.train(halves["tower"], processor, out / "tower", recipe.tower_steps, recipe.seed, log=log)
     weak = {name: round(value) for name, value in probe.items() if name.startswith("icon/") and value < 90}
     shown = json.dumps({name: round(value, 1) for name, value in probe.items() if "/" not in name})
     log(f"tower probe {shown}; icons below 90 %: {weak or 'none'}")
-    model, image_seq_length = assemble(recipe, tokenizer, **parts)
-    projector.condition(language.Parts(model), processor, recipe.seed)
+    model, image_seq_length = assemble(recipe, tokenizer, **halves)
+    parts = language.Parts(model)
+    projector.condition(parts, processor, recipe.seed)
+    projector.train_names(parts, tokenizer, processor, out / "names", recipe.names_steps, recipe.seed, log)
     stages = (
         ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, False),
         ("reading", recipe.reading_steps, READING, 2e-3, False),
