@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -100,13 +101,23 @@ def answer_batch(loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int
         (text, number of tokens without the end token) per item.
     """
     model = loaded.model
-    batch = collate(loaded, items, "left")
-    batch.pop("labels")
-    batch = {key: value.to(model.device) for key, value in batch.items()}
+    shared = shared_start(loaded, items)
+    start = torch.tensor([items[0].input_ids[:shared]] * len(items), device=model.device)
+    rest = [replace(item, input_ids=item.input_ids[shared:], labels=item.labels[shared:]) for item in items]
+    batch = {key: value.to(model.device) for key, value in collate(loaded, rest, "left").items()}
+    inputs = {
+        "input_ids": torch.cat([start, batch["input_ids"]], dim=1),
+        "attention_mask": torch.cat([torch.ones_like(start), batch["attention_mask"]], dim=1),
+        "position_ids": torch.cat([start.new_ones(start.shape).cumsum(1) - 1, batch["position_ids"] + shared], dim=1),
+    }
     if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+        inputs["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    # The system prompt is the same for every item and, on short prompts, a third of the work: run it once.
+    cache = model(input_ids=start[:1], use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(len(items))
     output = model.generate(
-        **batch,
+        **inputs,
+        past_key_values=cache,
         generation_config=GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -117,10 +128,25 @@ def answer_batch(loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int
         ),
     )
     answers = []
-    for row in output[:, batch["input_ids"].shape[1] :].tolist():
+    for row in output[:, inputs["input_ids"].shape[1] :].tolist():
         ids = row[: row.index(loaded.eos_token_id)] if loaded.eos_token_id in row else row
         answers.append((loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids)))
     return answers
+
+
+def shared_start(loaded: LoadedModel, items: Sequence[Item]) -> int:
+    """Return how many tokens before the image all items begin with, leaving each at least one more.
+
+    Args:
+        loaded: gives the image id.
+        items: encoded prompts, each with the begin token.
+    """
+    shared = 0
+    for column in zip(*(item.input_ids[:-1] for item in items), strict=False):
+        if len(set(column)) > 1 or column[0] == loaded.image_token_id:
+            break
+        shared += 1
+    return shared
 
 
 def prompt_hash(record: Record) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, PreTrainedTokenizerBase
+from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmark.errors import UserError
@@ -20,8 +19,8 @@ PROJECTOR_PREFIX = "model.multi_modal_projector."
 BLOCK_PREFIX = "model.language_model.layers."
 
 
-class _Parts(LlavaModel):
-    """LlavaModel that also takes what its tower has already made of the pixels."""
+class FrozenTowerLlava(LlavaModel):
+    """transformers' LlavaModel, which also takes what its tower has already made of the pixels."""
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Return projected features of pixels (4 dimensions) or of tower features (3 dimensions)."""
@@ -34,15 +33,6 @@ class _Parts(LlavaModel):
         states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
         drop_class = self.config.vision_feature_select_strategy == "default"
         return states[self.config.vision_feature_layer][:, int(drop_class) :]
-
-
-class Llava(LlavaForConditionalGeneration):
-    """LlavaForConditionalGeneration with the same tensors; pixel_values may be tower features."""
-
-    def __init__(self, config: LlavaConfig) -> None:
-        super().__init__(config)
-        self.model = _Parts(config)
-        self.post_init()
 
 
 def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
@@ -66,10 +56,17 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
             "(the llava-hf layout). Correct model.family or model.checkpoint."
         )
     model = folders.load_pretrained(
-        Llava, path, dtype=dtype, attn_implementation="sdpa"
+        LlavaForConditionalGeneration, path, dtype=dtype, attn_implementation="sdpa"
     )
+    # Only now: transformers renames the tensors of released checkpoints for its own classes alone.
+    model.model.__class__ = FrozenTowerLlava
     config = model.config
     vision = config.vision_config
+    if not isinstance(config.vision_feature_layer, int):
+        raise UserError(
+            f"{path / 'config.json'}: vision_feature_layer={config.vision_feature_layer} joins several layers, "
+            "which is not LLaVA-1.5. Use a LLaVA-1.5 checkpoint."
+        )
     patches = (vision.image_size // vision.patch_size) ** 2
     length = patches + (config.vision_feature_select_strategy == "full")
     if config.image_seq_length != length:

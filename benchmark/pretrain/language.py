@@ -184,10 +184,9 @@ class Parts:
 def train_joint(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
     stage: str, steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float,
-    projector_only: bool, log: Log, batch: int = 16,
-    evaluate: Callable[[], str] | None = None,
+    log: Log, batch: int = 16, horizon: int | None = None, cooldown: int = 0,
 ) -> None:  # fmt: skip
-    """Train projector (alignment) or projector and language model (instruction tuning) on packed conversations.
+    """Train projector and language model on packed conversations: both alignment stages and instruction tuning.
 
     Args:
         model: of either family; the tower stays frozen.
@@ -201,22 +200,20 @@ def train_joint(
         prompts: dataset id -> prompt template.
         mixture: source -> share.
         learning_rate: peak.
-        projector_only: train nothing but the projector.
         log: called with one line every 50 steps.
         batch: pictures per step.
-        evaluate: called every 500 steps; its text is logged.
+        horizon: steps of the cosine, see `Schedule`.
+        cooldown: last steps over which the rate falls linearly.
     """
     torch.manual_seed(seed)
     parts = Parts(model)
     model.requires_grad_(False)
-    trained = {"projector": parts.projector}
-    if not projector_only:
-        trained |= {"decoder": parts.decoder, "head": parts.head}
+    trained = {"projector": parts.projector, "decoder": parts.decoder, "head": parts.head}
     for part in trained.values():
         part.requires_grad_(True)
     parameters = [p for part in trained.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = Schedule(learning_rate, steps, warmup=50)
+    schedule = Schedule(learning_rate, steps, 50, horizon, cooldown)
     first = resume(out, trained, optimizer)
     dataset = _Conversations(
         processor,
@@ -244,8 +241,7 @@ def train_joint(
         low.refresh()
         running.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            text = evaluate() if evaluate and (step + 1) % 500 == 0 else ""
-            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f} {text}")
+            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}")
             running = []
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 save(out, trained, optimizer, step + 1)

@@ -81,7 +81,7 @@ class Recipe:
     names_steps: int = 0
     alignment_steps: int = 600
     reading_steps: int = 900
-    instruction_steps: int = 1300
+    instruction_steps: int = 1000
 
 
 RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112, names_steps=800)}
@@ -141,15 +141,14 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     parts = language.Parts(model)
     projector.condition(parts, processor, recipe.seed)
     projector.train_names(parts, tokenizer, processor, out / "names", recipe.names_steps, recipe.seed, log)
-    stages = (
-        ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, False),
-        ("reading", recipe.reading_steps, READING, 2e-3, False),
-        ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, False),
-    )
-    for stage, steps, mixture, rate, projector_only in stages:
+    for stage, steps, mixture, rate, schedule in (
+        ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {}),
+        ("reading", recipe.reading_steps, READING, 2e-3, {}),
+        ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 400}),
+    ):
         language.train_joint(
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
-            rate, projector_only, log,
+            rate, log, **schedule,
         )  # fmt: skip
     model.half()
     path = at_root(spec.checkpoint)

@@ -39,7 +39,7 @@ def loaded(request, records, tmp_path_factory):
     items = Items(loaded, records, supervised=False)
     answers = [answer_batch(loaded, [items[i]], 6)[0][0] for i in range(len(records))]
     tokens = [set(loaded.tokenizer(answer, add_special_tokens=False).input_ids) for answer in answers]
-    common = max(range(3, 200), key=lambda token: (sum(token in row for row in tokens) == 5, token))
+    common = min(range(3, 200), key=lambda token: (abs(sum(token in row for row in tokens) - 5), token))
     with torch.no_grad():
         head = loaded.model.get_output_embeddings().weight
         head[loaded.eos_token_id] = head[common] * 1.01
@@ -69,8 +69,9 @@ def test_answers_equal_a_plain_greedy_loop(loaded, records):
     items = Items(loaded, records[:4], supervised=False)
     for index, (text, n_tokens) in enumerate(answer_batch(loaded, [items[i] for i in range(4)], 6)):
         ids = torch.tensor([items[index].input_ids])
-        pixels = items[index].pixels
-        image = {} if pixels is None else {"pixel_values": loaded.image_processor.normalise(pixels[None])}
+        image = {}
+        if records[index].image is not None:
+            image["pixel_values"] = loaded.image_processor(Image.open(records[index].image))[None]
         new = []
         with torch.no_grad():
             while len(new) < 6:

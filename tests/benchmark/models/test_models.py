@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import (
@@ -21,9 +22,10 @@ from transformers import (
 )
 
 import benchmark.models
+from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.models import LoadedModel, llava, trainable_names, vila
-from benchmark.models.batch import Item, collate
+from benchmark.models.batch import Item, Items, collate
 from benchmark.models.prompt import encode
 from tests.benchmark.models import tiny
 
@@ -76,6 +78,8 @@ def on_meta(cls, config, prefixes):
         image_seq_length=config.image_seq_length,
         projector_prefix=prefixes.PROJECTOR_PREFIX,
         block_prefixes=blocks,
+        tower=None,
+        feature_shape=None,
         vocab_size=config.text_config.vocab_size,
         max_length=2048,
         path=None,
@@ -215,6 +219,55 @@ def test_the_image_matters_and_its_count_is_checked(models, family):
         assert (loaded.model(**batch).logits - loaded.model(**other).logits).abs().max() > 1e-2
         with pytest.raises(ValueError, match="image"):
             loaded.model(**batch | {"pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1)})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tower_features_stand_in_for_pixels(models, family, tmp_path):
+    loaded = models[family]
+    batch = collate(loaded, mixed(loaded), "right")
+    with torch.no_grad():
+        features = loaded.tower(batch["pixel_values"])
+        assert features.shape == (2, *loaded.feature_shape)
+        by_features = loaded.model(**batch | {"pixel_values": features}).logits
+        torch.testing.assert_close(by_features, loaded.model(**batch).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_items_keep_tower_features_and_fall_back_to_pixels(models, family, tmp_path, monkeypatch):
+    loaded = models[family]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        Image.effect_noise((33, 20), 80).convert("RGB").save(path)
+    images = [paths[0], None, paths[1], paths[0], paths[2]]
+    records = [
+        Record(str(i), "toy", "train", image, f"what {i}?", "red", ("red",), None, str(i), {})
+        for i, image in enumerate(images)
+    ]
+    calls = []
+    tower = loaded.tower
+    monkeypatch.setattr(loaded, "tower", lambda pixels: calls.append(len(pixels)) or tower(pixels))
+    items = Items(loaded, records, supervised=True)
+    again = Items(loaded, records, supervised=False)
+    assert calls == [3] and items.in_memory and torch.equal(again[2].image, items[2].image)
+    pixels = loaded.image_processor(Image.open(paths[0]))[None]
+    torch.testing.assert_close(items[3].image, tower(pixels)[0].detach(), rtol=0, atol=1e-5)
+    assert items[1].image is None and not items[0].image.requires_grad
+    stacked = collate(loaded, [items[i] for i in range(5)], "right")
+    assert stacked["pixel_values"].shape == (4, *loaded.feature_shape)
+
+    Image.effect_noise((33, 20), 80).convert("RGB").save(paths[0])  # another content under the same name
+    assert not torch.equal(Items(loaded, records, supervised=False)[0].image, items[0].image)
+    assert calls == [3, 3]
+
+    monkeypatch.setattr("benchmark.models.batch.FEATURE_BYTES", 0)
+    large = Items(loaded, records, supervised=True)
+    assert not large.in_memory and large[0].image.dtype == torch.uint8 and calls == [3, 3]
+    fresh = Items(loaded, records[3:4], supervised=True)
+    monkeypatch.undo()
+    with torch.no_grad():
+        by_pixels = loaded.model(**collate(loaded, [fresh[0]], "right")).logits
+        by_features = loaded.model(**collate(loaded, [Items(loaded, records, True)[3]], "right")).logits
+    torch.testing.assert_close(by_features, by_pixels, rtol=0, atol=1e-5)
 
 
 def test_the_sentinel_id_needs_no_embedding_row(models):
