@@ -198,6 +198,7 @@ class World:
 @contextmanager
 def subprocess_main(arguments: list[str]) -> Iterator[Any]:
     """Run the command line with the stand-ins in a process of its own."""
+    import signal
     import subprocess
 
     program = (
@@ -207,6 +208,8 @@ def subprocess_main(arguments: list[str]) -> Iterator[Any]:
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL,
+        # A test run in the background inherits an ignored SIGINT, which the child must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
