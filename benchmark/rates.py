@@ -13,8 +13,9 @@ from benchmark import plan, runner
 from benchmark.compose import Request, request
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
+from benchmark.keys import Digests
 from benchmark.scores import read_scores
-from benchmark.spec import ModelSpec
+from benchmark.spec import CellSpec, ModelSpec, plain
 from benchmark.store import Store
 
 GRID = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
@@ -52,12 +53,60 @@ def run(overrides: Sequence[str]) -> int:
     if code:
         return code
     store = Store(base.results)
+    tables = []
     for model in base.models:
         points = read(requests[model.id], store)
         rate = choose([point for point in points if point.method == "full_ft"])
         write(model, points, rate, base.results / "rates")
-        print(table(model, points, rate))
+        tables.append(table(model, points, rate))
+    text = protocol(base, everything.cells[0], tables)
+    write_atomic(base.results / "rates" / "protocol.md", text)
+    print(text)
     return 0
+
+
+def protocol(base: Request, cell: CellSpec, tables: Sequence[str]) -> str:
+    """Return what was fixed before any method but Full FT was run, as Markdown: data, bases, training, rates.
+
+    Args:
+        base: names profile, models and datasets.
+        cell: any cell of the grid, for the training settings.
+        tables: the grid of every model, see `table`.
+    """
+    digests = Digests(base.results / "digests.json")
+    settings = {key: value for key, value in plain(cell.train).items() if "learning_rate" not in key}
+    lines = [
+        f"# Protocol of the {base.profile.id} results",
+        "",
+        "Fixed before any method but Full FT was run. A later change needs a new version of this whole folder.",
+        "Written by `make rates`.",
+        "",
+        "## Learning rate",
+        "",
+        f"One rate for all methods of a model, chosen on Full FT alone: {', '.join(f'{rate:g}' for rate in GRID)};",
+        f"seed {SEED}; targets {TARGETS}; *validation* split. Of the rates whose mean A^T over both",
+        "targets lies within one standard error of the best, the smallest. The projector keeps its configured ratio to the rate.",
+        "",
+        *tables,
+        "## Training",
+        "",
+        ", ".join(f"{key} {value}" for key, value in settings.items()) + ".",
+        "",
+        "## Bases (content digests)",
+        "",
+        *(f"- {model.id}: `{digests.model(model)[:16]}`" for model in base.models),
+        "",
+        "## Data (digests of the records, images included)",
+        "",
+        "| set | split | items | digest |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in (*base.profile.upstream, *base.profile.targets):
+        dataset = base.datasets[name]
+        for split in ("train", "validation", "test") if dataset.role == "target" else ("validation", "test"):
+            digest = digests.records(dataset, base.data_root, split, None)
+            lines.append(f"| {name} | {split} | {dataset.counts.get(split)} | `{digest[:16]}` |")
+    return "\n".join(lines) + "\n"
 
 
 def grid_of(model: ModelSpec, overrides: Sequence[str]) -> Request:
