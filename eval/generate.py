@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
 from benchmark.data.record import Record
@@ -65,20 +67,20 @@ def generate(
         )
     # Longest first: a batch that does not fit into memory fails at once, and the time left is no guess too low.
     order = sorted(range(len(records)), key=lambda index: (-len(items.encoded[index][0]), index))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [batch for batch in batches if not all(records[index].item_id in answered for index in batch)]
+    workers = 0 if items.in_memory else min(8, os.cpu_count() or 1)
+    loader = DataLoader(items, batch_sampler=batches, collate_fn=list, num_workers=workers)
     loaded.model.eval()
     with _append(out_jsonl) as file:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            if all(records[index].item_id in answered for index in batch):
-                continue
-            texts = answer_batch(loaded, [items[index] for index in batch], spec.max_new_tokens)
+        for batch in loader:
+            texts = answer_batch(loaded, batch, spec.max_new_tokens)
             lines = []
-            for index, (text, n_tokens) in zip(batch, texts, strict=True):
-                item_id = records[index].item_id
-                if item_id not in answered:
-                    answered.add(item_id)
-                    row = {"item_id": item_id, "prompt_hash": hashes[item_id], "text": text}
-                    lines.append(json.dumps(row | {"n_tokens": n_tokens}, ensure_ascii=False) + "\n")
+            for item, (text, n_tokens) in zip(batch, texts, strict=True):
+                if item.item_id not in answered:
+                    answered.add(item.item_id)
+                    row = {"item_id": item.item_id, "prompt_hash": hashes[item.item_id], "text": text}
+                    lines.append(json.dumps(row | {"n_tokens": n_tokens}) + "\n")
             try:
                 file.write("".join(lines))
                 file.flush()
@@ -159,9 +161,9 @@ def _resume(path: Path, hashes: dict[str, str]) -> set[str]:
     """Return the ids that the file answers; drop half-written lines and answers to other prompts from it."""
     if not path.is_file():
         return set()
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8", errors="replace")
     kept: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         try:
             row = json.loads(line)
             if hashes.get(row["item_id"]) == row["prompt_hash"] and isinstance(row["text"], str):
@@ -177,7 +179,7 @@ def _resume(path: Path, hashes: dict[str, str]) -> set[str]:
 def _append(path: Path) -> TextIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a")
+        return open(path, "a", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"Cannot write {path}: {error.strerror}. Choose another folder (RESULTS=dir)."

@@ -44,6 +44,7 @@ class LoadedModel:
         max_length: longest training sequence, tokens.
         path: the checkpoint folder.
         features: of whole image sets, kept because no cell changes the tower.
+        checked: image sets too large for that, all of whose files could be read.
     """
 
     model: PreTrainedModel
@@ -59,6 +60,7 @@ class LoadedModel:
     max_length: int
     path: Path
     features: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    checked: set[Any] = field(default_factory=set, repr=False)
 
     @property
     def pad_token_id(self) -> int:

@@ -99,10 +99,14 @@ class Items:
         loaded, model = self.loaded, self.loaded.model
         shape = (len(self.rows), *loaded.feature_shape)
         used = sum(features.nbytes for features in loaded.features.values())
-        if math.prod(shape) * model.dtype.itemsize > FEATURE_BYTES - used:
-            return None
         files = [find_image(path) or path for path in self.rows]
         key = (loaded.image_processor, *(_state(path) for path in files))
+        if math.prod(shape) * model.dtype.itemsize > FEATURE_BYTES - used and key not in loaded.features:
+            if key not in loaded.checked:
+                # Hours of training should not end at a broken file, so all are read once before.
+                check_images(self.records)
+                loaded.checked.add(key)
+            return None
         if key not in loaded.features:
             by_path = {record.image: record for record in self.records}
             features = torch.empty(shape, dtype=model.dtype)

@@ -234,6 +234,14 @@ def test_batches_without_any_image(loaded, records, tmp_path):
     assert len(delta) == 18
 
 
+def test_image_sets_larger_than_memory_train_the_same(loaded, records, tmp_path, monkeypatch):
+    _, rows = run(loaded, records, tmp_path / "a")
+    monkeypatch.setattr("benchmark.models.batch.FEATURE_BYTES", 0)
+    monkeypatch.setattr(loaded, "features", {})
+    _, again = run(loaded, records, tmp_path / "b")
+    assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
+
+
 def test_equal_runs_are_bitwise_equal_and_the_seed_matters(vila, records, tmp_path):
     first, rows = run(vila, records, tmp_path / "a", cell(seed=1))
     again, rows2 = run(vila, records, tmp_path / "b", cell(seed=1))

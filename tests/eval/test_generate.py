@@ -158,6 +158,28 @@ def test_broken_images_are_counted_and_named(loaded, records, tmp_path):
     assert not (tmp_path / "a.jsonl").exists()
 
 
+def test_image_sets_larger_than_memory_are_read_by_workers(loaded, records, tmp_path, monkeypatch):
+    generate(loaded, records, dataset(), tmp_path / "a.jsonl", 5)
+    monkeypatch.setattr("benchmark.models.batch.FEATURE_BYTES", 0)
+    monkeypatch.setattr(loaded, "features", {})
+    generate(loaded, records, dataset(), tmp_path / "b.jsonl", 5)
+    assert read(tmp_path / "b.jsonl") == read(tmp_path / "a.jsonl")
+    lost = Record("lost", "toy", "test", tmp_path / "lost.png", "what?", None, (), None, "l", {})
+    with pytest.raises(UserError, match="1 of 11 images cannot be read"):
+        generate(loaded, [*records, lost], dataset(), tmp_path / "c.jsonl", 4)
+
+
+def test_answers_of_any_characters_survive(tmp_path):
+    rows = {f"q{i}": {"item_id": f"q{i}", "prompt_hash": "h", "text": text, "n_tokens": 1} for i, text in
+            enumerate(["caf\u00e9", "two\u2028lines", "a\nb", "\x85"])}  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()).encode()
+    path.write_bytes(data + '{"item_id": "caf\u00e9'.encode()[:-1])
+    hashes = dict.fromkeys([*rows, "q9"], "h")
+    assert eval.generate._resume(path, hashes) == set(rows)
+    assert path.read_bytes() == data
+
+
 def test_other_bad_input(loaded, records, tmp_path):
     with pytest.raises(UserError, match="1 duplicate item ids"):
         generate(loaded, [*records, records[0]], dataset(), tmp_path / "a.jsonl", 4)

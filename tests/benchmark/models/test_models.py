@@ -260,6 +260,7 @@ def test_items_keep_tower_features_and_fall_back_to_pixels(models, family, tmp_p
     assert calls == [3, 3]
 
     monkeypatch.setattr("benchmark.models.batch.FEATURE_BYTES", 0)
+    monkeypatch.setattr(loaded, "features", {})
     large = Items(loaded, records, supervised=True)
     assert not large.in_memory and large[0].image.dtype == torch.uint8 and calls == [3, 3]
     fresh = Items(loaded, records[3:4], supervised=True)
@@ -293,6 +294,7 @@ def test_cached_generation_equals_a_full_forward_per_token(models):
     assert torch.equal(cached, ids)
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_with_checkpointing_and_frozen_tower(folders, family):
     loaded = tiny.load(family, folders[family])
