@@ -46,7 +46,9 @@ def gate(report: Report, upstream: Sequence[str]) -> dict[str, dict[str, Any]]:
 def write(
     loaded: LoadedModel, name: str, specs: Mapping[str, DatasetSpec], root: Path, training: Mapping[str, Any]
 ) -> str:
-    """Score a finished checkpoint, write README.md beside it and the scores into training.json; return a verdict.
+    """Score a finished checkpoint, write README.md and the scores beside it, return a verdict.
+
+    The test splits are scored only when the gate holds on validation.
 
     Args:
         loaded: the checkpoint as users load it.
@@ -57,6 +59,9 @@ def write(
     """
     upstream = [spec.id for spec in specs.values() if spec.role == "upstream"]
     validation = score(loaded, list(specs.values()), root, "validation")
+    found = gate(validation, upstream)
+    if not all(row["passed"] for row in found.values()):
+        return f"gate FAILED on validation, test not scored: {_scores(found)}"
     test = score(loaded, list(specs.values()), root, "test")
     verdict = gate(test, upstream)
     passed = len(verdict) == len(upstream) and all(row["passed"] for row in verdict.values())
@@ -64,10 +69,11 @@ def write(
     rows = {"digest": digest, "gate": verdict, "test": _rows(test), "validation": _rows(validation)}
     write_atomic(loaded.path / "training.json", json.dumps({**training, **rows}, indent=1, sort_keys=True))
     write_atomic(loaded.path / "README.md", _text(name, digest, training, validation, test, verdict, passed))
-    scores = ", ".join(
-        f"{key} {row['score']:.1f} (best baseline {row['best_baseline']:.1f})" for key, row in verdict.items()
-    )
-    return f"gate {'PASSED' if passed else 'FAILED'}: {scores}"
+    return f"gate {'PASSED' if passed else 'FAILED'} on test: {_scores(verdict)}"
+
+
+def _scores(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{k} {r['score']:.1f} (best baseline {r['best_baseline']:.1f})" for k, r in rows.items())
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
@@ -103,7 +109,9 @@ def _text(
         f"   reading order), then {recipe['reading_steps']} steps with more signs and covers. The projector starts",
         "   from the statistics of the tower's features; projector and language model train, the tower is frozen.",
         f"4. Instruction: {recipe['instruction_steps']} steps of 16 pictures with all their questions, descriptions",
-        f"   and transcripts; pictures in percent: {', '.join(f'{k} {v}' for k, v in training['mixture'].items())}.",
+        f"   and transcripts; pictures in percent: {', '.join(f'{k} {v}' for k, v in training['mixture'].items())};",
+        f"   then {recipe['practice_steps']} steps with "
+        f"{', '.join(f'{k} {v}' for k, v in training['practice'].items())}.",
         "",
         "Pictures come from the upstream train contents only; no content is shared with any validation or test split",
         "or with a target (`python -m benchmark audit data`).",

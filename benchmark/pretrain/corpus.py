@@ -214,6 +214,8 @@ def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prom
 
 MIXTURE = {"okvqa": 14, "textvqa": 16, "ocrvqa": 16, "gqa": 38, "describe": 12, "text": 4}
 """Share of pictures per source in the instruction stage (percent)."""
+PRACTICE = {"okvqa": 8, "textvqa": 42, "ocrvqa": 8, "gqa": 36, "describe": 3, "text": 3}
+"""The same in the practice stage: more of what the instruction stage leaves weak."""
 ALIGNMENT = {"okvqa": 15, "textvqa": 25, "ocrvqa": 20, "gqa": 25, "describe": 15}
 READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
 """Shares of pictures per source in the two alignment stages, which have transcripts only: first all, then words."""

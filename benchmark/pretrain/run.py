@@ -36,7 +36,7 @@ from benchmark.files import write_atomic
 from benchmark.models.vila import VilaConfig, VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
 from benchmark.pretrain import card, language, projector, tower
-from benchmark.pretrain.corpus import ALIGNMENT, MIXTURE, READING
+from benchmark.pretrain.corpus import ALIGNMENT, MIXTURE, PRACTICE, READING
 from benchmark.pretrain.tokenizer import corpus, train_tokenizer
 from benchmark.spec import ROOT, ModelSpec, at_root
 
@@ -70,7 +70,8 @@ class Recipe:
         names_steps: of 96 pictures, projector only (VILA: four patches per token).
         alignment_steps: of 16 pictures with transcripts of what they show.
         reading_steps: the same with more signs and covers.
-        instruction_steps: of 16 pictures, projector and language model.
+        instruction_steps: of 16 pictures with all their questions.
+        practice_steps: the same with more signs and scenes.
     """
 
     family: str
@@ -82,6 +83,7 @@ class Recipe:
     alignment_steps: int = 600
     reading_steps: int = 900
     instruction_steps: int = 1000
+    practice_steps: int = 800
 
 
 RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112, names_steps=800)}
@@ -145,6 +147,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {}),
         ("reading", recipe.reading_steps, READING, 2e-3, {}),
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 400}),
+        ("practice", recipe.practice_steps, PRACTICE, 1e-3, {}),
     ):
         language.train_joint(
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
@@ -153,7 +156,8 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     model.half()
     path = at_root(spec.checkpoint)
     benchmark.models.save(recipe.family, model, tokenizer, preprocessor, path)
-    record = {"recipe": vars(recipe), "text": TEXT, "vision": VISION, "mixture": MIXTURE, "tower_probe": probe}
+    shares = {"mixture": MIXTURE, "practice": PRACTICE, "alignment": ALIGNMENT, "reading": READING}
+    record = {"recipe": vars(recipe), "text": TEXT, "vision": VISION, **shares, "tower_probe": probe}
     write_atomic(path / "training.json", json.dumps(record, indent=1, sort_keys=True))
     log(f"written {path} digest {benchmark.models.digest(path)[:16]}")
     return path
