@@ -101,7 +101,9 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: a model without a recipe.
     """
-    asked = request(["profile=pocket", "table=table5", *argv], grid=False)
+    named = any(item.startswith(("model=", "models=")) for item in argv)
+    models = [] if named else [f"models={','.join(RECIPES)}"]
+    asked = request(["profile=pocket", "table=table5", *models, *argv], grid=False)
     for spec in asked.models:
         if spec.id not in RECIPES:
             raise UserError(f"model={spec.id!r} has no pretraining recipe.{did_you_mean(spec.id, RECIPES)}")

@@ -20,6 +20,7 @@ from benchmark.spec import (
     Faults,
     ModelSpec,
     TrainSpec,
+    at_root,
     build,
     cell_id,
     cell_of,
@@ -56,8 +57,17 @@ def test_the_example_of_the_design():
     )
 
 
+def test_models_that_a_table_takes_by_default_are_shipped():
+    for table in ("table5", "table6"):
+        asked = request([f"table={table}"])
+        assert {cell.model.id for cell in asked.cells} == set(asked.profile.models)
+        for model in asked.models:
+            assert at_root(model.checkpoint).is_dir(), model.checkpoint
+
+
 def test_tables_have_the_papers_rows_and_columns():
-    five, six = request(["table=table5"]), request(["table=table6"])
+    both = "models=vila_pocket,llava_pocket"
+    five, six = request(["table=table5", both]), request(["table=table6", both])
     assert len(five.cells) == 2 + 2 * 2 * 7
     assert {cell.target for cell in five.cells} == {None, "flickr30k", "coco"}
     assert {cell.target for cell in six.cells} == {None, "iconqa", "scienceqa"}
