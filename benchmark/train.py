@@ -30,7 +30,7 @@ from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.files import digest_of, write_atomic
 from benchmark.models import LoadedModel, trainable_names
-from benchmark.models.batch import Item, Items, collate
+from benchmark.models.batch import Item, Items, collate, split_start, start_cache
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
 from benchmark.shards import Attachment, attach
@@ -220,15 +220,21 @@ def training_batch(loaded: LoadedModel, pairs: Sequence[tuple[Item, float]]) -> 
         pairs: (item, weight).
 
     Returns:
-        The model's inputs; "columns", the positions whose logits predict some supervised token; "targets" and
-        "weights", (batch, columns), weight 0 where nothing is supervised; "item_ids".
+        "start", the tokens that all items begin with, (1, shared); the model's inputs for what follows them;
+        "columns", the positions whose logits predict some supervised token; "targets" and "weights",
+        (batch, columns), weight 0 where nothing is supervised; "item_ids".
     """
-    batch: dict[str, Any] = collate(loaded, [item for item, _ in pairs], "right")
+    shared, rest = split_start(loaded, [item for item, _ in pairs])
+    batch: dict[str, Any] = collate(loaded, rest, "right")
+    mask = batch["attention_mask"]
+    batch["attention_mask"] = torch.cat([mask.new_ones(len(mask), len(shared)), mask], dim=1)
+    batch["position_ids"] += len(shared)
     following = batch.pop("labels")[:, 1:]
     supervised = following != IGNORE
     columns = supervised.any(0).nonzero().flatten()
     weights = torch.tensor([weight for _, weight in pairs])[:, None] * supervised
     return batch | {
+        "start": torch.tensor([shared]),
         "columns": columns,
         "targets": following[:, columns].clamp(min=0),
         "weights": weights[:, columns],
@@ -327,11 +333,13 @@ class CellTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        columns, targets, weights = (inputs.pop(key) for key in ("columns", "targets", "weights"))
+        start, columns, targets, weights = (inputs.pop(key) for key in ("start", "columns", "targets", "weights"))
         self.batch_ids += inputs.pop("item_ids")
         # Not TrainingArguments.bf16: accelerate keeps the precision of the first trainer of a process.
         with torch.autocast(columns.device.type, torch.bfloat16, enabled=self.run.cell.dtype == "bfloat16"):
-            outputs = model(**inputs, logits_to_keep=columns)
+            # The system prompt comes before the image, so one forward and backward pass of it serves the batch.
+            cache = start_cache(model, start, len(targets))
+            outputs = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=columns)
         chosen = weights > 0
         losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
         loss = (losses * weights[chosen]).sum()

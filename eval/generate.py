@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -18,7 +17,7 @@ from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.models import LoadedModel
-from benchmark.models.batch import Item, Items, collate
+from benchmark.models.batch import Item, Items, collate, split_start, start_cache
 from benchmark.models.prompt import render
 from benchmark.spec import DatasetSpec
 
@@ -103,23 +102,22 @@ def answer_batch(loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int
         (text, number of tokens without the end token) per item.
     """
     model = loaded.model
-    shared = shared_start(loaded, items)
-    start = torch.tensor([items[0].input_ids[:shared]] * len(items), device=model.device)
-    rest = [replace(item, input_ids=item.input_ids[shared:], labels=item.labels[shared:]) for item in items]
+    # The system prompt is the same for every item and, where prompts are short, a third of the work: run it once.
+    shared, rest = split_start(loaded, items)
+    start = torch.tensor([shared], device=model.device)
     batch = {key: value.to(model.device) for key, value in collate(loaded, rest, "left").items()}
+    starts = start.expand(len(items), -1)
+    positions = torch.arange(len(shared), device=model.device).expand(len(items), -1)
     inputs = {
-        "input_ids": torch.cat([start, batch["input_ids"]], dim=1),
-        "attention_mask": torch.cat([torch.ones_like(start), batch["attention_mask"]], dim=1),
-        "position_ids": torch.cat([start.new_ones(start.shape).cumsum(1) - 1, batch["position_ids"] + shared], dim=1),
+        "input_ids": torch.cat([starts, batch["input_ids"]], dim=1),
+        "attention_mask": torch.cat([torch.ones_like(starts), batch["attention_mask"]], dim=1),
+        "position_ids": torch.cat([positions, batch["position_ids"] + len(shared)], dim=1),
     }
     if "pixel_values" in batch:
         inputs["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    # The system prompt is the same for every item and, on short prompts, a third of the work: run it once.
-    cache = model(input_ids=start[:1], use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(len(items))
     output = model.generate(
         **inputs,
-        past_key_values=cache,
+        past_key_values=start_cache(model, start, len(items)),
         generation_config=GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -134,21 +132,6 @@ def answer_batch(loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int
         ids = row[: row.index(loaded.eos_token_id)] if loaded.eos_token_id in row else row
         answers.append((loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids)))
     return answers
-
-
-def shared_start(loaded: LoadedModel, items: Sequence[Item]) -> int:
-    """Return how many tokens before the image all items begin with, leaving each at least one more.
-
-    Args:
-        loaded: gives the image id.
-        items: encoded prompts, each with the begin token.
-    """
-    shared = 0
-    for column in zip(*(item.input_ids[:-1] for item in items), strict=False):
-        if len(set(column)) > 1 or column[0] == loaded.image_token_id:
-            break
-        shared += 1
-    return shared
 
 
 def prompt_hash(record: Record) -> str:

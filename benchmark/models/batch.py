@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import Cache, PreTrainedModel
 
 from benchmark.data.record import Record, check_images, find_image, open_image
 from benchmark.errors import UserError
@@ -169,3 +170,37 @@ def collate(loaded: LoadedModel, items: Sequence[Item], padding_side: str) -> di
         is_pixels = stacked.dtype == torch.uint8
         batch["pixel_values"] = loaded.image_processor.normalise(stacked) if is_pixels else stacked
     return batch
+
+
+def split_start(loaded: LoadedModel, items: Sequence[Item]) -> tuple[list[int], list[Item]]:
+    """Cut off the tokens that all items begin with, up to the first image and short of what predicts an answer.
+
+    Args:
+        loaded: gives the image id.
+        items: encoded conversations, each with the begin token.
+
+    Returns:
+        (the shared tokens, the items without them); running the model on both parts equals running it on the whole.
+    """
+    # The position before the first supervised token must stay in the rest, as its logits are needed.
+    kept = min(next((i for i, x in enumerate(item.labels) if x != IGNORE), len(item.labels)) - 1 for item in items)
+    shared = 0
+    for column in zip(*(item.input_ids[:kept] for item in items), strict=True):
+        if len(set(column)) > 1 or column[0] == loaded.image_token_id:
+            break
+        shared += 1
+    rest = [replace(item, input_ids=item.input_ids[shared:], labels=item.labels[shared:]) for item in items]
+    return items[0].input_ids[:shared], rest
+
+
+def start_cache(model: PreTrainedModel, start: Tensor, copies: int) -> Cache:
+    """Run the shared tokens once and return their keys and values for a batch; gradients flow through it.
+
+    Args:
+        model: the model.
+        start: (1, shared) token ids.
+        copies: items in the batch.
+    """
+    cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(copies)
+    return cache

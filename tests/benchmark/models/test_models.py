@@ -25,7 +25,7 @@ import benchmark.models
 from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.models import LoadedModel, llava, trainable_names, vila
-from benchmark.models.batch import Item, Items, collate
+from benchmark.models.batch import Item, Items, collate, split_start, start_cache
 from benchmark.models.prompt import encode
 from tests.benchmark.models import tiny
 
@@ -269,6 +269,50 @@ def test_items_keep_tower_features_and_fall_back_to_pixels(models, family, tmp_p
         by_pixels = loaded.model(**collate(loaded, [fresh[0]], "right")).logits
         by_features = loaded.model(**collate(loaded, [Items(loaded, records, True)[3]], "right")).logits
     torch.testing.assert_close(by_features, by_pixels, rtol=0, atol=1e-5)
+
+
+def test_shared_start_ends_before_images_and_answers(models):
+    loaded = models["vila"]
+
+    def made(ids, labels=None):
+        return Item("x", ids, labels or [-100] * len(ids), None)
+
+    image = loaded.image_token_id
+    assert split_start(loaded, [made([1, 5, 6, 7]), made([1, 5, 8])])[0] == [1, 5]
+    assert split_start(loaded, [made([1, 5, image, 7]), made([1, 5, image, 7])])[0] == [1, 5]
+    assert split_start(loaded, [made([1, 5, 6])])[0] == [1, 5]
+    start, rest = split_start(loaded, [made([1, 5, 6, 9, 2], [-100, -100, -100, 9, 2])] * 2)
+    assert start == [1, 5] and rest[1].input_ids == [6, 9, 2] and rest[1].labels == [-100, 9, 2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_start_run_once_changes_neither_logits_nor_gradients(folders, family):
+    """Keys and values of the shared start, computed once, pass on the gradients of the whole batch."""
+    loaded = tiny.load(family, folders[family])
+    items = mixed(loaded)
+    names = trainable_names(loaded, "last_layers", 2)
+    parameters = dict(loaded.model.named_parameters())
+    start, rest = split_start(loaded, items)
+    assert len(start) > 20
+
+    def gradients(logits, labels):
+        loaded.model.zero_grad()
+        F.cross_entropy(logits[:, :-1][labels[:, 1:] != -100], labels[:, 1:][labels[:, 1:] != -100]).backward()
+        return {name: parameters[name].grad.clone() for name in names}
+
+    whole = collate(loaded, items, "right")
+    logits = loaded.model(**whole).logits
+    expected = gradients(logits, whole["labels"])
+    batch = collate(loaded, rest, "right")
+    ones = batch["attention_mask"].new_ones(3, len(start))
+    batch["attention_mask"] = torch.cat([ones, batch["attention_mask"]], dim=1)
+    batch["position_ids"] += len(start)
+    labels = batch.pop("labels")
+    cache = start_cache(loaded.model, torch.tensor([start]), 3)
+    cut = loaded.model(**batch, past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(cut, logits[:, len(start) :], rtol=0, atol=2e-5)
+    for name, gradient in gradients(cut, labels).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_the_sentinel_id_needs_no_embedding_row(models):
