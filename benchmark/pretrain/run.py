@@ -83,7 +83,7 @@ class Recipe:
     alignment_steps: int = 600
     reading_steps: int = 900
     instruction_steps: int = 1000
-    practice_steps: int = 800
+    practice_steps: int = 650
 
 
 RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112, names_steps=800)}
@@ -149,7 +149,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {}),
         ("reading", recipe.reading_steps, READING, 2e-3, {}),
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 400}),
-        ("practice", recipe.practice_steps, PRACTICE, 1e-3, {}),
+        ("practice", recipe.practice_steps, PRACTICE, 1e-3, {"horizon": 800, "cooldown": 150}),
     ):
         language.train_joint(
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
