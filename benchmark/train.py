@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -268,7 +267,7 @@ class CellTrainer(Trainer):
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_num_workers=0 if items.in_memory else min(8, os.cpu_count() or 1),
+            dataloader_num_workers=items.workers,
             dataloader_pin_memory=run.cell.device == "cuda",
         )
         # With several GPUs in sight the Trainer would otherwise cut each batch up among them (DataParallel).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -68,8 +67,7 @@ def generate(
     order = sorted(range(len(records)), key=lambda index: (-len(items.encoded[index][0]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     batches = [batch for batch in batches if not all(records[index].item_id in answered for index in batch)]
-    workers = 0 if items.in_memory else min(8, os.cpu_count() or 1)
-    loader = DataLoader(items, batch_sampler=batches, collate_fn=list, num_workers=workers)
+    loader = DataLoader(items, batch_sampler=batches, collate_fn=list, num_workers=items.workers)
     loaded.model.eval()
     with _append(out_jsonl) as file:
         for batch in loader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +67,11 @@ class Items:
     def in_memory(self) -> bool:
         """Whether asking for an item reads no file."""
         return self.features is not None
+
+    @property
+    def workers(self) -> int:
+        """Processes that should read items ahead: none if they are in memory, else up to 8 of this job's cores."""
+        return 0 if self.in_memory else min(8, len(os.sched_getaffinity(0)))
 
     def __len__(self) -> int:
         return len(self.records)
