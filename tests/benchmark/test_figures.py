@@ -91,10 +91,11 @@ def test_methods_with_missing_values_are_named_and_not_drawn(tmp_path, drawn):
     ("values", "expected"),
     [
         ([40, 80], (30, 80)),
-        ([97.2, 97.6], (97, 98)),
-        ([0, 5], (0, 5)),
+        ([97.2, 97.6], (92, 100)),
+        ([86.4, 89.6], (82, 92)),
+        ([0, 5], (0, 7)),
         ([20, 115], (0, 120)),
-        ([50], (49, 50)),
+        ([50], (44, 54)),
     ],
 )
 def test_axis_range_is_round_and_holds_all_values(values, expected):
