@@ -23,13 +23,14 @@ from benchmark.spec import ROOT, CellSpec, DatasetSpec, ModelSpec, at_root, inpu
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
         "benchmark/train.py", "benchmark/checkpoint.py", "benchmark/shards.py", "benchmark/models/__init__.py",
-        "benchmark/models/batch.py", "benchmark/models/prompt.py", "benchmark/models/vision.py", "methods/base.py",
+        "benchmark/models/batch.py", "benchmark/models/folder.py", "benchmark/models/prompt.py",
+        "benchmark/models/vision.py", "methods/base.py",
         "methods/ops.py", "methods/blocks.py",
     ),
     "posthoc": ("benchmark/posthoc.py", "benchmark/calibration.py"),
     "generate": (
-        "eval/generate.py", "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/prompt.py",
-        "benchmark/models/vision.py",
+        "eval/generate.py", "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
+        "benchmark/models/prompt.py", "benchmark/models/vision.py",
     ),
     "score": (
         "eval/score.py", "eval/caption.py", "eval/exact.py", "eval/format.py", "eval/normalise.py", "eval/scienceqa.py",
