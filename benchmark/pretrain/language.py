@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from benchmark.models.prompt import IGNORE, encode
 from benchmark.models.vision import ImageProcessor
 from benchmark.pretrain.corpus import Conversation, conversations, text_ids
 from benchmark.pretrain.state import Replica, Schedule, resume, save
+from benchmark.pretrain.tower import features
 
 Log = Callable[[str], None]
 
@@ -130,8 +132,6 @@ class _Conversations(IterableDataset):
         self.prompts, self.mixture = prompts, mixture
 
     def __iter__(self) -> Iterator[Packed]:
-        import random
-
         stream = conversations(self.seed, self.stage, self.prompts, self.mixture)
         for step in range(self.steps):
             chosen = [next(stream) for _ in range(self.batch)]
@@ -163,8 +163,6 @@ class Parts:
 
     def loss(self, batch: Packed, processor: ImageProcessor) -> Tensor:
         """Return the mean cross-entropy over the supervised tokens of a packed batch."""
-        from benchmark.pretrain.tower import features
-
         is_image = batch.input_ids == self.image_token_id
         embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
         if batch.pixels is not None:

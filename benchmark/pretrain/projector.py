@@ -40,9 +40,7 @@ def boxes(picture: Scene | Cover | Diagram) -> list[Box]:
         )
         return [(0.0, top / SIZE, 1.0, bottom / SIZE, (word,)) for top, bottom, word in lines]
     if isinstance(picture, Diagram):
-        step = SIZE / max(picture.columns, 3)
-        height = max(int(round(step * picture.rows)), int(SIZE * 0.6))
-        left, top = (SIZE - step * picture.columns) / 2, (height - step * picture.rows) / 2
+        step, left, top, height = picture.layout()
         return [
             (
                 (left + s.cell[1] * step) / SIZE, (top + s.cell[0] * step) / height,

@@ -134,7 +134,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     """
     out = work / spec.id
     log = _logger(spec.id, out)
-    tokenizer = make_tokenizer(prompts, work)
+    tokenizer = make_tokenizer(prompts)
     processor, preprocessor = make_processor(recipe)
     halves = {"llm": make_llm(tokenizer, recipe, work / "language", log), "tower": make_tower(recipe)}
     probe = tower.train(halves["tower"], processor, out / "tower", recipe.tower_steps, recipe.seed, log=log)
@@ -184,7 +184,7 @@ def make_tower(recipe: Recipe) -> nn.Module:
     return kind._from_config(config(**VISION, image_size=recipe.image_size), attn_implementation="eager")
 
 
-def make_tokenizer(prompts: dict[str, str], work: Path = WORK) -> PreTrainedTokenizerBase:
+def make_tokenizer(prompts: dict[str, str]) -> PreTrainedTokenizerBase:
     """Return the tokenizer of both models; training it is deterministic and takes seconds."""
     return train_tokenizer(corpus(prompts))
 

@@ -107,8 +107,7 @@ class Cover:
         ink = _ink(self.colour)
         _centred_text(pen, self.title[0], self.font, 17, width, 1 + self.shift, ink)
         _centred_text(pen, self.title[1], self.font, 17, width, 17 + self.shift, ink)
-        icon = Thing(GENRES[self.genre], "black", (0, 0), 26, (0, 0))
-        mask = _icon_mask(icon.icon, icon.size)
+        mask = _icon_mask(GENRES[self.genre], 26)
         image.paste((60, 60, 60), ((width - mask.width) // 2, 41), mask)
         _centred_text(pen, self.author[0], self.font, 14, width, 69, (20, 20, 20))
         _centred_text(pen, self.author[1], self.font, 14, width, 82, (20, 20, 20))
@@ -139,14 +138,17 @@ class Diagram:
         shapes = sorted(f"{s.kind},{s.colour},{s.cell[0]}{s.cell[1]},{int(s.filled)}" for s in self.shapes)
         return f"diagram|{self.rows}x{self.columns}|{';'.join(shapes)}"
 
-    def draw(self, rng: random.Random) -> Image.Image:
-        """Return the diagram, SIZE wide and at most SIZE high, RGB; `rng` moves shapes by a pixel or two."""
+    def layout(self) -> tuple[float, float, float, int]:
+        """Return side of a cell, left and top of the grid, height of the picture, in pixels."""
         step = SIZE / max(self.columns, 3)
         height = max(int(round(step * self.rows)), int(SIZE * 0.6))
+        return step, (SIZE - step * self.columns) / 2, (height - step * self.rows) / 2, height
+
+    def draw(self, rng: random.Random) -> Image.Image:
+        """Return the diagram, SIZE wide and at most SIZE high, RGB; `rng` moves shapes by a pixel or two."""
+        step, left, top, height = self.layout()
         image = Image.new("RGB", (SIZE, height), (255, 255, 255))
         pen = ImageDraw.Draw(image)
-        top = (height - step * self.rows) / 2
-        left = (SIZE - step * self.columns) / 2
         for shape in self.shapes:
             x = left + (shape.cell[1] + 0.5) * step + rng.uniform(-1.5, 1.5)
             y = top + (shape.cell[0] + 0.5) * step + rng.uniform(-1.5, 1.5)
