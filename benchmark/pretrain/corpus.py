@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmark.data.pocket import upstream
 from benchmark.data.pocket.draw import Picture, candidates
-from benchmark.data.pocket.icons import CATEGORIES, COLOUR_SYNONYMS, ICON, ICONS, PLACES
+from benchmark.data.pocket.icons import CATEGORIES, COLOUR_SYNONYMS, COLOURS, ICON, ICONS, PLACES
 from benchmark.data.pocket.scene import COLUMNS, ROWS, Cover, Diagram, Scene
 from benchmark.data.pocket.targets import (
     FAR_HYPERNYM,
@@ -26,26 +26,36 @@ from benchmark.data.pocket.words import LETTERS, NUMBERS
 
 BRIEF = "Answer the question using a single word or phrase."
 """The instruction of the four upstream sets (LLaVA's); tests check that it is theirs."""
-LETTER_INSTRUCTION = "Reply with the letter of the correct choice."
+LETTER_INSTRUCTIONS = (
+    "Reply with the letter of the correct choice.",
+    "Answer with one letter.",
+    "Which letter is correct? Reply with the letter.",
+    "Answer with the letter of the option.",
+    "Reply with the option's letter.",
+)
+"""Requests for a letter; none is a target's."""
+LETTER_INSTRUCTION = LETTER_INSTRUCTIONS[0]
 INSTRUCTIONS = (
     "Describe everything in view.",
     "Name all that you see here.",
     "Tell me what this shows.",
     "List what is visible.",
-    "Describe the image.",
-    "Describe this picture.",
     "Tell me what the image shows.",
     "Which things can you see?",
-    "What is in the provided picture?",
-    "Provide a description of the image.",
-    "Write a one-sentence description.",
-    "Provide a caption of this picture.",
-)
+    *(f"{start} {view}." for start in ("Describe", "Name all things in", "Tell me what is in")
+      for view in ("the image", "this picture", "the provided image", "the provided picture")),
+    *(f"{start} {link} {view}." for start in (
+        "Provide a caption", "Write a caption", "Provide a description", "Write a description",
+        "Provide a one-sentence description", "Write a one-sentence caption",
+    ) for link in ("of", "for") for view in ("the image", "this picture", "the provided picture")),
+)  # fmt: skip
 """Requests of the generic descriptions; none is a target's prompt."""
 TRANSCRIBE = "List everything."
 """Request of the transcripts: what stands where, in reading order."""
 LOOK_UP = "List all things."
 """Request of the look-ups: short entries, each a kind, a key and what the picture shows for it."""
+LETTERED = "List all choices."
+"""Request of the letter look-ups: options in random order, each with its letter."""
 QUIZ = "List questions and answers."
 """Request of the quizzes: the upstream questions, each with its answer straight behind it."""
 LINKS = ("means", "equals", "is another word for", "resembles", "goes by the name of")
@@ -130,16 +140,34 @@ def trained_ids(tokenizer) -> list[int]:
     ]
 
 
-def choice_prompt(question: str, options: list[str]) -> str:
-    """Return a question with lettered options and pretraining's letter instruction."""
+def choice_prompt(question: str, options: list[str], request: str) -> str:
+    """Return a question with lettered options and one of pretraining's letter instructions."""
     lines = [f"{LETTERS[k]}. {option}" for k, option in enumerate(options)]
-    return "\n".join([question, *lines, LETTER_INSTRUCTION])
+    return "\n".join([question, *lines, request])
+
+
+def letter_look_ups(rng: random.Random) -> Turn:
+    """A text-only turn that lists lettered options again in random order, each followed by its letter.
+
+    The look-ups' counterpart for letters: from an option to the letter in front of it, straight after the option.
+    """
+    pool = rng.choice(
+        (
+            [icon.name for icon in ICONS], [icon.fact for icon in ICONS], list(CATEGORIES), list(COLOURS),
+            list(NUMBERS), [icon.plural for icon in ICONS], [icon.category for icon in ICONS],
+        )
+    )  # fmt: skip
+    pool = sorted(set(pool))
+    options = rng.sample(pool, rng.randrange(2, 6))
+    lines = "\n".join(f"{LETTERS[k]}. {option}" for k, option in enumerate(options))
+    shuffled = rng.sample(list(enumerate(options)), len(options))
+    return Turn(f"{lines}\n{LETTERED}", "; ".join(f"{option} {LETTERS[k]}" for k, option in shuffled) + ".")
 
 
 def _lettered(rng: random.Random, question: str, answer: str, others: list[str]) -> Turn:
     options = [answer, *rng.sample(others, min(len(others), rng.randrange(1, 4)))]
     rng.shuffle(options)
-    return Turn(choice_prompt(question, options), LETTERS[options.index(answer)])
+    return Turn(choice_prompt(question, options, rng.choice(LETTER_INSTRUCTIONS)), LETTERS[options.index(answer)])
 
 
 def knowledge_choice(rng: random.Random) -> Turn:
@@ -308,7 +336,7 @@ def _lettered_scene(rng: random.Random, scene: Scene) -> Turn:
     return _lettered(rng, "Pick what is present.", rng.choice(scene.things).icon, names)
 
 
-MIXTURE = {"okvqa": 14, "textvqa": 28, "ocrvqa": 10, "gqa": 32, "describe": 8, "text": 8}
+MIXTURE = {"okvqa": 14, "textvqa": 18, "ocrvqa": 14, "gqa": 30, "describe": 10, "text": 14}
 """Share of pictures per source in the instruction stage (percent)."""
 TRANSCRIPTS = 0.2
 """Share of the instruction stage's pictures with transcript and look-ups: they are long and were learned before."""
@@ -317,6 +345,8 @@ READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
 """Shares of pictures per source in the two alignment stages, which have transcripts only: first all, then words."""
 MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
 """The same in the stages of look-ups and of quizzes."""
+LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 40}
+"""The same in the letter stage: text-only letter look-ups and choices beside quizzes and descriptions."""
 TRANSCRIPT_STAGES = ("alignment", "reading")
 
 
@@ -335,7 +365,10 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
     while True:
         name = rng.choices(names, weights)[0]
         if name == "text":
-            yield Conversation(None, tuple(knowledge_choice(rng) for _ in range(5)), rng.getrandbits(32))
+            chosen = [knowledge_choice(rng) for _ in range(5)]
+            if stage == "letters":
+                chosen = [letter_look_ups(rng) for _ in range(3)] + chosen[:2]
+            yield Conversation(None, tuple(chosen), rng.getrandbits(32))
             continue
         picture, item, _ = next(streams[name])
         listed, *turns = turns_of(name, picture, item, rng, prompts)
@@ -347,6 +380,9 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             turns = [Turn(QUIZ, quiz(rng, name, picture, item)) for _ in range(3)]
         elif stage == "quiz":
             turns = [listed]
+        elif stage == "letters":
+            choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
+            turns = choices + ([] if name == "describe" else [Turn(QUIZ, quiz(rng, name, picture, item))])
         elif rng.random() < TRANSCRIPTS:
             turns = [listed, *_look_up_turns(rng, picture, 1), *rng.sample(turns, len(turns) // 2)]
         yield Conversation(picture, tuple(turns), rng.getrandbits(32))
