@@ -418,6 +418,7 @@ LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 4
 """The same in the letter stage: text-only letter look-ups and choices beside quizzes and descriptions."""
 CHOICE_STAGE = {"okvqa": 12, "textvqa": 10, "gqa": 15, "describe": 8, "text": 55}
 """The same in the choice stage: keys that mean an option, from the text or the picture."""
+CHOICE_STAGES = ("choices", "more_choices")
 TRANSCRIPT_STAGES = ("alignment", "reading")
 
 
@@ -439,7 +440,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             chosen = [knowledge_choice(rng) for _ in range(5)]
             if stage == "letters":
                 chosen = [letter_look_ups(rng) for _ in range(3)] + chosen[:2]
-            elif stage == "choices":
+            elif stage in CHOICE_STAGES:
                 chosen = [letter_keys(rng) for _ in range(4)] + chosen[:3]
             else:
                 chosen[0] = letter_keys(rng)
@@ -460,7 +461,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
         elif stage == "letters":
             choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
             turns = choices + ([] if name == "describe" else [Turn(QUIZ, quiz(rng, name, picture, item))])
-        elif stage == "choices":
+        elif stage in CHOICE_STAGES:
             choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
             turns = [letter_things(rng, picture) for _ in range(3)] if isinstance(picture, Scene) else []
             turns += choices

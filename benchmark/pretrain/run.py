@@ -75,6 +75,7 @@ class Recipe:
         quiz_steps: of 16 pictures with questions and answers in one text.
         letters_steps: of 16 pictures or texts with lettered options.
         choices_steps: the same with keys that mean an option.
+        more_choices_steps: the same again from the full learning rate (LLaVA finds letters later).
         instruction_steps: of 16 pictures with all their questions.
     """
 
@@ -90,10 +91,11 @@ class Recipe:
     quiz_steps: int = 1200
     letters_steps: int = 700
     choices_steps: int = 1000
+    more_choices_steps: int = 0
     instruction_steps: int = 900
 
 
-RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112, names_steps=800)}
+RECIPES = {"llava_pocket": Recipe("llava", 96, more_choices_steps=700), "vila_pocket": Recipe("vila", 112, names_steps=800)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -159,6 +161,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("quiz", recipe.quiz_steps, MATCHING, 1e-3, {"horizon": 1600}),
         ("letters", recipe.letters_steps, LETTER_STAGE, 1e-3, {"horizon": 1200}),
         ("choices", recipe.choices_steps, CHOICE_STAGE, 1e-3, {"horizon": 1500}),
+        ("more_choices", recipe.more_choices_steps, CHOICE_STAGE, 1e-3, {"horizon": 1200}),
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 250}),
     ):
         language.train_joint(
