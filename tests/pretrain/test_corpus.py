@@ -26,7 +26,7 @@ def test_instruction_turns_practise_every_kind_and_cannot_be_read_from_the_ocr_l
     assert 0.4 < with_line / len(signs) < 0.6
     for conversation in conversations:
         if conversation.picture is None:
-            assert all(corpus.LETTER_INSTRUCTION in turn.prompt for turn in conversation.turns)
+            assert all(turn.prompt.endswith(corpus.LETTER_INSTRUCTIONS) for turn in conversation.turns)
             assert {turn.answer for turn in conversation.turns} <= set("ABCDE")
 
 
