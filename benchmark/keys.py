@@ -25,7 +25,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "benchmark/train.py", "benchmark/checkpoint.py", "benchmark/fragments.py", "benchmark/shards.py",
         "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
         "benchmark/models/prompt.py", "benchmark/models/vision.py", "methods/base.py", "methods/ops.py",
-        "methods/blocks.py",
+        "methods/blocks.py", "methods/masks.py", "methods/penalty.py", "methods/threshold.py",
     ),
     "posthoc": ("benchmark/posthoc.py", "benchmark/calibration.py"),
     "generate": (

@@ -86,6 +86,17 @@ def rank(values: Tensor, moments: Moments) -> Tensor:
     return values.abs().sub_(moments.mean).div_(moments.std).sigmoid_()
 
 
+def whole_rank(values: Tensor) -> Tensor:
+    """Return `rank` of a tensor that is here as a whole; any shape."""
+    return rank(values, Moments.from_sums(*abs_sums(values.flatten()).tolist(), values.numel()))
+
+
+def selection(specialization: Tensor, generalization: Tensor) -> Tensor:
+    """Hard mask, Eq. 5: 1 where G > I, else 0, in their dtype."""
+    # As 0.0 / 1.0 in floating point: choosing by a bool tensor is ten times slower on a CPU.
+    return torch.gt(specialization, generalization, out=torch.empty_like(specialization))
+
+
 def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
     """Importance selection mask before the rescale, Eq. 7: G / (G + I) where G > I, else 0.
 
@@ -96,8 +107,7 @@ def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
     Returns:
         Same shape, 0 or in (0.5, 1].
     """
-    # As 0.0 / 1.0 in floating point: choosing by a bool tensor is ten times slower on a CPU.
-    selected = torch.gt(specialization, generalization, out=torch.empty_like(specialization))
+    selected = selection(specialization, generalization)
     total = (specialization + generalization).clamp_(min=torch.finfo(selected.dtype).tiny)
     return (specialization / total).mul_(selected)
 
@@ -129,6 +139,22 @@ def blend(pretrained: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return torch.lerp(pretrained, weight, mask)
 
 
+def largest_changes(pretrained: Tensor, finetuned: Tensor, keep: float) -> Tensor:
+    """Choose the largest changes of a tensor.
+
+    Args:
+        pretrained: w*.
+        finetuned: w, same shape.
+        keep: share of the elements that is chosen.
+
+    Returns:
+        bool, False for the int(n (1 - keep)) smallest |w - w*| and for those equal to the largest of these.
+    """
+    change = (finetuned - pretrained).abs()
+    dropped = int(change.numel() * (1 - keep))
+    return change > change.flatten().kthvalue(dropped).values if dropped else torch.ones_like(change, dtype=torch.bool)
+
+
 def drop_and_rescale(pretrained: Tensor, finetuned: Tensor, kept: Tensor, keep: float) -> Tensor:
     """DARE: drop the change where `kept` is False and divide the rest by the kept share.
 
@@ -136,7 +162,7 @@ def drop_and_rescale(pretrained: Tensor, finetuned: Tensor, kept: Tensor, keep: 
         pretrained: w*, float32.
         finetuned: w, same shape.
         kept: bool, same shape.
-        keep: probability of keeping, in (0, 1].
+        keep: what the kept change is divided by, in (0, 1].
 
     Returns:
         w* + kept * (w - w*) / keep; exactly w* where dropped.
