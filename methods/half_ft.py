@@ -96,11 +96,13 @@ class HalfFT(Method):
         self._steps: Counter[str] = Counter()
         self._kept: dict[str, Tensor] = {}
         self._logged: frozenset[str] | None = None
+        self._drawn = -1
         self._draw(0)
 
     def before_step(self, shards: Shards) -> None:
         for shard in shards:
-            self._draw(self._steps[shard.name])
+            if self.params.redraw:
+                self._draw(self._steps[shard.name])
             self._steps[shard.name] += 1
             if shard.name in self.frozen:
                 self._kept[shard.name] = shard.weight.clone()
@@ -112,10 +114,10 @@ class HalfFT(Method):
                 shard.weight.copy_(self._kept.pop(shard.name))
 
     def _draw(self, step: int) -> None:
-        """Set the tensors that a step freezes."""
-        drawn = step if self.params.redraw else None
-        if not hasattr(self, "frozen") or drawn != self._drawn:
-            self.frozen, self._drawn = frozenset(draw_frozen(self._sizes, self.seed, drawn)), drawn
+        """Set the tensors that a step freezes, if they are not those of this step already."""
+        if step != self._drawn:
+            drawn = draw_frozen(self._sizes, self.seed, step if self.params.redraw else None)
+            self.frozen, self._drawn = frozenset(drawn), step
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"frozen": sorted(self.frozen)}
@@ -137,10 +139,10 @@ class HalfFT(Method):
     def diagnostics(self) -> dict[str, float]:
         """Return shares of all elements: in trained tensors, and in tensors that changed sides since the last call."""
         before = self.frozen if self._logged is None else self._logged
-        counts = {
-            name: [size * (name not in self.frozen), size * (name not in self.frozen), size * (name in self.frozen ^ before)]
-            for name, size in self._sizes.items()
-        }
+        counts = {}
+        for name, size in self._sizes.items():
+            trained, changed = name not in self.frozen, name in self.frozen ^ before
+            counts[name] = [size * trained, size * trained, size * changed]
         result = shares(counts, self._sizes)
         if self._logged is None:
             del result["mask_flips"]

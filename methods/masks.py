@@ -1,4 +1,4 @@
-"""What the masked methods share: their log (how much of which tensor is selected, how fast that changes), their state."""
+"""What the masked methods share: their log (how much is selected where, how fast that changes) and their state."""
 
 from __future__ import annotations
 

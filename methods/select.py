@@ -82,16 +82,16 @@ class Select(Method):
             if self.params.by == "gradient":
                 self.accumulated[shard.name].lerp_(shard.grad, 1 - self.params.momentum)
             else:
-                shard.grad.masked_fill_(~self._mask(shard), 0.0)
+                shard.grad.masked_fill_(~self.mask(shard), 0.0)
 
     def after_step(self, shards: Shards) -> None:
         if self.params.by == "gradient":
             share = self.params.share
             self._limit |= largest(shards, lambda shard: self.accumulated[shard.name], lambda size: int(size * share))
         for shard in shards:
-            shard.weight.copy_(torch.where(self._mask(shard), shard.weight, shard.pretrained))
+            shard.weight.copy_(torch.where(self.mask(shard), shard.weight, shard.pretrained))
 
-    def _mask(self, shard: Shard) -> Tensor:
+    def mask(self, shard: Shard) -> Tensor:
         """Return which elements of a shard are selected."""
         if self.params.by == "random":
             return self._drawn[shard.name]
@@ -110,4 +110,4 @@ class Select(Method):
         """Return shares of selected elements, see methods/masks.py."""
         if self.params.by == "gradient" and not self._limit:
             return {}
-        return self._log.measure(self.shards, lambda shard: self._mask(shard).to(shard.weight))
+        return self._log.measure(self.shards, lambda shard: self.mask(shard).to(shard.weight))

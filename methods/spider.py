@@ -130,8 +130,8 @@ class Spider(Method):
             missing = tensors.keys() - sums.keys()
             if missing and missing != tensors.keys():
                 raise UserError(
-                    f"scope=group needs all tensors of a parameter group in one optimizer call; {min(missing)} is not in "
-                    f"that of {min(tensors.keys() & sums.keys())}. Raise zero_optimization.sub_group_size to "
+                    f"scope=group needs all tensors of a parameter group in one optimizer call; {min(missing)} is not "
+                    f"in that of {min(tensors.keys() & sums.keys())}. Raise zero_optimization.sub_group_size to "
                     f"{sum(tensors.values())} or more, or train on engine=zero2."
                 )
             if not missing:
@@ -153,7 +153,7 @@ class Spider(Method):
         self._log.load_state_dict(state, {shard.name: shard.weight.device for shard in self.shards})
 
     def diagnostics(self) -> dict[str, float]:
-        """Return shares of elements: M != 0, M == 1, and selection changed since the last call; see methods/masks.py."""
+        """Return shares of elements with M != 0, with M == 1, and selected anew or no more; see methods/masks.py."""
         if not self._special:
             return {}
         if self.params.lag:
