@@ -204,8 +204,20 @@ def attach(
         fragments = [fragment for fragment in layout.fragments if id(fragment.buffer) in held]
         return Shards(lambda: read(fragments, with_grad=True), reduce)
 
+    inner, own_step = layout.optimizer, False
+
+    def extra_step() -> None:
+        nonlocal own_step
+        own_step = True
+        try:
+            inner.step()
+        finally:
+            own_step = False
+
     @torch.no_grad()
     def before(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if own_step:
+            return
         if any(callable(value) for value in (*args, *kwargs.values())):
             raise UserError("step(closure) computes gradients after the method saw them. Call step().")
         if getattr(optimizer, "grad_scale", None) is not None:
@@ -219,12 +231,13 @@ def attach(
 
     @torch.no_grad()
     def after(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        method.after_step(live(optimizer))
+        if not own_step:
+            method.after_step(live(optimizer))
 
+    method.extra_step = extra_step if layout.group is None else None
     method.shards = Shards(lambda: read(layout.fragments, with_grad=False), reduce)
     with torch.no_grad():
         method.start(method.shards)
-    inner = layout.optimizer
     hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
     return Attachment(method.shards, method, hooks, _place(layout, names))
 

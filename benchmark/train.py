@@ -211,18 +211,27 @@ class TrainingSet:
         return self.items[key[0]], key[1]
 
 
-def training_batch(loaded: LoadedModel, pairs: Sequence[tuple[Item, float]]) -> dict[str, Any]:
+def training_batch(
+    loaded: LoadedModel, pairs: Sequence[tuple[Item, float]], blank: Tensor | None = None
+) -> dict[str, Any]:
     """Collate a micro-batch and reduce its labels to what the loss needs.
 
     Args:
         loaded: the model.
         pairs: (item, weight).
+        blank: an image for a batch that has none, in a row of its own, without weight. Several processes need it:
+            under ZeRO-3 all run the same modules in the same order or wait for each other for ever, and a projector
+            that takes no part would be stepped with the gradient of an earlier batch.
 
     Returns:
         "start", the tokens that all items begin with, (1, shared); the model's inputs for what follows them;
         "columns", the positions whose logits predict some supervised token; "targets" and "weights",
         (batch, columns), weight 0 where nothing is supervised; "item_ids".
     """
+    if blank is not None and all(item.image is None for item, _ in pairs):
+        # Beginning as the first item does, it leaves the start that all items share as it is.
+        ids = pairs[0][0].input_ids + [loaded.image_token_id] * loaded.image_seq_length
+        pairs = [*pairs, (Item("blank", ids, [IGNORE] * len(ids), blank), 0.0)]
     shared, rest = split_start(loaded, [item for item, _ in pairs])
     batch: dict[str, Any] = collate(loaded, rest, "right")
     mask = batch["attention_mask"]
@@ -239,6 +248,28 @@ def training_batch(loaded: LoadedModel, pairs: Sequence[tuple[Item, float]]) -> 
         "weights": weights[:, columns],
         "item_ids": [item.item_id for item, _ in pairs],
     }
+
+
+def batch_loss(model: Any, batch: dict[str, Any], autocast: bool) -> tuple[Tensor, Any]:
+    """Run the model on a micro-batch and return its part of the loss of the optimizer step.
+
+    Args:
+        model: the model, or the engine around it.
+        batch: from training_batch.
+        autocast: compute products in bfloat16.
+
+    Returns:
+        (loss, the model's outputs).
+    """
+    inputs = {key: value for key, value in batch.items() if key not in ("start", "columns", "targets", "weights")}
+    columns, targets, weights = batch["columns"], batch["targets"], batch["weights"]
+    with torch.autocast(columns.device.type, torch.bfloat16, enabled=autocast):
+        # The system prompt comes before the image, so one forward and backward pass of it serves the batch.
+        cache = start_cache(model, batch["start"], len(targets))
+        outputs = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=columns)
+    chosen = weights > 0
+    losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
+    return (losses * weights[chosen]).sum(), outputs
 
 
 class CellTrainer(Trainer):
@@ -332,16 +363,9 @@ class CellTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        start, columns, targets, weights = (inputs.pop(key) for key in ("start", "columns", "targets", "weights"))
         self.batch_ids += inputs.pop("item_ids")
         # Not TrainingArguments.bf16: accelerate keeps the precision of the first trainer of a process.
-        with torch.autocast(columns.device.type, torch.bfloat16, enabled=self.run.cell.dtype == "bfloat16"):
-            # The system prompt comes before the image, so one forward and backward pass of it serves the batch.
-            cache = start_cache(model, start, len(targets))
-            outputs = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=columns)
-        chosen = weights > 0
-        losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
-        loss = (losses * weights[chosen]).sum()
+        loss, outputs = batch_loss(model, inputs, autocast=self.run.cell.dtype == "bfloat16")
         if not torch.isfinite(loss):
             self._fail("loss", loss.item(), self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss

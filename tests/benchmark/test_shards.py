@@ -157,6 +157,30 @@ def test_unknown_wrappers_and_other_objects_are_refused():
         find_layout(object())
 
 
+class Twice(Recorder):
+    """Steps the optimizer twice on the same gradients."""
+
+    def after_step(self, shards):
+        super().after_step(shards)
+        self.extra_step()
+
+
+def test_an_extra_step_runs_no_hooks():
+    method = Twice(None, 0)
+    model, optimizer, _ = toy_setup(method)
+    twin = toy.build(torch.float32)
+    other, _ = toy.make_optimizer(twin, 0.0)
+    toy.step(model, optimizer, 0)
+    toy.step(twin, other, 0)
+    for parameter in twin.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    other.step()
+    assert [name for name, _ in method.calls] == ["start", "before", "after"]
+    for mine, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        if mine is not model.unused:  # the twin's first step left it out
+            assert torch.equal(mine, expected)
+
+
 def test_a_closure_is_refused():
     model, optimizer, _ = toy_setup(FullFT(None, 0))
     with pytest.raises(UserError, match="closure"):
