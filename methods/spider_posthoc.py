@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SpiderPosthoc(Method):
-    """SPIDER, post hoc: I = sigmoid(z(|w*|)), G = sigmoid(z(|w_ft - w*|)), M by Eqs. 7 and 8, then
+    """spider_posthoc: I = sigmoid(z(|w*|)), G = sigmoid(z(|w_ft - w*|)), M by Eqs. 7 and 8, then
     w = w_ft M + w* (1 - M), once.
 
     Granularity: element; statistics per tensor. Tensors: all trained. Acts: once, on a finished Full FT checkpoint.

@@ -33,7 +33,7 @@ class WiseFT(Method):
     Extra memory: 0 |M| in training; w*, tensor by tensor, at the end.
     Source: Wortsman et al., CVPR 2022 (weight-space ensemble); alpha 0.5 is its recommendation.
     Use: the control for every trade-off claim. Full FT and one number give a whole curve between forgetting and
-    learning, method.alpha=0.1,0.2,0.3,...; a method is worth its name only above that curve.
+    learning, method=wise_ft method.alpha=0.1,0.2,0.3; a method is worth its name only above that curve.
     Disagreements: none. Variants: none.
     """
 
