@@ -77,7 +77,10 @@ def shares(counts: Mapping[str, list[float]], sizes: Mapping[str, int]) -> dict[
         return sum(counts[name][column] for name in names) / sum(sizes[name] for name in names)
 
     everything = list(counts)
-    result = {key: share(column, everything) for column, key in enumerate(("mask_selected", "mask_ones", "mask_flips"))}
+    result = {
+        key: share(column, everything)
+        for column, key in enumerate(("mask_selected", "mask_ones", "mask_flips"))
+    }
     result |= {f"selected_in/{layer}": share(0, names) for layer, names in sorted(layers.items())}
     return result | {f"selected/{name}": share(0, [name]) for name in everything}
 

@@ -56,8 +56,12 @@ METHODS: dict[str, MethodEntry] = {
     "l2_reg_two_step": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, mean, two steps", NRCA, "training"),
     "l2_reg_scaled": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, scaled by size", "SpiderBench", "training"),
     "grafting_mean": MethodEntry("methods.grafting:Grafting", "Grafting, mean of means", NRCA, "training"),
-    "grafting_two_step": MethodEntry("methods.grafting:Grafting", "Grafting, mean, two steps", NRCA, "training"),
-    "grafting_scaled": MethodEntry("methods.grafting:Grafting", "Grafting, scaled by size", "SpiderBench", "training"),
+    "grafting_two_step": MethodEntry(
+        "methods.grafting:Grafting", "Grafting, mean, two steps", NRCA, "training"
+    ),
+    "grafting_scaled": MethodEntry(
+        "methods.grafting:Grafting", "Grafting, scaled by size", "SpiderBench", "training"
+    ),
     # Halves, and the paper's Table 3
     "half_ft_step": MethodEntry(
         "methods.half_ft:HalfFT", "Half FT, drawn every step", "Huang et al., ICML 2025, App. B", "training"
@@ -65,11 +69,18 @@ METHODS: dict[str, MethodEntry] = {
     "half_ft_elements": MethodEntry(
         "methods.select:Select", "Rand_gamma", "Huang et al., ICML 2025, Table 3", "training"
     ),
-    "spider_magnitude": MethodEntry("methods.select:Select", "I_gamma", "Huang et al., ICML 2025, Table 3", "training"),
-    "spider_gradient": MethodEntry("methods.select:Select", "G_gamma", "Huang et al., ICML 2025, Table 3", "training"),
+    "spider_magnitude": MethodEntry(
+        "methods.select:Select", "I_gamma", "Huang et al., ICML 2025, Table 3", "training"
+    ),
+    "spider_gradient": MethodEntry(
+        "methods.select:Select", "G_gamma", "Huang et al., ICML 2025, Table 3", "training"
+    ),
     # SPIDER
     "spider_idm": MethodEntry(
-        "methods.spider:Spider", "SPIDER, IDM only (G > I)", "Huang et al., ICML 2025, Tables 3 and 4", "training"
+        "methods.spider:Spider",
+        "SPIDER, IDM only (G > I)",
+        "Huang et al., ICML 2025, Tables 3 and 4",
+        "training",
     ),
     "spider_code": MethodEntry(
         "methods.spider:Spider", "SPIDER, sum of gradients", "released code, WenkeHuang/SPIDER", "training"
@@ -82,14 +93,18 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "spider_instant": MethodEntry("methods.spider:Spider", "SPIDER, no momentum", "SpiderBench", "training"),
     "spider_abs": MethodEntry("methods.spider:Spider", "SPIDER, mean of |g|", "SpiderBench", "training"),
-    "spider_global": MethodEntry("methods.spider:Spider", "SPIDER, ranks per group", "SpiderBench", "training"),
+    "spider_global": MethodEntry(
+        "methods.spider:Spider", "SPIDER, ranks per group", "SpiderBench", "training"
+    ),
     # Post-hoc methods
     "dare_drop_only": MethodEntry("methods.dare:Dare", "DARE, drop only", "Yu et al., ICML 2024", "posthoc"),
     "dare_magnitude": MethodEntry("methods.dare:Dare", "Magnitude trim", "Yu et al., ICML 2024", "posthoc"),
     "tailor_official": MethodEntry(
         "methods.tailor:Tailor", "Tailor, released code", "didizhu-zju/Model-Tailor", "posthoc"
     ),
-    "tailor_no_compensation": MethodEntry("methods.tailor:Tailor", "Tailor, mask only", "SpiderBench", "posthoc"),
+    "tailor_no_compensation": MethodEntry(
+        "methods.tailor:Tailor", "Tailor, mask only", "SpiderBench", "posthoc"
+    ),
     "tailor_change_sensitivity": MethodEntry(
         "methods.tailor:Tailor", "Tailor, sensitivity of the change", "SpiderBench", "posthoc"
     ),
@@ -185,7 +200,9 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
             faults.append(f"Method {method}: {name}={value!r} must be {kind.__name__}.")
             continue
         if get_origin(kind) is Literal and value not in get_args(kind):
-            faults.append(f"Method {method}: {name}={value!r} is unknown.{did_you_mean(str(value), get_args(kind))}")
+            faults.append(
+                f"Method {method}: {name}={value!r} is unknown.{did_you_mean(str(value), get_args(kind))}"
+            )
             continue
         values[name] = float(value) if number else value
     if faults:

@@ -68,7 +68,9 @@ class Select(Method):
         self.accumulated: dict[str, Tensor] = {}
         if self.params.by == "magnitude":
             # The largest frozen value is itself frozen.
-            self._limit = largest(shards, lambda shard: shard.pretrained, lambda size: int(size * (1 - share)) - 1)
+            self._limit = largest(
+                shards, lambda shard: shard.pretrained, lambda size: int(size * (1 - share)) - 1
+            )
         for shard in shards:
             if self.params.by == "random":
                 whole = torch.rand(shard.numel, generator=ops.generator(self.seed, shard.name)) < share
@@ -87,7 +89,9 @@ class Select(Method):
     def after_step(self, shards: Shards) -> None:
         if self.params.by == "gradient":
             share = self.params.share
-            self._limit |= largest(shards, lambda shard: self.accumulated[shard.name], lambda size: int(size * share))
+            self._limit |= largest(
+                shards, lambda shard: self.accumulated[shard.name], lambda size: int(size * share)
+            )
         for shard in shards:
             shard.weight.copy_(torch.where(self.mask(shard), shard.weight, shard.pretrained))
 

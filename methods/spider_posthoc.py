@@ -30,7 +30,10 @@ class SpiderPosthoc(Method):
     posthoc = True
 
     def finish(
-        self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None = None
+        self,
+        finetuned: dict[str, Tensor],
+        pretrained: dict[str, Tensor],
+        calibration: Calibration | None = None,
     ) -> dict[str, Tensor]:
         result = {}
         for name, weight in finetuned.items():

@@ -38,7 +38,9 @@ def largest(
     sizes = {shard.name: shard.numel for shard in shards}
     dtype = values(next(iter(shards))).dtype
     left = {name: count(size) for name, size in sizes.items()}
-    outside = {name: math.inf if left[name] < 0 else -1.0 for name in sizes if not 0 <= left[name] < sizes[name]}
+    outside = {
+        name: math.inf if left[name] < 0 else -1.0 for name in sizes if not 0 <= left[name] < sizes[name]
+    }
     prefix = dict.fromkeys(sizes, 0)
     for shift in range(torch.finfo(dtype).bits - DIGIT, -1, -DIGIT):
 

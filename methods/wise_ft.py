@@ -41,7 +41,10 @@ class WiseFT(Method):
     posthoc = True
 
     def finish(
-        self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None = None
+        self,
+        finetuned: dict[str, Tensor],
+        pretrained: dict[str, Tensor],
+        calibration: Calibration | None = None,
     ) -> dict[str, Tensor]:
         return {
             name: torch.lerp(pretrained[name].float().to(weight.device), weight.float(), self.params.alpha)

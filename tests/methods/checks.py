@@ -123,7 +123,9 @@ def check_penalty_scaled(method: str, penalty: Callable, strength: float) -> Cal
         size = sum(value.size for value in run.pretrained.values())
         optimizer = AdamW(run.rates, DECAY)
         lam = strength * 425_746_432 / size  # LLaVA-1.5-7B's two last layers and projector
-        compare(run, penalties.train(run.pretrained, run.gradients, optimizer, penalty, lam), optimizer, tolerance)
+        compare(
+            run, penalties.train(run.pretrained, run.gradients, optimizer, penalty, lam), optimizer, tolerance
+        )
 
     return check
 
@@ -179,7 +181,9 @@ def check_half_ft_step(load: Load = original, dtype=torch.float64, tolerance: fl
     module = load("half_ft")
     steps = [frozenset(check_draw(module, 2, 5, step)) for step in range(4)]
     assert len(set(steps)) == 4, "steps share their draw"
-    run = toy.train(module.HalfFT(module.HalfFTParams(**configured("half_ft_step")), 5), decay=DECAY, dtype=dtype)
+    run = toy.train(
+        module.HalfFT(module.HalfFTParams(**configured("half_ft_step")), 5), decay=DECAY, dtype=dtype
+    )
     optimizer = AdamW(run.rates, DECAY)
     draws = [set(module.draw_frozen(run.pretrained, 5, step)) for step in range(len(run.gradients))]
     compare(run, half_ft.train(run.pretrained, run.gradients, optimizer, draws), optimizer, tolerance)
@@ -283,7 +287,9 @@ def check_transform(result: dict, finetuned: dict, expected: Callable[[str], np.
 def check_dare_drop_only(load: Load = original) -> None:
     module = load("dare")
     pretrained, finetuned = random_weights(0, POSTHOC)
-    result = module.Dare(module.DareParams(**configured("dare_drop_only")), 3).finish(finetuned, pretrained, None)
+    result = module.Dare(module.DareParams(**configured("dare_drop_only")), 3).finish(
+        finetuned, pretrained, None
+    )
     kept = {name: (value != pretrained[name]).numpy() for name, value in result.items()}
     whole = np.concatenate([mask.ravel() for mask in kept.values()])
     assert abs(whole.mean() - 0.1) < 4 * (0.1 * 0.9 / whole.size) ** 0.5, "kept share"
@@ -307,10 +313,15 @@ def check_wise_ft(load: Load = original) -> None:
     module = load("wise_ft")
     pretrained, finetuned = random_weights(0, POSTHOC)
     p, f = double(pretrained), double(finetuned)
-    assert module.WiseFTParams(**configured("wise_ft")) == module.WiseFTParams() and module.WiseFTParams().alpha == 0.5
+    assert (
+        module.WiseFTParams(**configured("wise_ft")) == module.WiseFTParams()
+        and module.WiseFTParams().alpha == 0.5
+    )
     for alpha in (0.5, 0.2, 0.9):
         result = module.WiseFT(module.WiseFTParams(alpha=alpha), 0).finish(finetuned, pretrained, None)
-        check_transform(result, finetuned, lambda name, alpha=alpha: wise_ft.interpolate(p[name], f[name], alpha))
+        check_transform(
+            result, finetuned, lambda name, alpha=alpha: wise_ft.interpolate(p[name], f[name], alpha)
+        )
     for alpha, exact in ((0.0, pretrained), (1.0, finetuned)):
         result = module.WiseFT(module.WiseFTParams(alpha=alpha), 0).finish(finetuned, pretrained, None)
         assert all(torch.equal(result[name], exact[name]) for name in exact)
@@ -318,7 +329,9 @@ def check_wise_ft(load: Load = original) -> None:
 
 def check_spider_posthoc(load: Load = original) -> None:
     module = load("spider_posthoc")
-    pretrained, finetuned = random_weights(0, POSTHOC | {"unchanged": (30,), "constant": (30,), "zero": (30,)})
+    pretrained, finetuned = random_weights(
+        0, POSTHOC | {"unchanged": (30,), "constant": (30,), "zero": (30,)}
+    )
     finetuned["unchanged"] = pretrained["unchanged"].clone()
     pretrained["constant"].fill_(0.7)
     pretrained["zero"].zero_()

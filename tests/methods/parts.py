@@ -13,7 +13,9 @@ from torch import Tensor
 from benchmark.shards import Shard, Shards
 
 
-def run(processes: list[dict[str, tuple[int, Tensor]]], sizes: dict[str, int], work: Callable[[Shards], Any]) -> list:
+def run(
+    processes: list[dict[str, tuple[int, Tensor]]], sizes: dict[str, int], work: Callable[[Shards], Any]
+) -> list:
     """Run `work` on the shards of every process at once.
 
     Args:
@@ -47,13 +49,19 @@ def run(processes: list[dict[str, tuple[int, Tensor]]], sizes: dict[str, int], w
         return list(pool.map(lambda rank: work(shards(rank)), range(len(processes))))
 
 
-def cut(tensors: dict[str, Tensor], processes: int, at: Callable[[int, int], int]) -> list[dict[str, tuple[int, Tensor]]]:
+def cut(
+    tensors: dict[str, Tensor], processes: int, at: Callable[[int, int], int]
+) -> list[dict[str, tuple[int, Tensor]]]:
     """Cut every tensor into `processes` parts, perhaps empty ones; `at(i, size)` is the end of part i."""
     result: list[dict[str, tuple[int, Tensor]]] = [{} for _ in range(processes)]
     for name, tensor in tensors.items():
         start = 0
         for rank in range(processes):
-            end = tensor.numel() if rank == processes - 1 else max(start, min(at(rank, tensor.numel()), tensor.numel()))
+            end = (
+                tensor.numel()
+                if rank == processes - 1
+                else max(start, min(at(rank, tensor.numel()), tensor.numel()))
+            )
             result[rank][name] = (start, tensor[start:end])
             start = end
     return result

@@ -9,7 +9,11 @@ from methods.masks import MaskLog, shares
 from methods.registry import METHODS, build
 from tests.methods import parts, toy
 
-SIZES = {"model.layers.3.mlp.up_proj.weight": 8, "model.layers.3.input_layernorm.weight": 2, "projector.bias": 10}
+SIZES = {
+    "model.layers.3.mlp.up_proj.weight": 8,
+    "model.layers.3.input_layernorm.weight": 2,
+    "projector.bias": 10,
+}
 
 
 def test_shares_are_of_elements_and_by_layer():
@@ -41,7 +45,9 @@ def test_flips_are_counted_over_all_parts():
         assert (second["mask_selected"], second["mask_ones"], second["mask_flips"]) == (1, 1, 0)
 
 
-MASKED = [name for name, item in METHODS.items() if item.kind == "training" and "spider" in name or "half" in name]
+MASKED = [
+    name for name, item in METHODS.items() if item.kind == "training" and "spider" in name or "half" in name
+]
 
 
 @pytest.mark.parametrize("method", MASKED)
@@ -53,7 +59,9 @@ def test_every_masked_method_logs_its_selection(method):
     assert "mask_flips" not in first and 0 <= second["mask_flips"] <= 1
     for row in (first, second):
         assert 0.3 < row["mask_selected"] < 0.7 and 0 < row["mask_ones"] <= row["mask_selected"]
-        assert {name for name in row if name.startswith("selected/")} == {f"selected/{n}" for n in run.weights}
+        assert {name for name in row if name.startswith("selected/")} == {
+            f"selected/{n}" for n in run.weights
+        }
         layers = [row[f"selected_in/{part}"] for part in ("layers.0", "layers.1", "projector")]
         assert all(0 <= share <= 1 for share in layers)
     redrawn = method not in ("half_ft", "half_ft_elements", "spider_magnitude")

@@ -33,7 +33,9 @@ def test_importing_the_table_imports_no_torch():
 
 def test_the_table_begins_with_the_rows_of_table_5_in_order():
     assert [(name, item.name) for name, item in METHODS.items()][: len(TABLE_5)] == list(TABLE_5.items())
-    assert max(Counter(item.name for item in METHODS.values()).values()) == 1, "two rows of a table with one name"
+    assert max(Counter(item.name for item in METHODS.values()).values()) == 1, (
+        "two rows of a table with one name"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -56,7 +58,10 @@ def test_table_class_and_configuration_agree(method):
     assert {name: type(value) for name, value in config["params"].items()} == {
         name: type(params[name]) for name in config["params"]
     }
-    assert build(method, {}, 3).seed == 3 and build(method, {}, 3).params == build(method, config["params"], 3).params
+    assert (
+        build(method, {}, 3).seed == 3
+        and build(method, {}, 3).params == build(method, config["params"], 3).params
+    )
     if method in TABLE_5:
         assert params == asdict(cls.Params()), "the paper's row is the class as it is"
     else:

@@ -16,7 +16,9 @@ from tests.methods import parts
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 # A few values, so that ties are common, and any others down to the smallest number there is.
-ELEMENTS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 3e38]) | st.floats(width=32, allow_nan=False, allow_infinity=False)
+ELEMENTS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 3e38]) | st.floats(
+    width=32, allow_nan=False, allow_infinity=False
+)
 TENSORS = arrays(np.float32, st.integers(1, 30), elements=ELEMENTS).map(torch.from_numpy)
 
 

@@ -14,7 +14,15 @@ from tests.methods.checks import FixedInputs, random_weights
 
 TRAINING = [name for name, item in METHODS.items() if item.kind == "training"]
 POSTHOC = [name for name, item in METHODS.items() if item.kind == "posthoc"]
-BLENDED = ["spider", "spider_idm", "spider_code", "spider_lag", "spider_instant", "spider_abs", "spider_global"]
+BLENDED = [
+    "spider",
+    "spider_idm",
+    "spider_code",
+    "spider_lag",
+    "spider_instant",
+    "spider_abs",
+    "spider_global",
+]
 SELECTED = ["half_ft_elements", "spider_magnitude", "spider_gradient"]
 
 
@@ -186,7 +194,11 @@ def test_step_draws_keep_half_ft_at_its_last_value_not_at_the_base():
     built = build("half_ft_step", {}, seed=2)
     run = toy.train(built, steps=3, decay=0.1, dtype=torch.float32)
     before = {name: value.detach().clone() for name, value in run.model.named_parameters()}
-    moved = {name for name, value in before.items() if not np.array_equal(value.double().numpy(), run.pretrained[name])}
+    moved = {
+        name
+        for name, value in before.items()
+        if not np.array_equal(value.double().numpy(), run.pretrained[name])
+    }
     toy.step(run.model, run.optimizer, 3)
     frozen = set(draw_frozen(before, 2, 3))
     assert frozen == built.frozen and frozen & moved, "some tensor freezes that has moved already"
@@ -229,5 +241,7 @@ def test_masks_do_not_depend_on_how_a_tensor_is_cut(method):
     whole = parts.run(parts.cut(tensors, 1, lambda rank, size: size), sizes, work)[0]
     pieces = parts.run(parts.cut(tensors, 3, lambda rank, size: (0, 13)[rank]), sizes, work)
     for name in sizes:
-        torch.testing.assert_close(torch.cat([piece[name] for piece in pieces]), whole[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            torch.cat([piece[name] for piece in pieces]), whole[name], rtol=0, atol=1e-6
+        )
         assert 0 < whole[name].count_nonzero() < sizes[name]

@@ -42,6 +42,7 @@ def train_gradient(
         A = {name: momentum * A[name] + (1 - momentum) * g[name] for name in A}
         w = optimizer.step(w, g)
         w = {
-            name: np.where(largest(A[name], int(share * A[name].size)), w[name], pretrained[name]) for name in w
+            name: np.where(largest(A[name], int(share * A[name].size)), w[name], pretrained[name])
+            for name in w
         }
     return w
