@@ -13,8 +13,11 @@ import pytest
 import yaml
 
 import methods
+from benchmark import compose
 from benchmark.errors import UserError
 from benchmark.keys import STAGE_MODULES
+from benchmark.plan import expand
+from benchmark.spec import cell_id
 from methods.base import Method
 from methods.registry import METHODS, build, entry, load_class, make_params
 
@@ -174,3 +177,39 @@ def test_a_users_own_method(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with pytest.raises(UserError, match="ZeroDivisionError"):
         build("broken:X", {}, 0)
+
+
+POSTHOC = [name for name, item in METHODS.items() if item.kind == "posthoc"]
+
+
+@pytest.mark.parametrize("method", POSTHOC)
+def test_a_posthoc_method_alone_brings_its_full_ft_cell(method):
+    asked = compose.request([f"method={method}", "model=llava_pocket", "dataset=coco"])
+    (full_ft, needs_none), (cell, needs) = expand(asked.cells, asked.full_ft)
+    assert (full_ft.method.id, needs_none) == ("full_ft", None)
+    assert cell.method.id == method and needs == cell_id(full_ft)
+
+
+def test_a_wise_ft_curve_shares_one_full_ft_cell():
+    asked = compose.request(
+        ["method=wise_ft", "method.alpha=0.1,0.5,0.9", "model=llava_pocket", "dataset=coco"]
+    )
+    cells = [cell for cell, _ in expand(asked.cells, asked.full_ft)]
+    assert [cell.method.params.get("alpha") for cell in cells] == [None, 0.1, 0.5, 0.9]
+    assert len({cell_id(cell) for cell in cells}) == 4
+
+
+def test_the_rows_of_the_paper_keep_their_cells():
+    """Variants must not add parameters to them: their names hash the parameters, and published results are by name."""
+    asked = compose.request(["table=table5"])
+    params = {cell.method.id: cell.method.params for cell in asked.cells}
+    assert {name: sorted(values) for name, values in params.items()} == {
+        "zero_shot": [], "full_ft": [], "l2_reg": ["strength"], "grafting": ["strength"], "half_ft": [],
+        "dare": ["keep"], "spider": ["momentum"],
+        "tailor": ["block", "keep", "percdamp", "salience", "samples", "sensitivity"],
+    }  # fmt: skip
+
+
+def test_a_variants_parameters_cannot_be_set_on_its_method():
+    with pytest.raises(UserError, match="no such parameter in spider"):
+        compose.request(["method=spider", "method.mask=hard", "model=llava_pocket", "dataset=coco"])
