@@ -8,6 +8,7 @@ from typing import Any
 from benchmark.errors import UserError
 from benchmark.fragments import REFUSED
 
+
 def deepspeed_config(
     zero: Mapping[str, Any], *, micro_batch_size: int, accumulation: int, max_grad_norm: float, dtype: str
 ) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def deepspeed_config(
     if zero.get("stage") not in (1, 2, 3):
         raise UserError(f"engine.zero_optimization.stage={zero.get('stage')!r} must be 1, 2 or 3.")
     if wrong := {name: REFUSED[name] for name in zero if name in REFUSED and zero[name]}:
-        raise UserError(f"Methods cannot train with engine.zero_optimization.{', '.join(wrong)}. " + " ".join(wrong.values()))
+        reasons = " ".join(wrong.values())
+        raise UserError(f"Methods cannot train with engine.zero_optimization.{', '.join(wrong)}. {reasons}")
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,

@@ -115,9 +115,8 @@ class Attachment:
                 for name in ("engine", "processes", "process") if saved[name] != here[name]
             ]
             raise UserError(
-                f"The training state was saved with {', '.join(parts) or 'other tensors'}. A method's state is cut like "
-                "the weights: resume with the engine and number of processes that saved it, or delete the checkpoint "
-                "folder."
+                f"The training state was saved with {', '.join(parts) or 'other tensors'}. It is cut like the weights: "
+                "resume with the engine and number of processes that saved it, or delete the checkpoint folder."
             )
         self.method.load_state_dict(state["method"])
 
@@ -174,11 +173,11 @@ def attach(
     for fragment in layout.fragments:
         name = names[id(fragment.parameter)]
         whole = pretrained[name].detach().reshape(-1)
+        whole = _compact(whole) if method.uses_pretrained else whole
         part = whole.narrow(0, fragment.offset, fragment.length)
         if method.uses_pretrained:
-            part = _compact(part).to(fragment.buffer.device)
-            # A copy lets go of the whole tensor.
-            part = part.clone() if part.numel() < whole.numel() else part
+            # Only a copy lets go of the whole tensor.
+            part = (part.clone() if part.numel() < whole.numel() else part).to(fragment.buffer.device)
         sources[name] = part
 
     def read(fragments: Iterable[Fragment], with_grad: bool) -> list[Shard]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -16,17 +17,29 @@ import torch
 
 # Importing torch, transformers and DeepSpeed takes seconds: one process does it, all others are forked from it.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.multiprocess.training"])
+context.set_forkserver_preload(["tests.multiprocess.parity"])
 
 
-def launch(function: Callable[..., Any], processes: int, *args: Any, timeout: float = 120) -> list[Any]:
+class Failed(Exception):
+    """Some processes failed; `errors` tells of each what it wrote last, `seconds` how long they ran."""
+
+    def __init__(self, errors: dict[int, str], seconds: float) -> None:
+        super().__init__("\n".join(f"--- process {rank}: {text}" for rank, text in errors.items()))
+        self.errors = errors
+        self.seconds = seconds
+
+
+def launch(
+    function: Callable[..., Any], processes: int, *args: Any, timeout: float = 300, patience: float = 60
+) -> list[Any]:
     """Run function(*args) in processes that form a gloo group.
 
     Args:
         function: importable.
         processes: their number.
         args: of every call.
-        timeout: seconds after which the processes are killed; collective operations wait half of that.
+        timeout: seconds after which the processes are killed.
+        patience: seconds that one of them waits for the others.
 
     Returns:
         What the calls returned, by rank.
@@ -35,52 +48,50 @@ def launch(function: Callable[..., Any], processes: int, *args: Any, timeout: fl
         Failed: a process failed or was still running at the end of the time.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, start = Path(name), time.monotonic()
         started = [
-            context.Process(target=_process, args=(function, rank, processes, folder, timeout / 2, args))
+            context.Process(target=_process, args=(function, rank, processes, folder, patience, args))
             for rank in range(processes)
         ]
         for process in started:
             process.start()
-        end = time.monotonic() + timeout
-        for process in started:
-            process.join(max(0.0, end - time.monotonic()))
-        late = [rank for rank, process in enumerate(started) if process.is_alive()]
+        end = start + timeout
+        while any(process.is_alive() for process in started) and time.monotonic() < end:
+            time.sleep(0.05)
+            if any(process.exitcode for process in started):  # the others should notice
+                end = min(end, time.monotonic() + patience + 5)
+        seconds = time.monotonic() - start
+        late = {rank for rank, process in enumerate(started) if process.is_alive()}
         for process in started:
             process.kill()
             process.join()
         errors = {
-            rank: _read(folder / f"error{rank}") or ("still running" if rank in late else f"exit {process.exitcode}")
+            rank: f"{'still running' if rank in late else f'exit {process.exitcode}'}\n{_output(folder, rank)}"
             for rank, process in enumerate(started) if process.exitcode
         }
         if errors:
-            raise Failed(errors)
+            raise Failed(errors, seconds)
         return [torch.load(folder / f"result{rank}", weights_only=False) for rank in range(processes)]
 
 
-class Failed(Exception):
-    """Some processes failed; `errors` has the traceback of each, or how it ended."""
-
-    def __init__(self, errors: dict[int, str]) -> None:
-        super().__init__("\n".join(f"--- process {rank}: {text}" for rank, text in errors.items()))
-        self.errors = errors
-
-
 def _process(
-    function: Callable[..., Any], rank: int, processes: int, folder: Path, timeout: float, args: tuple
+    function: Callable[..., Any], rank: int, processes: int, folder: Path, patience: float, args: tuple
 ) -> None:
+    for stream in (1, 2):
+        os.dup2(os.open(folder / f"output{rank}", os.O_CREAT | os.O_APPEND | os.O_WRONLY), stream)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage whenever it starts, which would search all imported modules
     try:
         torch.distributed.init_process_group(
-            "gloo", f"file://{folder}/store", timedelta(seconds=timeout), rank=rank, world_size=processes
+            "gloo", f"file://{folder}/store", timedelta(seconds=patience), rank=rank, world_size=processes
         )
         torch.save(function(*args), folder / f"result{rank}")
         torch.distributed.destroy_process_group()
     except BaseException:
-        (folder / f"error{rank}").write_text(traceback.format_exc())
-        os._exit(1)  # the others' connections must break now, not when this process is cleaned up
+        traceback.print_exc()
+        os._exit(1)  # at once, not after waiting for the others
 
 
-def _read(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+def _output(folder: Path, rank: int) -> str:
+    return (folder / f"output{rank}").read_text(errors="replace")[-3000:]

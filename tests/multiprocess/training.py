@@ -1,13 +1,12 @@
-"""One short training of a small LLaVA under any engine: what the processes of the parity test run."""
+"""Short trainings of a small LLaVA under any engine: what the processes of these tests run."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-import itertools
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmark.checkpoint import snapshot
@@ -26,7 +25,7 @@ from benchmark.engine import deepspeed_config, skip_compiling
 from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import Items
 from benchmark.models.prompt import IGNORE
-from benchmark.shards import Attachment, attach
+from benchmark.shards import attach
 from benchmark.train import Order, batch_loss, training_batch
 from methods.base import Method
 from tests.benchmark.models import tiny
@@ -35,6 +34,7 @@ STEPS = 3
 BATCH = 12
 ACCUMULATION = 2
 LEARNING_RATE = 1e-3
+MAX_NORM = 0.3  # below the first gradients' norm
 # No size is a multiple of 2 or 3 but for the attention matrices: neither joined nor single tensors can be cut evenly.
 SIZES = {
     "hidden_size": 35, "intermediate_size": 37, "num_attention_heads": 5, "head_dim": 8, "num_hidden_layers": 3,
@@ -81,123 +81,128 @@ class Data:
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
         return cls(loaded, items, list(Order(0, tokens, BATCH, 2)))
 
-    def micro_batch(self, step: int, number: int, count: int) -> dict[str, Any]:
-        """Return micro-batch `number` of the `count` of a step."""
+    def micro_batch(self, step: int, number: int, count: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return micro-batch `number` of the `count` of a step; one of a sharded step has an image in any case."""
         size = BATCH // count
         start = step * BATCH + number * size
         pairs = [(self.items[index], weight) for index, weight in self.order[start : start + size]]
-        batch = training_batch(self.loaded, pairs, torch.zeros(self.loaded.feature_shape) if count > 2 else None)
+        blank = torch.zeros(self.loaded.feature_shape) if count > ACCUMULATION else None
+        batch = training_batch(self.loaded, pairs, blank)
         del batch["item_ids"]
+        if "pixel_values" in batch:
+            batch["pixel_values"] = batch["pixel_values"].to(dtype)
         return batch
 
 
-@dataclass
-class Run:
-    """A training; `weights` are whole float32 tensors, `calls` the tensors of every hook call by step."""
-
-    named: dict[str, nn.Parameter]
-    pretrained: dict[str, Tensor]
-    attachment: Attachment
-    engine: Any = None
-    calls: list[list[list[str]]] = field(default_factory=list)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def masters(self) -> dict[str, Tensor]:
-        """Return the whole float32 weights, as DeepSpeed itself puts them together; every process calls it."""
-        if self.engine is None:
-            return {name: parameter.detach().clone() for name, parameter in self.named.items()}
-        return {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in self.named.items()}
-
-    def low_precision(self) -> dict[str, Tensor]:
-        """Return the whole weights that the next forward pass of this process uses."""
-        with deepspeed.zero.GatheredParameters(list(self.named.values())):
-            return {name: parameter.detach().clone() for name, parameter in self.named.items()}
-
-
-AfterStep = Callable[[Run, int], None]
-
-
-def train(
-    data: Data,
-    engine: str,
-    method: Method,
-    dtype: str = "float32",
-    after_step: AfterStep | None = None,
-    steps: int = STEPS,
-    **config: Any,
-) -> Run:
-    """Train the last two layers and the projector in two parameter groups, with clipping and accumulation.
+class Training:
+    """Trains the last two layers and the projector in two parameter groups, with clipping and accumulation.
 
     Args:
         data: the same in every process.
         engine: "plain" (one process), "ddp", or a key of ZERO.
         method: not started.
-        dtype: "bfloat16" for bfloat16 weights with float32 masters (ZeRO only).
-        after_step: called after every step.
-        steps: optimizer steps.
+        dtype: "bfloat16" for bfloat16 weights with float32 masters; not for "ddp".
+        processes: for "plain": cut the batches as for so many processes, which matters in bfloat16.
         config: replaces sections of DeepSpeed's configuration.
 
-    Returns:
-        The run, with its weights.
+    Attributes:
+        calls: the tensors of every hook call, by step.
     """
-    world = torch.distributed.get_world_size() if engine != "plain" else 1
-    rank = torch.distributed.get_rank() if engine != "plain" else 0
-    loaded = dataclasses.replace(data.loaded, model=copy.deepcopy(data.loaded.model))
-    model = loaded.model.requires_grad_(False).train()
-    names = trainable_names(loaded, "last_layers", 2)
-    if dtype == "bfloat16":
-        model.bfloat16()  # before w* is taken: the base checkpoint's numbers are bfloat16 ones
-    pretrained = snapshot(model, names)
-    named = {name: parameter.requires_grad_() for name, parameter in model.named_parameters() if name in pretrained}
-    projector = [parameter for name, parameter in named.items() if name.startswith(loaded.projector_prefix)]
-    blocks = [parameter for name, parameter in named.items() if not name.startswith(loaded.projector_prefix)]
-    groups = [{"params": blocks, "lr": LEARNING_RATE}, {"params": projector, "lr": LEARNING_RATE / 2}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    max_norm = 0.5
-    deep = None
-    if engine in ZERO:
-        skip_compiling()
-        settings = deepspeed_config(
-            ZERO[engine], micro_batch_size=BATCH // (ACCUMULATION * world), accumulation=ACCUMULATION,
-            max_grad_norm=max_norm, dtype=dtype,
-        )
-        deep, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings | config)
-    wrapped = deep or (DistributedDataParallel(model) if engine == "ddp" else model)
-    run = Run(named, pretrained, attach(deep.optimizer if deep else optimizer, named, pretrained, method), deep)
-    if engine == "zero3":
-        poison_padding(deep.optimizer)
-    note_calls(run, method)
-    for step in range(steps):
-        run.calls.append([])
-        for i in range(ACCUMULATION):
-            batch = data.micro_batch(step, i * world + rank, ACCUMULATION * world)
-            if "pixel_values" in batch and dtype == "bfloat16":
-                batch["pixel_values"] = batch["pixel_values"].bfloat16()
-            loss, _ = batch_loss(wrapped, batch, autocast=False)
-            if deep:
-                deep.backward(loss * (ACCUMULATION * world))  # DeepSpeed takes the mean over both
-                deep.step()
-            elif engine == "ddp":
-                with wrapped.no_sync() if i < ACCUMULATION - 1 else torch.enable_grad():
-                    (loss * world).backward()
+
+    def __init__(
+        self, data: Data, engine: str, method: Method, dtype: str = "float32", processes: int = 1, **config: Any
+    ) -> None:
+        self.data, self.engine, self.method = data, engine, method
+        self.dtype = getattr(torch, dtype)
+        self.rank, self.world = 0, 1
+        if engine != "plain":
+            self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+            processes = self.world
+        self.count = ACCUMULATION * processes  # micro-batches of a step
+        loaded = dataclasses.replace(data.loaded, model=copy.deepcopy(data.loaded.model))
+        # In bfloat16 before w* is taken: these are then the base checkpoint's numbers.
+        self.model = loaded.model.requires_grad_(False).train().to(self.dtype)
+        self.pretrained = snapshot(self.model, trainable_names(loaded, "last_layers", 2))
+        self.named = {name: self.model.get_parameter(name).requires_grad_() for name in self.pretrained}
+        self.stepped = self.named
+        if engine == "plain" and dtype != "float32":
+            self.stepped = {name: nn.Parameter(parameter.detach().float()) for name, parameter in self.named.items()}
+        projector = [p for name, p in self.stepped.items() if name.startswith(loaded.projector_prefix)]
+        blocks = [p for name, p in self.stepped.items() if not name.startswith(loaded.projector_prefix)]
+        groups = [{"params": blocks, "lr": LEARNING_RATE}, {"params": projector, "lr": LEARNING_RATE / 2}]
+        self.optimizer: Any = torch.optim.AdamW(groups, weight_decay=0.01)
+        self.wrapped: Any = self.model
+        if engine in ZERO:
+            skip_compiling()
+            settings = deepspeed_config(
+                ZERO[engine], micro_batch_size=BATCH // self.count, accumulation=ACCUMULATION, max_grad_norm=MAX_NORM,
+                dtype=dtype,
+            )
+            self.wrapped, self.optimizer, *_ = deepspeed.initialize(
+                model=self.model, optimizer=self.optimizer, config=settings | config
+            )
+            if engine == "zero3":
+                poison_padding(self.optimizer)
+        elif engine == "ddp":
+            self.wrapped = DistributedDataParallel(self.model)
+        self.attachment = attach(self.optimizer, self.stepped, self.pretrained, method)
+        self.calls: list[list[list[str]]] = []
+        note_calls(self)
+
+    def step(self, number: int, scale: float = 1.0) -> None:
+        """Take one optimizer step on batch `number`, with the loss times `scale`."""
+        share = self.count // self.world
+        self.calls.append([])
+        for i in range(share):
+            batch = self.data.micro_batch(number, i * self.world + self.rank, self.count, self.dtype)
+            loss = scale * batch_loss(self.wrapped, batch, autocast=False)[0]
+            if self.engine in ZERO:
+                self.wrapped.backward(loss * self.count)  # DeepSpeed takes the mean over micro-batches and processes
+                self.wrapped.step()
+            elif self.engine == "ddp":
+                with self.wrapped.no_sync() if i < share - 1 else contextlib.nullcontext():
+                    (loss * self.world).backward()
             else:
                 loss.backward()
-        if not deep:
-            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        if after_step:
-            after_step(run, step)
-    run.weights = run.masters()
-    run.attachment.remove()
-    if deep:
-        deep.destroy()
-    return run
+                self._add_gradients()
+        if self.engine not in ZERO:
+            nn.utils.clip_grad_norm_(self.stepped.values(), MAX_NORM)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            for name, parameter in self.named.items():
+                parameter.data.copy_(self.stepped[name].data)
+
+    def _add_gradients(self) -> None:
+        """Add the gradients of a bfloat16 micro-batch to those of the float32 masters."""
+        if self.stepped is self.named:
+            return
+        for name, parameter in self.named.items():
+            master = self.stepped[name]
+            gradient = parameter.grad.float()
+            master.grad = gradient if master.grad is None else master.grad + gradient
+            parameter.grad = None
+
+    def masters(self) -> dict[str, Tensor]:
+        """Return the whole float32 weights, as DeepSpeed itself puts them together; every process calls it."""
+        if self.engine in ZERO:
+            return {name: safe_get_full_fp32_param(parameter) for name, parameter in self.named.items()}
+        return {name: parameter.detach().clone() for name, parameter in self.stepped.items()}
+
+    def forward_weights(self) -> dict[str, Tensor]:
+        """Return the whole weights that the next forward pass of this process uses; every process calls it."""
+        with deepspeed.zero.GatheredParameters(list(self.named.values()), enabled=self.engine == "zero3"):
+            return {name: parameter.detach().clone() for name, parameter in self.named.items()}
+
+    def close(self) -> None:
+        """Take the hooks off, so that the next training starts afresh."""
+        self.attachment.remove()
+        if self.engine in ZERO:
+            self.wrapped.destroy()
 
 
 def poison_padding(optimizer: Any) -> None:
-    """Fill what ZeRO-3 left uninitialised behind the end of tensors with NaN, so that no test depends on luck."""
-    rank = torch.distributed.get_rank()
+    """Fill what ZeRO-3 leaves uninitialised behind the end of tensors with NaN, so that no test depends on luck."""
+    rank = distributed.get_rank()
     for group, buffer in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
         start = 0
         for parameter in group:
@@ -207,12 +212,12 @@ def poison_padding(optimizer: Any) -> None:
             start += size
 
 
-def note_calls(run: Run, method: Method) -> None:
-    """Make the run note the tensors of every hook call."""
-    before_step = method.before_step
+def note_calls(training: Training) -> None:
+    """Make a training note the tensors of every hook call."""
+    before_step = training.method.before_step
 
     def note(shards: Any) -> None:
-        run.calls[-1].append([shard.name for shard in shards])
+        training.calls[-1].append([shard.name for shard in shards])
         before_step(shards)
 
-    method.before_step = note
+    training.method.before_step = note

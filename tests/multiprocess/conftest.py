@@ -1,0 +1,30 @@
+"""Everything here starts several processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.multiprocess.launch import launch
+from tests.multiprocess.parity import Result, results
+from tests.multiprocess.training import write
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of this folder."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.multiprocess)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model and its images."""
+    return write(tmp_path_factory.mktemp("multiprocess"))
+
+
+@pytest.fixture(scope="session")
+def expected(folder: Path) -> dict[str, Result]:
+    """Every method trained by one plain process in float32."""
+    return launch(results, 1, folder, "plain")[0]

@@ -1,0 +1,70 @@
+"""Every training method gives the same weights in plain torch, DDP, ZeRO-1, 2 and 3, on one process and several."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.multiprocess.launch import launch
+from tests.multiprocess.parity import TOLERANCE, TRAINED, Difference, compare, results, table
+from tests.multiprocess.training import STEPS
+
+PLACES = [
+    ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2), ("zero3", 3),
+]
+BF16_PLACES = [("zero1", 1), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+# Two optimizer steps per batch, which ZeRO's engines do not leave to us; ranks over a group that ZeRO-3 cuts.
+REFUSED = {"zero1": {"l2_reg_two_step", "grafting_two_step"}}
+REFUSED |= {"ddp": set(), "zero2": REFUSED["zero1"], "zero3": REFUSED["zero1"] | {"spider_global"}}
+# Calls of the optimizer per step: both groups at once, one by one, or in sub-groups of about 3000 elements.
+CALLS = {("ddp", 2): 1, ("zero1", 1): 2, ("zero1", 2): 2, ("zero2", 1): 2, ("zero2", 2): 2}
+
+
+@pytest.fixture(scope="module")
+def matrix():
+    """Collects what the tests find, and prints it (with -s)."""
+    columns: dict[str, dict[str, Difference]] = {}
+    yield columns
+    print("\n" + table(columns))
+
+
+def test_every_method_does_something(expected):
+    """Else parity would not tell anything about it."""
+    plain = expected["full_ft"].weights
+    for name in set(TRAINED) - {"full_ft"}:
+        change = max((expected[name].weights[tensor] - value).abs().max().item() for tensor, value in plain.items())
+        assert change > 50 * TOLERANCE, name
+
+
+@pytest.mark.parametrize(("engine", "processes"), PLACES)
+def test_weights_are_those_of_one_plain_process(engine, processes, folder, expected, matrix):
+    found = launch(results, processes, folder, engine)
+    column = matrix[f"{engine} x{processes}"] = {name: compare(expected[name], found[0][name]) for name in TRAINED}
+    assert {name for name, difference in column.items() if difference.refused} == REFUSED[engine]
+    for name, difference in column.items():
+        assert difference.refused or difference.fine, (name, difference)
+    for name in set(TRAINED) - REFUSED[engine]:
+        one, (first, *others) = expected[name], (rank[name] for rank in found)
+        assert first.diagnostics == pytest.approx(one.diagnostics, rel=1e-3, abs=2e-4), name
+        for other in others:
+            assert other.diagnostics == first.diagnostics and other.calls == first.calls, name
+            assert all(torch.equal(other.weights[tensor], first.weights[tensor]) for tensor in one.weights), name
+        for step in first.calls:
+            assert sorted(tensor for call in step for tensor in call) == sorted(one.weights), "a tensor twice or never"
+            assert len(step) == CALLS.get((engine, processes), len(step)) and (len(step) > 2 or engine != "zero3")
+        assert len(first.calls) == STEPS
+
+
+@pytest.mark.parametrize(("engine", "processes"), BF16_PLACES)
+def test_bfloat16_weights_follow_the_masters(engine, processes, folder, matrix):
+    """Against one process that keeps float32 masters of a bfloat16 model by hand, with equal micro-batches."""
+    expected = launch(results, 1, folder, "plain", "bfloat16", processes)[0]
+    found = launch(results, processes, folder, engine, "bfloat16")
+    column = {name: compare(expected[name], found[0][name]) for name in TRAINED}
+    matrix[f"{engine} x{processes} bf16"] = column
+    for name, difference in column.items():
+        assert difference.fine or name in REFUSED[engine], (name, difference)
+    for rank in found:
+        for name in set(TRAINED) - REFUSED[engine]:
+            # The released code's lag is that the next forward pass sees unmasked weights.
+            assert bool(rank[name].faults) == (name == "spider_lag"), (name, rank[name].faults)
