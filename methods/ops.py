@@ -152,11 +152,8 @@ def largest_changes(pretrained: Tensor, finetuned: Tensor, keep: float) -> Tenso
     """
     change = (finetuned - pretrained).abs()
     dropped = int(change.numel() * (1 - keep))
-    return (
-        change > change.flatten().kthvalue(dropped).values
-        if dropped
-        else torch.ones_like(change, dtype=torch.bool)
-    )
+    limit = change.flatten().sort().values[dropped - 1] if dropped else -1.0
+    return change > limit
 
 
 def drop_and_rescale(pretrained: Tensor, finetuned: Tensor, kept: Tensor, keep: float) -> Tensor:

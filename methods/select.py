@@ -39,8 +39,9 @@ class Select(Method):
 
     half_ft_elements (Rand_gamma): m ~ Bernoulli(gamma), drawn once. spider_magnitude (I_gamma): all but the int(n (1 -
     gamma)) largest |w*| of each tensor, once. spider_gradient (G_gamma): the int(n gamma) largest |A| of each tensor,
-    A <- .85 A + .15 g as in SPIDER, at every step. Equal values at the limit are not selected, so a constant or
-    all-zero tensor stays at w*, and nothing is ever NaN; a single element trains under I_gamma and not under G_gamma.
+    A <- .85 A + .15 g as in SPIDER, at every step. Values equal to the limit are not selected (in a 16-bit checkpoint a
+    few elements per tensor), so a constant or all-zero tensor stays at w*, and nothing is ever NaN; a single element
+    trains under I_gamma and not under G_gamma.
     The rank of Eqs. 2c and 4 grows with the magnitude, so both choices are by rank as well.
 
     Granularity: element; the limit is the exact n-th largest magnitude per tensor, found over all parts of a sharded

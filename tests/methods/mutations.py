@@ -552,14 +552,14 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     "trim: keeps the smallest": (
         "dare_magnitude",
         "ops",
-        "change > change.flatten()",
-        "change < change.flatten()",
+        "return change > limit",
+        "return change < limit",
     ),
     "trim: keeps the limit": (
         "dare_magnitude",
         "ops",
-        "change > change.flatten()",
-        "change >= change.flatten()",
+        "return change > limit",
+        "return change >= limit",
     ),
     "trim: of the weights": (
         "dare_magnitude",
