@@ -320,7 +320,7 @@ def _cells(
     trains = {name: _train_spec(config["train"], model, faults) for name, model in models.items() if model}
     evaluation = build(EvalSpec, config["eval"], "eval", faults)
     place = {key: config[key] for key in ("data_root", "dtype", "device", "threads")}
-    place["engine"] = config["engine"]["id"]
+    place |= {"engine": config["engine"]["id"], "zero_optimization": config["engine"].get("zero_optimization", {})}
     build(PlaceSpec, place, "", faults)
     _check_names(config, profile, faults)
     if faults.messages:

@@ -1,12 +1,20 @@
-"""From the engine of a cell to DeepSpeed's configuration, and what DeepSpeed needs on a machine without a GPU."""
+"""The processes of a sharded training, and DeepSpeed's configuration of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
 
 from benchmark.errors import UserError
 from benchmark.fragments import REFUSED
+
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others; saving a large model takes minutes
+Result = TypeVar("Result")
 
 
 def deepspeed_config(
@@ -45,6 +53,51 @@ def deepspeed_config(
         "zero_optimization": dict(zero),
         "zero_allow_untested_optimizer": True,
     }
+
+
+def join(device: str) -> None:
+    """Form the group of the processes that torchrun (or DeepSpeed's launcher) started; a group of one without it.
+
+    Args:
+        device: "cuda", with NCCL between the processes, or "cpu", with gloo.
+    """
+    for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        os.environ.setdefault(name, alone)
+    if device == "cpu":
+        skip_compiling()
+    if not distributed.is_initialized():
+        store = distributed.HashStore() if os.environ["WORLD_SIZE"] == "1" else None
+        distributed.init_process_group(
+            "gloo" if device == "cpu" else "nccl", store=store, rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]), timeout=PATIENCE,
+        )
+
+
+def place() -> tuple[int, int]:
+    """Return (number of this process, number of processes); (0, 1) without a group."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def meet() -> None:
+    """Wait until every process of the group is here."""
+    if place()[1] > 1:
+        distributed.barrier()
+
+
+def in_turn(function: Callable[[], Result]) -> Result:
+    """Call a function in process 0, and then in the others, which find done what it did to files."""
+    rank, _ = place()
+    result = function() if rank == 0 else None
+    meet()
+    return result if rank == 0 else function()
+
+
+def any_process(*values: bool, device: torch.device) -> list[bool]:
+    """Return for each value whether it is true in some process; every process calls it."""
+    flags = torch.tensor(values, dtype=torch.int32, device=device)
+    if place()[1] > 1:
+        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
 
 
 def skip_compiling() -> None:

@@ -261,7 +261,7 @@ def test_what_changes_a_cell(override):
     [
         "data_root=/elsewhere", "model.checkpoint=/elsewhere", "threads=4", "device=cuda", "eval.batch_size=8",
         "model.name=Other", "dataset.iconqa.name=Other", "dataset.okvqa.counts.test=7", "jobs=2", "results=/elsewhere",
-        "dataset.coco.max_new_tokens=13", "train.learning_rate=5e-4",
+        "engine=zero2", "dataset.coco.max_new_tokens=13", "train.learning_rate=5e-4",
     ],
 )  # fmt: skip
 def test_what_does_not_change_a_cell(override):
@@ -273,7 +273,7 @@ def test_no_field_is_forgotten():
     cell = one()
     same = {
         "checkpoint", "name", "learning_rate", "projector_learning_rate", "counts", "role", "posthoc", "data_root",
-        "device", "threads", "engine", "batch_size",
+        "device", "threads", "engine", "zero_optimization", "batch_size",
     }  # fmt: skip
     changed = {int: 99, float: 0.123, str: "other", dict: {"other": 1}, type(None): 99, tuple: ()}
     for spec, place in ((cell, None), (cell.model, "model"), (cell.train, "train"), (cell.method, "method"),

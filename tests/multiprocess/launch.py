@@ -30,7 +30,7 @@ class Failed(Exception):
 
 
 def launch(
-    function: Callable[..., Any], processes: int, *args: Any, timeout: float = 300, patience: float = 60
+    function: Callable[..., Any], processes: int, *args: Any, timeout: float = 1200, patience: float = 600
 ) -> list[Any]:
     """Run function(*args) in processes that form a gloo group.
 

@@ -177,15 +177,15 @@ def test_settings_that_hide_weights_or_gradients_are_refused(folder):
 
 
 class Few(nn.Module):
-    """Three trained numbers, so that the last of three processes has none in any engine."""
+    """Four trained numbers, so that the last of four processes has none in any engine."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pair = nn.Parameter(torch.tensor([0.5, -1.0]))
+        self.three = nn.Parameter(torch.tensor([0.5, -1.0, 0.2]))
         self.gate = nn.Parameter(torch.tensor([0.7]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x * self.pair).sum(-1) * self.gate
+        return (x * self.three).sum(-1) * self.gate
 
 
 def few(engine: str, name: str) -> tuple[dict[str, Tensor], int]:
@@ -201,14 +201,14 @@ def few(engine: str, name: str) -> tuple[dict[str, Tensor], int]:
         deep, optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     method = build(name, {"strength": 0.1} if name == "l2_reg" else {}, 0)
     attachment = attach(optimizer, named, base, method)
-    data = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1))
+    data = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(1))
     for batch in data:
         if deep:
-            x, y = batch[distributed.get_rank(), :2], batch[distributed.get_rank(), 2]
+            x, y = batch[distributed.get_rank()].split([3, 1])
             deep.backward((deep(x) - y).square().mean())
             deep.step()
         else:
-            (model(batch[:, :2]) - batch[:, 2]).square().mean().backward()
+            (model(batch[:, :3]) - batch[:, 3]).square().mean().backward()
             nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             optimizer.step()
             optimizer.zero_grad()
@@ -227,7 +227,7 @@ def all_few(engines: list[str], names: list[str]) -> dict[tuple[str, str], tuple
 
 def test_a_process_that_owns_nothing():
     names = ["full_ft", "l2_reg", "spider", "spider_code", "spider_gradient", "half_ft_elements"]
-    ranks = launch(all_few, 3, list(ZERO), names)
+    ranks = launch(all_few, 4, list(ZERO), names)
     for name in names:
         expected, _ = few("plain", name)
         for engine in ZERO:
