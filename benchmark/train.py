@@ -333,6 +333,13 @@ class CellTrainer(Trainer):
         self.settings = settings
         self.batch_ids: list[str] = []
         self.rows: TextIO | None = None
+        config = deepspeed_config(
+            run.cell.zero_optimization,
+            micro_batch_size=settings.micro_batch_size,
+            accumulation=accumulation,
+            max_grad_norm=settings.max_grad_norm,
+            dtype=run.cell.dtype,
+        ) if self.sharded else None
         arguments = TrainingArguments(
             output_dir=str(run.state.path),
             per_device_train_batch_size=settings.micro_batch_size,
@@ -352,14 +359,7 @@ class CellTrainer(Trainer):
             remove_unused_columns=False,
             dataloader_num_workers=items.workers,
             dataloader_pin_memory=device == "cuda",
-            bf16=self.sharded and run.cell.dtype == "bfloat16",
-            deepspeed=deepspeed_config(
-                run.cell.zero_optimization,
-                micro_batch_size=settings.micro_batch_size,
-                accumulation=accumulation,
-                max_grad_norm=settings.max_grad_norm,
-                dtype=run.cell.dtype,
-            ) if self.sharded else None,
+            deepspeed=config and config | {"bf16": {"enabled": False}},
         )
         # With several GPUs in sight the Trainer would otherwise cut each batch up among them (DataParallel).
         arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -374,6 +374,9 @@ class CellTrainer(Trainer):
             callbacks=[CellCallback(self)],
         )
         self.remove_callback(PrinterCallback)
+        if config is not None:
+            # Only now: a Trainer that knows of it would round the weights of the loss, and wants a GPU.
+            arguments.hf_deepspeed_config.config["bf16"] = config["bf16"]
 
     def run_cell(self) -> None:
         """Train to the end, from the saved state if there is one.

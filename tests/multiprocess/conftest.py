@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(folder: Path) -> dict[str, Result]:
     """Every method trained by one plain process in float32."""
     return launch(results, 1, folder, "plain")[0]
+
+
+@pytest.fixture(scope="session")
+def expected_bf16(folder: Path) -> Callable[[int], dict[str, Result]]:
+    """The same with float32 masters of a bfloat16 model, kept by hand, on the micro-batches of so many processes."""
+    return functools.cache(lambda processes: launch(results, 1, folder, "plain", "bfloat16", processes)[0])

@@ -56,12 +56,11 @@ def test_weights_are_those_of_one_plain_process(engine, processes, folder, expec
 
 
 @pytest.mark.parametrize(("engine", "processes"), BF16_PLACES)
-def test_bfloat16_weights_follow_the_masters(engine, processes, folder, matrix):
-    """Against one process that keeps float32 masters of a bfloat16 model by hand, with equal micro-batches."""
-    expected = launch(results, 1, folder, "plain", "bfloat16", processes)[0]
+def test_bfloat16_weights_follow_the_masters(engine, processes, folder, expected_bf16, matrix):
+    expected = expected_bf16(processes)
     found = launch(results, processes, folder, engine, "bfloat16")
     column = {name: compare(expected[name], found[0][name]) for name in TRAINED}
-    matrix[f"{engine} x{processes} bf16"] = column
+    matrix[f"{engine} x{processes} b"] = column
     for name, difference in column.items():
         assert difference.fine or name in REFUSED[engine], (name, difference)
     for rank in found:

@@ -37,7 +37,7 @@ LEARNING_RATE = 1e-3
 MAX_NORM = 0.3  # below the first gradients' norm
 # No size is a multiple of 2 or 3 but for the attention matrices: neither joined nor single tensors can be cut evenly.
 SIZES = {
-    "hidden_size": 35, "intermediate_size": 37, "num_attention_heads": 5, "head_dim": 8, "num_hidden_layers": 3,
+    "hidden_size": 35, "intermediate_size": 37, "num_attention_heads": 5, "head_dim": 8, "num_hidden_layers": 2,
 }
 ANSWERS = ["red", "a blue dog", "B", "a red cat red cat blue dog", "blue", "a single word", "dog dog dog", "A"]
 # DeepSpeed's section zero_optimization of each engine. Small limits, so that ZeRO-3 has several sub-groups and keeps
@@ -78,6 +78,7 @@ class Data:
             for i in range(STEPS * BATCH)
         ]
         items = Items(loaded, records, supervised=True)
+        loaded.model.model.vision_tower = None  # its features are made, and ZeRO-3 would take time to cut it up
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
         return cls(loaded, items, list(Order(0, tokens, BATCH, 2)))
 
@@ -134,8 +135,10 @@ class Training:
         self.wrapped: Any = self.model
         if engine in ZERO:
             skip_compiling()
+            # In bfloat16 ZeRO-3's own linear layer rounds its gradients otherwise than torch's.
+            section = ZERO[engine] | ({} if dtype == "float32" else {"memory_efficient_linear": False})
             settings = deepspeed_config(
-                ZERO[engine], micro_batch_size=BATCH // self.count, accumulation=ACCUMULATION, max_grad_norm=MAX_NORM,
+                section, micro_batch_size=BATCH // self.count, accumulation=ACCUMULATION, max_grad_norm=MAX_NORM,
                 dtype=dtype,
             )
             self.wrapped, self.optimizer, *_ = deepspeed.initialize(
