@@ -94,4 +94,4 @@ def _process(
 
 
 def _output(folder: Path, rank: int) -> str:
-    return (folder / f"output{rank}").read_text(errors="replace")[-3000:]
+    return (folder / f"output{rank}").read_text(errors="replace")[-9000:]

@@ -28,6 +28,8 @@ STRENGTHS = {
     "grafting": 1e-4, "grafting_mean": 3.0, "grafting_scaled": 5e-9,
 }
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.kind == "training")
+# One of each class, and the one that draws at every step.
+FEW = (*{METHODS[name].cls: name for name in reversed(TRAINED)}.values(), "half_ft_step")
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,10 @@ def compare(expected: Result | str, found: Result | str) -> Difference:
 
 def table(columns: dict[str, dict[str, Difference]]) -> str:
     """Return the matrix of methods and engines as text."""
-    width = max(len(name) for name in TRAINED) + 2
-    lines = ["method".ljust(width) + "".join(name.rjust(12) for name in columns)]
+    first, other = max(map(len, TRAINED)) + 1, max(map(len, columns)) + 2
+    lines = ["method".ljust(first) + "".join(name.rjust(other) for name in columns)]
     for method in TRAINED:
-        lines.append(method.ljust(width) + "".join(str(column[method]).rjust(12) for column in columns.values()))
+        cells = [str(column.get(method, "")).rjust(other) for column in columns.values()]
+        lines.append(method.ljust(first) + "".join(cells))
     lines.append("Largest difference of a weight from one plain process; +n: n elements were at the mask's threshold.")
     return "\n".join(lines)

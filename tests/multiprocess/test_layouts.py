@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -239,45 +240,45 @@ def test_a_process_that_owns_nothing():
 
 # ---- resuming
 
+STATEFUL = ("spider", "half_ft_step")
 
-def save(folder: Path, saved: Path, name: str) -> dict[str, dict[str, Tensor]]:
+
+def save(folder: Path, saved: Path) -> dict[tuple[str, str], dict[str, Tensor]]:
     """Train two steps, save, train one more."""
     data, made = Data.read(folder), {}
-    for engine in ZERO:
-        training = Training(data, engine, build(name, {}, 0))
+    for engine, name in itertools.product(ZERO, STATEFUL):
+        training, place = Training(data, engine, build(name, {}, 0)), saved / engine / name
         training.step(0)
         training.step(1)
-        training.wrapped.save_checkpoint(saved / engine)
-        torch.save(training.attachment.state_dict(), saved / engine / f"method{training.rank}")
+        training.wrapped.save_checkpoint(place)
+        torch.save(training.attachment.state_dict(), place / f"method{training.rank}")
         training.step(2)
-        made[engine] = training.masters()
+        made[engine, name] = training.masters()
         training.close()
     return made
 
 
-def resume(folder: Path, saved: Path, name: str) -> dict[str, dict[str, Tensor] | str]:
+def resume(folder: Path, saved: Path) -> dict[tuple[str, str], dict[str, Tensor] | str]:
     """Go on from what `save` saved; return the weights, or why not."""
     data, made = Data.read(folder), {}
-    for engine in ZERO:
-        training = Training(data, engine, build(name, {}, 0))
-        state = torch.load(saved / engine / f"method{training.rank}", weights_only=True)
+    for engine, name in itertools.product(ZERO, STATEFUL):
+        training, place = Training(data, engine, build(name, {}, 0)), saved / engine / name
         try:
-            training.attachment.load_state_dict(state)
+            training.attachment.load_state_dict(torch.load(place / f"method{training.rank}", weights_only=True))
         except UserError as error:
-            made[engine] = str(error)
+            made[engine, name] = str(error)
         else:
-            training.wrapped.load_checkpoint(saved / engine)
+            training.wrapped.load_checkpoint(place)
             training.step(2)
-            made[engine] = training.masters()
+            made[engine, name] = training.masters()
         training.close()
     return made
 
 
-@pytest.mark.parametrize("name", ["spider", "half_ft_step"])
-def test_resume_is_exact_and_only_with_as_many_processes(folder, tmp_path, name):
-    straight = launch(save, 2, folder, tmp_path, name)[0]
-    for rank in launch(resume, 2, folder, tmp_path, name):
-        for engine, weights in straight.items():
-            assert all(torch.equal(rank[engine][key], value) for key, value in weights.items()), engine
-    for engine, answer in launch(resume, 1, folder, tmp_path, name)[0].items():
-        assert "processes 2 (here 1)" in answer and "resume with the engine and number" in answer, engine
+def test_resume_is_exact_and_only_with_as_many_processes(folder, tmp_path):
+    straight = launch(save, 2, folder, tmp_path)[0]
+    for rank in launch(resume, 2, folder, tmp_path):
+        for place, weights in straight.items():
+            assert all(torch.equal(rank[place][key], value) for key, value in weights.items()), place
+    for place, answer in launch(resume, 1, folder, tmp_path)[0].items():
+        assert "processes 2 (here 1)" in answer and "resume with the engine and number" in answer, place

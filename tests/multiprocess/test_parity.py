@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.multiprocess.launch import launch
-from tests.multiprocess.parity import TOLERANCE, TRAINED, Difference, compare, results, table
+from tests.multiprocess.parity import FEW, TOLERANCE, TRAINED, Difference, compare, results, table
 from tests.multiprocess.training import STEPS
 
 PLACES = [
     ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2), ("zero3", 3),
 ]
-BF16_PLACES = [("zero1", 1), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+BF16_PLACES = [("zero1", 2), ("zero2", 2), ("zero3", 2)]
 # Two optimizer steps per batch, which ZeRO's engines do not leave to us; ranks over a group that ZeRO-3 cuts.
 REFUSED = {"zero1": {"l2_reg_two_step", "grafting_two_step"}}
 REFUSED |= {"ddp": set(), "zero2": REFUSED["zero1"], "zero3": REFUSED["zero1"] | {"spider_global"}}
@@ -38,12 +38,13 @@ def test_every_method_does_something(expected):
 
 @pytest.mark.parametrize(("engine", "processes"), PLACES)
 def test_weights_are_those_of_one_plain_process(engine, processes, folder, expected, matrix):
-    found = launch(results, processes, folder, engine)
-    column = matrix[f"{engine} x{processes}"] = {name: compare(expected[name], found[0][name]) for name in TRAINED}
-    assert {name for name, difference in column.items() if difference.refused} == REFUSED[engine]
+    methods = TRAINED if processes < 3 else FEW
+    found = launch(results, processes, folder, engine, "float32", 1, methods)
+    column = matrix[f"{engine} x{processes}"] = {name: compare(expected[name], found[0][name]) for name in methods}
+    assert {name for name, difference in column.items() if difference.refused} == REFUSED[engine] & set(methods)
     for name, difference in column.items():
         assert difference.refused or difference.fine, (name, difference)
-    for name in set(TRAINED) - REFUSED[engine]:
+    for name in set(methods) - REFUSED[engine]:
         one, (first, *others) = expected[name], (rank[name] for rank in found)
         assert first.diagnostics == pytest.approx(one.diagnostics, rel=1e-3, abs=2e-4), name
         for other in others:
@@ -60,7 +61,7 @@ def test_bfloat16_weights_follow_the_masters(engine, processes, folder, expected
     expected = expected_bf16(processes)
     found = launch(results, processes, folder, engine, "bfloat16")
     column = {name: compare(expected[name], found[0][name]) for name in TRAINED}
-    matrix[f"{engine} x{processes} b"] = column
+    matrix[f"{engine} x{processes} bf16"] = column
     for name, difference in column.items():
         assert difference.fine or name in REFUSED[engine], (name, difference)
     for rank in found:
