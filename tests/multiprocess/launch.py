@@ -30,7 +30,12 @@ class Failed(Exception):
 
 
 def launch(
-    function: Callable[..., Any], processes: int, *args: Any, timeout: float = 1200, patience: float = 600
+    function: Callable[..., Any],
+    processes: int,
+    *args: Any,
+    timeout: float = 1200,
+    patience: float = 600,
+    grace: float | None = None,
 ) -> list[Any]:
     """Run function(*args) in processes that form a gloo group.
 
@@ -40,6 +45,7 @@ def launch(
         args: of every call.
         timeout: seconds after which the processes are killed.
         patience: seconds that one of them waits for the others.
+        grace: seconds that the others are given when one has failed; None for as long as they may wait.
 
     Returns:
         What the calls returned, by rank.
@@ -59,7 +65,7 @@ def launch(
         while any(process.is_alive() for process in started) and time.monotonic() < end:
             time.sleep(0.05)
             if any(process.exitcode for process in started):  # the others should notice
-                end = min(end, time.monotonic() + patience + 5)
+                end = min(end, time.monotonic() + (patience + 5 if grace is None else grace))
         seconds = time.monotonic() - start
         late = {rank for rank, process in enumerate(started) if process.is_alive()}
         for process in started:

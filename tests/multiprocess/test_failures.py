@@ -54,7 +54,7 @@ def test_a_process_dies(folder, engine, where):
 
 def test_a_process_hangs(folder):
     with pytest.raises(Failed) as caught:
-        launch(trouble, 2, folder, "zero2", "hook", "hangs", patience=PATIENCE)
+        launch(trouble, 2, folder, "zero2", "hook", "hangs", patience=PATIENCE, grace=0)
     survivor, late = caught.value.errors[0], caught.value.errors[1]
     assert late.startswith("still running") and survivor.startswith("exit 1\n"), caught.value
     assert MESSAGE in survivor
