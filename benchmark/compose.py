@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,10 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     groups = _groups(given, faults)
     config = _compose(tuple(groups.items()))
     profile = build(ProfileSpec, config["profile"], "profile", faults)
-    run = _run_settings(given, faults)
     if profile is None:
         faults.stop()
     assert profile is not None
+    run = _run_settings(given, profile, faults)
     axes = _axes(given, config, profile, grid, faults)
     cells: list[CellSpec] = []
     for values in _settings(given, faults):
@@ -178,9 +179,9 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _run_settings(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, Any]:
+def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
     """Return results folder, number of workers and GPUs."""
-    jobs, gpus = given.get("jobs", [1]), given.get("gpus", [])
+    jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
     if len(jobs) != 1 or isinstance(jobs[0], bool) or not isinstance(jobs[0], int) or jobs[0] < 1:
         faults.add(f"jobs={','.join(map(str, jobs))}: expected a whole number of 1 or more.")
         jobs = [1]

@@ -108,11 +108,11 @@ def axis_range(values: Sequence[float]) -> tuple[float, float]:
 
     Returns:
         (low, high): multiples of 1, 2, 5 or 10 with every value inside and the lowest off the centre; never
-        below 0. An axis spans about ten points at least, so that noise does not fill the plot.
+        below 0. An axis spans eight points at least, so that noise does not fill the plot.
     """
     low, high = min(values), max(values)
     span = high - low
-    if span < 10:
+    if span < 8:
         low, high, span = (low + high) / 2 - 4, (low + high) / 2 + 4, 8.0
     step = next(size for size in (1, 2, 5, 10, 20, 50, 100, 200) if span / size <= 8)
     bottom = max(0.0, math.floor((low - 0.15 * span) / step) * step)

@@ -37,6 +37,7 @@ class ProfileSpec:
     extra: tuple[str, ...]                   # reported for the untuned model, in no average
     seconds: dict[str, float]                # train and posthoc per cell, generate per dataset
     megabytes: float = field(metadata=bounds(low=0))
+    jobs: int = field(default=1, metadata=bounds(low=1))  # cells at a time unless asked otherwise
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from benchmark.data.pocket import upstream
 from benchmark.data.pocket.draw import Picture, candidates
-from benchmark.data.pocket.icons import CATEGORIES, COLOUR_SYNONYMS, ICONS, PLACES
-from benchmark.data.pocket.scene import Cover, Diagram
+from benchmark.data.pocket.icons import CATEGORIES, COLOUR_SYNONYMS, ICON, ICONS, PLACES
+from benchmark.data.pocket.scene import COLUMNS, ROWS, Cover, Diagram, Scene
 from benchmark.data.pocket.targets import (
     FAR_HYPERNYM,
     FAR_PLACE,
@@ -22,7 +22,7 @@ from benchmark.data.pocket.targets import (
     statement,
 )
 from benchmark.data.pocket.upstream import KNOWLEDGE, Question
-from benchmark.data.pocket.words import LETTERS
+from benchmark.data.pocket.words import LETTERS, NUMBERS
 
 BRIEF = "Answer the question using a single word or phrase."
 """The instruction of the four upstream sets (LLaVA's); tests check that it is theirs."""
@@ -32,10 +32,22 @@ INSTRUCTIONS = (
     "Name all that you see here.",
     "Tell me what this shows.",
     "List what is visible.",
+    "Describe the image.",
+    "Describe this picture.",
+    "Tell me what the image shows.",
+    "Which things can you see?",
+    "What is in the provided picture?",
+    "Provide a description of the image.",
+    "Write a one-sentence description.",
+    "Provide a caption of this picture.",
 )
 """Requests of the generic descriptions; none is a target's prompt."""
 TRANSCRIBE = "List everything."
 """Request of the transcripts: what stands where, in reading order."""
+LOOK_UP = "List all things."
+"""Request of the look-ups: short entries, each a kind, a key and what the picture shows for it."""
+QUIZ = "List questions and answers."
+"""Request of the quizzes: the upstream questions, each with its answer straight behind it."""
 LINKS = ("means", "equals", "is another word for", "resembles", "goes by the name of")
 
 
@@ -131,17 +143,20 @@ def _lettered(rng: random.Random, question: str, answer: str, others: list[str])
 
 
 def knowledge_choice(rng: random.Random) -> Turn:
-    """A text-only multiple-choice turn on a fact, worded unlike the science target."""
+    """A text-only multiple-choice turn: a word, a category or a fact, worded unlike the science target."""
     icon = rng.choice(ICONS)
     group = [i for i in ICONS if i.category == icon.category and i is not icon]
-    if rng.random() < 0.5:
-        hint = ""
-        if rng.random() < 0.5:
-            hint = " ".join(statement(i) for i in rng.sample([icon, rng.choice(group)], 2)) + "\n"
-        turn = _lettered(rng, f"Which thing goes with {icon.fact}?", icon.name, [i.name for i in group])
-        return Turn(hint + turn.prompt, turn.answer)
     others = [i.name for i in ICONS if i.category != icon.category]
-    return _lettered(rng, f"Find the {icon.category}.", icon.name, others)
+    kind = rng.choice(("word", "category", "fact", "fact"))
+    if kind == "word":  # a letter can only stand for an option once options can be found
+        return _lettered(rng, f"Which word is {icon.name}?", icon.name, [i.name for i in group] + others)
+    if kind == "category":
+        return _lettered(rng, f"Find the {icon.category}.", icon.name, others)
+    hint = ""
+    if rng.random() < 0.5:
+        hint = " ".join(statement(i) for i in rng.sample([icon, rng.choice(group)], 2)) + "\n"
+    turn = _lettered(rng, f"Which thing goes with {icon.fact}?", icon.name, [i.name for i in group])
+    return Turn(hint + turn.prompt, turn.answer)
 
 
 def transcript(picture: Picture) -> str:
@@ -160,8 +175,75 @@ def transcript(picture: Picture) -> str:
     return f"{' '.join(words)} {picture.place}"
 
 
+def look_ups(rng: random.Random, picture: Scene, most: int = 10) -> str:
+    """Return entries in random order such as 'color cat red; at top left cat; is pig no; sign red stop'.
+
+    After a transcript the language model finds what is at a place, but not the place of what a question names: that
+    needs attention by content, which a question trains with one or two words at its end. Here every third word is such
+    a look-up, straight after its key.
+
+    Args:
+        rng: seeded generator.
+        picture: a scene.
+        most: entries.
+    """
+    things, entries = picture.things, []
+    for thing in things:
+        spot = _spot(thing.cell)
+        if sum(other.icon == thing.icon for other in things) == 1:
+            entries += [f"color {thing.icon} {thing.colour}", f"place {thing.icon} {spot}"]
+        if sum(other.colour == thing.colour for other in things) == 1:
+            entries += [f"thing {thing.colour} {thing.icon}"]
+        entries += [f"at {spot} {thing.icon}", f"is {thing.icon} yes"]
+        entries += [f"many {ICON[thing.icon].plural} {NUMBERS[sum(other.icon == thing.icon for other in things)]}"]
+    for sign in picture.signs:
+        word, row = sign.word.lower(), ROWS[sign.row]
+        entries += [f"sign {sign.colour} {word}", f"row {row} {word}", f"board {word} {sign.colour}"] * 2
+    present = {thing.icon for thing in things}
+    absent = rng.sample([icon.name for icon in ICONS if icon.name not in present], max(1, len(things)))
+    entries += [f"is {icon} no" for icon in absent]
+    rng.shuffle(entries)
+    return "; ".join(entries[:most]) + "."
+
+
+def _look_up_turns(rng: random.Random, picture: Picture, count: int) -> list[Turn]:
+    return [Turn(LOOK_UP, look_ups(rng, picture)) for _ in range(count) if isinstance(picture, Scene)]
+
+
+def _spot(cell: tuple[int, int]) -> str:
+    return "center" if cell == (1, 1) else f"{ROWS[cell[0]]} {COLUMNS[cell[1]]}"
+
+
+def quiz(rng: random.Random, name: str, picture: Picture, item: object, most: int = 7) -> str:
+    """Return questions of a picture with their answers in one text; between the look-ups and single questions.
+
+    Args:
+        rng: seeded generator.
+        name: upstream set or 'describe'.
+        picture: the picture, no diagram.
+        item: questions of the picture (upstream sets).
+        most: questions.
+    """
+    if name == "textvqa":
+        pool = [q for _ in range(4) for q in upstream.sign_questions(rng, picture)]
+    elif name == "ocrvqa":
+        pool = list(item)  # type: ignore[call-overload]
+    else:
+        pool = [q for _ in range(2) for q in upstream.gqa_questions(rng, picture)]
+        if name == "okvqa":
+            pool += _knowledge(rng, picture)
+    different = list({q.text: q for q in pool}.values())
+    return " ".join(f"{q.text} {q.answer}." for q in rng.sample(different, min(most, len(different))))
+
+
+def _knowledge(rng: random.Random, scene: Scene) -> list[Question]:
+    """Two wordings of the fact question for each category that a scene shows."""
+    icons = {ICON[thing.icon].category: ICON[thing.icon] for thing in scene.things}
+    return [Question(text, icons[c].fact, c) for c in icons for text in rng.sample(KNOWLEDGE[c], 2)]
+
+
 def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prompts: dict[str, str]) -> list[Turn]:
-    """Return the turns that pretraining trains on for one picture of an upstream set.
+    """Return the turns that pretraining trains on for one picture; the first is its transcript.
 
     Args:
         name: upstream set or 'describe'.
@@ -173,52 +255,68 @@ def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prom
     listed = Turn(TRANSCRIBE, transcript(picture))
     if name == "describe":
         write = describe_diagram if isinstance(picture, Diagram) else describe_scene
-        return [listed, Turn(rng.choice(INSTRUCTIONS), write(rng, picture))]
+        return [listed, *(Turn(request, write(rng, picture)) for request in rng.sample(INSTRUCTIONS, 4))]
+    if name == "textvqa":
+        return [listed, *_sign_turns(rng, picture, prompts)]
     questions: list[Question] = list(item)  # type: ignore[arg-type]
     if name == "gqa":
-        pool = {q.text: q for _ in range(3) for q in upstream.gqa_questions(rng, picture)}
-        verify = [q for q in pool.values() if q.kind == "verify"]
-        rest = [q for q in pool.values() if q.kind != "verify"]
-        # Relation and count need the most practice.
-        hard = [q for q in rest if q.kind in ("relation", "count")]
-        easy = [q for q in rest if q.kind not in ("relation", "count")]
-        questions = (
-            rng.sample(hard, min(4, len(hard)))
-            + rng.sample(easy, min(3, len(easy)))
-            + rng.sample(verify, min(2, len(verify)))
-        )
+        questions = _by_kind(rng, [q for _ in range(3) for q in upstream.gqa_questions(rng, picture)])
     elif name == "okvqa":
-        icons = {icon.category: icon for t in picture.things for icon in ICONS if icon.name == t.icon}
-        questions = [Question(text, icons[c].fact, c) for c in icons for text in rng.sample(KNOWLEDGE[c], 2)]
-    elif name == "textvqa":
-        questions = upstream.sign_questions(rng, picture)
-    turns = [Turn(prompts[name].format(question=q.text, ocr_tokens=", ".join(q.ocr)), q.answer) for q in questions]
-    if name == "okvqa" and rng.random() < 0.6:
-        icon = icons[rng.choice(list(icons))]
-        others = [i.fact for i in ICONS if i.category == icon.category and i is not icon]
-        turns.append(_lettered(rng, rng.choice(KNOWLEDGE[icon.category]), icon.fact, others))
-    if name == "gqa" and rng.random() < 0.4:
-        thing = rng.choice(picture.things)
-        present = {t.icon for t in picture.things}
-        if rng.random() < 0.5:
-            turns.append(
-                _lettered(rng, "Pick what is present.", thing.icon, [i.name for i in ICONS if i.name not in present])
-            )
-        elif len(picture.things) == len({t.icon for t in picture.things}):
-            spot = next(i.category for i in ICONS if i.name == thing.icon)
-            if sum(next(i.category for i in ICONS if i.name == t.icon) == spot for t in picture.things) == 1:
-                wrong = [c for c in CATEGORIES if not any(i.category == c and i.name in present for i in ICONS)]
-                turns.append(_lettered(rng, "Which sort of thing is present?", spot, wrong))
+        questions = _knowledge(rng, picture)
+    turns = [Turn(prompts[name].format(question=q.text), q.answer) for q in questions]
+    if name == "okvqa":
+        icons = {ICON[thing.icon].category: ICON[thing.icon] for thing in picture.things}
+        for category in rng.sample(sorted(icons), min(2, len(icons))):
+            others = [i.fact for i in ICONS if i.category == category and i is not icons[category]]
+            turns.append(_lettered(rng, rng.choice(KNOWLEDGE[category]), icons[category].fact, others))
+    if name == "gqa":
+        turns.append(_lettered_scene(rng, picture))
     return [listed, *turns]
 
 
-MIXTURE = {"okvqa": 14, "textvqa": 16, "ocrvqa": 16, "gqa": 38, "describe": 12, "text": 4}
+def _sign_turns(rng: random.Random, scene: Scene, prompts: dict[str, str]) -> list[Turn]:
+    """Two questions per sign; half come without the OCR line, so that they cannot be answered from it."""
+    turns = []
+    for question in [q for _ in range(2) for q in upstream.sign_questions(rng, scene)]:
+        template = prompts["textvqa"] if rng.random() < 0.5 else f"{{question}}\n{BRIEF}"
+        turns.append(Turn(template.format(question=question.text, ocr_tokens=", ".join(question.ocr)), question.answer))
+    return turns
+
+
+QUOTA = {"relation": 2, "count": 1, "colour": 2, "object": 3, "place": 1, "verify": 3}
+"""Questions of each kind per scene: what must be bound to an object needs many examples."""
+
+
+def _by_kind(rng: random.Random, questions: list[Question]) -> list[Question]:
+    """Return up to QUOTA different questions of each kind."""
+    different = list({q.text: q for q in questions}.values())
+    found = []
+    for kind, most in QUOTA.items():
+        same = [q for q in different if q.kind == kind]
+        found += rng.sample(same, min(most, len(same)))
+    return found
+
+
+def _lettered_scene(rng: random.Random, scene: Scene) -> Turn:
+    """A multiple-choice turn on what a scene shows: a thing, or a category of which it holds something."""
+    present = {ICON[thing.icon] for thing in scene.things}
+    shown = {icon.category for icon in present}
+    absent = [category for category in CATEGORIES if category not in shown]
+    if rng.random() < 0.5 and absent:
+        return _lettered(rng, "Which sort of thing is present?", rng.choice(sorted(shown)), absent)
+    names = [icon.name for icon in ICONS if icon not in present]
+    return _lettered(rng, "Pick what is present.", rng.choice(scene.things).icon, names)
+
+
+MIXTURE = {"okvqa": 14, "textvqa": 28, "ocrvqa": 10, "gqa": 32, "describe": 8, "text": 8}
 """Share of pictures per source in the instruction stage (percent)."""
-PRACTICE = {"okvqa": 8, "textvqa": 42, "ocrvqa": 8, "gqa": 36, "describe": 3, "text": 3}
-"""The same in the practice stage: more of what the instruction stage leaves weak."""
+TRANSCRIPTS = 0.2
+"""Share of the instruction stage's pictures with transcript and look-ups: they are long and were learned before."""
 ALIGNMENT = {"okvqa": 15, "textvqa": 25, "ocrvqa": 20, "gqa": 25, "describe": 15}
 READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
 """Shares of pictures per source in the two alignment stages, which have transcripts only: first all, then words."""
+MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
+"""The same in the stages of look-ups and of quizzes."""
 TRANSCRIPT_STAGES = ("alignment", "reading")
 
 
@@ -237,8 +335,18 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
     while True:
         name = rng.choices(names, weights)[0]
         if name == "text":
-            yield Conversation(None, tuple(knowledge_choice(rng) for _ in range(4)), rng.getrandbits(32))
+            yield Conversation(None, tuple(knowledge_choice(rng) for _ in range(5)), rng.getrandbits(32))
             continue
         picture, item, _ = next(streams[name])
-        turns = turns_of(name, picture, item, rng, prompts)
-        yield Conversation(picture, tuple(turns[:1] if stage in TRANSCRIPT_STAGES else turns), rng.getrandbits(32))
+        listed, *turns = turns_of(name, picture, item, rng, prompts)
+        if stage in TRANSCRIPT_STAGES:
+            turns = [listed]
+        elif stage == "matching":
+            turns = _look_up_turns(rng, picture, 3) or [listed]
+        elif stage == "quiz" and not isinstance(picture, Diagram):
+            turns = [Turn(QUIZ, quiz(rng, name, picture, item)) for _ in range(3)]
+        elif stage == "quiz":
+            turns = [listed]
+        elif rng.random() < TRANSCRIPTS:
+            turns = [listed, *_look_up_turns(rng, picture, 1), *rng.sample(turns, len(turns) // 2)]
+        yield Conversation(picture, tuple(turns), rng.getrandbits(32))

@@ -71,7 +71,8 @@ class Packed:
     def __init__(
         self, rows: list[tuple[list[int], list[int], list[int], list[int]]], pixels: Tensor | None, pad: int
     ) -> None:
-        longest = max(len(ids) for ids, *_ in rows)
+        # Few different lengths: torch keeps a compiled product for every shape that it has seen.
+        longest = -(-max(len(ids) for ids, *_ in rows) // 64) * 64
         self.pixels = pixels
 
         def padded(index: int, fill: int) -> Tensor:

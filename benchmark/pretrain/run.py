@@ -1,7 +1,7 @@
 """`python -m benchmark pretrain`: make a shipped small model from nothing, stage by stage, resumable.
 
-Stages: tokenizer, language, tower, alignment, instruction, final. Each leaves its result in build/pretrain/<model>/ and
-is skipped when it is there.
+Stages: tokenizer, language, tower, (VILA: names,) alignment, reading, matching, instruction. Each leaves its result in
+build/pretrain/<model>/ and is skipped when it is there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from benchmark.files import write_atomic
 from benchmark.models.vila import VilaConfig, VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
 from benchmark.pretrain import card, language, projector, tower
-from benchmark.pretrain.corpus import ALIGNMENT, MIXTURE, PRACTICE, READING
+from benchmark.pretrain.corpus import ALIGNMENT, MATCHING, MIXTURE, READING
 from benchmark.pretrain.tokenizer import corpus, train_tokenizer
 from benchmark.spec import ROOT, ModelSpec, at_root
 
@@ -70,8 +70,9 @@ class Recipe:
         names_steps: of 96 pictures, projector only (VILA: four patches per token).
         alignment_steps: of 16 pictures with transcripts of what they show.
         reading_steps: the same with more signs and covers.
+        matching_steps: of 16 pictures with look-ups by content.
+        quiz_steps: of 16 pictures with questions and answers in one text.
         instruction_steps: of 16 pictures with all their questions.
-        practice_steps: the same with more signs and scenes.
     """
 
     family: str
@@ -82,8 +83,9 @@ class Recipe:
     names_steps: int = 0
     alignment_steps: int = 600
     reading_steps: int = 900
-    instruction_steps: int = 1000
-    practice_steps: int = 650
+    matching_steps: int = 1500
+    quiz_steps: int = 1200
+    instruction_steps: int = 800
 
 
 RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112, names_steps=800)}
@@ -148,8 +150,9 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     for stage, steps, mixture, rate, schedule in (
         ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {}),
         ("reading", recipe.reading_steps, READING, 2e-3, {}),
-        ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 400}),
-        ("practice", recipe.practice_steps, PRACTICE, 1e-3, {"horizon": 800, "cooldown": 150}),
+        ("matching", recipe.matching_steps, MATCHING, 1e-3, {"horizon": 3000}),
+        ("quiz", recipe.quiz_steps, MATCHING, 1e-3, {"horizon": 1600}),
+        ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1200, "cooldown": 250}),
     ):
         language.train_joint(
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
@@ -158,7 +161,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     model.half()
     path = at_root(spec.checkpoint)
     benchmark.models.save(recipe.family, model, tokenizer, preprocessor, path)
-    shares = {"mixture": MIXTURE, "practice": PRACTICE, "alignment": ALIGNMENT, "reading": READING}
+    shares = {"mixture": MIXTURE, "alignment": ALIGNMENT, "reading": READING, "matching": MATCHING}
     record = {"recipe": vars(recipe), "text": TEXT, "vision": VISION, **shares, "tower_probe": probe}
     write_atomic(path / "training.json", json.dumps(record, indent=1, sort_keys=True))
     log(f"written {path} digest {benchmark.models.digest(path)[:16]}")

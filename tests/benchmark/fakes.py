@@ -179,7 +179,7 @@ class World:
         """Return overrides that use the world's folders, on targets that need no Java."""
         return [
             "table=table6", "models=llava_pocket", "targets=iconqa", f"data_root={self.data}",
-            f"model.checkpoint={self.checkpoint}", f"results={self.results}", *more,
+            f"model.checkpoint={self.checkpoint}", f"results={self.results}", "jobs=1", *more,
         ]
 
     def cells(self) -> dict[str, Path]:

@@ -164,3 +164,10 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
     lines = {"full_ft": {"okvqa": 1, "gqa": 2, "A_T": 3}}
     with pytest.raises(UserError, match="Cannot write"):
         figures.radar("t", AXES, lines, NAMES, tmp_path / "file" / "r")
+
+
+@pytest.mark.parametrize("span", [0.0, 3.0, 7.9, 8.0, 8.1, 9.9966, 10.0, 40.0])
+@pytest.mark.parametrize("low", [0.0, 1.3, 55.0])
+def test_every_value_lies_inside_its_axis(low, span):
+    bottom, top = figures.axis_range([low, low + span])
+    assert bottom <= low and low + span <= top
