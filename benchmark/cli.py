@@ -233,7 +233,8 @@ def list_(arguments: list[str]) -> int:
         for folder in store.all_cells():
             print(f"{folder.name}  {store.status(folder)['state']}  {headline(folder)}".rstrip())
         return 0
-    print("methods   " + "\n          ".join(f"{name:<10} {entry.name}" for name, entry in METHODS.items()))
+    width = max(map(len, METHODS))
+    print("methods   " + "\n          ".join(f"{name:<{width}}  {entry.name}" for name, entry in METHODS.items()))
     roles: dict[str, list[str]] = {"target": [], "upstream": [], "extra": []}
     for dataset in asked.datasets.values():
         roles[dataset.role].append(dataset.id)
