@@ -338,6 +338,13 @@ def publish(arguments: list[str]) -> int:
     return 0
 
 
+def bench(arguments: list[str]) -> int:
+    """measure what each method's optimizer step costs (size=pocket or llava15_7b, methods=, device=, out=FILE)"""
+    from benchmark.bench_methods import main as bench_main
+
+    return bench_main(arguments)
+
+
 def doctor(arguments: list[str]) -> int:
     """check Python, packages, Java, processors, memory and disk"""
     from benchmark.doctor import main as doctor_main
@@ -348,4 +355,5 @@ def doctor(arguments: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": run, "plan": plan, "score": score, "compare": compare, "list": list_, "inspect": inspect, "doctor": doctor,
     "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish,
+    "bench": bench,
 }

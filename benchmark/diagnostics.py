@@ -36,8 +36,7 @@ def describe(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     last, lines = rows[-1], []
-    place = f"step {last['step']:.0f}" if last["step"] else "the finished weights"
-    lines.append(f"weights   at {place}")
+    lines.append(f"weights   at step {last['step']:.0f}" if last["step"] else "weights   as finished")
     for key, name in NAMES.items():
         if key not in last:
             continue
@@ -132,18 +131,26 @@ def draw(rows: Sequence[Row], title: str, stem: Path) -> Path | None:
         right.set_yticks(range(len(kinds)), kinds)
         right.invert_yaxis()
         right.grid(axis="x", color="0.9")
-        right.xaxis.set_major_formatter(PercentFormatter(1))
+        right.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        right.set_xlim(_limits(last["selected"]))
         right.set_title(f"by kind of tensor, step {rows[-1]['step']:.0f}" if several else "by kind of tensor")
         if several:
             left = panels[0][0]
             left.grid(axis="y", color="0.9")
-            left.yaxis.set_major_formatter(PercentFormatter(1))
+            left.yaxis.set_major_formatter(PercentFormatter(1, 0))
+            left.set_ylim(_limits(data.loc[data["kind"] == WHOLE, "selected"]))
             left.set_xlabel("step")
             left.set_title("by layer")
         handles = [plt.Line2D([], [], label=layer, **look) for layer, look in looks.items()]
         figure.legend(handles=handles, loc="outside right upper")
         figure.suptitle(f"Selected share of the weights: {title}", fontsize=10)
         return save(figure, data, stem)[0]
+
+
+def _limits(shares: Sequence[float]) -> tuple[float, float]:
+    """Return an axis around shares: ten points wide at least, so that noise does not fill the plot."""
+    middle, half = (min(shares) + max(shares)) / 2, max(0.05, 0.55 * (max(shares) - min(shares)))
+    return middle - half, middle + half
 
 
 def _look(place: int, layer: str, layers: Sequence[str]) -> dict[str, Any]:
