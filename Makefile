@@ -21,11 +21,11 @@ settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) 
 	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
-.PHONY: help table5 table6 smoke plan list test lint pretrain rates publish doctor clean check-python
+.PHONY: help table5 table6 smoke plan list test lint pretrain rates publish bench-methods doctor clean check-python
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), PYTHON, TABLE, ARGS"
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), PYTHON, TABLE, SIZE, DEVICE, ARGS"
 
 table5: $(ready) ## Table 5 and its radar plots: captioning targets
 	@$(python) -m benchmark run table=table5 $(settings)
@@ -56,6 +56,10 @@ rates: $(ready) ## choose the learning rates again, on validation data
 
 publish: $(ready) ## copy your finished Tables 5 and 6 to results/ as the reference (SEEDS=0,1,2)
 	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(settings)
+
+bench-methods: $(ready) ## time each method's optimizer step against Full FT's (SIZE=llava15_7b, DEVICE=cuda)
+	@$(python) -m benchmark bench $(if $(SIZE),size=$(SIZE)) $(if $(DEVICE),device=$(DEVICE)) \
+		$(if $(METHODS),methods=$(METHODS)) $(ARGS)
 
 doctor: $(ready) ## check packages, Java, processors, memory, disk
 	@$(python) -m benchmark doctor

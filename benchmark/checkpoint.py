@@ -162,6 +162,11 @@ class StateFolder:
         self.path = path
         self.fingerprint = fingerprint
 
+    @property
+    def unfinished(self) -> Path:
+        """Where a state is while it is being written."""
+        return self.path / "unfinished"
+
     def create(self) -> None:
         """Make the folder.
 
@@ -191,7 +196,7 @@ class StateFolder:
         Raises:
             UserError: the disk is full or not writable.
         """
-        unfinished = self.path / "unfinished"
+        unfinished = self.unfinished
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()

@@ -233,7 +233,8 @@ def list_(arguments: list[str]) -> int:
         for folder in store.all_cells():
             print(f"{folder.name}  {store.status(folder)['state']}  {headline(folder)}".rstrip())
         return 0
-    print("methods   " + "\n          ".join(f"{name:<10} {entry.name}" for name, entry in METHODS.items()))
+    width = max(map(len, METHODS))
+    print("methods   " + "\n          ".join(f"{name:<{width}}  {entry.name}" for name, entry in METHODS.items()))
     roles: dict[str, list[str]] = {"target": [], "upstream": [], "extra": []}
     for dataset in asked.datasets.values():
         roles[dataset.role].append(dataset.id)
@@ -337,6 +338,13 @@ def publish(arguments: list[str]) -> int:
     return 0
 
 
+def bench(arguments: list[str]) -> int:
+    """measure what each method's optimizer step costs (size=pocket or llava15_7b, methods=, device=, out=FILE)"""
+    from benchmark.bench_methods import main as bench_main
+
+    return bench_main(arguments)
+
+
 def doctor(arguments: list[str]) -> int:
     """check Python, packages, Java, processors, memory and disk"""
     from benchmark.doctor import main as doctor_main
@@ -347,4 +355,5 @@ def doctor(arguments: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": run, "plan": plan, "score": score, "compare": compare, "list": list_, "inspect": inspect, "doctor": doctor,
     "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish,
+    "bench": bench,
 }

@@ -86,6 +86,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     assert profile is not None
     run = _run_settings(given, profile, faults)
     axes = _axes(given, config, profile, grid, faults)
+    config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
     cells: list[CellSpec] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
@@ -305,6 +306,15 @@ def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults
             faults.add(f"Unknown dataset {name!r}.{did_you_mean(str(name), targets)}")
 
 
+def _own_methods(methods: Sequence[str], faults: Faults) -> dict[str, Any]:
+    """Return the configuration of the user's own methods (module:Class): their parameters' defaults."""
+    from methods.registry import defaults
+
+    if faults.messages:
+        return {}
+    return {name: {"id": name, "params": defaults(name)} for name in methods if ":" in name}
+
+
 def _cells(
     config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], faults: Faults
 ) -> list[CellSpec]:
@@ -321,9 +331,10 @@ def _cells(
     trains = {name: _train_spec(config["train"], model, faults) for name, model in models.items() if model}
     evaluation = build(EvalSpec, config["eval"], "eval", faults)
     place = {key: config[key] for key in ("data_root", "dtype", "device", "threads")}
-    place["engine"] = config["engine"]["id"]
+    place |= {"engine": config["engine"]["id"], "zero_optimization": config["engine"].get("zero_optimization", {})}
     build(PlaceSpec, place, "", faults)
     _check_names(config, profile, faults)
+    _check_methods(config, axes["methods"], faults)
     if faults.messages:
         return []
     upstream, extra = ([datasets[name] for name in names] for names in (profile.upstream, profile.extra))
@@ -377,8 +388,30 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
             faults.add(f"profile {profile.id} names the dataset {name!r}.{did_you_mean(name, config['dataset'])}")
 
 
+def _check_methods(config: Mapping[str, Any], methods: Sequence[Any], faults: Faults) -> None:
+    """Note methods' parameters that are out of range, and an engine that a method refuses.
+
+    Parameters as configured are right and engine=single is never refused, so they are not looked at: a method's module
+    takes seconds to import.
+    """
+    from methods.registry import configured, entry, make_params, refusal
+
+    engine = config["engine"]["id"]
+    for name in map(str, methods):
+        try:
+            method = _method(config, name)
+            if method.params != configured(name):
+                make_params(name, method.params)
+            if engine != "single" and entry(name).kind == "training":
+                reason = refusal(name, method.params, engine)
+                if reason:
+                    faults.add(f"method={name} refuses engine={engine}: {reason}")
+        except UserError as error:
+            faults.add(str(error))
+
+
 def _method(config: Mapping[str, Any], name: str) -> MethodSpec:
-    """Return a method with its parameters; one of the user's own (module:Class) has its dataclass's defaults."""
+    """Return a method with its parameters."""
     from methods.registry import entry
 
     return MethodSpec(name, config["methods"].get(name, {}).get("params", {}), entry(name).kind == "posthoc")

@@ -137,7 +137,7 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store) -> R
 
 
 def _last_diagnostics(folder: Path) -> dict[str, float]:
-    """Return the last row of train.jsonl; a post-hoc cell has none."""
+    """Return the last row of train.jsonl; a post-hoc cell has one that says how far its weights moved."""
     try:
         lines = (folder / "train.jsonl").read_text().splitlines()
         return json.loads(lines[-1]) if lines else {}

@@ -1,8 +1,12 @@
-"""Local views of the trainable tensors, and the optimizer hooks that hand them to a method."""
+"""Local views of the trainable tensors, and the optimizer hooks that hand them to a method.
+
+The same in plain torch, DDP and ZeRO-1, 2 and 3; `benchmark.fragments` knows where each of them keeps the weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +15,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from benchmark.errors import UserError
+from benchmark.fragments import Fragment, Layout, find_layout
 from methods.base import Method
-
-# Wrappers that pass step() on unchanged, so the hooks of the optimizer inside fire at the right moment.
-TRANSPARENT = frozenset({"accelerate.optimizer.AcceleratedOptimizer"})
-DEEPSPEED = frozenset(
-    {
-        "DeepSpeedOptimizerWrapper",
-        "DeepSpeedZeroOptimizer",
-        "DeepSpeedZeroOptimizer_Stage3",
-        "BF16_Optimizer",
-        "FP16_Optimizer",
-        "FP16_UnfusedOptimizer",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -37,6 +29,8 @@ class Shard:
         numel: of the whole tensor; the local part may be shorter, even empty.
         weight: a live view, at least float32; writing to it changes the model.
         grad: a live view of the final gradient, or None outside of an optimizer step.
+        source: the base checkpoint's values, in 16 bits where that loses nothing.
+        offset: index of the part's first element within the flattened tensor.
     """
 
     name: str
@@ -45,10 +39,11 @@ class Shard:
     weight: Tensor
     grad: Tensor | None
     source: Tensor
+    offset: int = 0
 
     @property
     def pretrained(self) -> Tensor:
-        """The base checkpoint's values, on the weight's device and in its dtype."""
+        """The base checkpoint's values, on the weight's device and in its dtype; a new tensor at every access."""
         return self.source.to(self.weight)
 
 
@@ -92,17 +87,41 @@ class Shards:
 class Attachment:
     """A method hooked to an optimizer; `shards` are all its tensors, `remove` takes the hooks off."""
 
-    def __init__(self, shards: Shards, method: Method, hooks: list[Any]) -> None:
+    def __init__(self, shards: Shards, method: Method, hooks: list[Any], place: dict[str, Any]) -> None:
         self.shards = shards
         self.method = method
         self._hooks = hooks
+        self._place = place
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
         """Return rms_delta, restored_fraction and the method's own numbers; call it on every process."""
         return delta_summary(self.shards) | self.method.diagnostics()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the method's state of this process, and which part of the weights it belongs to."""
+        return {"place": self._place, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned in the same process of an equal run.
+
+        Raises:
+            UserError: another engine, number of processes, process, or other tensors.
+        """
+        saved, here = state["place"], self._place
+        if saved != here:
+            parts = [
+                f"{name} {saved[name]} (here {here[name]})"
+                for name in ("engine", "processes", "process") if saved[name] != here[name]
+            ]
+            raise UserError(
+                f"The training state was saved with {', '.join(parts) or 'other tensors'}. It is cut like the weights: "
+                "resume with the engine and number of processes that saved it, or delete the checkpoint folder."
+            )
+        self.method.load_state_dict(state["method"])
+
     def remove(self) -> None:
+        """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
 
@@ -124,62 +143,6 @@ def delta_summary(shards: Shards) -> dict[str, float]:
     return {"rms_delta": (squares / size) ** 0.5, "restored_fraction": restored / size}
 
 
-def innermost(optimizer: Any) -> torch.optim.Optimizer:
-    """Unwrap to the optimizer whose step changes the weights.
-
-    Raises:
-        UserError: a wrapper whose parameters are not the model's tensors, or one that we do not know.
-    """
-    while True:
-        kind = type(optimizer)
-        path = f"{kind.__module__}.{kind.__qualname__}"
-        if kind.__name__ in DEEPSPEED:
-            raise UserError(
-                f"Optimizer {path} shards the weights, which methods do not support yet. "
-                "Train on one process or with DDP (engine=single)."
-            )
-        if not hasattr(optimizer, "optimizer"):
-            break
-        if path not in TRANSPARENT:
-            raise UserError(
-                f"Optimizer wrapper {path} is unknown, so a method might see stale weights or gradients. "
-                f"Pass the inner torch optimizer, or one of: {', '.join(sorted(TRANSPARENT))}."
-            )
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(f"{path} is no torch.optim.Optimizer. Use one, for example torch.optim.AdamW.")
-    return optimizer
-
-
-def _check(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Parameter], pretrained: Mapping[str, Tensor]
-) -> None:
-    """Refuse anything that would make a method miss or misread a tensor; all faults in one message."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    faults = []
-    if len(names) < len(parameters):
-        faults.append("two names share one tensor; name each trained tensor once")
-    if unnamed := sum(id(parameter) not in names for parameter in held):
-        faults.append(f"the optimizer trains {unnamed} tensor(s) that were not named")
-    for name in sorted(set(names.values()) - {names.get(id(parameter)) for parameter in held}):
-        faults.append(f"{name} is not in the optimizer; name trained tensors only")
-    for name, parameter in parameters.items():
-        if name not in pretrained:
-            faults.append(f"{name} has no pretrained value; load it from the base checkpoint")
-        elif pretrained[name].shape != parameter.shape:
-            faults.append(
-                f"{name} has shape {tuple(parameter.shape)}, in the base checkpoint "
-                f"{tuple(pretrained[name].shape)}; use the model's own base, unsharded"
-            )
-        if parameter.dtype not in (torch.float32, torch.float64):
-            faults.append(f"{name} is {parameter.dtype}; train float32 weights, with bf16 autocast for speed")
-        if type(parameter.data) is not Tensor or not parameter.is_contiguous():
-            faults.append(f"{name} ({type(parameter.data).__name__}) has no flat view; use a plain tensor")
-    if faults:
-        raise UserError("Cannot attach the method: " + "; ".join(faults) + ".")
-
-
 def attach(
     optimizer: Any,
     named_parameters: Mapping[str, Parameter],
@@ -192,10 +155,10 @@ def attach(
     as under ZeRO, so that Adam treats it the same in every engine.
 
     Args:
-        optimizer: a torch optimizer, or accelerate's wrapper of one.
+        optimizer: a torch optimizer, DeepSpeed's optimizer of ZeRO stage 1, 2 or 3, or accelerate's wrapper of one.
         named_parameters: every trained tensor by its name in the model.
         pretrained: w* by name, full shapes, from the base checkpoint, also when the model was resumed.
-        method: not started yet; load its saved state after this call.
+        method: not started yet; load its saved state through the returned attachment.
 
     Returns:
         The attachment.
@@ -203,49 +166,142 @@ def attach(
     Raises:
         UserError: unsupported optimizer wrapper, or tensors that the method could not see rightly.
     """
-    inner = innermost(optimizer)
-    _check(inner, named_parameters, pretrained)
+    layout = find_layout(optimizer)
     names = {id(parameter): name for name, parameter in named_parameters.items()}
+    _check(layout, names, named_parameters, pretrained)
     sources = {}
-    for name, parameter in named_parameters.items():
-        source = pretrained[name].detach().reshape(-1)
-        sources[name] = source.to(parameter) if method.uses_pretrained else source
+    for fragment in layout.fragments:
+        name = names[id(fragment.parameter)]
+        whole = pretrained[name].detach().reshape(-1)
+        whole = _compact(whole) if method.uses_pretrained else whole
+        part = whole.narrow(0, fragment.offset, fragment.length)
+        if method.uses_pretrained:
+            # Only a copy lets go of the whole tensor.
+            part = (part.clone() if part.numel() < whole.numel() else part).to(fragment.buffer.device)
+        sources[name] = part
 
-    def read() -> list[Shard]:
+    def read(fragments: Iterable[Fragment], with_grad: bool) -> list[Shard]:
         return [
             Shard(
-                name=names[id(parameter)],
-                shape=parameter.shape,
-                numel=parameter.numel(),
-                weight=parameter.detach().view(-1),
-                grad=None if parameter.grad is None else parameter.grad.detach().view(-1),
-                source=sources[names[id(parameter)]],
+                name=names[id(fragment.parameter)],
+                shape=fragment.shape,
+                numel=fragment.shape.numel(),
+                weight=fragment.view(fragment.buffer),
+                grad=fragment.view(fragment.buffer.grad) if with_grad else None,
+                source=sources[names[id(fragment.parameter)]],
+                offset=fragment.offset,
             )
-            for group in inner.param_groups
-            for parameter in group["params"]
+            for fragment in fragments
         ]
 
-    shards = Shards(read)
+    def reduce(values: Tensor) -> Tensor:
+        return values if layout.group is None else _all_reduce(values, layout.group)
+
+    def live(optimizer: torch.optim.Optimizer) -> Shards:
+        """Return the tensors of this call of step: all, or under ZeRO those of one group or sub-group."""
+        held = {id(buffer) for group in optimizer.param_groups for buffer in group["params"]}
+        fragments = [fragment for fragment in layout.fragments if id(fragment.buffer) in held]
+        return Shards(lambda: read(fragments, with_grad=True), reduce)
+
+    inner, own_step = layout.optimizer, False
+
+    def extra_step() -> None:
+        nonlocal own_step
+        own_step = True
+        try:
+            inner.step()
+        finally:
+            own_step = False
 
     @torch.no_grad()
     def before(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if own_step:
+            return
         if any(callable(value) for value in (*args, *kwargs.values())):
             raise UserError("step(closure) computes gradients after the method saw them. Call step().")
         if getattr(optimizer, "grad_scale", None) is not None:
             raise UserError("The method would see scaled fp16 gradients. Train in bf16 or float32.")
-        for parameter in named_parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            elif not parameter.grad.is_contiguous():
-                parameter.grad = parameter.grad.contiguous()
-        method.before_step(shards)
+        for buffer in [buffer for group in optimizer.param_groups for buffer in group["params"]]:
+            if buffer.grad is None:
+                buffer.grad = torch.zeros_like(buffer)
+            elif not buffer.grad.is_contiguous():
+                buffer.grad = buffer.grad.contiguous()
+        method.before_step(live(optimizer))
 
     @torch.no_grad()
     def after(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        method.after_step(shards)
+        if not own_step:
+            method.after_step(live(optimizer))
 
-    method.shards = shards
+    method.extra_step = extra_step if layout.group is None else None
+    method.shards = Shards(lambda: read(layout.fragments, with_grad=False), reduce)
     with torch.no_grad():
-        method.start(shards)
+        method.start(method.shards)
     hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
-    return Attachment(shards, method, hooks)
+    return Attachment(method.shards, method, hooks, _place(layout, names))
+
+
+def _check(
+    layout: Layout, names: dict[int, str], parameters: Mapping[str, Parameter], pretrained: Mapping[str, Tensor]
+) -> None:
+    """Refuse anything that would make a method miss or misread a tensor; all faults in one message."""
+    found = {id(fragment.parameter): fragment for fragment in layout.fragments}
+    faults = []
+    if len(names) < len(parameters):
+        faults.append("two names share one tensor; name each trained tensor once")
+    if unnamed := len(found.keys() - names.keys()):
+        faults.append(f"the optimizer trains {unnamed} tensor(s) that were not named")
+    for name, parameter in parameters.items():
+        if id(parameter) not in found:
+            faults.append(f"{name} is not in the optimizer; name trained tensors only")
+            continue
+        fragment = found[id(parameter)]
+        if name not in pretrained:
+            faults.append(f"{name} has no pretrained value; load it from the base checkpoint")
+        elif pretrained[name].shape != fragment.shape:
+            faults.append(
+                f"{name} has shape {tuple(fragment.shape)}, in the base checkpoint {tuple(pretrained[name].shape)}; "
+                "use the model's own base, unsharded"
+            )
+        elif pretrained[name].data_ptr() == fragment.buffer.data_ptr():
+            faults.append(f"{name} would train the pretrained value itself; give a copy")
+        if fragment.buffer.dtype not in (torch.float32, torch.float64):
+            faults.append(f"{name} is {fragment.buffer.dtype}; train float32 weights, with bf16 autocast for speed")
+        if type(fragment.buffer.data) is not Tensor or not fragment.buffer.is_contiguous():
+            faults.append(f"{name} ({type(fragment.buffer.data).__name__}) has no flat view; use a plain tensor")
+    if faults:
+        raise UserError("Cannot attach the method: " + "; ".join(faults) + ".")
+
+
+def _compact(values: Tensor) -> Tensor:
+    """Return float32 values as bfloat16 or float16 if that loses nothing (then the checkpoint was stored so)."""
+    if values.dtype == torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            small = values.to(dtype)
+            if torch.equal(small.float(), values):
+                return small
+    return values
+
+
+def _all_reduce(values: Tensor, group: Any) -> Tensor:
+    total = values.clone()
+    try:
+        torch.distributed.all_reduce(total, group=group)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"Process {torch.distributed.get_rank(group)} waited for the others in vain: one of them stopped or hangs. "
+            "The first error in their output says why; the same command resumes from the last saved state."
+        ) from error
+    return total
+
+
+def _place(layout: Layout, names: dict[int, str]) -> dict[str, Any]:
+    """Return what must be equal for a saved state to fit: the engine, this process, and its fragments."""
+    fragments = [(names[id(part.parameter)], *part.shape, part.offset, part.length) for part in layout.fragments]
+    alone = layout.group is None
+    return {
+        "engine": layout.engine,
+        "processes": 1 if alone else torch.distributed.get_world_size(layout.group),
+        "process": 0 if alone else torch.distributed.get_rank(layout.group),
+        "fragments": hashlib.sha256(repr(fragments).encode()).hexdigest(),
+    }

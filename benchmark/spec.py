@@ -114,7 +114,8 @@ class PlaceSpec:
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = field(default=2, metadata=bounds(low=1))
-    engine: Literal["single"] = "single"
+    engine: Literal["single", "zero1", "zero2", "zero3"] = "single"
+    zero_optimization: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's section, of the zero engines
 
 
 @dataclass(frozen=True, kw_only=True)

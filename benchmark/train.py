@@ -22,10 +22,11 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from benchmark.checkpoint import StateFolder, apply_delta, save_delta, snapshot
 from benchmark.data.record import Record
+from benchmark.engine import any_process, deepspeed_config, in_turn, join, meet, place
 from benchmark.errors import UserError
 from benchmark.files import digest_of, write_atomic
 from benchmark.models import LoadedModel, trainable_names
@@ -36,6 +37,9 @@ from benchmark.shards import Attachment, attach
 from benchmark.spec import CellSpec
 from methods.base import Method
 
+# Files of a saved state, beside the optimizer's and the method's.
+WEIGHTS = "weights.safetensors"
+PLACE = "place"
 DIAGNOSTICS_EVERY = 10  # steps; the method's numbers cost a pass over all tuned weights
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -97,7 +101,9 @@ def train(
     """Fine-tune a model as its cell says; continue from out/checkpoint if a run of the same cell left one.
 
     The loss of a batch is the mean over groups of train.loss_group samples of the groups' token means,
-    however the batch is cut into micro-batches. Leaves the tuned weights in loaded.model.
+    however the batch is cut into micro-batches and processes. With engine=single the tuned weights stay in
+    loaded.model. With the others every process of the group calls this, and loaded is used up: ZeRO-3 leaves a
+    process only its part of each weight.
 
     Args:
         cell: with train settings.
@@ -117,23 +123,28 @@ def train(
     settings = cell.train
     if not records:
         raise UserError("There are no training records. Raise train.limit or check the dataset.")
-    if settings.batch_size % settings.micro_batch_size:
+    sharded = cell.engine != "single"
+    if sharded:
+        join(cell.device)
+    rank, processes = place() if sharded else (0, 1)
+    if settings.batch_size % (settings.micro_batch_size * processes):
         raise UserError(
-            f"train.micro_batch_size={settings.micro_batch_size} does not divide "
+            f"train.micro_batch_size={settings.micro_batch_size} on {processes} process(es) does not divide "
             f"train.batch_size={settings.batch_size}. Choose a divisor."
         )
     names = trainable_names(loaded, settings.scope, settings.last_layers)
     items = Items(loaded, records, supervised=True)
     tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
     state = StateFolder(out / "checkpoint", _fingerprint(cell, loaded, items))
-    state.create()
+    in_turn(state.create)
 
     model = loaded.model.requires_grad_(False)
     pretrained = snapshot(model, names)
     trained = {name: parameter for name, parameter in model.named_parameters() if name in pretrained}
     for parameter in trained.values():
-        # Master weights are float32; with dtype=bfloat16 autocast casts them for the products.
-        parameter.data = parameter.data.float()
+        if not sharded:
+            # Master weights are float32; with dtype=bfloat16 autocast casts them for the products.
+            parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     run = Run(
         cell=cell,
@@ -149,12 +160,19 @@ def train(
         checkpoint_seconds=60 * checkpoint_minutes,
     )
     with quiet(), _sigterm_sets(run.preempted):
-        CellTrainer(run, items).run_cell()
+        trainer = CellTrainer(run, items)
+        trainer.run_cell()
+        tuned = trainer.weights()
     model.requires_grad_(False).eval()
-    save_delta(out / "delta.safetensors", model, pretrained, names, loaded.digest)
-    for name, parameter in trained.items():
-        parameter.data = parameter.data.to(pretrained[name].dtype)
-    state.remove()
+    if rank == 0:
+        save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
+        state.remove()
+    if sharded:
+        trainer.model_wrapped.destroy()
+        meet()
+    else:
+        for name, parameter in trained.items():
+            parameter.data = parameter.data.to(pretrained[name].dtype)
 
 
 class Order(Sampler[tuple[int, float]]):
@@ -193,6 +211,36 @@ class Order(Sampler[tuple[int, float]]):
                 yield from ((index, weight) for index in group)
 
 
+class Share(Sampler[tuple[int, float]]):
+    """One process's share of an Order: of each round of micro-batches its own.
+
+    All processes get as many samples, in an incomplete last round with repetitions that weigh nothing.
+
+    Args:
+        order: of all processes.
+        micro_batch_size: samples per forward pass and process.
+        rank: number of this process.
+        processes: their number.
+    """
+
+    def __init__(self, order: Order, micro_batch_size: int, rank: int, processes: int) -> None:
+        self.order = order
+        self.size = micro_batch_size
+        self.rank = rank
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        samples, together = list(self.order), self.size * self.processes
+        for start in range(0, len(samples), self.order.batch_size):
+            batch = samples[start : start + self.order.batch_size]
+            batch += [(batch[0][0], 0.0)] * (-len(batch) % together)
+            for first in range(self.rank * self.size, len(batch), together):
+                yield from batch[first : first + self.size]
+
+
 def permutation(seed: int, epoch: int, size: int) -> list[int]:
     """Return 0 .. size-1 shuffled by hashing, so that no library version can change the order."""
     return sorted(range(size), key=lambda index: hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest())
@@ -211,18 +259,27 @@ class TrainingSet:
         return self.items[key[0]], key[1]
 
 
-def training_batch(loaded: LoadedModel, pairs: Sequence[tuple[Item, float]]) -> dict[str, Any]:
+def training_batch(
+    loaded: LoadedModel, pairs: Sequence[tuple[Item, float]], blank: Tensor | None = None
+) -> dict[str, Any]:
     """Collate a micro-batch and reduce its labels to what the loss needs.
 
     Args:
         loaded: the model.
         pairs: (item, weight).
+        blank: an image for a batch that has none, in a row of its own, without weight. Several processes need it:
+            under ZeRO-3 all run the same modules in the same order or wait for each other for ever, and a projector
+            that takes no part would be stepped with the gradient of an earlier batch.
 
     Returns:
         "start", the tokens that all items begin with, (1, shared); the model's inputs for what follows them;
         "columns", the positions whose logits predict some supervised token; "targets" and "weights",
         (batch, columns), weight 0 where nothing is supervised; "item_ids".
     """
+    if blank is not None and all(item.image is None for item, _ in pairs):
+        # Beginning as the first item does, it leaves the start that all items share as it is.
+        ids = pairs[0][0].input_ids + [loaded.image_token_id] * loaded.image_seq_length
+        pairs = [*pairs, (Item("blank", ids, [IGNORE] * len(ids), blank), 0.0)]
     shared, rest = split_start(loaded, [item for item, _ in pairs])
     batch: dict[str, Any] = collate(loaded, rest, "right")
     mask = batch["attention_mask"]
@@ -241,25 +298,58 @@ def training_batch(loaded: LoadedModel, pairs: Sequence[tuple[Item, float]]) -> 
     }
 
 
+def batch_loss(model: Any, batch: dict[str, Any], autocast: bool) -> tuple[Tensor, Any]:
+    """Run the model on a micro-batch and return its part of the loss of the optimizer step.
+
+    Args:
+        model: the model, or the engine around it.
+        batch: from training_batch.
+        autocast: compute products in bfloat16.
+
+    Returns:
+        (loss, the model's outputs).
+    """
+    inputs = {key: value for key, value in batch.items() if key not in ("start", "columns", "targets", "weights")}
+    columns, targets, weights = batch["columns"], batch["targets"], batch["weights"]
+    with torch.autocast(columns.device.type, torch.bfloat16, enabled=autocast):
+        # The system prompt comes before the image, so one forward and backward pass of it serves the batch.
+        cache = start_cache(model, batch["start"], len(targets))
+        outputs = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=columns)
+    chosen = weights > 0
+    losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
+    return (losses * weights[chosen]).sum(), outputs
+
+
 class CellTrainer(Trainer):
     """A Trainer whose loss, parameter groups, order, log and saved state are the cell's."""
 
     def __init__(self, run: Run, items: Items) -> None:
-        settings = run.cell.train
+        settings, device = run.cell.train, run.cell.device
+        self.sharded = run.cell.engine != "single"
+        self.rank, self.processes = place() if self.sharded else (0, 1)
+        self.place = f"engine={run.cell.engine} on {self.processes} process(es)"
+        accumulation = settings.batch_size // (settings.micro_batch_size * self.processes)
         self.run = run
         self.settings = settings
         self.batch_ids: list[str] = []
         self.rows: TextIO | None = None
+        config = deepspeed_config(
+            run.cell.zero_optimization,
+            micro_batch_size=settings.micro_batch_size,
+            accumulation=accumulation,
+            max_grad_norm=settings.max_grad_norm,
+            dtype=run.cell.dtype,
+        ) if self.sharded else None
         arguments = TrainingArguments(
             output_dir=str(run.state.path),
             per_device_train_batch_size=settings.micro_batch_size,
-            gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+            gradient_accumulation_steps=accumulation,
             num_train_epochs=settings.epochs,
             lr_scheduler_type=settings.scheduler,
             warmup_steps=math.ceil(settings.warmup_ratio * settings.epochs * run.order.steps),
             max_grad_norm=settings.max_grad_norm,
             seed=run.cell.seed,
-            use_cpu=run.cell.device == "cpu",
+            use_cpu=device == "cpu" and not self.sharded,  # it would keep DeepSpeed out
             logging_strategy="steps",
             logging_steps=1,
             logging_nan_inf_filter=False,
@@ -268,31 +358,44 @@ class CellTrainer(Trainer):
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_num_workers=items.workers,
-            dataloader_pin_memory=run.cell.device == "cuda",
+            dataloader_pin_memory=device == "cuda",
+            deepspeed=config and config | {"bf16": {"enabled": False}},
         )
         # With several GPUs in sight the Trainer would otherwise cut each batch up among them (DataParallel).
         arguments._n_gpu = min(arguments.n_gpu, 1)
+        blank = items.blank if self.sharded else None
         super().__init__(
             model=run.loaded.model,
             args=arguments,
             train_dataset=TrainingSet(items),
-            data_collator=lambda pairs: training_batch(run.loaded, pairs),
+            data_collator=lambda pairs: training_batch(run.loaded, pairs, blank),
             # Its presence tells the Trainer that the loss is already scaled for accumulation.
             compute_loss_func=self.compute_loss,
             callbacks=[CellCallback(self)],
         )
         self.remove_callback(PrinterCallback)
+        if config is not None:
+            # Only now: a Trainer that knows of it would round the weights of the loss, and wants a GPU.
+            arguments.hf_deepspeed_config.config["bf16"] = config["bf16"]
 
     def run_cell(self) -> None:
         """Train to the end, from the saved state if there is one.
 
         Raises:
+            UserError: the state is of another engine or number of processes.
             TrainingFailed: loss or gradient became non-finite.
             Preempted: SIGTERM, after saving.
         """
-        found = self.run.state.latest()
+        found = in_turn(self.run.state.latest)
+        saved = self.place if found is None else (found[0] / PLACE).read_text()
+        if saved != self.place:
+            raise UserError(
+                f"The training state in {found[0]} was saved with {saved}, this run has {self.place}. It is cut like "
+                "the weights: go on with what saved it, or delete the folder to start again."
+            )
         try:
-            self.rows = _open_log(self.run.log, 0 if found is None else found[1])
+            if self.rank == 0:
+                self.rows = _open_log(self.run.log, 0 if found is None else found[1])
             self.train(resume_from_checkpoint=None if found is None else str(found[0]))
         finally:
             if self.run.attachment is not None:
@@ -309,12 +412,14 @@ class CellTrainer(Trainer):
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.args.per_device_train_batch_size,
-            sampler=self.run.order,
+            sampler=Share(self.run.order, self.settings.micro_batch_size, self.rank, self.processes)
+            if self.sharded else self.run.order,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        return self.accelerator.prepare(loader)
+        # Prepared, a sharded run's would be cut into shares once more.
+        return loader if self.sharded else self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -332,18 +437,12 @@ class CellTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        start, columns, targets, weights = (inputs.pop(key) for key in ("start", "columns", "targets", "weights"))
         self.batch_ids += inputs.pop("item_ids")
         # Not TrainingArguments.bf16: accelerate keeps the precision of the first trainer of a process.
-        with torch.autocast(columns.device.type, torch.bfloat16, enabled=self.run.cell.dtype == "bfloat16"):
-            # The system prompt comes before the image, so one forward and backward pass of it serves the batch.
-            cache = start_cache(model, start, len(targets))
-            outputs = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=columns)
-        chosen = weights > 0
-        losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
-        loss = (losses * weights[chosen]).sum()
+        loss, outputs = batch_loss(model, inputs, autocast=self.run.cell.dtype == "bfloat16")
         if not torch.isfinite(loss):
             self._fail("loss", loss.item(), self.state.global_step + 1)
+        loss = loss * self.processes  # DeepSpeed takes the mean over the processes
         return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -359,6 +458,8 @@ class CellTrainer(Trainer):
         self.batch_ids.clear()
         if step % DIAGNOSTICS_EVERY == 0 or step in (1, last):
             row |= self.run.attachment.diagnostics()
+        if self.rank > 0:
+            return
         try:
             self.rows.write(json.dumps(row) + "\n")
             self.rows.flush()
@@ -373,17 +474,46 @@ class CellTrainer(Trainer):
             "Lower train.learning_rate, or look at these items."
         )
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the whole float32 weights; every process calls it."""
+        if not self.sharded:
+            return {name: parameter.detach() for name, parameter in self.run.trained.items()}
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in self.run.trained.items()}
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with self.run.state.save(self.state.global_step) as folder:
-            weights = {name: parameter.detach().contiguous() for name, parameter in self.run.trained.items()}
-            save_file(weights, folder / "weights.safetensors")
-            torch.save(self.run.method.state_dict(), folder / "method.pt")
-            self._save_optimizer_and_scheduler(str(folder))
+        with contextlib.ExitStack() as stack:
+            if self.rank == 0:
+                stack.enter_context(self.run.state.save(self.state.global_step))
+            meet()
+            folder = self.run.state.unfinished
+            torch.save(self.run.attachment.state_dict(), folder / f"method{self.rank}.pt")
+            if self.sharded:
+                # Only this, not the Trainer's way, leaves the frozen weights out.
+                self.model_wrapped.save_checkpoint(folder, exclude_frozen_parameters=True)
+                if self.rank == 0:
+                    torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+            else:
+                save_file({name: weight.contiguous() for name, weight in self.weights().items()}, folder / WEIGHTS)
+                self._save_optimizer_and_scheduler(str(folder))
             self._save_rng_state(str(folder))
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            if self.rank == 0:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                (folder / PLACE).write_text(self.place)
+            meet()
+        meet()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        apply_delta(self.model, load_file(Path(resume_from_checkpoint) / "weights.safetensors"))
+        apply_delta(self.model, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        path = None if self.sharded else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, path)
+        if self.sharded and resume_from_checkpoint is not None:
+            self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+            self.lr_scheduler.load_state_dict(torch.load(Path(resume_from_checkpoint) / SCHEDULER_NAME))
+        return prepared
 
     def start_method(self) -> None:
         """Hook the method to the optimizer and give it its saved state."""
@@ -391,7 +521,8 @@ class CellTrainer(Trainer):
         run.attachment = attach(self.optimizer, run.trained, run.pretrained, run.method)
         found = run.state.latest()
         if found is not None:
-            run.method.load_state_dict(torch.load(found[0] / "method.pt", weights_only=True))
+            state = torch.load(found[0] / f"method{self.rank}.pt", weights_only=True)
+            run.attachment.load_state_dict(state)
 
 
 class CellCallback(TrainerCallback):
@@ -413,10 +544,13 @@ class CellCallback(TrainerCallback):
         if state.global_step == state.max_steps:
             return
         every = run.checkpoint_steps is not None and state.global_step % run.checkpoint_steps == 0
-        if every or run.preempted.is_set() or time.monotonic() - self.saved > run.checkpoint_seconds:
+        late = time.monotonic() - self.saved > run.checkpoint_seconds
+        # Clocks and signals differ between processes, but all must do the same.
+        save, stop = any_process(every or late, run.preempted.is_set(), device=args.device)
+        if save or stop:
             control.should_save = True
             self.saved = time.monotonic()
-        control.should_training_stop = run.preempted.is_set()
+        control.should_training_stop = stop
 
 
 def _fingerprint(cell: CellSpec, loaded: LoadedModel, items: Items) -> str:

@@ -194,8 +194,15 @@ class Worker:
         def told(done: int, total: int, row: Mapping[str, Any]) -> None:
             step("train", done, total, f"loss {row['loss']:.3f}" if "loss" in row else "")
 
-        with self._base(cell):
-            train(cell, self._load(cell), self._training_records(cell), method, self._store.folder(cell), told)
+        records, folder = self._training_records(cell), self._store.folder(cell)
+        if cell.engine == "single":
+            with self._base(cell):
+                train(cell, self._load(cell), records, method, folder, told)
+        else:
+            try:
+                train(cell, self._load(cell), records, method, folder, told)
+            finally:
+                self._model = None  # DeepSpeed has taken it apart
 
     def _posthoc(self, cell: CellSpec, full_ft: CellSpec | None) -> None:
         from benchmark.posthoc import transform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +26,11 @@ class Method:
     (weights updated, no forward pass has seen them). A step may come in several calls, each with other
     tensors (ZeRO), so a method keeps its state by tensor name and does not count calls.
 
+    A shard is this process's part of one tensor: `name`, `shape` and `numel` of the whole tensor, the 1-D live
+    views `weight` and `grad`, the part's base values `pretrained`, and `offset`, the index of its first element
+    within the flattened tensor. Any part may be empty, so a number that belongs to a whole tensor must come from
+    `shards.sums`.
+
     A post-hoc method (`posthoc = True`) has no hooks: `finish` turns the weights of a finished Full FT run
     into its own.
 
@@ -34,6 +40,8 @@ class Method:
         uses_pretrained: hooks read `shard.pretrained`, so w* is kept on the weights' device.
         calibration_samples: training samples that `finish` wants as calibration data; 0 for none.
         shards: every trainable tensor, set by `attach`, for `diagnostics`.
+        extra_step: steps the optimizer once more on the gradients as they are, without hooks; set by `attach`
+            before `start`. None where the step belongs to the engine (ZeRO).
     """
 
     Params: ClassVar[type] = NoParams
@@ -41,10 +49,19 @@ class Method:
     uses_pretrained: ClassVar[bool] = True
     calibration_samples: int = 0
     shards: Shards
+    extra_step: Callable[[], None] | None = None
 
     def __init__(self, params: Any, seed: int) -> None:
         self.params = params
         self.seed = seed
+
+    def refuses(self, engine: str) -> str | None:
+        """Return why this method cannot train on an engine, and what to do instead; None if it can.
+
+        Args:
+            engine: a name in conf/engine, for example "zero2"; "single" is never refused.
+        """
+        return None
 
     def start(self, shards: Shards) -> None:
         """Prepare the state; called once with every trainable tensor, before the first step or a resume."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from methods.base import Method
-from methods.ops import drop_and_rescale, generator
+from methods.ops import drop_and_rescale, generator, largest_changes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DareParams:
-    """keep: probability with which an element keeps its (rescaled) change."""
+    """keep: share of the elements that keep their change (its probability, if chosen at random); choose: how they
+    are chosen; rescale: divide the kept change by `keep`."""
 
     keep: float = 0.1
+    choose: Literal["random", "magnitude"] = "random"
+    rescale: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -37,6 +40,9 @@ class Dare(Method):
     Source: Yu et al., ICML 2024; SPIDER's Table 2 gives 10 % as the kept share.
     Disagreements: the MergeLM command line drops 10 % and does not rescale by default, and draws from the
     global stream in tensor order.
+    Variants: dare_drop_only: m (w_ft - w*), without the division (DARE's own ablation). dare_magnitude: magnitude
+    trim, m = 1 for all but the int(n (1 - keep)) smallest |w_ft - w*| of each tensor and those equal to the largest
+    of these, no division (MergeLM's mask_strategy "magnitude"; a tensor too small to drop anything keeps its change).
     """
 
     Params = DareParams
@@ -50,11 +56,11 @@ class Dare(Method):
     ) -> dict[str, Tensor]:
         result = {}
         for name, weight in finetuned.items():
-            drawn = torch.rand(weight.shape, generator=generator(self.seed, name)) < self.params.keep
-            result[name] = drop_and_rescale(
-                pretrained[name].float().to(weight.device),
-                weight.float(),
-                drawn.to(weight.device),
-                self.params.keep,
-            )
+            before, after = pretrained[name].float().to(weight.device), weight.float()
+            if self.params.choose == "random":
+                kept = torch.rand(weight.shape, generator=generator(self.seed, name)) < self.params.keep
+            else:
+                kept = largest_changes(before, after, self.params.keep)
+            divisor = self.params.keep if self.params.rescale else 1.0
+            result[name] = drop_and_rescale(before, after, kept.to(weight.device), divisor)
         return result

@@ -5,36 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from methods.base import Method
+from methods.penalty import Penalty, PenaltyParams
 
 if TYPE_CHECKING:
-    from benchmark.shards import Shards
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class GraftingParams:
-    """strength: lambda, the weight of the penalty's sum over all trainable elements."""
+class GraftingParams(PenaltyParams):
+    """See `PenaltyParams`."""
 
     strength: float = 1e-6
 
-    def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise ValueError(f"strength={self.strength} must be at least 0.")
 
-
-class Grafting(Method):
+class Grafting(Penalty):
     """Grafting: loss + lambda * sum_i |w_i - w*_i|, so g <- g + lambda sign(w - w*), with sign(0) = 0.
 
     Granularity: element. Tensors: all trainable. Acts: `before_step`, on the clipped gradient.
-    Extra memory: 1 |M| (w*).
+    Extra memory: 1 |M| (w*; half where 16 bits hold it), with two_step 1 |M| more during a step.
     Source: SPIDER paper, App. B, lambda 1e-6 ("could be regarded as L1 regularization"); the term is the
     l1_reg option of the Grafting code (Panigrahi et al., ICML 2023), a sum there too.
     Disagreements: Grafting's main algorithm learns a sparse binary mask after training; the paper does not
-    use it. The authors' sibling repository NRCA takes a mean of tensor means (see L2-Reg).
+    use it. The authors' sibling repository NRCA takes a mean of tensor means and two optimizer steps.
+    Variants: grafting_mean, grafting_two_step (engine=single only), grafting_scaled: as those of L2-Reg. Grafting's
+    mask training is none of them: it needs gradients of the task's loss at grafted weights and scores on validation
+    data, after training; `finish` gets neither.
     """
 
     Params = GraftingParams
 
-    def before_step(self, shards: Shards) -> None:
-        for shard in shards:
-            shard.grad.add_((shard.weight - shard.pretrained).sign_(), alpha=self.params.strength)
+    def add(self, grad: Tensor, change: Tensor, factor: float) -> None:
+        grad.add_(change.sign_(), alpha=factor)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from benchmark.errors import UserError
 from methods.base import Method
 from methods.blocks import split_layer
+from methods.masks import shares
 from methods.ops import generator
 
 if TYPE_CHECKING:
@@ -23,8 +26,15 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 BLOCKS = frozenset(ATTENTION + FEED_FORWARD + NORMS)
 
 
-def draw_frozen(names: Iterable[str], seed: int) -> list[str]:
-    """Draw the tensors that one run freezes.
+@dataclass(frozen=True)
+class HalfFTParams:
+    """redraw: draw other tensors at every optimizer step, not once for the run."""
+
+    redraw: bool = False
+
+
+def draw_frozen(names: Iterable[str], seed: int, step: int | None = None) -> list[str]:
+    """Draw the tensors that one run, or one of its steps, freezes.
 
     Per layer 2 of 4 attention matrices and 1 of 2 norms are trained; 2 of 3 feed-forward matrices in a
     random half of the layers (the larger half of an odd number) and 1 of 3 in the others.
@@ -32,6 +42,7 @@ def draw_frozen(names: Iterable[str], seed: int) -> list[str]:
     Args:
         names: all trainable tensors; those outside of complete decoder layers are never frozen.
         seed: the run's seed.
+        step: number of the optimizer step, or None for the run's one draw.
 
     Returns:
         Sorted names of the frozen tensors.
@@ -50,7 +61,7 @@ def draw_frozen(names: Iterable[str], seed: int) -> list[str]:
             "half_ft found no complete decoder layer (q, k, v, o, gate, up, down and two norms) among the "
             "trainable tensors. Train whole layers (train.scope=last_layers, train.last_layers>=1)."
         )
-    source = generator(seed, "half_ft")
+    source = generator(seed, "half_ft" if step is None else f"half_ft/{step}")
     order = torch.randperm(len(complete), generator=source).tolist()
     generous = {complete[i] for i in order[: (len(complete) + 1) // 2]}
     frozen = []
@@ -68,40 +79,72 @@ class HalfFT(Method):
     Granularity: whole matrices and norms, by category within each layer. Tensors: those of the tuned
     decoder layers; the projector is always trained (HFT does the same with embeddings and head).
     Acts: `before_step` sets the frozen gradients to 0, so Adam's moments see zeros, and keeps the frozen
-    weights; `after_step` puts them back bit for bit, because weight decay would move them.
+    weights; `after_step` puts them back bit for bit, because momentum and weight decay would move them.
     Extra memory: 0 |M| between steps, 0.5 |M| during a step.
     Source: Hui et al., arXiv 2404.18466 (category level, its best variant).
     Disagreements: SPIDER's App. B says "at each iteration"; its Table 5 row equals Table 3's Rand_gamma,
     which in the authors' code is a static elementwise mask; HFT draws once per fine-tuning run, as here.
+    Variants: half_ft_step: App. B's wording, a new draw for every optimizer step; a tensor that freezes keeps the
+    value it has, it does not return to w*. half_ft_elements: Rand_gamma, see methods/select.py.
     """
 
+    Params = HalfFTParams
     uses_pretrained = False
 
     def start(self, shards: Shards) -> None:
-        self.frozen = frozenset(draw_frozen([shard.name for shard in shards], self.seed))
+        self._sizes = {shard.name: shard.numel for shard in shards}
+        self._steps: Counter[str] = Counter()
         self._kept: dict[str, Tensor] = {}
+        self._logged: frozenset[str] | None = None
+        self._drawn = -1
+        self._draw(0)
 
     def before_step(self, shards: Shards) -> None:
         for shard in shards:
+            if self.params.redraw:
+                self._draw(self._steps[shard.name])
+            self._steps[shard.name] += 1
             if shard.name in self.frozen:
                 self._kept[shard.name] = shard.weight.clone()
                 shard.grad.zero_()
 
     def after_step(self, shards: Shards) -> None:
         for shard in shards:
-            if shard.name in self.frozen:
+            if shard.name in self._kept:
                 shard.weight.copy_(self._kept.pop(shard.name))
 
+    def _draw(self, step: int) -> None:
+        """Set the tensors that a step freezes, if they are not those of this step already."""
+        if step != self._drawn:
+            drawn = draw_frozen(self._sizes, self.seed, step if self.params.redraw else None)
+            self.frozen, self._drawn = frozenset(drawn), step
+
     def state_dict(self) -> dict[str, Any]:
-        return {"frozen": sorted(self.frozen)}
+        state: dict[str, Any] = {"frozen": sorted(self.frozen)}
+        if self._logged is not None:
+            state["logged"] = sorted(self._logged)
+        return state | ({"steps": max(self._steps.values(), default=0)} if self.params.redraw else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        steps = state.get("steps", 0)
+        self._steps = Counter(dict.fromkeys(self._sizes, steps))
+        self._draw(max(steps - 1, 0))
         if set(state["frozen"]) != self.frozen:
             raise UserError(
                 "half_ft cannot resume: the checkpoint froze other tensors than this seed and scope draw. "
                 "Resume with the run's own seed and train.scope, or delete its checkpoint folder."
             )
+        self._logged = frozenset(state["logged"]) if "logged" in state else None
 
     def diagnostics(self) -> dict[str, float]:
-        trained = sum(shard.numel for shard in self.shards if shard.name not in self.frozen)
-        return {"mask_ones": trained / sum(shard.numel for shard in self.shards)}
+        """Return shares of all elements: in trained tensors, and in tensors that changed sides since the last call."""
+        before = self.frozen if self._logged is None else self._logged
+        counts = {}
+        for name, size in self._sizes.items():
+            trained, changed = name not in self.frozen, name in self.frozen ^ before
+            counts[name] = [size * trained, size * trained, size * changed]
+        result = shares(counts, self._sizes)
+        if self._logged is None:
+            del result["mask_flips"]
+        self._logged = self.frozen
+        return result

@@ -5,36 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from methods.base import Method
+from methods.penalty import Penalty, PenaltyParams
 
 if TYPE_CHECKING:
-    from benchmark.shards import Shards
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class L2RegParams:
-    """strength: lambda, the weight of the penalty's sum over all trainable elements."""
+class L2RegParams(PenaltyParams):
+    """See `PenaltyParams`."""
 
     strength: float = 1e-3
 
-    def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise ValueError(f"strength={self.strength} must be at least 0.")
 
-
-class L2Reg(Method):
+class L2Reg(Penalty):
     """L2-Reg: loss + lambda * sum_i (w_i - w*_i)^2, so g <- g + 2 lambda (w - w*).
 
     Granularity: element. Tensors: all trainable. Acts: `before_step`, on the clipped gradient (the same in
-    every engine; the penalty needs no graph). Extra memory: 1 |M| (w*).
+    every engine; the penalty needs no graph). Extra memory: 1 |M| (w*; half where 16 bits hold it), with two_step
+    1 |M| more during a step.
     Source: SPIDER paper, App. B, lambda 1e-3 (Kirkpatrick et al., PNAS 2017, with equal importances).
     Disagreements: EWC writes lambda/2. The authors' sibling repository NRCA averages inside and over
     tensors, which makes the penalty about 1e-10 of this one, and runs two optimizer steps per batch; the
     paper's L2-Reg row is likely to come from that code. The sum is the reading under which lambda matters.
+    Variants: l2_reg_mean: lambda * mean_t mean_i (w - w*)^2, as in NRCA. l2_reg_two_step: that, and its gradient
+    gets an AdamW step of its own before the task's; as that gradient is nearly 0, the step repeats the previous
+    direction, and the weights move about sqrt(2) times as far. engine=single only. (NRCA computes the task's
+    gradient with activations from before this step and weights from after it, here all from before; and it rounds
+    w* to bf16.) l2_reg_scaled: lambda * 425.7 M / |M|, so that the sum over a smaller model's elements weighs as
+    much against the loss as over LLaVA-1.5-7B's.
     """
 
     Params = L2RegParams
 
-    def before_step(self, shards: Shards) -> None:
-        for shard in shards:
-            shard.grad.add_(shard.weight - shard.pretrained, alpha=2 * self.params.strength)
+    def add(self, grad: Tensor, change: Tensor, factor: float) -> None:
+        grad.add_(change, alpha=2 * factor)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Elements converted to float64 at a time: a sum stays in cache and needs no second copy of a tensor.
+# Elements converted to float64 at a time on a CPU: a sum stays in cache and needs no second copy of a tensor.
 CHUNK = 1 << 18
 # Below this relative variance a tensor counts as constant; float64 sums of a constant leave about 1e-15.
 CONSTANT = 1e-12
@@ -28,6 +29,11 @@ def generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+def _chunks(values: Tensor) -> Sequence[Tensor]:
+    """Cut a tensor that is on a CPU; on a GPU thousands of small kernels would cost more than a copy in float64."""
+    return values.split(CHUNK) if values.device.type == "cpu" else [values]
+
+
 def abs_sums(values: Tensor) -> Tensor:
     """Return [sum |x|, sum x^2] in float64, the sums that mean and deviation of Eq. 2b need.
 
@@ -37,7 +43,7 @@ def abs_sums(values: Tensor) -> Tensor:
     Returns:
         float64, shape (2,).
     """
-    parts = (part.double() for part in values.split(CHUNK))
+    parts = (part.double() for part in _chunks(values))
     return torch.stack([torch.stack([part.abs().sum(), part.square().sum()]) for part in parts]).sum(0)
 
 
@@ -86,6 +92,17 @@ def rank(values: Tensor, moments: Moments) -> Tensor:
     return values.abs().sub_(moments.mean).div_(moments.std).sigmoid_()
 
 
+def whole_rank(values: Tensor) -> Tensor:
+    """Return `rank` of a tensor that is here as a whole; any shape."""
+    return rank(values, Moments.from_sums(*abs_sums(values.flatten()).tolist(), values.numel()))
+
+
+def selection(specialization: Tensor, generalization: Tensor) -> Tensor:
+    """Hard mask, Eq. 5: 1 where G > I, else 0, in their dtype."""
+    # As 0.0 / 1.0 in floating point: choosing by a bool tensor is ten times slower on a CPU.
+    return torch.gt(specialization, generalization, out=torch.empty_like(specialization))
+
+
 def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
     """Importance selection mask before the rescale, Eq. 7: G / (G + I) where G > I, else 0.
 
@@ -96,15 +113,14 @@ def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
     Returns:
         Same shape, 0 or in (0.5, 1].
     """
-    # As 0.0 / 1.0 in floating point: choosing by a bool tensor is ten times slower on a CPU.
-    selected = torch.gt(specialization, generalization, out=torch.empty_like(specialization))
+    selected = selection(specialization, generalization)
     total = (specialization + generalization).clamp_(min=torch.finfo(selected.dtype).tiny)
     return (specialization / total).mul_(selected)
 
 
 def mask_sums(mask: Tensor) -> Tensor:
     """Return [sum M, number of M != 0] in float64, the sums that Eq. 8 needs; shape (2,)."""
-    parts = (part.double() for part in mask.split(CHUNK))
+    parts = (part.double() for part in _chunks(mask))
     return torch.stack([torch.stack([part.sum(), part.sign().sum()]) for part in parts]).sum(0)
 
 
@@ -129,6 +145,23 @@ def blend(pretrained: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return torch.lerp(pretrained, weight, mask)
 
 
+def largest_changes(pretrained: Tensor, finetuned: Tensor, keep: float) -> Tensor:
+    """Choose the largest changes of a tensor.
+
+    Args:
+        pretrained: w*.
+        finetuned: w, same shape.
+        keep: share of the elements that is chosen.
+
+    Returns:
+        bool, False for the int(n (1 - keep)) smallest |w - w*| and for those equal to the largest of these.
+    """
+    change = (finetuned - pretrained).abs()
+    dropped = int(change.numel() * (1 - keep))
+    limit = change.flatten().sort().values[dropped - 1] if dropped else -1.0
+    return change > limit
+
+
 def drop_and_rescale(pretrained: Tensor, finetuned: Tensor, kept: Tensor, keep: float) -> Tensor:
     """DARE: drop the change where `kept` is False and divide the rest by the kept share.
 
@@ -136,7 +169,7 @@ def drop_and_rescale(pretrained: Tensor, finetuned: Tensor, kept: Tensor, keep: 
         pretrained: w*, float32.
         finetuned: w, same shape.
         kept: bool, same shape.
-        keep: probability of keeping, in (0, 1].
+        keep: what the kept change is divided by, in (0, 1].
 
     Returns:
         w* + kept * (w - w*) / keep; exactly w* where dropped.

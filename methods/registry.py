@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
 
 from benchmark.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from methods.base import Method
+
+
+CONF = Path(__file__).resolve().parents[1] / "conf" / "method"
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,9 @@ class MethodEntry:
     kind: Literal["none", "training", "posthoc"]
 
 
+NRCA = "as in the code of Huang et al., NRCA, ICML 2025"
+# The paper's rows in the order of its tables, then the variants. What an id means is its class with the parameters in
+# conf/method/<id>.yaml.
 METHODS: dict[str, MethodEntry] = {
     # Zero-shot has no class: the cell has no training stage, and generation reads the base checkpoint.
     "zero_shot": MethodEntry("", "Zero-shot", "the base checkpoint", "none"),
@@ -41,6 +51,67 @@ METHODS: dict[str, MethodEntry] = {
     "dare": MethodEntry("methods.dare:Dare", "DARE", "Yu et al., ICML 2024", "posthoc"),
     "tailor": MethodEntry("methods.tailor:Tailor", "Tailor", "Zhu et al., ICML 2024", "posthoc"),
     "spider": MethodEntry("methods.spider:Spider", "SPIDER", "Huang et al., ICML 2025", "training"),
+    # Penalties
+    "l2_reg_mean": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, mean of means", NRCA, "training"),
+    "l2_reg_two_step": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, mean, two steps", NRCA, "training"),
+    "l2_reg_scaled": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, scaled by size", "SpiderBench", "training"),
+    "grafting_mean": MethodEntry("methods.grafting:Grafting", "Grafting, mean of means", NRCA, "training"),
+    "grafting_two_step": MethodEntry(
+        "methods.grafting:Grafting", "Grafting, mean, two steps", NRCA, "training"
+    ),
+    "grafting_scaled": MethodEntry(
+        "methods.grafting:Grafting", "Grafting, scaled by size", "SpiderBench", "training"
+    ),
+    # Halves, and the paper's Table 3
+    "half_ft_step": MethodEntry(
+        "methods.half_ft:HalfFT", "Half FT, drawn every step", "Huang et al., ICML 2025, App. B", "training"
+    ),
+    "half_ft_elements": MethodEntry(
+        "methods.select:Select", "Rand_gamma", "Huang et al., ICML 2025, Table 3", "training"
+    ),
+    "spider_magnitude": MethodEntry(
+        "methods.select:Select", "I_gamma", "Huang et al., ICML 2025, Table 3", "training"
+    ),
+    "spider_gradient": MethodEntry(
+        "methods.select:Select", "G_gamma", "Huang et al., ICML 2025, Table 3", "training"
+    ),
+    # SPIDER
+    "spider_idm": MethodEntry(
+        "methods.spider:Spider",
+        "SPIDER, IDM only (G > I)",
+        "Huang et al., ICML 2025, Tables 3 and 4",
+        "training",
+    ),
+    "spider_code": MethodEntry(
+        "methods.spider:Spider", "SPIDER, sum of gradients", "released code, WenkeHuang/SPIDER", "training"
+    ),
+    "spider_lag": MethodEntry(
+        "methods.spider:Spider", "SPIDER, sum, one step late", "released code, WenkeHuang/SPIDER", "training"
+    ),
+    "spider_posthoc": MethodEntry(
+        "methods.spider_posthoc:SpiderPosthoc", "SPIDER, masked once at the end", "SpiderBench", "posthoc"
+    ),
+    "spider_instant": MethodEntry("methods.spider:Spider", "SPIDER, no momentum", "SpiderBench", "training"),
+    "spider_abs": MethodEntry("methods.spider:Spider", "SPIDER, mean of |g|", "SpiderBench", "training"),
+    "spider_global": MethodEntry(
+        "methods.spider:Spider", "SPIDER, ranks per group", "SpiderBench", "training"
+    ),
+    # Post-hoc methods
+    "dare_drop_only": MethodEntry("methods.dare:Dare", "DARE, drop only", "Yu et al., ICML 2024", "posthoc"),
+    "dare_magnitude": MethodEntry("methods.dare:Dare", "Magnitude trim", "Yu et al., ICML 2024", "posthoc"),
+    "tailor_official": MethodEntry(
+        "methods.tailor:Tailor", "Tailor, released code", "didizhu-zju/Model-Tailor", "posthoc"
+    ),
+    "tailor_no_compensation": MethodEntry(
+        "methods.tailor:Tailor", "Tailor, mask only", "SpiderBench", "posthoc"
+    ),
+    "tailor_change_sensitivity": MethodEntry(
+        "methods.tailor:Tailor", "Tailor, sensitivity of the change", "SpiderBench", "posthoc"
+    ),
+    "tailor_keep_projector": MethodEntry(
+        "methods.tailor:Tailor", "Tailor, projector kept", "SpiderBench", "posthoc"
+    ),
+    "wise_ft": MethodEntry("methods.wise_ft:WiseFT", "WiSE-FT", "Wortsman et al., CVPR 2022", "posthoc"),
 }
 
 
@@ -90,11 +161,38 @@ def load_class(path: str) -> type[Method]:
             f"{module_name} has no method class {class_name!r}.{did_you_mean(class_name, classes)} "
             "A method inherits from methods.base.Method."
         )
+    if not is_dataclass(cls.Params):
+        raise UserError(f"{path}: Params must be a frozen dataclass, it is {cls.Params!r}.")
     return cls
 
 
+@functools.cache
+def configured(method: str) -> dict[str, Any]:
+    """Return the parameters in a method's configuration file; none for a user's own method."""
+    if method not in METHODS:
+        return {}
+    return yaml.safe_load((CONF / f"{method}.yaml").read_text(encoding="utf-8"))["params"]
+
+
+def defaults(path: str) -> dict[str, Any]:
+    """Return the defaults of the parameters of a user's own method that the command line can set.
+
+    Args:
+        path: "module:Class".
+
+    Returns:
+        Numbers, texts and truth values by name; None for a parameter without a default.
+
+    Raises:
+        UserError: as `load_class`.
+    """
+    found = fields(load_class(path).Params)
+    known = {field.name: None if field.default is MISSING else field.default for field in found}
+    return {name: value for name, value in known.items() if isinstance(value, bool | int | float | str | None)}
+
+
 def make_params(method: str, params: dict[str, Any]) -> Any:
-    """Build a method's parameters; missing ones take their default.
+    """Build a method's parameters; missing ones are as in its configuration file, else as in its dataclass.
 
     Args:
         method: id or "module:Class".
@@ -110,7 +208,7 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
     types = get_type_hints(cls) if cls else {}
     valid = {field.name: types[field.name] for field in fields(cls)} if cls else {}
     faults, values = [], {}
-    for name, value in params.items():
+    for name, value in {**configured(method), **params}.items():
         if name not in valid:
             hint = did_you_mean(name, valid) if valid else " It has none."
             faults.append(f"Method {method} has no parameter {name!r}.{hint}")
@@ -119,6 +217,11 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
         number = isinstance(value, int) and not isinstance(value, bool) and kind is float
         if kind in (bool, int, float, str) and type(value) is not kind and not number:
             faults.append(f"Method {method}: {name}={value!r} must be {kind.__name__}.")
+            continue
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            faults.append(
+                f"Method {method}: {name}={value!r} is unknown.{did_you_mean(str(value), get_args(kind))}"
+            )
             continue
         values[name] = float(value) if number else value
     if faults:
@@ -129,12 +232,26 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
         raise UserError(f"Method {method}: {error}") from error
 
 
+def refusal(method: str, params: dict[str, Any], engine: str) -> str | None:
+    """Return why a method cannot train on an engine, and what to do instead; None if it can.
+
+    Args:
+        method: an id of METHODS that trains, or "module:Class".
+        params: hyper-parameters by name.
+        engine: a name in conf/engine.
+
+    Raises:
+        UserError: as `build`.
+    """
+    return build(method, params, seed=0).refuses(engine)
+
+
 def build(method: str, params: dict[str, Any], seed: int) -> Method:
     """Return a new method object.
 
     Args:
         method: an id of METHODS, or "module:Class".
-        params: hyper-parameters by name; missing ones take their default.
+        params: hyper-parameters by name; missing ones are as configured.
         seed: of the run; all of a method's draws depend on it.
 
     Raises:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from benchmark.errors import UserError
 from methods import ops
 from methods.base import Method
+from methods.blocks import split_layer
+from methods.masks import OUTSIDE, MaskLog, load_accumulated, save_accumulated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpiderParams:
-    """momentum: share of the old gradient average that a step keeps."""
+    """momentum: share of the old gradient average that a step keeps; accumulate: this average, or the sum of all
+    gradients; absolute: accumulate |g|; mask: Eq. 8's, or Eq. 5's of 0 and 1; scope: what mean and deviation are taken
+    over, one tensor or one parameter group (all decoder layers, or the projector); lag: mask the weights only right
+    before the next step, so that forward passes and the saved model see them unmasked."""
 
     momentum: float = 0.85
+    accumulate: Literal["average", "sum"] = "average"
+    absolute: bool = False
+    mask: Literal["soft", "hard"] = "soft"
+    scope: Literal["tensor", "group"] = "tensor"
+    lag: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
@@ -35,12 +46,19 @@ class Spider(Method):
 
     Granularity: element; z-score (unbiased) and the mean of Eq. 8 per tensor. Tensors: all trainable.
     Acts: `before_step` accumulates the gradient, `after_step` builds the mask tensor by tensor and blends.
-    Adam's moments stay as they are. Extra memory: 2 |M| (w*, A); masks are never stored for all tensors,
-    except one byte per element once diagnostics are asked for.
+    Adam's moments stay as they are. Extra memory: 2 |M| (w*, A; 1.5 where 16 bits hold w*); masks are never stored
+    for all tensors, except one byte per element once diagnostics are asked for.
     Source: SPIDER paper, Secs. 3.2.1-3.2.2 and App. A; per-tensor scope and unbiased deviation from the
     released code. The scale of A cancels in z, so heavy-ball and averaged momentum are the same method.
     Disagreements: the released code sums gradients instead of the text's momentum 0.85, takes them
     unclipped, and blends float32 masters whose low-precision copies lag one step behind.
+    Variants: spider_idm: Eq. 5's hard mask M = [G > I] (Table 4 without ISM; Table 3's last row; Table 4's IDM + ISM is
+    spider itself). spider_code: A <- A + g, as released. spider_lag: spider_code, and the mask of a step reaches the
+    weights only right before the next update: gradients are taken at unmasked weights, and the last update is never
+    masked, as in the released code's low-precision model. spider_instant: A = g. spider_abs: A <- .85 A + .15 |g|.
+    spider_global: mean and deviation in z and the mean of Eq. 8 over a whole parameter group; it needs all tensors of
+    a group in one optimizer call, so not engine=zero3 (its sub_group_size may cut a group). spider_posthoc: another
+    method, see methods/spider_posthoc.py.
     Decided where the equations are undefined: an all-zero tensor ranks 0 (no gradient yet: everything
     returns to w*; w* = 0: every element with a gradient is free); constant or one-element tensors rank 1/2
     (the released code gets NaN and freezes them; one element still stays frozen, because 1/2 > 1/2 fails).
@@ -48,66 +66,104 @@ class Spider(Method):
 
     Params = SpiderParams
 
+    def refuses(self, engine: str) -> str | None:
+        if self.params.scope == "tensor" or engine != "zero3":
+            return None
+        return (
+            "scope=group ranks a whole parameter group at once, and ZeRO-3 may step it in several pieces "
+            "(zero_optimization.sub_group_size). Train on engine=zero2, or with scope=tensor (spider)."
+        )
+
     def start(self, shards: Shards) -> None:
+        self._groups: dict[str, dict[str, int]] = {}  # group -> tensor -> number of elements
+        for shard in shards:
+            self._groups.setdefault(self._group(shard.name), {})[shard.name] = shard.numel
         self._generic = self._moments(shards, lambda shard: shard.pretrained)
         self._special: dict[str, ops.Moments] = {}
         self._mean: dict[str, float] = {}
-        self._selected: dict[str, Tensor] = {}
+        self._log = MaskLog()
         self.accumulated = {shard.name: torch.zeros_like(shard.weight) for shard in shards}
 
     def before_step(self, shards: Shards) -> None:
+        if self.params.lag:
+            self._blend(shards)
         for shard in shards:
-            self.accumulated[shard.name].lerp_(shard.grad, 1 - self.params.momentum)
+            gradient = shard.grad.abs() if self.params.absolute else shard.grad
+            if self.params.accumulate == "sum":
+                self.accumulated[shard.name].add_(gradient)
+            else:
+                self.accumulated[shard.name].lerp_(gradient, 1 - self.params.momentum)
 
     def after_step(self, shards: Shards) -> None:
-        self._special |= self._moments(shards, lambda shard: self.accumulated[shard.name])
-        sums = shards.sums(lambda shard: ops.mask_sums(self._mask(shard)))
+        if not self.params.lag:
+            self._blend(shards)
+
+    def _blend(self, shards: Shards) -> None:
+        """Set w to w M + w* (1 - M)."""
+        self._measure(shards)
         for shard in shards:
-            total, count = sums[shard.name]
-            self._mean[shard.name] = total / count if count else 0.0
-            mask = ops.rescale(self._mask(shard), self._mean[shard.name])
-            shard.weight.copy_(ops.blend(shard.pretrained, shard.weight, mask))
+            shard.weight.copy_(ops.blend(shard.pretrained, shard.weight, self.mask(shard)))
 
-    def _moments(self, shards: Shards, values: Any) -> dict[str, ops.Moments]:
-        """Return the moments of `values(shard)` for every tensor, in one reduction."""
-        sums = shards.sums(lambda shard: ops.abs_sums(values(shard)))
-        return {shard.name: ops.Moments.from_sums(*sums[shard.name], shard.numel) for shard in shards}
+    def mask(self, shard: Shard) -> Tensor:
+        """Return M of one tensor at the last step, in [0, 1]; recomputed, because storing it costs 1 |M|."""
+        mask = self._unscaled(shard)
+        return mask if self.params.mask == "hard" else ops.rescale(mask, self._mean[shard.name])
 
-    def _mask(self, shard: Shard) -> Tensor:
-        """Return Eq. 7's mask of one tensor; recomputed where needed, because storing it costs 1 |M|."""
+    def _unscaled(self, shard: Shard) -> Tensor:
+        """Return Eq. 5's or Eq. 7's mask of one tensor."""
         special = ops.rank(self.accumulated[shard.name], self._special[shard.name])
-        return ops.importance_mask(special, ops.rank(shard.pretrained, self._generic[shard.name]))
+        generic = ops.rank(shard.pretrained, self._generic[shard.name])
+        return (ops.selection if self.params.mask == "hard" else ops.importance_mask)(special, generic)
+
+    def _measure(self, shards: Shards) -> None:
+        """Update what masks need to know about whole tensors or groups, from A as it is."""
+        self._special |= self._moments(shards, lambda shard: self.accumulated[shard.name])
+        if self.params.mask == "soft":
+            sums = self._sums(shards, lambda shard: ops.mask_sums(self._unscaled(shard)))
+            self._mean |= {name: total / count if count else 0.0 for name, (total, count) in sums.items()}
+
+    def _moments(self, shards: Shards, values: Callable[[Shard], Tensor]) -> dict[str, ops.Moments]:
+        """Return the moments of `values(shard)` for every tensor, in one reduction."""
+        sums = self._sums(shards, lambda shard: ops.abs_sums(values(shard)))
+        sizes = {group: sum(tensors.values()) for group, tensors in self._groups.items()}
+        return {name: ops.Moments.from_sums(*both, sizes[self._group(name)]) for name, both in sums.items()}
+
+    def _sums(self, shards: Shards, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
+        """Return two sums per tensor, over the tensor or over its group."""
+        sums = shards.sums(function)
+        if self.params.scope == "tensor":
+            return sums
+        result = {}
+        for tensors in self._groups.values():
+            missing = tensors.keys() - sums.keys()
+            if missing and missing != tensors.keys():
+                raise UserError(
+                    f"scope=group needs all tensors of a parameter group in one optimizer call; {min(missing)} is not "
+                    f"in that of {min(tensors.keys() & sums.keys())}. Raise zero_optimization.sub_group_size to "
+                    f"{sum(tensors.values())} or more, or train on engine=zero2."
+                )
+            if not missing:
+                pooled = [sum(column) for column in zip(*(sums[name] for name in tensors), strict=True)]
+                result |= dict.fromkeys(tensors, pooled)
+        return result
+
+    def _group(self, name: str) -> str:
+        """Return what a tensor shares its statistics with: its own name, or that of its parameter group."""
+        if self.params.scope == "tensor":
+            return name
+        return "layers" if split_layer(name) else OUTSIDE
 
     def state_dict(self) -> dict[str, Any]:
-        state = {f"accumulated/{name}": tensor for name, tensor in self.accumulated.items()}
-        return state | {f"selected/{name}": tensor for name, tensor in self._selected.items()}
+        return save_accumulated(self.accumulated) | self._log.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        saved = {key: tensor.shape for key, tensor in state.items() if key.startswith("accumulated/")}
-        if saved != {f"accumulated/{name}": tensor.shape for name, tensor in self.accumulated.items()}:
-            raise UserError(
-                "spider cannot resume: the checkpoint holds other tensors than this run trains. Resume with "
-                "the run's own model, train.scope and number of processes, or delete its checkpoint folder."
-            )
-        for name, tensor in self.accumulated.items():
-            tensor.copy_(state[f"accumulated/{name}"])
-            if f"selected/{name}" in state:
-                self._selected[name] = state[f"selected/{name}"].to(tensor.device)
+        load_accumulated(self.accumulated, state)
+        self._log.load_state_dict(state, {shard.name: shard.weight.device for shard in self.shards})
 
     def diagnostics(self) -> dict[str, float]:
-        """Return shares of all elements: M != 0, M == 1, and selection changed since the last call."""
-        if not self._mean:
+        """Return shares of elements with M != 0, with M == 1, and selected anew or no more; see methods/masks.py."""
+        if not self._special:
             return {}
-        before, self._selected = self._selected, {}
-
-        def count(shard: Shard) -> Tensor:
-            mask = self._mask(shard)
-            selected = self._selected[shard.name] = mask != 0
-            ones = ops.rescale(mask, self._mean[shard.name]) == 1
-            changed = selected ^ before.get(shard.name, selected)
-            return torch.stack([selected.sum(), ones.sum(), changed.sum()]).double()
-
-        sums = self.shards.sums(count)
-        size = sum(shard.numel for shard in self.shards)
-        selected, ones, changed = (sum(column) / size for column in zip(*sums.values(), strict=True))
-        return {"mask_selected": selected, "mask_ones": ones} | ({"mask_flips": changed} if before else {})
+        if self.params.lag:
+            self._measure(self.shards)  # the mask of the last step has not been needed yet
+        return self._log.measure(self.shards, self.mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 class TailorParams:
     """keep: share of elements that keep the fine-tuned value; salience, sensitivity: weights of the two
     scores; block: columns that share one threshold; percdamp: damping as a share of the Hessian's mean
-    diagonal; samples: calibration samples from the target's training data."""
+    diagonal; samples: calibration samples from the target's training data; compensation: what is done to the columns
+    ahead with the error of a column that is reset (optimal brain surgery subtracts it); sensitive: the sensitivity is
+    of the weight or of its change; projector: its linear weights go back to w* or stay fine-tuned; count: a block keeps
+    round(keep n) elements, or the n - int((1 - keep) n) - 1 of the released code."""
 
     keep: float = 0.1
     salience: float = 0.5
@@ -30,12 +33,25 @@ class TailorParams:
     block: int = 128
     percdamp: float = 0.01
     samples: int = 128
+    compensation: Literal["subtract", "add", "none"] = "subtract"
+    sensitive: Literal["weight", "change"] = "weight"
+    projector: Literal["reset", "keep"] = "reset"
+    count: Literal["rounded", "released"] = "rounded"
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1:
             raise ValueError(f"keep={self.keep} must be between 0 and 1.")
         if self.block < 1 or self.samples < 1 or not self.percdamp > 0:
             raise ValueError("block and samples must be at least 1 and percdamp above 0.")
+
+    def kept(self, size: int) -> int:
+        """Return how many of a block's `size` elements keep the fine-tuned value."""
+        if self.count == "released":
+            return max(0, size - int(size * (1 - self.keep)) - 1)
+        return round(self.keep * size)
+
+
+SIGN = {"subtract": -1.0, "add": 1.0, "none": 0.0}
 
 
 def patch(pretrained: Tensor, finetuned: Tensor, gram: Tensor, params: TailorParams) -> Tensor:
@@ -56,23 +72,25 @@ def patch(pretrained: Tensor, finetuned: Tensor, gram: Tensor, params: TailorPar
     diagonal += params.percdamp * diagonal.mean()
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     salience = (weight - pretrained).abs()
+    sign = SIGN[params.compensation]
     for first in range(0, weight.shape[1], params.block):
         columns = slice(first, first + params.block)
         local, target, root = weight[:, columns].clone(), pretrained[:, columns], factor[columns, columns]
         score = params.salience * row_scores(salience[:, columns])
-        score += params.sensitivity * row_scores(local.square() / root.diagonal().square())
+        sensitive = local - target if params.sensitive == "change" else local
+        score += params.sensitivity * row_scores(sensitive.square() / root.diagonal().square())
         kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
         order = score.flatten().argsort(descending=True, stable=True)
-        kept[order[: round(params.keep * score.numel())]] = True
+        kept[order[: params.kept(score.numel())]] = True
         kept = kept.view_as(score)
         errors = torch.zeros_like(local)
         for i in range(local.shape[1]):
             result = torch.where(kept[:, i], local[:, i], target[:, i])
             errors[:, i] = (local[:, i] - result) / root[i, i]
-            local[:, i + 1 :] -= errors[:, i : i + 1] * root[i, i + 1 :]
+            local[:, i + 1 :] += sign * errors[:, i : i + 1] * root[i, i + 1 :]
             local[:, i] = result
         weight[:, columns] = local
-        weight[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
+        weight[:, columns.stop :] += sign * (errors @ factor[columns, columns.stop :])
     return weight.float().to(finetuned.device)
 
 
@@ -90,6 +108,11 @@ class Tailor(Method):
     Disagreements: the released code adds the compensation (SparseGPT subtracts), which is worse than none;
     its main script weighs .8/.2, its second copy .5/.5; it calibrates on 128 batches with padding included
     and resets one element more per block.
+    Variants: tailor_official: sign, fusion (.8/.2) and count of the released main script; the calibration stays ours.
+    tailor_no_compensation: the columns ahead stay as they are. tailor_change_sensitivity: (w - w*)^2 / U_ii^2, the
+    sensitivity of the change. tailor_keep_projector: the projector stays fine-tuned.
+    Decided: a row whose scores are all equal in a block scores 0 there (the released code: NaN, never reset); without
+    any change the result is w_ft = w*; a layer of one column is kept or reset by position.
     """
 
     Params = TailorParams
@@ -112,6 +135,6 @@ class Tailor(Method):
                 before = pretrained[name].to(weights[name].device)
                 if name in grams:
                     weights[name] = patch(before, weights[name], grams[name], self.params)
-                else:
+                elif self.params.projector == "reset":
                     weights[name] = before.float().clone()
         return weights

@@ -73,6 +73,14 @@ class Items:
         """Processes that should read items ahead: none if they are in memory, else up to 8 of this job's cores."""
         return 0 if self.in_memory else min(8, len(os.sched_getaffinity(0)))
 
+    @property
+    def blank(self) -> Tensor:
+        """An image of nothing, in the form that the others have."""
+        if self.features is not None:
+            return torch.zeros(self.loaded.feature_shape, dtype=self.features.dtype)
+        processor = self.loaded.image_processor
+        return torch.zeros(3, processor.height, processor.width, dtype=torch.uint8)
+
     def __len__(self) -> int:
         return len(self.records)
 

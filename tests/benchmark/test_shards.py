@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from benchmark.errors import UserError
-from benchmark.shards import Shard, Shards, attach, innermost
+from benchmark.fragments import TRANSPARENT, ZERO, find_layout
+from benchmark.shards import Shard, Shards, attach
 from methods.base import Method
 from methods.full_ft import FullFT
 from methods.registry import build
@@ -69,6 +72,7 @@ def test_hooks_surround_the_update_and_see_clipped_gradients():
 
 def test_shards_are_views_of_the_whole_model():
     model, _, attachment = toy_setup(FullFT(None, 0))
+    assert all(shard.grad is None for shard in attachment.shards)
     assert {s.name: s.shape for s in attachment.shards} == {n: p.shape for n, p in model.named_parameters()}
     for shard in attachment.shards:
         assert shard.numel == shard.weight.numel() == shard.pretrained.numel() and shard.weight.dim() == 1
@@ -126,52 +130,55 @@ def test_accelerates_wrapper_is_unwrapped():
     named = dict(model.named_parameters())
     inner, _ = toy.make_optimizer(model, 0.0)
     wrapped = accelerate.Accelerator(cpu=True).prepare(inner)
-    assert type(wrapped).__name__ == "AcceleratedOptimizer" and innermost(wrapped) is inner
+    assert type(wrapped).__name__ == "AcceleratedOptimizer" and find_layout(wrapped).optimizer is inner
     method = Recorder(None, 0)
-    attach(wrapped, named, {name: value.detach() for name, value in named.items()}, method)
+    attach(wrapped, named, {name: value.detach().clone() for name, value in named.items()}, method)
     toy.step(model, wrapped, 0)
     assert [name for name, _ in method.calls] == ["start", "before", "after"]
 
 
-@pytest.mark.parametrize(
-    "name", ["DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3", "BF16_Optimizer"]
-)
-def test_deepspeed_wrappers_are_refused_by_name(name):
-    inner = torch.optim.AdamW([nn.Parameter(torch.zeros(2))])
-    wrapper = type(name, (), {"optimizer": inner})()
-    with pytest.raises(UserError, match=f"{name} shards the weights.*engine=single"):
-        innermost(wrapper)
-
-
-def test_the_refused_names_are_deepspeeds():
-    """The names are those of the installed classes; reading the source avoids DeepSpeed's slow import."""
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    from benchmark.shards import DEEPSPEED
-
-    spec = find_spec("deepspeed")
-    if spec is None:
-        pytest.skip("deepspeed is not installed")
-    runtime = Path(spec.origin).parent / "runtime"
-    wrapper = Path(find_spec("accelerate").origin).parent / "utils" / "deepspeed.py"
-    files = [
-        "zero/stage_1_and_2",
-        "zero/stage3",
-        "bf16_optimizer",
-        "fp16/fused_optimizer",
-        "fp16/unfused_optimizer",
-    ]
-    text = "".join((runtime / f"{name}.py").read_text() for name in files) + wrapper.read_text()
-    assert all(f"class {name}(" in text for name in DEEPSPEED)
+def test_the_wrappers_exist_under_the_names_that_are_recognised():
+    """Read from the sources, because importing DeepSpeed takes seconds."""
+    for path in (*ZERO, *TRANSPARENT):
+        module, _, name = path.rpartition(".")
+        package = find_spec(module.partition(".")[0])
+        if package is None:
+            pytest.skip(f"{module} is not installed")
+        file = Path(package.origin).parent.parent / (module.replace(".", "/") + ".py")
+        assert f"class {name}(" in file.read_text(), path
 
 
 def test_unknown_wrappers_and_other_objects_are_refused():
     inner = torch.optim.AdamW([nn.Parameter(torch.zeros(2))])
-    with pytest.raises(UserError, match=r"Lookahead is unknown.*AcceleratedOptimizer"):
-        innermost(type("Lookahead", (), {"optimizer": inner})())
+    for name in ("Lookahead", "FP16_Optimizer", "DeepSpeedZeroOptimizer"):
+        with pytest.raises(UserError, match=rf"{name} is unknown.*zero1, zero2 or zero3"):
+            find_layout(type(name, (), {"optimizer": inner})())
     with pytest.raises(UserError, match="no torch.optim.Optimizer"):
-        innermost(object())
+        find_layout(object())
+
+
+class Twice(Recorder):
+    """Steps the optimizer twice on the same gradients."""
+
+    def after_step(self, shards):
+        super().after_step(shards)
+        self.extra_step()
+
+
+def test_an_extra_step_runs_no_hooks():
+    method = Twice(None, 0)
+    model, optimizer, _ = toy_setup(method)
+    twin = toy.build(torch.float32)
+    other, _ = toy.make_optimizer(twin, 0.0)
+    toy.step(model, optimizer, 0)
+    toy.step(twin, other, 0)
+    for parameter in twin.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    other.step()
+    assert [name for name, _ in method.calls] == ["start", "before", "after"]
+    for mine, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        if mine is not model.unused:  # the twin's first step left it out
+            assert torch.equal(mine, expected)
 
 
 def test_a_closure_is_refused():
@@ -191,12 +198,13 @@ def test_all_faults_of_the_tensors_are_named_at_once():
     model = toy.build(torch.float32)
     named = dict(model.named_parameters())
     optimizer, _ = toy.make_optimizer(model, 0.0)
-    base = {name: value.detach() for name, value in named.items()}
+    base = {name: value.detach().clone() for name, value in named.items()}
     base["gate"] = torch.zeros(3)
     del base["unused"]
     extra = nn.Parameter(torch.zeros(2))
-    faulty = named | {"again": named["gate"], "extra": extra, "half": nn.Parameter(torch.zeros(2).bfloat16())}
-    faulty["transposed"] = nn.Parameter(torch.zeros(2, 3).T)
+    held = {"half": nn.Parameter(torch.zeros(2).bfloat16()), "transposed": nn.Parameter(torch.zeros(2, 3).T)}
+    optimizer.add_param_group({"params": list(held.values())})
+    faulty = named | held | {"again": named["gate"], "extra": extra}
     with pytest.raises(UserError) as caught:
         attach(optimizer, faulty, base, FullFT(None, 0))
     for words in (
@@ -209,8 +217,16 @@ def test_all_faults_of_the_tensors_are_named_at_once():
     ):
         assert words in str(caught.value)
     optimizer.add_param_group({"params": [extra]})
-    with pytest.raises(UserError, match=r"trains 1 tensor\(s\) that were not named"):
-        attach(optimizer, named, {n: v.detach() for n, v in named.items()}, FullFT(None, 0))
+    with pytest.raises(UserError, match=r"trains 3 tensor\(s\) that were not named"):
+        attach(optimizer, named, {n: v.detach().clone() for n, v in named.items()}, FullFT(None, 0))
+
+
+def test_the_pretrained_values_may_not_be_the_trained_ones():
+    model = toy.build(torch.float32)
+    named = dict(model.named_parameters())
+    optimizer, _ = toy.make_optimizer(model, 0.0)
+    with pytest.raises(UserError, match=r"gate would train the pretrained value itself; give a copy"):
+        attach(optimizer, named, named, FullFT(None, 0))
 
 
 # --- statistics over parts -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from benchmark.errors import UserError
 from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
 from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
-from benchmark.train import Order, Preempted, TrainingFailed, permutation, train
+from benchmark.train import Order, Preempted, Share, TrainingFailed, batch_loss, permutation, train, training_batch
 from methods.base import Method, NoParams
 from methods.registry import build
 from tests.benchmark.models import tiny
@@ -128,6 +128,46 @@ def test_weights_are_means_over_groups_of_token_means():
         means = [sum(nll[i] * tokens[i] for i, _ in g) / sum(tokens[i] for i, _ in g) for g in groups]
         got = sum(weight * nll[index] * tokens[index] for index, weight in batch)
         assert got == pytest.approx(sum(means) / len(means))
+
+
+@pytest.mark.parametrize(("micro", "processes"), [(1, 2), (2, 2), (1, 3), (2, 3), (4, 1)])
+def test_shares_of_processes_are_the_order_cut_up(micro, processes):
+    order = Order(0, [3, 1, 4, 1, 5, 9, 2], 12 if processes == 3 else 4, 2)
+    shares = [list(Share(order, micro, rank, processes)) for rank in range(processes)]
+    assert {len(share) for share in shares} == {len(Share(order, micro, 0, processes))}
+    together = [
+        pair
+        for first in range(0, len(shares[0]), micro) for share in shares for pair in share[first : first + micro]
+    ]
+    assert [pair for pair in together if pair[1]] == list(order)
+    assert len(together) % (micro * processes) == 0 and len(together) - len(order) < micro * processes
+
+
+def test_a_batch_without_images_gets_one_that_weighs_nothing(loaded, records):
+    """Under ZeRO the projector takes part in every batch of every process, or gradients would get mixed up."""
+    items = Items(loaded, records, supervised=True)
+    pairs = [(items[3], 0.3), (items[7], 0.2)]
+    assert all(item.image is None for item, _ in pairs)
+    names = trainable_names(loaded, "last_layers", 2)
+    results = []
+    for blank in (None, items.blank):
+        batch = training_batch(loaded, pairs, blank)
+        del batch["item_ids"]
+        loaded.model.requires_grad_(False).zero_grad()
+        parameters = {name: loaded.model.get_parameter(name).requires_grad_() for name in names}
+        loss, _ = batch_loss(loaded.model, batch, autocast=False)
+        loss.backward()
+        results.append((loss.item(), {name: parameter.grad for name, parameter in parameters.items()}))
+    loaded.model.zero_grad()
+    (expected, without), (loss, gradients) = results
+    assert loss == pytest.approx(expected, rel=1e-6)
+    for name in names:
+        if name.startswith(loaded.projector_prefix):
+            assert without[name] is None and torch.equal(gradients[name], torch.zeros_like(gradients[name]))
+        else:
+            torch.testing.assert_close(gradients[name], without[name], rtol=1e-4, atol=1e-7)
+    with_image = training_batch(loaded, [(items[0], 0.3)], items.blank)
+    assert len(with_image["input_ids"]) == 1 and items.blank.shape == items[0].image.shape
 
 
 def group_loss(loaded, items, indices, group):
@@ -391,7 +431,7 @@ def test_a_diverged_model_stops_the_cell(vila, records, tmp_path):
 
 
 def test_bad_settings_and_records(vila, records, tmp_path):
-    with pytest.raises(UserError, match="micro_batch_size=3 does not divide train.batch_size=4"):
+    with pytest.raises(UserError, match=r"micro_batch_size=3 on 1 process.* does not divide train.batch_size=4"):
         run(vila, records, tmp_path, cell(micro_batch_size=3))
     with pytest.raises(UserError, match="no training records"):
         run(vila, [], tmp_path)

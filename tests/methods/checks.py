@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
+import methods
 from tests.methods import toy
-from tests.reference import dare, half_ft, penalties, spider, tailor
+from tests.reference import dare, half_ft, penalties, select, spider, tailor, wise_ft
 from tests.reference.adamw import AdamW
 
 Load = Callable[[str], ModuleType]
 DECAY = 0.1
+CONF = Path(methods.__file__).parents[1] / "conf" / "method"
 
 
 def original(name: str) -> ModuleType:
     return importlib.import_module(f"methods.{name}")
+
+
+def configured(method: str) -> dict[str, Any]:
+    """Parameters of a variant: what makes it one is in its configuration file."""
+    return yaml.safe_load((CONF / f"{method}.yaml").read_text())["params"]
 
 
 def compare(run: toy.Run, expected: dict[str, np.ndarray], optimizer: AdamW, tolerance: float) -> None:
@@ -27,7 +37,7 @@ def compare(run: toy.Run, expected: dict[str, np.ndarray], optimizer: AdamW, tol
         assert np.isfinite(run.weights[name]).all(), name
         np.testing.assert_allclose(run.weights[name], value, rtol=0, atol=tolerance, err_msg=name)
         np.testing.assert_allclose(
-            run.moments[name], optimizer.first[name], rtol=0, atol=tolerance, err_msg=f"moment of {name}"
+            run.moments[name], optimizer.first[name], tolerance, tolerance, err_msg=f"moment of {name}"
         )
 
 
@@ -48,6 +58,24 @@ def check_spider(load: Load = original, dtype=torch.float64, tolerance: float = 
     compare(run, expected, optimizer, tolerance)
 
 
+def spider_groups(names) -> list[list[str]]:
+    """The decoder layers' tensors, and all others."""
+    return [[n for n in names if n.startswith("layers.") == inside] for inside in (True, False)]
+
+
+def check_spider_variant(method: str, **variant) -> Callable:
+    def check(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+        module = load("spider")
+        run = toy.train(module.Spider(module.SpiderParams(**configured(method)), 0), decay=DECAY, dtype=dtype)
+        optimizer = AdamW(run.rates, DECAY)
+        settings = {"momentum": 0.85} | variant
+        if method == "spider_global":
+            settings["groups"] = spider_groups(run.pretrained)
+        compare(run, spider.train(run.pretrained, run.gradients, optimizer, **settings), optimizer, tolerance)
+
+    return check
+
+
 def check_l2_reg(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
     module = load("l2_reg")
     for params, strength in ((module.L2RegParams(), 1e-3), (module.L2RegParams(strength=0.3), 0.3)):
@@ -66,6 +94,42 @@ def check_grafting(load: Load = original, dtype=torch.float64, tolerance: float 
         compare(run, expected, optimizer, tolerance)
 
 
+def check_penalty_mean(method: str, penalty: Callable, strength: float) -> Callable:
+    def check(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+        file = method.removesuffix("_mean").removesuffix("_two_step")
+        module = load(file)
+        cls, params = {"l2_reg": ("L2Reg", "L2RegParams"), "grafting": ("Grafting", "GraftingParams")}[file]
+        settings = configured(method)
+        for lam in (strength, 5.0):  # the configured one hardly acts; a strong one shows the means
+            made = getattr(module, params)(**(settings | ({} if lam == strength else {"strength": lam})))
+            run = toy.train(getattr(module, cls)(made, 0), decay=DECAY, dtype=dtype)
+            optimizer = AdamW(run.rates, DECAY)
+            two = method.endswith("two_step")
+            expected = penalties.train_mean(run.pretrained, run.gradients, optimizer, penalty, lam, two)
+            compare(run, expected, optimizer, tolerance)
+
+    return check
+
+
+def check_penalty_scaled(method: str, penalty: Callable, strength: float) -> Callable:
+    def check(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+        module = load(method.removesuffix("_scaled"))
+        cls = {"l2_reg_scaled": "L2Reg", "grafting_scaled": "Grafting"}[method]
+        run = toy.train(
+            getattr(module, cls)(getattr(module, f"{cls}Params")(**configured(method)), 0),
+            decay=DECAY,
+            dtype=dtype,
+        )
+        size = sum(value.size for value in run.pretrained.values())
+        optimizer = AdamW(run.rates, DECAY)
+        lam = strength * 425_746_432 / size  # LLaVA-1.5-7B's two last layers and projector
+        compare(
+            run, penalties.train(run.pretrained, run.gradients, optimizer, penalty, lam), optimizer, tolerance
+        )
+
+    return check
+
+
 MATRICES = {
     "attention": [f"self_attn.{x}_proj.weight" for x in "qkvo"],
     "feed_forward": [f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")],
@@ -79,11 +143,11 @@ def layer_names(layers: int) -> list[str]:
     return [f"model.language_model.layers.{8 + i}.{leaf}" for i in range(layers) for leaf in leaves]
 
 
-def check_draw(module: ModuleType, layers: int, seed: int) -> set[str]:
+def check_draw(module: ModuleType, layers: int, seed: int, step: int | None = None) -> set[str]:
     """Check one draw's counts; return the frozen names."""
     names = layer_names(layers)
     others = ["model.multi_modal_projector.linear_1.weight", "mm_projector.layers.2.weight"]
-    frozen = module.draw_frozen(names + others, seed)
+    frozen = module.draw_frozen(names + others, seed, step)
     assert len(set(frozen)) == len(frozen) and set(frozen) <= set(names)
     for category, expected in half_ft.trained_per_layer(layers).items():
         counts = [
@@ -103,13 +167,68 @@ def check_half_ft(load: Load = original, dtype=torch.float64, tolerance: float =
         [[n in module.draw_frozen(layer_names(2), s) for n in layer_names(2)] for s in range(60)], 0
     )
     assert (share > 0.2).all() and (share < 0.8).all()
-    method = module.HalfFT(None, 5)
+    method = module.HalfFT(module.HalfFTParams(), 5)
     run = toy.train(method, decay=DECAY, dtype=dtype)
     frozen = set(module.draw_frozen(run.pretrained, 5))
     for name, value in run.weights.items():
         assert (value == run.pretrained[name]).all() == (name in frozen), name
     optimizer = AdamW(run.rates, DECAY)
-    compare(run, half_ft.train(run.pretrained, run.gradients, optimizer, frozen), optimizer, tolerance)
+    draws = [frozen] * len(run.gradients)
+    compare(run, half_ft.train(run.pretrained, run.gradients, optimizer, draws), optimizer, tolerance)
+
+
+def check_half_ft_step(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("half_ft")
+    steps = [frozenset(check_draw(module, 2, 5, step)) for step in range(4)]
+    assert len(set(steps)) == 4, "steps share their draw"
+    run = toy.train(
+        module.HalfFT(module.HalfFTParams(**configured("half_ft_step")), 5), decay=DECAY, dtype=dtype
+    )
+    optimizer = AdamW(run.rates, DECAY)
+    draws = [set(module.draw_frozen(run.pretrained, 5, step)) for step in range(len(run.gradients))]
+    compare(run, half_ft.train(run.pretrained, run.gradients, optimizer, draws), optimizer, tolerance)
+
+
+def check_half_ft_elements(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("select")
+    selected = {}
+    for seed in (0, 1):
+        method = module.Select(module.SelectParams(**configured("half_ft_elements")), seed)
+        run = toy.train(method, decay=DECAY, dtype=dtype)
+        selected[seed] = {s.name: method.mask(s).numpy().reshape(s.shape) for s in run.attachment.shards}
+        every = np.concatenate([mask.ravel() for mask in selected[seed].values()])
+        assert abs(every.mean() - 0.5) < 4 * 0.5 / every.size**0.5, "selected share"
+        for name, mask in selected[seed].items():
+            assert (run.weights[name][~mask] == run.pretrained[name][~mask]).all(), f"{name} not restored"
+        optimizer = AdamW(run.rates, DECAY)
+        expected = select.train_static(run.pretrained, run.gradients, optimizer, selected[seed])
+        compare(run, expected, optimizer, tolerance)
+    one, other = (selected[seed]["layers.0.self_attn.q_proj.weight"] for seed in (0, 1))
+    assert (one != other).any() and (one != selected[0]["layers.0.self_attn.k_proj.weight"]).any()
+
+
+def check_spider_magnitude(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("select")
+    for share in (0.5, 0.3, 1.0):
+        params = configured("spider_magnitude") | ({} if share == 0.5 else {"share": share})
+        run = toy.train(module.Select(module.SelectParams(**params), 0), decay=DECAY, dtype=dtype)
+        selected = {
+            name: select.smallest(value, value.size - int(value.size * (1 - share)))
+            for name, value in run.pretrained.items()
+        }
+        optimizer = AdamW(run.rates, DECAY)
+        expected = select.train_static(run.pretrained, run.gradients, optimizer, selected)
+        compare(run, expected, optimizer, tolerance)
+
+
+def check_spider_gradient(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("select")
+    for share in (0.5, 0.2, 1.0):
+        params = configured("spider_gradient") | ({} if share == 0.5 else {"share": share})
+        run = toy.train(module.Select(module.SelectParams(**params), 0), decay=DECAY, dtype=dtype)
+        optimizer = AdamW(run.rates, DECAY)
+        expected = select.train_gradient(run.pretrained, run.gradients, optimizer, share, momentum=0.85)
+        compare(run, expected, optimizer, tolerance)
 
 
 def random_weights(seed: int, shapes: dict[str, tuple[int, ...]]) -> tuple[dict, dict]:
@@ -151,6 +270,76 @@ def check_dare(load: Load = original) -> None:
         assert both < 0.03, "two tensors or two seeds share their draw"
 
 
+POSTHOC = {"layers.0.mlp.up_proj.weight": (40, 50), "norm": (401,), "one": (1,)}
+
+
+def double(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.double().numpy() for name, value in tensors.items()}
+
+
+def check_transform(result: dict, finetuned: dict, expected: Callable[[str], np.ndarray]) -> None:
+    assert list(result) == list(finetuned)
+    for name, value in result.items():
+        assert value.dtype == torch.float32 and value.shape == finetuned[name].shape
+        np.testing.assert_allclose(value.numpy(), expected(name), rtol=0, atol=1e-5, err_msg=name)
+
+
+def check_dare_drop_only(load: Load = original) -> None:
+    module = load("dare")
+    pretrained, finetuned = random_weights(0, POSTHOC)
+    result = module.Dare(module.DareParams(**configured("dare_drop_only")), 3).finish(
+        finetuned, pretrained, None
+    )
+    kept = {name: (value != pretrained[name]).numpy() for name, value in result.items()}
+    whole = np.concatenate([mask.ravel() for mask in kept.values()])
+    assert abs(whole.mean() - 0.1) < 4 * (0.1 * 0.9 / whole.size) ** 0.5, "kept share"
+    p, f = double(pretrained), double(finetuned)
+    check_transform(result, finetuned, lambda name: dare.drop_only(p[name], f[name], kept[name]))
+    scaled = module.Dare(module.DareParams(), 3).finish(finetuned, pretrained, None)
+    assert all(((scaled[n] != pretrained[n]).numpy() == kept[n]).all() for n in kept), "not DARE's own draw"
+
+
+def check_dare_magnitude(load: Load = original) -> None:
+    module = load("dare")
+    pretrained, finetuned = random_weights(0, POSTHOC)
+    p, f = double(pretrained), double(finetuned)
+    for keep in (0.1, 0.25, 1.0):
+        params = configured("dare_magnitude") | ({} if keep == 0.1 else {"keep": keep})
+        result = module.Dare(module.DareParams(**params), 3).finish(finetuned, pretrained, None)
+        check_transform(result, finetuned, lambda name, keep=keep: dare.magnitude(p[name], f[name], keep))
+
+
+def check_wise_ft(load: Load = original) -> None:
+    module = load("wise_ft")
+    pretrained, finetuned = random_weights(0, POSTHOC)
+    p, f = double(pretrained), double(finetuned)
+    assert (
+        module.WiseFTParams(**configured("wise_ft")) == module.WiseFTParams()
+        and module.WiseFTParams().alpha == 0.5
+    )
+    for alpha in (0.5, 0.2, 0.9):
+        result = module.WiseFT(module.WiseFTParams(alpha=alpha), 0).finish(finetuned, pretrained, None)
+        check_transform(
+            result, finetuned, lambda name, alpha=alpha: wise_ft.interpolate(p[name], f[name], alpha)
+        )
+    for alpha, exact in ((0.0, pretrained), (1.0, finetuned)):
+        result = module.WiseFT(module.WiseFTParams(alpha=alpha), 0).finish(finetuned, pretrained, None)
+        assert all(torch.equal(result[name], exact[name]) for name in exact)
+
+
+def check_spider_posthoc(load: Load = original) -> None:
+    module = load("spider_posthoc")
+    pretrained, finetuned = random_weights(
+        0, POSTHOC | {"unchanged": (30,), "constant": (30,), "zero": (30,)}
+    )
+    finetuned["unchanged"] = pretrained["unchanged"].clone()
+    pretrained["constant"].fill_(0.7)
+    pretrained["zero"].zero_()
+    p, f = double(pretrained), double(finetuned)
+    result = module.SpiderPosthoc(None, 0).finish(finetuned, pretrained, None)
+    check_transform(result, finetuned, lambda name: spider.posthoc(p[name], f[name]))
+
+
 class FixedInputs:
     """Calibration whose inputs are given, and depend on the first matrix of its own and the last block."""
 
@@ -176,42 +365,60 @@ class FixedInputs:
         return result
 
 
-def check_tailor(load: Load = original) -> None:
-    module = load("tailor")
-    shapes = {
-        "projector.linear_1.weight": (7, 6),
-        "projector.linear_1.bias": (7,),
-        "layers.0.self_attn.q_proj.weight": (9, 11),
-        "layers.0.mlp.up_proj.weight": (10, 11),
-        "layers.0.input_layernorm.weight": (11,),
-        "layers.1.mlp.down_proj.weight": (6, 13),
-    }
+TAILORED = {
+    "projector.linear_1.weight": (7, 6),
+    "projector.linear_1.bias": (7,),
+    "layers.0.self_attn.q_proj.weight": (9, 11),
+    "layers.0.mlp.up_proj.weight": (10, 11),
+    "layers.0.input_layernorm.weight": (11,),
+    "layers.1.mlp.down_proj.weight": (6, 13),
+}
+
+
+def check_tailored(module: ModuleType, params: Any, projector: bool = False, **variant) -> None:
+    """Compare one setting; projector: it keeps its fine-tuned weights."""
+    shapes = TAILORED
     blocks = [[name for name in shapes if name.startswith(prefix) and len(shapes[name]) == 2]
               for prefix in ("projector", "layers.0", "layers.1")]  # fmt: skip
     pretrained, finetuned = random_weights(1, shapes)
     calibration = FixedInputs(blocks, {name: shape[1] for name, shape in shapes.items() if len(shape) == 2})
+    untouched = {name: value.clone() for name, value in finetuned.items()}
+    result = module.Tailor(params, 0).finish(finetuned, pretrained, calibration)
+    assert all(torch.equal(finetuned[name], untouched[name]) for name in shapes), "argument changed"
+    expected = {name: value.double() for name, value in finetuned.items()}
+    if not projector:
+        expected["projector.linear_1.weight"] = pretrained["projector.linear_1.weight"].double()
+    for block in blocks[1:]:
+        grams = calibration.gram(expected, block)
+        for name in block:
+            value = tailor.patch(
+                pretrained[name].double().numpy(), finetuned[name].double().numpy(), grams[name].numpy(),
+                params.keep, params.salience, params.sensitivity, params.block, params.percdamp, **variant,
+            )  # fmt: skip
+            expected[name] = torch.from_numpy(value)
+    for name in shapes:
+        np.testing.assert_allclose(
+            result[name].numpy(), expected[name].numpy(), rtol=0, atol=1e-5, err_msg=f"{name} {params}"
+        )
+
+
+def check_tailor(load: Load = original) -> None:
+    module = load("tailor")
     defaults = module.TailorParams()
     assert (defaults.keep, defaults.salience, defaults.sensitivity) == (0.1, 0.5, 0.5)
     assert (defaults.block, defaults.percdamp, defaults.samples) == (128, 0.01, 128)
     for changed in ({}, {"block": 4, "keep": 0.3}, {"block": 5, "salience": 0.8, "sensitivity": 0.2}):
-        params = module.TailorParams(**changed)
-        untouched = {name: value.clone() for name, value in finetuned.items()}
-        result = module.Tailor(params, 0).finish(finetuned, pretrained, calibration)
-        assert all(torch.equal(finetuned[name], untouched[name]) for name in shapes), "argument changed"
-        expected = {name: value.double() for name, value in finetuned.items()}
-        expected["projector.linear_1.weight"] = pretrained["projector.linear_1.weight"].double()
-        for block in blocks[1:]:
-            grams = calibration.gram(expected, block)
-            for name in block:
-                value = tailor.patch(
-                    pretrained[name].double().numpy(), finetuned[name].double().numpy(), grams[name].numpy(),
-                    params.keep, params.salience, params.sensitivity, params.block, params.percdamp,
-                )  # fmt: skip
-                expected[name] = torch.from_numpy(value)
-        for name in shapes:
-            np.testing.assert_allclose(
-                result[name].numpy(), expected[name].numpy(), rtol=0, atol=1e-5, err_msg=f"{name} {changed}"
-            )
+        check_tailored(module, module.TailorParams(**changed))
+
+
+def check_tailor_variant(method: str, projector: bool = False, **variant) -> Callable:
+    def check(load: Load = original) -> None:
+        module = load("tailor")
+        for changed in ({}, {"block": 4, "keep": 0.3}):
+            params = module.TailorParams(**(configured(method) | changed))
+            check_tailored(module, params, projector, **variant)
+
+    return check
 
 
 CHECKS = {
@@ -222,4 +429,28 @@ CHECKS = {
     "half_ft": check_half_ft,
     "dare": check_dare,
     "tailor": check_tailor,
+    "l2_reg_mean": check_penalty_mean("l2_reg_mean", penalties.l2_gradient, 1e-3),
+    "l2_reg_two_step": check_penalty_mean("l2_reg_two_step", penalties.l2_gradient, 1e-3),
+    "l2_reg_scaled": check_penalty_scaled("l2_reg_scaled", penalties.l2_gradient, 1e-3),
+    "grafting_mean": check_penalty_mean("grafting_mean", penalties.l1_gradient, 1e-6),
+    "grafting_two_step": check_penalty_mean("grafting_two_step", penalties.l1_gradient, 1e-6),
+    "grafting_scaled": check_penalty_scaled("grafting_scaled", penalties.l1_gradient, 1e-6),
+    "half_ft_step": check_half_ft_step,
+    "half_ft_elements": check_half_ft_elements,
+    "spider_magnitude": check_spider_magnitude,
+    "spider_gradient": check_spider_gradient,
+    "spider_idm": check_spider_variant("spider_idm", hard=True),
+    "spider_code": check_spider_variant("spider_code", total=True),
+    "spider_lag": check_spider_variant("spider_lag", total=True, lag=True),
+    "spider_posthoc": check_spider_posthoc,
+    "spider_instant": check_spider_variant("spider_instant", momentum=0.0),
+    "spider_abs": check_spider_variant("spider_abs", absolute=True),
+    "spider_global": check_spider_variant("spider_global"),
+    "dare_drop_only": check_dare_drop_only,
+    "dare_magnitude": check_dare_magnitude,
+    "tailor_official": check_tailor_variant("tailor_official", sign=1.0, one_more=True),
+    "tailor_no_compensation": check_tailor_variant("tailor_no_compensation", sign=0.0),
+    "tailor_change_sensitivity": check_tailor_variant("tailor_change_sensitivity", of_change=True),
+    "tailor_keep_projector": check_tailor_variant("tailor_keep_projector", projector=True),
+    "wise_ft": check_wise_ft,
 }

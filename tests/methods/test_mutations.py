@@ -50,5 +50,6 @@ def test_an_unchanged_copy_passes(method, mutant):
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_fault_is_noticed(name, mutant):
     method, file, text, replacement = MUTATIONS[name]
+    load = mutant(file, text, replacement)
     with pytest.raises(AssertionError):
-        CHECKS[method](mutant(file, text, replacement))
+        CHECKS[method](load)

@@ -11,7 +11,8 @@ from hypothesis.extra.numpy import arrays
 
 from methods import ops
 from methods.dare import Dare, DareParams
-from methods.half_ft import HalfFT
+from methods.half_ft import HalfFT, HalfFTParams
+from methods.registry import build
 from methods.tailor import Tailor, TailorParams
 from tests.methods import toy
 from tests.methods.checks import FixedInputs, check_draw, original, random_weights
@@ -120,9 +121,37 @@ def test_half_ft_counts(layers, seed):
     check_draw(original("half_ft"), layers, seed)
 
 
+@QUICK
+@given(st.integers(1, 12), st.integers(0, 2**31), st.integers(0, 10_000))
+def test_half_ft_counts_at_every_step(layers, seed, step):
+    check_draw(original("half_ft"), layers, seed, step)
+
+
+@QUICK
+@given(st.data(), st.sampled_from(["soft", "hard"]))
+def test_masks_of_a_scaled_gradient_are_the_same(data, kind):
+    """SPIDER's weights do not depend on the gradient's scale, whatever it accumulates."""
+    gradient = data.draw(TENSORS).double()
+    pretrained = data.draw(arrays(np.float32, len(gradient), elements=VALUES).map(torch.from_numpy)).double()
+
+    def made(values: torch.Tensor) -> torch.Tensor:
+        special, generic = (ops.rank(x, moments(x)) for x in (values, pretrained))
+        return (ops.importance_mask if kind == "soft" else ops.selection)(special, generic)
+
+    mask, scaled = made(gradient), made(gradient * 1024)
+    ties = (ops.rank(gradient, moments(gradient)) - ops.rank(pretrained, moments(pretrained))).abs() < 1e-9
+    torch.testing.assert_close(scaled[~ties], mask[~ties], rtol=0, atol=1e-9)
+    if kind == "hard":
+        assert ((mask == 0) | (mask == 1)).all()
+        moved = pretrained / 3 + 1
+        assert torch.equal(ops.blend(pretrained, moved, mask), torch.where(mask == 1, moved, pretrained)), (
+            "not bitwise"
+        )
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_half_ft_restores_frozen_tensors_bit_for_bit(decay):
-    method = HalfFT(None, seed=1)
+    method = HalfFT(HalfFTParams(), seed=1)
     run = toy.train(method, steps=5, decay=decay, dtype=torch.float32)
     for name, weight in run.weights.items():
         same = weight.tobytes() == run.pretrained[name].tobytes()
@@ -175,23 +204,63 @@ def test_tailor_without_a_change_returns_the_weights():
     assert torch.equal(result[name], pretrained[name])
 
 
-@pytest.mark.parametrize(("keep", "gain"), [(0.1, 0.98), (0.5, 0.75)])
-def test_tailor_compensation_helps(keep, gain):
-    """The layer's outputs stay closer to the fine-tuned ones than without compensation."""
+@pytest.mark.parametrize(("keep", "gain"), [(0.1, 0.98), (0.5, 0.8)])
+def test_tailor_compensation_helps_and_the_released_sign_does_not(keep, gain):
+    """Distance of a layer's outputs from the fine-tuned ones: subtracting < none < w*, and adding > none."""
     source = torch.Generator().manual_seed(0)
     name = "layers.0.mlp.up_proj.weight"
     x = torch.randn(512, 96, generator=source) @ torch.randn(96, 96, generator=source)
     pretrained = {name: torch.randn(32, 96, generator=source)}
     finetuned = {name: pretrained[name] + 0.1 * torch.randn(32, 96, generator=source)}
-    tailor = Tailor(TailorParams(keep=keep), 0)
     calibration = FixedInputs([[name]], {})
     calibration.gram = lambda weights, names: {name: 2 * x.T @ x / len(x)}
-    result = tailor.finish(finetuned, pretrained, calibration)[name]
-    # Independent inputs: nothing to compensate with.
-    calibration.gram = lambda weights, names: {name: torch.eye(96)}
-    uncompensated = tailor.finish(finetuned, pretrained, calibration)[name]
 
-    def error(weight):
-        return ((weight - finetuned[name]) @ x.T).square().sum()
+    def error(weight: torch.Tensor) -> float:
+        return ((weight - finetuned[name]) @ x.T).square().sum().item()
 
-    assert error(result) < gain * error(uncompensated) < error(pretrained[name])
+    errors = {}
+    for method in ("tailor", "tailor_no_compensation", "tailor_official"):
+        result = build(method, {"keep": keep}, 0).finish(finetuned, pretrained, calibration)
+        errors[method] = error(result[name])
+    # The official scores at the subtracting sign: the harm is the sign's, not the fusion's.
+    mended = build("tailor_official", {"keep": keep, "compensation": "subtract"}, 0)
+    errors["mended"] = error(mended.finish(finetuned, pretrained, calibration)[name])
+    assert errors["tailor"] < gain * errors["tailor_no_compensation"] < error(pretrained[name])
+    assert errors["tailor_official"] > 1.3 * errors["tailor_no_compensation"]
+    assert errors["mended"] < errors["tailor_no_compensation"]
+
+
+def test_drop_only_shrinks_the_change_and_trim_keeps_its_largest_part():
+    pretrained, finetuned = random_weights(4, {"w": (30, 20)})
+    change = finetuned["w"] - pretrained["w"]
+    draws = [build("dare_drop_only", {}, seed).finish(finetuned, pretrained)["w"] for seed in range(300)]
+    error = (torch.stack(draws).mean(0) - pretrained["w"] - 0.1 * change).abs()
+    assert (error <= 5.5 * 0.3 / 300**0.5 * change.abs() + 1e-6).all(), "E[w] is not w* + 0.1 change"
+    trimmed = build("dare_magnitude", {}, 0).finish(finetuned, pretrained)["w"]
+    kept = trimmed != pretrained["w"]
+    assert kept.sum() == 60 and torch.allclose(trimmed[kept], finetuned["w"][kept])
+    assert change[kept].abs().min() > change[~kept].abs().max()
+
+
+@QUICK
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_wise_ft_is_a_line(one, other):
+    pretrained, finetuned = random_weights(4, {"w": (5, 4)})
+    low, high = sorted((one, other))
+    near, far = (
+        build("wise_ft", {"alpha": alpha}, 0).finish(finetuned, pretrained)["w"] for alpha in (low, high)
+    )
+    change = finetuned["w"] - pretrained["w"]
+    torch.testing.assert_close(far - near, (high - low) * change, rtol=0, atol=2e-6)
+
+
+def test_spider_posthoc_is_spider_codes_mask_under_gradient_descent():
+    """With plain gradient descent the total change is a multiple of the summed gradients."""
+    source = torch.Generator().manual_seed(5)
+    pretrained = torch.randn(400, generator=source, dtype=torch.float64)
+    gradients = [torch.randn(400, generator=source, dtype=torch.float64) for _ in range(6)]
+    finetuned = pretrained - 0.01 * sum(gradients)
+    _, mask = full_mask(sum(gradients), pretrained)
+    result = build("spider_posthoc", {}, 0).finish({"w": finetuned}, {"w": pretrained})["w"]
+    expected = finetuned * mask + pretrained * (1 - mask)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 from methods.registry import METHODS
 from tests.methods.checks import CHECKS
 
-IN_TRAINING = ("full_ft", "spider", "l2_reg", "grafting", "half_ft")
+IN_TRAINING = [name for name, entry in METHODS.items() if entry.kind == "training"]
 
 
 def test_every_method_with_a_class_has_a_check():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +13,20 @@ import pytest
 import yaml
 
 import methods
+from benchmark import compose
 from benchmark.errors import UserError
+from benchmark.keys import STAGE_MODULES
+from benchmark.plan import expand
+from benchmark.spec import cell_id
 from methods.base import Method
 from methods.registry import METHODS, build, entry, load_class, make_params
 
 ROOT = Path(methods.__file__).parents[1]
+# The rows of Table 5: their class as it is. All others are variants.
+TABLE_5 = {
+    "zero_shot": "Zero-shot", "full_ft": "Full FT", "l2_reg": "L2-Reg", "grafting": "Grafting", "half_ft": "Half FT",
+    "dare": "DARE", "tailor": "Tailor", "spider": "SPIDER",
+}  # fmt: skip
 
 
 def test_importing_the_table_imports_no_torch():
@@ -23,9 +34,11 @@ def test_importing_the_table_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_the_table_has_the_rows_of_table_5_in_order():
-    names = [item.name for item in METHODS.values()]
-    assert names == ["Zero-shot", "Full FT", "L2-Reg", "Grafting", "Half FT", "DARE", "Tailor", "SPIDER"]
+def test_the_table_begins_with_the_rows_of_table_5_in_order():
+    assert [(name, item.name) for name, item in METHODS.items()][: len(TABLE_5)] == list(TABLE_5.items())
+    assert max(Counter(item.name for item in METHODS.values()).values()) == 1, (
+        "two rows of a table with one name"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -39,16 +52,54 @@ def test_table_class_and_configuration_agree(method):
             build(method, {}, 0)
         return
     cls = load_class(item.cls)
-    assert (
-        issubclass(cls, Method) and cls.__doc__ and "Extra memory" in cls.__doc__ and "Source" in cls.__doc__
-    )
+    assert issubclass(cls, Method) and cls.__doc__
+    for word in ("Granularity", "Tensors", "Acts", "Extra memory", "Source", "Disagreements"):
+        assert word in cls.__doc__, f"{item.cls} does not say: {word}"
     assert item.kind == ("posthoc" if cls.posthoc else "training")
-    defaults = asdict(make_params(method, {}))
-    assert config["params"] == defaults
+    params = asdict(make_params(method, {}))
+    assert config["params"].items() <= params.items()
     assert {name: type(value) for name, value in config["params"].items()} == {
-        name: type(value) for name, value in defaults.items()
+        name: type(params[name]) for name in config["params"]
     }
-    assert build(method, config["params"], 3).seed == 3
+    assert (
+        build(method, {}, 3).seed == 3
+        and build(method, {}, 3).params == build(method, config["params"], 3).params
+    )
+    if method in TABLE_5:
+        assert params == asdict(cls.Params()), "the paper's row is the class as it is"
+    else:
+        assert method in cls.__doc__, f"{item.cls} does not say what {method} is"
+
+
+def test_no_two_methods_are_the_same():
+    meanings = [(item.cls, str(make_params(name, {}))) for name, item in METHODS.items()]
+    assert len(set(meanings)) == len(METHODS)
+
+
+def test_a_variant_is_named_by_its_method():
+    for name in METHODS:
+        assert name == "wise_ft" or any(name == base or name.startswith(f"{base}_") for base in TABLE_5), name
+
+
+def test_every_module_behind_a_method_is_hashed():
+    """A stage key covers the method's own file and STAGE_MODULES: a method may import nothing else of ours."""
+    own = {item.cls.partition(":")[0] for item in METHODS.values() if item.cls}
+    hashed = set(STAGE_MODULES["train"])
+    todo, seen = [f"{module.replace('.', '/')}.py" for module in own], set()
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        tree = ast.parse((ROOT / path).read_text())
+        guarded = {id(line) for node in ast.walk(tree) if isinstance(node, ast.If) for line in node.body}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or id(node) in guarded:
+                continue
+            for module in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
+                file = f"{module.replace('.', '/')}.py"
+                if module.startswith("methods") and (ROOT / file).is_file() and file not in seen:
+                    assert file in hashed, f"{path} imports {file}: add it to STAGE_MODULES['train']"
+                    todo.append(file)
+    assert "methods/threshold.py" in seen
 
 
 def test_every_configuration_file_is_in_the_table():
@@ -71,6 +122,22 @@ def test_every_configuration_file_is_in_the_table():
         ("tailor", {"percdamp": 0.0}, ["percdamp"]),
         ("l2_reg", {"strength": -1.0}, ["strength=-1.0"]),
         ("grafting", {"strength": float("nan")}, ["strength=nan"]),
+        ("grafting_scaled", {"reference_size": -1}, ["reference_size=-1"]),
+        ("spider_code", {"accumulate": "summ"}, ["accumulate='summ'", "Did you mean 'sum'", "average"]),
+        ("spider_idm", {"mask": "Soft"}, ["mask='Soft' is unknown", "Did you mean 'soft'"]),
+        ("half_ft_elements", {"shares": 0.5}, ["no parameter 'shares'", "Did you mean 'share'", "momentum"]),
+        ("half_ft_elements", {"share": 1.5}, ["share=1.5", "between 0 and 1"]),
+        ("spider_magnitude", {"share": -0.1}, ["share=-0.1", "between 0 and 1"]),
+        ("spider_gradient", {"momentum": 1.0}, ["momentum=1.0", "below 1"]),
+        ("spider_gradient", {"by": "grad"}, ["by='grad'", "Did you mean 'gradient'"]),
+        ("half_ft_step", {"redraw": 1}, ["redraw=1 must be bool"]),
+        ("dare_magnitude", {"keep": 1.01}, ["keep=1.01"]),
+        ("tailor_official", {"compensation": "plus"}, ["compensation='plus'", "subtract"]),
+        ("tailor_official", {"keep": -1.0}, ["keep=-1.0"]),
+        ("wise_ft", {"alpha": 1.1}, ["alpha=1.1", "between 0 and 1"]),
+        ("wise_ft", {"alpha": -0.1}, ["alpha=-0.1"]),
+        ("wise_ft", {"alfa": 0.1}, ["Did you mean 'alpha'"]),
+        ("wiseft", {}, ["Did you mean 'wise_ft'"]),
         ("no_such_module:Mine", {}, ["no_such_module", "PYTHONPATH"]),
         ("methods.spider:Spidr", {}, ["Spidr", "Did you mean 'Spider'"]),
         ("methods.spider:SpiderParams", {}, ["no method class"]),
@@ -110,3 +177,52 @@ def test_a_users_own_method(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with pytest.raises(UserError, match="ZeroDivisionError"):
         build("broken:X", {}, 0)
+
+
+POSTHOC = [name for name, item in METHODS.items() if item.kind == "posthoc"]
+
+
+@pytest.mark.parametrize("method", POSTHOC)
+def test_a_posthoc_method_alone_brings_its_full_ft_cell(method):
+    asked = compose.request([f"method={method}", "model=llava_pocket", "dataset=coco"])
+    (full_ft, needs_none), (cell, needs) = expand(asked.cells, asked.full_ft)
+    assert (full_ft.method.id, needs_none) == ("full_ft", None)
+    assert cell.method.id == method and needs == cell_id(full_ft)
+
+
+def test_a_wise_ft_curve_shares_one_full_ft_cell():
+    asked = compose.request(
+        ["method=wise_ft", "method.alpha=0.1,0.5,0.9", "model=llava_pocket", "dataset=coco"]
+    )
+    cells = [cell for cell, _ in expand(asked.cells, asked.full_ft)]
+    assert [cell.method.params.get("alpha") for cell in cells] == [None, 0.1, 0.5, 0.9]
+    assert len({cell_id(cell) for cell in cells}) == 4
+
+
+def test_the_rows_of_the_paper_keep_their_cells():
+    """Variants must not add parameters to them: their names hash the parameters, and published results are by name."""
+    asked = compose.request(["table=table5"])
+    params = {cell.method.id: cell.method.params for cell in asked.cells}
+    assert {name: sorted(values) for name, values in params.items()} == {
+        "zero_shot": [], "full_ft": [], "l2_reg": ["strength"], "grafting": ["strength"], "half_ft": [],
+        "dare": ["keep"], "spider": ["momentum"],
+        "tailor": ["block", "keep", "percdamp", "salience", "samples", "sensitivity"],
+    }  # fmt: skip
+
+
+def test_the_document_lists_every_method_with_its_parameters():
+    rows = {}
+    for line in (ROOT / "docs" / "methods.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `"):
+            rows[cells[0].strip("`")] = cells[1], cells[3]
+    assert set(rows) == set(METHODS)
+    for name, (kind, listed) in rows.items():
+        config = yaml.safe_load((ROOT / "conf" / "method" / f"{name}.yaml").read_text())["params"]
+        values = [f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in config.items()]
+        assert kind.replace("-", "") == METHODS[name].kind and listed == ", ".join(values), name
+
+
+def test_a_variants_parameters_cannot_be_set_on_its_method():
+    with pytest.raises(UserError, match="no such parameter in spider"):
+        compose.request(["method=spider", "method.mask=hard", "model=llava_pocket", "dataset=coco"])

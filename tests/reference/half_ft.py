@@ -1,4 +1,4 @@
-"""Half FT with a static set of frozen tensors, float64 numpy."""
+"""Half FT with given sets of frozen tensors, float64 numpy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import numpy as np
 from tests.reference.adamw import AdamW, Arrays
 
 
-def train(pretrained: Arrays, gradients: list[Arrays], optimizer: AdamW, frozen: set[str]) -> Arrays:
-    """Frozen tensors keep their value; the optimizer sees zeros for them."""
+def train(pretrained: Arrays, gradients: list[Arrays], optimizer: AdamW, draws: list[set[str]]) -> Arrays:
+    """A step's frozen tensors keep the value that they have; the optimizer sees zeros for them."""
     w = {name: value.copy() for name, value in pretrained.items()}
-    for g in gradients:
+    for g, frozen in zip(gradients, draws, strict=True):
         g = {name: np.zeros_like(value) if name in frozen else value for name, value in g.items()}
         updated = optimizer.step(w, g)
         w = {name: w[name] if name in frozen else updated[name] for name in w}

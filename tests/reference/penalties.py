@@ -26,3 +26,20 @@ def train(pretrained: Arrays, gradients: list[Arrays], optimizer: AdamW, penalty
     for g in gradients:
         w = optimizer.step(w, {name: g[name] + penalty(w[name] - pretrained[name], strength) for name in w})
     return w
+
+
+def train_mean(
+    pretrained: Arrays, gradients: list[Arrays], optimizer: AdamW, penalty, strength: float, two_step: bool
+) -> Arrays:
+    """The penalty is strength * mean over tensors of mean over elements; two_step: it has its own AdamW step first."""
+    w = {name: value.copy() for name, value in pretrained.items()}
+    for g in gradients:
+        means = {
+            name: penalty(w[name] - pretrained[name], 1.0) / value.size / len(w) for name, value in w.items()
+        }
+        if two_step:
+            w = optimizer.step(w, {name: strength * means[name] for name in w})
+            w = optimizer.step(w, g)
+        else:
+            w = optimizer.step(w, {name: g[name] + strength * means[name] for name in w})
+    return w

@@ -1,4 +1,4 @@
-"""SPIDER, Eqs. 2-8 and Algorithm 1 of the paper, line by line in float64 numpy."""
+"""SPIDER, Eqs. 2-8 and Algorithm 1 of the paper, line by line in float64 numpy; and its named variants."""
 
 from __future__ import annotations
 
@@ -18,25 +18,71 @@ def importance(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))  # (2c)
 
 
-def mask(G: np.ndarray, I: np.ndarray) -> np.ndarray:  # noqa: E741 - the paper's letters
-    """Eqs. 5, 7 and 8."""
+def mask(G: np.ndarray, I: np.ndarray, hard: bool = False) -> np.ndarray:  # noqa: E741 - the paper's letters
+    """Eq. 5 alone if hard, else Eqs. 5, 7 and 8."""
     M = np.zeros_like(G)
     selected = G > I  # (5)
+    if hard:
+        M[selected] = 1
+        return M
     M[selected] = G[selected] / (G[selected] + I[selected])  # (7)
     if selected.any():
         M[selected] = np.minimum(1, M[selected] / M[M != 0].mean())  # (8)
     return M
 
 
-def train(pretrained: Arrays, gradients: list[Arrays], optimizer: AdamW, momentum: float) -> Arrays:
-    """Algorithm 1 on recorded gradients; momentum as A <- momentum A + (1 - momentum) delta (Sec. 3.2.1)."""
+def masks(A: Arrays, pretrained: Arrays, hard: bool, groups: list[list[str]]) -> Arrays:
+    """M of every tensor, with the tensors of a group joined to one long vector."""
+    M = {}
+    for names in groups:
+        joined = mask(
+            importance(np.concatenate([A[name].ravel() for name in names])),
+            importance(np.concatenate([pretrained[name].ravel() for name in names])),
+            hard,
+        )
+        for name in names:
+            M[name], joined = joined[: A[name].size].reshape(A[name].shape), joined[A[name].size :]
+    return M
+
+
+def train(
+    pretrained: Arrays,
+    gradients: list[Arrays],
+    optimizer: AdamW,
+    momentum: float,
+    *,
+    total: bool = False,
+    absolute: bool = False,
+    hard: bool = False,
+    groups: list[list[str]] | None = None,
+    lag: bool = False,
+) -> Arrays:
+    """Algorithm 1 on recorded gradients; momentum as A <- momentum A + (1 - momentum) delta (Sec. 3.2.1).
+
+    total: A <- A + delta. absolute: of |delta|. lag: a step's mask is applied at the start of the next step, and the
+    gradients of that step are those of the weights before it.
+    """
     w = {name: value.copy() for name, value in pretrained.items()}
     A = {name: np.zeros_like(value) for name, value in pretrained.items()}
+    M = {name: np.ones_like(value) for name, value in pretrained.items()}
+
+    def blend(w: Arrays) -> Arrays:
+        return {name: w[name] * M[name] + pretrained[name] * (1 - M[name]) for name in w}  # (6)
+
     for delta in gradients:
-        M = {}
+        if lag:
+            w = blend(w)
         for name in w:
-            A[name] = momentum * A[name] + (1 - momentum) * delta[name]
-            M[name] = mask(importance(A[name]), importance(pretrained[name]))
+            seen = np.abs(delta[name]) if absolute else delta[name]
+            A[name] = A[name] + seen if total else momentum * A[name] + (1 - momentum) * seen
+        M = masks(A, pretrained, hard, groups or [[name] for name in w])
         w = optimizer.step(w, delta)
-        w = {name: w[name] * M[name] + pretrained[name] * (1 - M[name]) for name in w}  # (6)
+        if not lag:
+            w = blend(w)
     return w
+
+
+def posthoc(pretrained: np.ndarray, finetuned: np.ndarray) -> np.ndarray:
+    """The mask once, with the total change in place of the accumulated gradient."""
+    M = mask(importance(finetuned - pretrained), importance(pretrained))
+    return finetuned * M + pretrained * (1 - M)

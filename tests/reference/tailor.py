@@ -25,8 +25,16 @@ def patch(
     sensitivity: float,
     block: int,
     percdamp: float,
+    *,
+    sign: float = -1.0,
+    of_change: bool = False,
+    one_more: bool = False,
 ) -> np.ndarray:
-    """Keep the top `keep` of each block of columns, reset the rest to w*, compensate in the columns ahead."""
+    """Keep the top `keep` of each block of columns, reset the rest to w*, compensate in the columns ahead.
+
+    sign: of the compensation; optimal brain surgery subtracts, the released code adds. of_change: the sensitivity is of
+    the change. one_more: the released threshold, which resets int((1 - keep) n) + 1 elements.
+    """
     w = finetuned.copy()
     columns = w.shape[1]
     h = gram.copy()
@@ -37,14 +45,16 @@ def patch(
     for first in range(0, columns, block):
         inside = list(range(first, min(first + block, columns)))
         curvature = np.array([inverse[i][0, 0] for i in inside])
-        score = salience * z_rows(change[:, inside]) + sensitivity * z_rows(w[:, inside] ** 2 / curvature)
+        sensitive = w[:, inside] - pretrained[:, inside] if of_change else w[:, inside]
+        score = salience * z_rows(change[:, inside]) + sensitivity * z_rows(sensitive**2 / curvature)
         ranked = np.argsort(-score.ravel(), kind="stable")
+        count = score.size - int((1 - keep) * score.size) - 1 if one_more else round(keep * score.size)
         kept = np.zeros(score.size, bool)
-        kept[ranked[: round(keep * score.size)]] = True
+        kept[ranked[:count]] = True
         kept = kept.reshape(score.shape)
         for position, i in enumerate(inside):
             value = np.where(kept[:, position], w[:, i], pretrained[:, i])
             error = w[:, i] - value
-            w[:, i:] -= np.outer(error / inverse[i][0, 0], inverse[i][0])
+            w[:, i:] += sign * np.outer(error / inverse[i][0, 0], inverse[i][0])
             w[:, i] = value
     return w

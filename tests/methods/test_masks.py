@@ -1,0 +1,68 @@
+"""The log of the masked methods: shares of all elements, of layers, of tensors, and the flip rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from methods.masks import MaskLog, shares
+from methods.registry import METHODS, build
+from tests.methods import parts, toy
+
+SIZES = {
+    "model.layers.3.mlp.up_proj.weight": 8,
+    "model.layers.3.input_layernorm.weight": 2,
+    "projector.bias": 10,
+}
+
+
+def test_shares_are_of_elements_and_by_layer():
+    counts = {name: [size / 2, 1.0, 0.0] for name, size in SIZES.items()}
+    counts["projector.bias"] = [10.0, 10.0, 4.0]
+    assert shares(counts, SIZES) == {
+        "mask_selected": 15 / 20, "mask_ones": 12 / 20, "mask_flips": 4 / 20,
+        "selected_in/model.layers.3": 0.5, "selected_in/projector": 1.0,
+        "selected/model.layers.3.mlp.up_proj.weight": 0.5, "selected/model.layers.3.input_layernorm.weight": 0.5,
+        "selected/projector.bias": 1.0,
+    }  # fmt: skip
+
+
+def test_flips_are_counted_over_all_parts():
+    tensors = {name: torch.zeros(size) for name, size in SIZES.items()}
+    pieces = parts.cut(tensors, 3, lambda rank, size: size * (rank + 1) // 4)
+
+    def work(s):
+        log = MaskLog()
+        assert "mask_flips" not in log.measure(s, lambda shard: torch.zeros_like(shard.weight))
+        kept = MaskLog()
+        kept.load_state_dict(log.state_dict(), dict.fromkeys(SIZES, torch.device("cpu")))
+        first = log.measure(s, lambda shard: torch.full_like(shard.weight, 0.9))
+        assert kept.measure(s, lambda shard: torch.full_like(shard.weight, 0.9)) == first
+        return first, log.measure(s, lambda shard: torch.ones_like(shard.weight))
+
+    for first, second in parts.run(pieces, SIZES, work):
+        assert (first["mask_selected"], first["mask_ones"], first["mask_flips"]) == (1, 0, 1)
+        assert (second["mask_selected"], second["mask_ones"], second["mask_flips"]) == (1, 1, 0)
+
+
+MASKED = [
+    name for name, item in METHODS.items() if item.kind == "training" and "spider" in name or "half" in name
+]
+
+
+@pytest.mark.parametrize("method", MASKED)
+def test_every_masked_method_logs_its_selection(method):
+    run = toy.train(build(method, {}, seed=0), steps=2, dtype=torch.float32)
+    first = run.attachment.diagnostics()
+    toy.step(run.model, run.optimizer, 2)
+    second = run.attachment.diagnostics()
+    assert "mask_flips" not in first and 0 <= second["mask_flips"] <= 1
+    for row in (first, second):
+        assert 0.3 < row["mask_selected"] < 0.7 and 0 < row["mask_ones"] <= row["mask_selected"]
+        assert {name for name in row if name.startswith("selected/")} == {
+            f"selected/{n}" for n in run.weights
+        }
+        layers = [row[f"selected_in/{part}"] for part in ("layers.0", "layers.1", "projector")]
+        assert all(0 <= share <= 1 for share in layers)
+    redrawn = method not in ("half_ft", "half_ft_elements", "spider_magnitude")
+    assert (second["mask_flips"] > 0) == redrawn, "a static mask does not flip, the others do"

@@ -1,0 +1,143 @@
+"""Our variants against figures from the released code, see tests/reference/released.json for the sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmark.shards import attach
+from methods import ops
+from methods.registry import build
+
+RELEASED = json.loads((Path(__file__).parents[1] / "reference" / "released.json").read_text())
+SHAPES = {
+    "projector.weight": (24, 16),
+    "layers.0.mlp.up_proj.weight": (40, 32),
+    "layers.0.input_layernorm.weight": (33,),
+}
+Arrays = dict[str, np.ndarray]
+
+
+def normal(source: np.random.RandomState, scale: float = 1.0) -> Arrays:
+    return {
+        name: (scale * source.standard_normal(shape)).astype(np.float32) for name, shape in SHAPES.items()
+    }
+
+
+def tensors(values: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value.copy()) for name, value in values.items()}
+
+
+def check(method: str, values: Arrays, selected: Arrays | None, tolerance: float = 2e-6) -> None:
+    """Compare with every figure of a method."""
+    for name, expected in RELEASED[method]["tensors"].items():
+        flat = values[name].astype(np.float64).ravel()
+        at = np.linspace(0, flat.size - 1, 6).astype(int)
+        np.testing.assert_allclose(flat[at], expected["values"], rtol=0, atol=tolerance, err_msg=name)
+        for figure, value in (("sum", flat.sum()), ("absolute_sum", np.abs(flat).sum())):
+            np.testing.assert_allclose(
+                value, expected[figure], rtol=0, atol=tolerance * flat.size, err_msg=figure
+            )
+        if selected is not None:
+            bits = selected[name].astype(bool).ravel()
+            assert bits.sum() == expected["selected"], name
+            assert hashlib.sha256(np.packbits(bits).tobytes()).hexdigest() == expected["mask_sha256"], name
+
+
+def trained(method: str, seed: int) -> tuple[Arrays, Arrays]:
+    """Run a method on given gradients; return the weights and what the last mask selects."""
+    source = np.random.RandomState(seed)
+    pretrained, drift = normal(source), normal(source, 0.5)
+    gradients = [
+        {name: drift[name] + noise[name] for name in SHAPES} for noise in [normal(source) for _ in range(6)]
+    ]
+    named = {name: torch.nn.Parameter(value) for name, value in tensors(pretrained).items()}
+    optimizer = torch.optim.AdamW(named.values(), lr=0.01, weight_decay=0.0)
+    built = build(method, {}, seed=0)
+    attachment = attach(optimizer, named, tensors(pretrained), built)
+    for gradient in gradients:
+        for name, value in tensors(gradient).items():
+            named[name].grad = value
+        optimizer.step()
+    attachment.diagnostics()
+    selected = {shard.name: (built.mask(shard) != 0).numpy() for shard in attachment.shards}
+    return {name: value.detach().numpy() for name, value in named.items()}, selected
+
+
+@pytest.mark.parametrize("method", ["spider_code", "spider_lag", "spider_magnitude"])
+def test_training_methods_equal_the_released_trainers(method):
+    check(method, *trained(method, RELEASED[method]["seed"]))
+
+
+@pytest.mark.parametrize("method", ["spider", "spider_lag", "spider_abs"])
+def test_the_figures_tell_variants_apart(method):
+    with pytest.raises(AssertionError):
+        check("spider_code", *trained(method, RELEASED["spider_code"]["seed"]))
+
+
+@pytest.mark.parametrize("method", ["l2_reg_mean", "grafting_mean"])
+def test_mean_penalties_equal_the_released_gradients(method):
+    source = np.random.RandomState(RELEASED[method]["seed"])
+    pretrained = {name: value.bfloat16().float() for name, value in tensors(normal(source)).items()}
+    change = tensors(normal(source, 0.01))
+    named = {name: torch.nn.Parameter(pretrained[name] + change[name]) for name in SHAPES}
+    optimizer = torch.optim.SGD(named.values(), lr=0.0)
+    attach(optimizer, named, pretrained, build(method, {}, seed=0))
+    optimizer.step()
+    gradients = {name: value.grad.numpy() for name, value in named.items()}
+    largest = max(np.abs(value).max() for value in gradients.values())
+    check(method, gradients, None, tolerance=1e-6 * largest)
+
+
+@pytest.mark.parametrize("method", ["dare", "dare_drop_only", "dare_magnitude"])
+def test_dare_equals_mergelm(method):
+    """MergeLM draws from the global stream, so its draw is a figure, and the rest is compared."""
+    source = np.random.RandomState(RELEASED[method]["seed"])
+    pretrained = normal(source)
+    finetuned = {name: pretrained[name] + change for name, change in normal(source, 0.1).items()}
+    before, after = tensors(pretrained), tensors(finetuned)
+    if method == "dare_magnitude":
+        result = build(method, {}, seed=0).finish(after, before)
+    else:
+        result = {}
+        for name, shape in SHAPES.items():
+            stored = np.frombuffer(bytes.fromhex(RELEASED[method]["tensors"][name]["kept_bits"]), np.uint8)
+            kept = torch.from_numpy(np.unpackbits(stored, count=after[name].numel()).astype(bool)).view(shape)
+            params = build(method, {}, seed=0).params
+            divisor = params.keep if params.rescale else 1.0
+            result[name] = ops.drop_and_rescale(before[name], after[name], kept, divisor)
+    values = {name: value.numpy() for name, value in result.items()}
+    check(method, values, {name: values[name] != pretrained[name] for name in SHAPES})
+
+
+@pytest.mark.parametrize(("figures", "changed"), [
+    ("tailor_official", {}), ("tailor_second", {"salience": 0.5, "sensitivity": 0.5}),
+])  # fmt: skip
+def test_tailor_equals_the_released_surgery(figures, changed):
+    source = np.random.RandomState(RELEASED[figures]["seed"])
+    rows, columns, name = 20, 300, "layers.0.mlp.up_proj.weight"
+    pretrained = source.standard_normal((rows, columns)).astype(np.float32)
+    finetuned = (pretrained + 0.1 * source.standard_normal((rows, columns))).astype(np.float32)
+    mixing = source.standard_normal((columns, columns)) / columns**0.5
+    batches = [(source.standard_normal((2, 90, columns)) @ mixing).astype(np.float32) for _ in range(5)]
+    inputs = torch.from_numpy(np.concatenate(batches).reshape(-1, columns)).double()
+
+    class Given:
+        blocks = [[name]]
+
+        def gram(self, weights, names):
+            return {name: 2 * inputs.T @ inputs}
+
+    method = build("tailor_official", changed, seed=0)
+    result = method.finish({name: torch.from_numpy(finetuned)}, {name: torch.from_numpy(pretrained)}, Given())
+    value = result[name].numpy()
+    # float32 surgery over 300 columns there, float64 here.
+    check(figures, {"w": value}, {"w": value != pretrained}, tolerance=2e-3)
+    assert np.abs(value - finetuned).max() > 0.5, (
+        "the added errors are large: a tolerance of 2e-3 tells signs apart"
+    )

@@ -1,0 +1,118 @@
+"""The trainer under ZeRO: the same deltas as on one process, one log, exact resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmark.checkpoint import load_delta
+from benchmark.data.record import Record
+from benchmark.errors import UserError
+from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
+from benchmark.train import Preempted, train
+from methods.registry import build
+from tests.benchmark.models import tiny
+from tests.multiprocess.launch import launch
+from tests.multiprocess.training import ANSWERS, ZERO
+
+STOP = 4  # the step in which a process is told to stop: the first of the second epoch
+TENSOR = "model.language_model.layers.1.self_attn.q_proj.weight"
+
+
+def cell(engine: str, dtype: str) -> CellSpec:
+    """Return a cell of three batches of 8 samples, the last of 5, in each of two epochs."""
+    settings = TrainSpec(
+        epochs=2, batch_size=8, micro_batch_size=2, learning_rate=1e-3, projector_learning_rate=5e-4,
+        scope="last_layers", last_layers=2, warmup_ratio=0.3, scheduler="cosine", weight_decay=0.0, max_grad_norm=0.3,
+        loss_group=2, limit=None,
+    )
+    return CellSpec(
+        profile="toy", model=ModelSpec("tiny", "Tiny", "llava", "unused", "pad", 256, 1e-3, 5e-4),
+        method=MethodSpec("spider", {}), target="toy", seed=0, train=settings, datasets=(), eval=EvalSpec(4),
+        data_root="unused", dtype=dtype, device="cpu", threads=1, engine=engine,
+        zero_optimization=ZERO.get(engine, {}),
+    )
+
+
+def run(folder: Path, out: Path, engine: str, dtype: str = "float32", stop: bool = False) -> str:
+    """Train as a worker process does; return how it ended."""
+    records = [
+        Record(
+            f"item{i}", "toy", "train", None if i % 3 == 2 else folder / f"{i}.png", f"what is {i} ?",
+            ANSWERS[i % len(ANSWERS)], (), None, str(i), {},
+        )
+        for i in range(21)
+    ]
+    method = build("spider", {}, 0)
+    if stop and os.environ["RANK"] == "1":
+        steps, before_step = [], method.before_step
+
+        def stopping(shards: Any) -> None:
+            before_step(shards)
+            steps.extend(shard.name for shard in shards if shard.name == TENSOR)
+            if len(steps) == STOP:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        method.before_step = stopping
+    loaded = tiny.load("llava", folder / "model", getattr(torch, dtype))
+    try:
+        train(cell(engine, dtype), loaded, records, method, out)
+    except (Preempted, UserError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def delta(out: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """Return the trained tensors."""
+    return load_delta(out / "delta.safetensors", tiny.load("llava", folder / "model").digest)
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    """Return the log."""
+    return [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def single(folder, tmp_path_factory):
+    """The cell on one process."""
+    out = tmp_path_factory.mktemp("single")
+    assert launch(run, 1, folder, out, "single") == ["done"]
+    return out
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_a_cell_gets_the_same_weights_and_resumes_exactly(engine, folder, single, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert launch(run, 2, folder, straight, engine) == ["done", "done"]
+    assert not (straight / "checkpoint").exists()
+    expected, found = delta(single, folder), delta(straight, folder)
+    assert expected.keys() == found.keys()
+    assert all((found[name] - value).abs().max() < 1e-6 for name, value in expected.items())
+    assert [row["step"] for row in rows(straight)] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(rows(single), rows(straight), strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+    ended = launch(run, 2, folder, stopped, engine, "float32", True)
+    assert all(text.startswith(f"Preempted: Stopped by SIGTERM after step {STOP} of 6") for text in ended), ended
+    refused = launch(run, 1, folder, stopped, engine)[0]
+    assert f"was saved with engine={engine} on 2 process(es), this run has engine={engine} on 1" in refused
+    assert launch(run, 2, folder, stopped, engine) == ["done", "done"]
+    again = delta(stopped, folder)
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+    assert rows(stopped) == rows(straight)
+
+
+def test_a_cell_in_bfloat16(folder, tmp_path):
+    """With either optimizer of DeepSpeed the delta holds the float32 masters."""
+    deltas = []
+    for engine in ("zero1", "zero2"):
+        assert launch(run, 2, folder, tmp_path / engine, engine, "bfloat16") == ["done", "done"]
+        deltas.append(delta(tmp_path / engine, folder))
+    assert all(tensor.dtype == torch.float32 for tensor in deltas[0].values())
+    assert all((deltas[0][name] - value).abs().max() < 1e-6 for name, value in deltas[1].items())
