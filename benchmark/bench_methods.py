@@ -360,6 +360,8 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
         f"CPU {_cpu()}, {torch.get_num_threads()} thread(s), CPU time"
     )
     lines = [
+        "# What each method's optimizer step costs",
+        "",
         f"{size.name}: {size.numel() / 1e6:.2f} M trained weights, float32 masters, AdamW, one process. {place}; torch "
         f"{torch.__version__}. {size.rounds} rounds, each method's step in turns with Full FT's.",
         "",
@@ -376,9 +378,11 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
     lines += [
         "",
         "Kept and moved are beyond Full FT's step: tensors that the method holds between steps (w* included, in the "
-        "checkpoint's 16 bits), and what its operations read and write if nothing stays in a cache. A host wait stops "
-        f"Python until the device has a result. {RELEASED}: the released SPIDER trainer's copies and reads, re-created "
-        "for one process (benchmark/bench_methods.py).",
+        "checkpoint's 16 bits), and what its operations read and write if nothing stays in a cache. A host wait: "
+        "Python reads a result, which on a GPU stops it until all work before is done (AdamW's step counters and "
+        "half_ft_step's draws, which are always on the CPU, are counted too). "
+        f"{RELEASED}: the released SPIDER trainer's copies and reads, re-created for one process "
+        "(benchmark/bench_methods.py).",
     ]
     return "\n".join(lines)
 
