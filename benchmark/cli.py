@@ -126,6 +126,7 @@ def run(arguments: list[str]) -> int:
     store = Store(asked.results)
     planned = plan.make(asked, store)
     if any(item.done for item in planned):
+        outputs.measure(asked, planned, store)
         outputs.report(asked, planned, store)
         _compare_with_reference(asked.profile.reference, store.root)
     return code

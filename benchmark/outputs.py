@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark import external
 from benchmark.compose import Request
 from benchmark.errors import UserError
 from benchmark.plan import Planned
@@ -18,6 +18,8 @@ from methods.registry import entry
 if TYPE_CHECKING:
     from benchmark.tables import RowResult, Table
 
+# Tables of the paper's full layout have radar plots; those with columns of their own have none.
+ZERO_SHOT = "zero_shot"
 FIGURES = {"table5": "fig4", "table6": "fig4"}
 
 
@@ -50,6 +52,17 @@ def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
         print(f"Radar: {stem}.{{png,pdf,csv}}")
 
 
+def measure(request: Request, plan: Sequence[Planned], store: Store) -> None:
+    """Measure the footprint of each method of a table that shows it; what is known is not measured again."""
+    from benchmark.measures import OF_FOOTPRINT
+
+    if set(OF_FOOTPRINT) & set(request.layout.get("columns") or ()):
+        from benchmark import footprint
+
+        for line in footprint.measure(request, plan, store):
+            print(line, flush=True)
+
+
 def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[Path]]:
     """Write a table to root/tables and its radar plots to root/figures.
 
@@ -62,7 +75,8 @@ def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[
     from benchmark import figures, render
 
     assert request.table is not None
-    drawn = figures.radars(table, root / "figures", FIGURES.get(request.table, request.table))
+    stem = FIGURES.get(request.table, request.table)
+    drawn = [] if table.shown else figures.radars(table, root / "figures", stem)
     return render.write(table, root / "tables", request.table), drawn
 
 
@@ -85,11 +99,12 @@ def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Tabl
     order = {name: place for place, name in enumerate(dict.fromkeys(key[0] for key in groups))}
     targets = {name: place for place, name in enumerate(dict.fromkeys(key[1] for key in groups))}
     rows = [
-        _row(key, found, store)
+        _row(key, found, store, request)
         for key, found in sorted(groups.items(), key=lambda item: (order[item[0][0]], targets[item[0][1]]))
     ]
     upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
-    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows))
+    shown = request.layout.get("columns") or ()
+    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows), shown=shown)
 
 
 def check_one_setting(request: Request) -> None:
@@ -106,9 +121,14 @@ def check_one_setting(request: Request) -> None:
         )
 
 
-def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store) -> RowResult:
+def name_of(method: str) -> str:
+    """Return a method's printed name; a user's own checkpoint is called as the user calls it."""
+    return method.removeprefix(external.PREFIX) if method.startswith(external.PREFIX) else entry(method).name
+
+
+def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, request: Request) -> RowResult:
     """Return one row: a method on a model and target, over its seeds."""
-    from benchmark import published, tables
+    from benchmark import measures, published, tables
     from benchmark.scores import read_items
     from eval.score import ItemScore
 
@@ -125,24 +145,16 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store) -> R
             continue
         for name in names:
             items[name][seed] = read_items(folder / "items" / f"{name}.jsonl.gz")
-        diagnostics[seed] = _last_diagnostics(folder)
-    name = entry(method).name
+        diagnostics[seed] = measures.of_cell(item.cell, folder, request.layout.get("columns") or ())
+    name = (request.layout.get("names") or {}).get(method) or name_of(method)
     return tables.RowResult(
         model=model, model_name=first.model.name, method=method, method_name=name, target=target,
         target_name=first.dataset(target).name, items={name: seeds for name, seeds in items.items() if seeds},
-        seeds=tuple(item.cell.seed for item in found), tuned=first.train is not None, diagnostics=diagnostics,
+        seeds=tuple(item.cell.seed for item in found), tuned=method != ZERO_SHOT, diagnostics=diagnostics,
         protocol={name: tables.protocol(first.dataset(name), first.eval.split) for name in names},
-        problems=tuple(problems), paper=published.lookup(model, target, name, "H"),
+        problems=tuple(problems), paper=published.of_row(model, target, method, name_of(method)),
+        reference=(request.layout.get("references") or {}).get(method) or tables.REFERENCE,
     )
-
-
-def _last_diagnostics(folder: Path) -> dict[str, float]:
-    """Return the last row of train.jsonl; a post-hoc cell has none."""
-    try:
-        lines = (folder / "train.jsonl").read_text().splitlines()
-        return json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def _notes(request: Request, rows: Sequence[RowResult]) -> list[str]:
