@@ -110,10 +110,10 @@ def _gap(name: str, ours: Path, theirs: Path) -> Gap:
     if files and all((ours / "items" / file).read_bytes() == (theirs / "items" / file).read_bytes() for file in files):
         return Gap(name, "identical", metric, own, value, 0.0, 0.0)
     for file in files:
-        keys = [{(item.item_id, item.group) for item in read_items(folder / "items" / file)} for folder in (ours, theirs)]
-        if keys[0] != keys[1]:
-            dataset = file.removesuffix(".jsonl.gz")
-            return Gap(name, "not comparable", why=f"other test items in {dataset} ({len(keys[0])} | {len(keys[1])})")
+        found = [read_items(folder / "items" / file) for folder in (ours, theirs)]
+        if len({frozenset((item.item_id, item.group) for item in items) for items in found}) > 1:
+            counts = " | ".join(str(len(items)) for items in found)
+            return Gap(name, "not comparable", why=f"other test items in {file.removesuffix('.jsonl.gz')} ({counts})")
     inside = all(low - 1e-9 <= own <= high + 1e-9 for _, own, (_, low, high) in pairs)
     return Gap(name, "near" if inside else "off", metric, own, value, *_interval(ours, theirs, metric))
 

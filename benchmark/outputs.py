@@ -88,6 +88,14 @@ def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Tabl
     """
     from benchmark import tables
 
+    rows = build_rows(request, plan, store)
+    upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
+    shown = request.layout.get("columns") or ()
+    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows), shown=shown)
+
+
+def build_rows(request: Request, plan: Sequence[Planned], store: Store) -> list[RowResult]:
+    """Return the rows of a request, one per model, target and method, in print order; unfinished ones are empty."""
     planned = {item.id: item for item in plan}
     groups: dict[tuple[str, str, str], list[Planned]] = {}
     for wanted in request.cells:
@@ -98,13 +106,10 @@ def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Tabl
                 found.append(item)
     order = {name: place for place, name in enumerate(dict.fromkeys(key[0] for key in groups))}
     targets = {name: place for place, name in enumerate(dict.fromkeys(key[1] for key in groups))}
-    rows = [
+    return [
         _row(key, found, store, request)
         for key, found in sorted(groups.items(), key=lambda item: (order[item[0][0]], targets[item[0][1]]))
     ]
-    upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
-    shown = request.layout.get("columns") or ()
-    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows), shown=shown)
 
 
 def check_one_setting(request: Request) -> None:

@@ -42,14 +42,14 @@ def value(line: pd.Series, column: str = "value") -> str:
     return f"{line[column] * measure.scale:.{measure.digits}f}"
 
 
-def _paper(line: pd.Series) -> str:
+def paper(line: pd.Series) -> str:
     """Return the paper's number, and how far ours lies from it, like "55.16 (+1.20)"."""
     text = value(line, "paper") + "?" * bool(line["paper_suspect"])
     if pd.isna(line["paper"]) or pd.isna(line["value"]):
         return text
     measure = MEASURES.get(line["metric"])
-    difference = (line["value"] - line["paper"]) * (measure.scale if measure else 1)
-    return f"{text} ({difference:+.{measure.digits if measure else 2}f})"
+    gap = (line["value"] - line["paper"]) * (measure.scale if measure else 1)
+    return f"{text} ({gap:+.{measure.digits if measure else 2}f})"
 
 
 def _paper_heads(table: Table) -> dict[str, str]:
@@ -62,7 +62,7 @@ def _against(table: Table) -> str:
     return "vs FT" if set(table.frame["reference"]) <= {"", REFERENCE} else "vs"
 
 
-def _difference(table: Table, line: pd.Series) -> str:
+def difference(table: Table, line: pd.Series) -> str:
     """Return arrow, size and star, with the reference where rows have different ones."""
     text = _arrow(line)
     return f"{text} {line['reference']}" if _against(table) == "vs" and text != MISSING else text
@@ -101,8 +101,8 @@ def _rich_block(table: Table, title: str, block: pd.DataFrame, plain: bool) -> r
             else:
                 cells.append(Text(text))
             if metric in table.compared():
-                cells.append(Text(_difference(table, line)))
-        cells += [Text(_paper(lines[metric])) for metric in _paper_heads(table)]
+                cells.append(Text(difference(table, line)))
+        cells += [Text(paper(lines[metric])) for metric in _paper_heads(table)]
         grid.add_row(*cells)
     return grid
 
@@ -163,8 +163,8 @@ def _markdown_details(table: Table, block: pd.DataFrame) -> list[str]:
                 delta = f"{line['delta']:+.2f} ({line['delta_low']:+.2f} to {line['delta_high']:+.2f})"
             p = MISSING if pd.isna(line["p_holm"]) else f"{line['p_holm']:.3f}"
             seeds = " ".join(f"{float(value):.2f}" for value in line["by_seed"].split()) or MISSING
-            paper = _markdown_escape(_paper(line))
-            cells = [_markdown_escape(name), title, number(line["value"]), interval, delta, p, seeds, paper]
+            cells = [_markdown_escape(name), title, number(line["value"]), interval, delta, p, seeds]
+            cells.append(_markdown_escape(paper(line)))
             rows.append(_markdown_row(cells))
     against = "Full FT" if _against(table) == "vs FT" else "its reference"
     head = ["Method", "Metric", "Value", "95 % interval", f"Difference from {against}", "p (Holm)", "By seed", "Paper"]
@@ -190,8 +190,8 @@ def to_markdown(table: Table) -> str:
                 text = value(line)
                 cells.append(f"**{text}**" if line["best"] else text)
                 if metric in table.compared():
-                    cells.append(_markdown_escape(_difference(table, line)))
-            cells += [_markdown_escape(_paper(lines[metric])) for metric in _paper_heads(table)]
+                    cells.append(_markdown_escape(difference(table, line)))
+            cells += [_markdown_escape(paper(lines[metric])) for metric in _paper_heads(table)]
             out.append(_markdown_row(cells))
         out += ["", *_markdown_details(table, block), ""]
     out += [f"- {_markdown_escape(note)}" for note in table.notes]
@@ -237,9 +237,9 @@ def _latex_cells(table: Table, lines: dict[str, pd.Series] | None) -> list[str]:
         if line["best"]:
             cell = rf"\textbf{{{cell}}}"
         if metric in table.compared() and not pd.isna(line["delta"]):
-            cell += rf" {{\tiny {latex_escape(_difference(table, line))}}}"
+            cell += rf" {{\tiny {latex_escape(difference(table, line))}}}"
         cells.append(cell)
-    return cells + [latex_escape(_paper(lines[metric])) for metric in papers]
+    return cells + [latex_escape(paper(lines[metric])) for metric in papers]
 
 
 def _latex_papers(table: Table) -> list[str]:
