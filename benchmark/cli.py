@@ -371,15 +371,20 @@ def rates(arguments: list[str]) -> int:
 
 
 def publish(arguments: list[str]) -> int:
-    """copy finished cells, tables and figures to the published reference (table=table5,table6)"""
+    """copy finished cells, tables, figures to the reference (table=table5,table6 figure=fig5); --partial: what is done"""
     from benchmark.compose import request
     from benchmark.publish import publish as publish_tables
 
-    overrides = _overrides(arguments)
-    named = [item for item in overrides if item.startswith("table=")]
-    tables = named[-1].removeprefix("table=").split(",") if named else ["table5", "table6"]
+    overrides = _overrides(arguments, ["partial"])
+    named = [item for item in overrides if item.startswith(("table=", "figure="))]
+    words = {item.partition("=")[0]: item.partition("=")[2].split(",") for item in named}
     rest = [item for item in overrides if item not in named]
-    print(f"Published to {publish_tables([request([f'table={table}', *rest]) for table in tables])}.")
+    requests = [request([f"table={table}", *rest]) for table in words.get("table", ["table5", "table6"])]
+    for name in words.get("figure", []):
+        from benchmark import drawing, sweep
+
+        requests.append(sweep.ask([*drawing.defaults(drawing.read(name)), *rest]))
+    print(f"Published to {publish_tables(requests, '--partial' in arguments)}.")
     return 0
 
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,8 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     return Content(
         title=f"SpiderBench report, {base.profile.name}", lead=lead, verdicts=verdicts, tables=found_tables,
         figures=[(path.stem, path.read_bytes()) for path in _pictures(store.root)],
-        predictions=predictions([item for item in done if item.id in usual], store), cells=[_diagnostics(item, store) for item in done],
+        predictions=predictions([item for item in done if item.id in usual], store),
+        cells=[_diagnostics(item, store) for item in done],
         provenance=_provenance(done, store),
     )
 
