@@ -371,7 +371,7 @@ def rates(arguments: list[str]) -> int:
 
 
 def publish(arguments: list[str]) -> int:
-    """copy finished cells, tables, figures to the reference (table=table5,table6 figure=fig5); --partial: what is done"""
+    """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
     from benchmark.compose import request
     from benchmark.publish import publish as publish_tables
 
@@ -381,9 +381,9 @@ def publish(arguments: list[str]) -> int:
     rest = [item for item in overrides if item not in named]
     requests = [request([f"table={table}", *rest]) for table in words.get("table", ["table5", "table6"])]
     for name in words.get("figure", []):
-        from benchmark import drawing, sweep
+        from benchmark import drawing
 
-        requests.append(sweep.ask([*drawing.defaults(drawing.read(name)), *rest]))
+        requests += drawing.requests(name, rest)
     print(f"Published to {publish_tables(requests, '--partial' in arguments)}.")
     return 0
 

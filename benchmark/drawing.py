@@ -58,6 +58,24 @@ def defaults(figure: Mapping[str, Any]) -> list[str]:
     return found + [f"{key}={','.join(map(str, values))}" for key, values in (figure.get("axes") or {}).items()]
 
 
+def requests(name: str, overrides: Sequence[str]) -> list[Request]:
+    """Return the cells that a figure is drawn from, as requests without a table; of the plane, its curve comes last.
+
+    Raises:
+        UserError: no such figure, or wrong overrides.
+    """
+    figure = read(name)
+    if figure["kind"] == "sweep":
+        return [sweep.ask([*defaults(figure), *overrides])]
+    plain = _with_models([*defaults(figure), *overrides])
+    found = [request(plain)]
+    if curve := figure.get("curve"):
+        kept = [item for item in plain if not item.startswith(("methods=", "method="))]
+        values = ",".join(map(str, curve["values"]))
+        found.append(request([*kept, f"methods={curve['method']}", f"{curve['key']}={values}"]))
+    return found
+
+
 def _with_models(overrides: Sequence[str]) -> list[str]:
     """Return the overrides with the profile's models where none are named."""
     if any(item.startswith(("models=", "model=")) for item in overrides):
@@ -80,11 +98,8 @@ def _sweep(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
 
 def _plane(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Draw the plane of A^S and A^T: methods of the tables, and the curve of WiSE-FT as the control."""
-    plain = _with_models(overrides)
-    curve = [item for item in plain if not item.startswith(("methods=", "method="))]
-    asked = request(plain)
-    alphas = ",".join(map(str, figure["curve"]["values"]))
-    extra = request([*curve, f"methods={figure['curve']['method']}", f"{figure['curve']['key']}={alphas}"])
+    # The overrides hold the file's as well, which does no harm twice.
+    asked, extra = requests(figure["id"], overrides)
     both = replace(asked, cells=asked.cells + extra.cells, settings=asked.settings + extra.settings)
     code = runner.run(both)
     if code in (runner.PREEMPTED, runner.INTERRUPTED):
