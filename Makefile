@@ -18,8 +18,7 @@ endif
 # Passed on only when set, e.g. make table5 METHODS=full_ft,spider SEEDS=0,1,2 ARGS="train.epochs=10"
 settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) $(if $(METHODS),methods=$(METHODS)) \
 	$(if $(TARGETS),targets=$(TARGETS)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),jobs=$(JOBS)) \
-	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)') $(if $(CHECKPOINTS),'checkpoints=$(CHECKPOINTS)') \
-	$(ARGS)
+	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)')$(if $(CHECKPOINTS), 'checkpoints=$(CHECKPOINTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
 .PHONY: help table2 table3 table4 table5 table6 variants smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \

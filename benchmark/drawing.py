@@ -12,7 +12,7 @@ import yaml
 
 from benchmark import outputs, runner, sweep
 from benchmark import plan as planning
-from benchmark.compose import CONF, request
+from benchmark.compose import CONF, Request, request
 from benchmark.errors import UserError, did_you_mean
 from benchmark.store import Store
 

@@ -32,7 +32,7 @@ def cell(folder: Path, method: str) -> Path:
 
 
 def rewrite(path: Path, change) -> None:
-    rows = [json.loads(text) for text in gzip.open(path, "rt")]
+    rows = [json.loads(text) for text in gzip.decompress(path.read_bytes()).decode().splitlines()]
     for row in rows:
         change(row)
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
