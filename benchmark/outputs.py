@@ -139,6 +139,7 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, requ
 
     model, target, method = key
     first = found[0].cell
+    specs = {dataset.id: dataset for dataset in (*request.datasets.values(), *first.datasets)}
     names = [*(dataset.id for dataset in first.upstream), target]
     items: dict[str, dict[int, list[ItemScore]]] = {name: {} for name in names}
     diagnostics, problems = {}, []
@@ -148,15 +149,15 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, requ
             error = store.status(folder)["error"]
             problems.append(f"seed {seed}: {error['message'] if error else 'not run yet'}")
             continue
-        for name in names:
+        for name in (name for name in names if any(dataset.id == name for dataset in item.cell.datasets)):
             items[name][seed] = read_items(folder / "items" / f"{name}.jsonl.gz")
         diagnostics[seed] = measures.of_cell(item.cell, folder, request.layout.get("columns") or ())
     name = (request.layout.get("names") or {}).get(method) or name_of(method)
     return tables.RowResult(
         model=model, model_name=first.model.name, method=method, method_name=name, target=target,
-        target_name=first.dataset(target).name, items={name: seeds for name, seeds in items.items() if seeds},
+        target_name=specs[target].name, items={name: seeds for name, seeds in items.items() if seeds},
         seeds=tuple(item.cell.seed for item in found), tuned=method != ZERO_SHOT, diagnostics=diagnostics,
-        protocol={name: tables.protocol(first.dataset(name), first.eval.split) for name in names},
+        protocol={name: tables.protocol(specs[name], first.eval.split) for name in names},
         problems=tuple(problems), paper=published.of_row(model, target, method, name_of(method)),
         reference=(request.layout.get("references") or {}).get(method) or tables.REFERENCE,
     )

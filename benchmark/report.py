@@ -69,12 +69,32 @@ def plan_of(asked: Request, store: Store) -> list[Planned]:
     Published cells have no record of stages, and need neither data nor checkpoints here.
     """
     if any(store.cells.glob("*/status.json")):
-        return planning.make(asked, store)
+        return [_trimmed(item, store) for item in planning.make(asked, store)]
     plan = []
     for cell, needs in planning.expand(asked.cells, asked.full_ft):
-        done = (store.folder(cell) / "scores.json").is_file()
-        plan.append(Planned(cell, cell_id(cell), needs, None, () if done else ("summary",)))
+        kept = {path.name.removesuffix(".jsonl.gz") for path in (store.folder(cell) / "items").glob("*.jsonl.gz")}
+        missing = tuple(f"score/{dataset.id}" for dataset in cell.datasets if dataset.id not in kept)
+        whole = (store.folder(cell) / "scores.json").is_file()
+        plan.append(_trimmed(Planned(cell, cell_id(cell), needs, None, missing if whole else ("summary",)), store))
     return plan
+
+
+def _trimmed(item: Planned, store: Store) -> Planned:
+    """Return an untuned model that was evaluated on some targets only as finished for these."""
+    lacking = {stage.partition("/")[2] for stage in item.missing} - {""}
+    kept = tuple(dataset for dataset in item.cell.datasets if dataset.id not in lacking)
+    upstream = {dataset.id for dataset in item.cell.upstream}
+    scored = (store.folder(item.cell) / "scores.json").is_file()
+    if item.done or item.cell.train is not None or not lacking or lacking & upstream or not scored:
+        return item
+    return replace(item, cell=replace(item.cell, datasets=kept), missing=())
+
+
+def _merged(known: Planned | None, item: Planned) -> Planned:
+    """Return a cell that several tables have: an untuned model with the datasets of all of them."""
+    if known is None or item.cell.train is not None or not (known.done and item.done):
+        return item if known is None or item.done else known
+    return replace(item, cell=planning.with_datasets(known.cell, item.cell.datasets))
 
 
 def collect(overrides: Sequence[str], store: Store) -> Content:
@@ -102,7 +122,7 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
             if name in MAIN:
                 groups[row.model, row.target] = None
         usual |= {item.id for item in plan} if name in MAIN else set()
-        planned |= {item.id: item for item in plan}
+        planned |= {item.id: _merged(planned.get(item.id), item) for item in plan}
         if any(item.done for item in plan):
             found_tables.append(outputs.build_table(asked, plan, store))
     points, sweep_groups, swept = _sweeps(overrides, store, evidence, planned)
@@ -153,7 +173,7 @@ def _add_points(
     asked: Request, key: str, store: Store, evidence: dict, planned: dict[str, Planned], points: dict, groups: dict
 ) -> None:
     plan = plan_of(asked, store)
-    planned |= {item.id: item for item in plan}
+    planned |= {item.id: _merged(planned.get(item.id), item) for item in plan}
     for value in dict.fromkeys(setting[key] for setting in asked.settings):
         cells = [cell for cell, setting in zip(asked.cells, asked.settings, strict=True) if setting[key] == value]
         rows = outputs.build_rows(replace(asked, cells=tuple(cells)), plan, store)
