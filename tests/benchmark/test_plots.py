@@ -103,7 +103,8 @@ def test_discrepancy_shows_every_set_and_layer(drawn, tmp_path):
 
 def test_gallery_takes_any_text_and_items_without_an_image(drawn, tmp_path):
     example = {
-        "item_id": "i1", "image": Image.new("RGB", (8, 8)), "prompt": "What is $x_{ \\frac?", "references": ("a $", "b"),
+        "item_id": "i1", "image": Image.new("RGB", (8, 8)), "prompt": "What is $x_{ \\frac?",
+        "references": ("a $", "b"),
         "answers": {"Full FT": ("$\\bad{ <b>", 0.5), "SPIDER": ("", 1.2)},
     }  # fmt: skip
     plots.gallery("Fig. 3", "rule", [example, {**example, "image": None, "item_id": "i2"}], tmp_path / "x")
