@@ -25,7 +25,7 @@ grid = $(if $(TABLE),table=$(TABLE),table=table5)
 	all report compare sbatch plan list test lint pretrain rates publish doctor clean check-python
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), CHECKPOINTS=name:dir,"; \
 	  echo "             AXIS VALUES, A B, PYTHON, TABLE, ARGS"
 
@@ -50,7 +50,25 @@ variants: $(ready) ## every named variant beside its default
 sweep: $(ready) ## any keys: AXIS=train.epochs VALUES=5,10 (several: AXIS="a b" VALUES="1,2 3,4")
 	@$(python) -m benchmark sweep $(join $(addsuffix =,$(AXIS)),$(VALUES)) $(settings)
 
-fig1 fig3 fig5 fig6 fig7 plane forgetting: $(ready) ## one figure (Fig. 4 comes with its tables)
+fig1: $(ready) ## Fig. 1: parameter importance discrepancy of seen and unseen sets
+	@$(python) -m benchmark figure $@ $(settings)
+
+fig3: $(ready) ## Fig. 3: images with the answers of three methods (Fig. 4 comes with its tables)
+	@$(python) -m benchmark figure $@ $(settings)
+
+fig5: $(ready) ## Fig. 5: more epochs
+	@$(python) -m benchmark figure $@ $(settings)
+
+fig6: $(ready) ## Fig. 6: more tuned layers
+	@$(python) -m benchmark figure $@ $(settings)
+
+fig7: $(ready) ## Fig. 7: larger batches
+	@$(python) -m benchmark figure $@ $(settings)
+
+plane: $(ready) ## kept against learned, with WiSE-FT as the control
+	@$(python) -m benchmark figure $@ $(settings)
+
+forgetting: $(ready) ## scores after every epoch of one training
 	@$(python) -m benchmark figure $@ $(settings)
 
 all: $(ready) ## every table and figure from what is missing, then the report
