@@ -14,7 +14,7 @@ from PIL import Image
 from benchmark.figures import _STYLE, MATH, save, styles
 
 METRICS = ("A_S", "A_T", "H")
-LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
 
 
 def lines(frame: pd.DataFrame, keys: Sequence[str], title: str, stem: Path) -> list[Path]:
@@ -232,24 +232,25 @@ def gallery(title: str, rule: str, examples: Sequence[Mapping], stem: Path) -> l
     Raises:
         UserError: the folder cannot be written.
     """
-    width = 40
-    blocks = [_example_text(example, width) for example in examples]
+    blocks = [_example_text(example, 40) for example in examples]
     deepest = max((text.count("\n") + 1 for text in blocks), default=1)
+    footer = textwrap.fill(rule, 34 * max(1, len(examples)))
+    # In inches, from the top: title, image, text, rule.
+    side, gap, top, below = 2.5, 0.25, 0.6, 0.13 * deepest + 0.25
+    width = len(examples) * (side + gap) + gap
+    height = top + side + below + 0.14 * (footer.count("\n") + 1) + 0.1
     with plt.rc_context(_STYLE):
-        size = (2.9 * max(1, len(examples)), 3.3 + 0.145 * deepest)
-        figure, grid = plt.subplots(1, max(1, len(examples)), figsize=size, squeeze=False)
-        for plot, example, text in zip(grid.flat, examples, blocks, strict=False):
-            blank = Image.new("RGB", (64, 64), (235, 235, 235))
-            plot.imshow(example["image"] or blank, interpolation="nearest")
-            plot.set_xticks([])
-            plot.set_yticks([])
+        figure = plt.figure(figsize=(width, height))
+        for index, (example, text) in enumerate(zip(examples, blocks, strict=True)):
+            left, bottom = gap + index * (side + gap), height - top - side
+            plot = figure.add_axes((left / width, bottom / height, side / width, side / height))
+            plot.imshow(example["image"] or Image.new("RGB", (64, 64), (235, 235, 235)), interpolation="nearest")
+            plot.set_axis_off()
             plot.set_title(str(example["item_id"]), fontsize=8)
             # Text of a model is data: matplotlib must not read $ as mathematics.
-            plot.text(0, -0.05, text, transform=plot.transAxes, va="top", fontsize=7.5, parse_math=False)
-        figure.suptitle(title, fontsize=10)
-        figure.text(0.5, -0.02 - 0.02 * deepest, textwrap.fill(rule, 130), ha="center", va="top", fontsize=7.5,
-                    color="0.35")  # fmt: skip
-        figure.subplots_adjust(bottom=0.02, top=0.86, wspace=0.12)
+            plot.text(0, -0.04, text, transform=plot.transAxes, va="top", fontsize=7.5, parse_math=False)
+        figure.suptitle(title, fontsize=10, y=1 - 0.12 / height)
+        figure.text(0.5, 0.1 / height, footer, ha="center", va="bottom", fontsize=7.5, color="0.35", parse_math=False)
         rows = [
             {"item_id": example["item_id"], "prompt": example["prompt"], "method": name, "answer": text,
              "score": score, "references": " | ".join(example["references"])}

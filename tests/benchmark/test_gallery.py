@@ -26,7 +26,7 @@ def test_answers_are_read_plain_or_packed(tmp_path):
     line = json.dumps({"item_id": "a", "text": "x"}) + "\n"
     (tmp_path / "answers" / "gqa.jsonl.gz").write_bytes(gzip.compress(line.encode()))
     assert read_answers(tmp_path, "gqa") == {"a": "x"}
-    (tmp_path / "answers" / "gqa.jsonl").write_text(line.replace("x", "y"))
+    (tmp_path / "answers" / "gqa.jsonl").write_text(line.replace(chr(34) + "x", chr(34) + "y"))
     assert read_answers(tmp_path, "gqa") == {"a": "y"}
     (tmp_path / "answers" / "gqa.jsonl").write_text("{")
     for name in ("gqa", "okvqa"):

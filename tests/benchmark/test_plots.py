@@ -50,7 +50,7 @@ def test_lines_take_words_further_axes_and_proportional_steps(frame, drawn, tmp_
     both = pd.concat([two.assign(**{"train.scope": scope}) for scope in ("last_layers", "all_layers")])
     plots.lines(both, ["train.scope", "train.epochs"], "x", tmp_path / "x")
     figure, _ = drawn[0]
-    assert len(figure.axes) == 2 * 2 * 3 and "epochs 6" in figure.axes[3].get_ylabel()
+    assert len(figure.axes) == 2 * 2 * 3 and "epochs 6" in figure.axes[6].get_ylabel()
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["last_layers", "all_layers"]
     plots.lines(points(frame, [1e-4, 5e-4, 2e-3]), ["train.epochs"], "x", tmp_path / "x")
     assert drawn[1][0].axes[0].get_xscale() == "log"
