@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command
   python -m benchmark run table=table5 methods=full_ft,spider models=MODEL seeds=0,1,2
   python -m benchmark run method=spider model=MODEL dataset=iconqa train.epochs=5,10 seed=1
   python -m benchmark run ... --cfg job                     only show the resolved configuration
+  python -m benchmark sweep train.epochs=5,10 targets=coco  any keys, a CSV and line plots
+  python -m benchmark run table=table5 checkpoints=mine:DIR a checkpoint of your own as a row
 
 {verbs}
 
@@ -115,20 +118,57 @@ def run(arguments: list[str]) -> int:
 
     if "--cfg" in arguments:
         return _show_config(arguments)
-    asked = request(_overrides(arguments))
+    asked = request(_overrides(arguments, ["cells-only"]))
     from benchmark import outputs, plan, runner
     from benchmark.store import Store
 
     outputs.check_one_setting(asked)
     code = runner.run(asked)
-    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+    if code in (runner.PREEMPTED, runner.INTERRUPTED) or "--cells-only" in arguments:
         return code
     store = Store(asked.results)
     planned = plan.make(asked, store)
     if any(item.done for item in planned):
+        outputs.measure(asked, planned, store)
         outputs.report(asked, planned, store)
         _compare_with_reference(asked.profile.reference, store.root)
     return code
+
+
+def sweep(arguments: list[str]) -> int:
+    """run cells over the values of any keys, write a tidy CSV and line plots: sweep train.epochs=5,10 [name=NAME]"""
+    from benchmark.sweep import run as run_sweep
+
+    overrides = _overrides(arguments)
+    named = [item.removeprefix("name=") for item in overrides if item.startswith("name=")]
+    if named and not re.fullmatch(r"[\w.+-]+", named[-1]):
+        raise UserError(f"name={named[-1]}: a file name of letters, digits, '.', '_', '+' and '-' is needed.")
+    rest = [item for item in overrides if not item.startswith("name=")]
+    return run_sweep(named[-1] if named else None, None, rest)
+
+
+def figure(arguments: list[str]) -> int:
+    """draw a figure of conf/figure, running what it lacks: figure fig5"""
+    from benchmark import drawing
+
+    overrides, words = _split(_overrides(arguments))
+    if len(words) != 1:
+        raise UserError(f"figure needs one name.{did_you_mean(' '.join(words), drawing.names())}")
+    return drawing.run(words[0], overrides)
+
+
+def all_(arguments: list[str]) -> int:
+    """every table and figure from whatever cells are missing, then the report"""
+    from benchmark.everything import run as run_everything
+
+    return run_everything(_overrides(arguments))
+
+
+def report(arguments: list[str]) -> int:
+    """write the report: one HTML file with claims, tables, figures and answers, from finished cells"""
+    from benchmark.report import run as write_report
+
+    return write_report(_overrides(arguments))
 
 
 def _show_config(arguments: list[str]) -> int:
@@ -161,15 +201,22 @@ def _compare_with_reference(reference: str | None, ours: Path) -> None:
 
 
 def plan(arguments: list[str]) -> int:
-    """show the cells of a grid: what is done, what is left, time and space"""
+    """show the cells of a grid: what is done, what is left, time and space; --sbatch writes a Slurm array script"""
     from benchmark import plan as planning
     from benchmark.compose import request
     from benchmark.cost import Costs
     from benchmark.store import Store
 
-    asked = request(_overrides(arguments))
+    overrides = _overrides(arguments, ["sbatch"])
+    asked = request(overrides)
     store = Store(asked.results)
-    print(planning.describe(planning.make(asked, store), asked, Costs(store, asked.profile)))
+    planned, costs = planning.make(asked, store), Costs(store, asked.profile)
+    if "--sbatch" in arguments:
+        from benchmark.slurm import script
+
+        print(script(planned, asked, costs, overrides), end="")
+    else:
+        print(planning.describe(planned, asked, costs))
     return 0
 
 
@@ -195,7 +242,7 @@ def score(arguments: list[str]) -> int:
 def compare(arguments: list[str]) -> int:
     """compare two results folders cell by cell (default: your run and the published reference)"""
     from benchmark.compare import compare as compare_folders
-    from benchmark.compare import line
+    from benchmark.compare import describe, line
     from benchmark.compose import request
     from benchmark.spec import at_root
 
@@ -208,8 +255,7 @@ def compare(arguments: list[str]) -> int:
         raise UserError(f"Profile {asked.profile.id} has no reference. Give two folders: compare A B.")
     gaps, alone = compare_folders(ours, theirs)
     for gap in gaps:
-        inside = "identical" if gap.identical else "inside" if gap.inside else "OUTSIDE the 95 % interval"
-        print(f"{gap.cell}  {gap.metric}: {gap.ours:.2f} | {gap.theirs:.2f} ({gap.ours - gap.theirs:+.2f}, {inside})")
+        print(describe(gap))
     for name in alone:
         print(f"{name}  only in {ours}")
     print(line(gaps, theirs))
@@ -326,15 +372,20 @@ def rates(arguments: list[str]) -> int:
 
 
 def publish(arguments: list[str]) -> int:
-    """copy finished cells, tables and figures to the published reference (table=table5,table6)"""
+    """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
     from benchmark.compose import request
     from benchmark.publish import publish as publish_tables
 
-    overrides = _overrides(arguments)
-    named = [item for item in overrides if item.startswith("table=")]
-    tables = named[-1].removeprefix("table=").split(",") if named else ["table5", "table6"]
+    overrides = _overrides(arguments, ["partial"])
+    named = [item for item in overrides if item.startswith(("table=", "figure="))]
+    words = {item.partition("=")[0]: item.partition("=")[2].split(",") for item in named}
     rest = [item for item in overrides if item not in named]
-    print(f"Published to {publish_tables([request([f'table={table}', *rest]) for table in tables])}.")
+    requests = [request([f"table={table}", *rest]) for table in words.get("table", ["table5", "table6"])]
+    for name in words.get("figure", []):
+        from benchmark import drawing
+
+        requests += drawing.requests(name, rest)
+    print(f"Published to {publish_tables(requests, '--partial' in arguments)}.")
     return 0
 
 
@@ -354,6 +405,6 @@ def doctor(arguments: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": run, "plan": plan, "score": score, "compare": compare, "list": list_, "inspect": inspect, "doctor": doctor,
-    "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish,
-    "bench": bench,
+    "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish, "sweep": sweep,
+    "figure": figure, "all": all_, "report": report, "bench": bench,
 }

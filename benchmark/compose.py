@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark import external
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import (
     ROOT,
@@ -35,7 +36,7 @@ AXES = {
 }
 GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
-RUN_KEYS = ("results", "jobs", "gpus")
+RUN_KEYS = ("results", "jobs", "gpus", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Request:
     table: str | None
     title: str | None
     cells: tuple[CellSpec, ...]      # in the order of the table, without the cells they depend on
+    settings: tuple[Mapping[str, Any], ...]  # of each cell: the keys that were given, with this cell's values
+    layout: Mapping[str, Any]        # how the table is printed: its file in conf/table
     full_ft: MethodSpec              # what post-hoc methods start from
     datasets: Mapping[str, DatasetSpec]  # every dataset as it is configured now
     models: tuple[ModelSpec, ...]    # those named, else the profile's
@@ -88,11 +91,15 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     axes = _axes(given, config, profile, grid, faults)
     config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
     cells: list[CellSpec] = []
+    settings: list[Mapping[str, Any]] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
         for key, value in values.items():
             _apply(settled, key, value, axes["methods"], faults)
-        cells.extend(_cells(settled, profile, axes, faults))
+        made = _cells(settled, profile, axes, faults)
+        made += external.cells(run["checkpoints"], made, faults)
+        cells.extend(made)
+        settings.extend([values] * len(made))
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
     models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
@@ -103,6 +110,8 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         table=table.get("id"),
         title=table.get("title"),
         cells=tuple(cells),
+        settings=tuple(settings),
+        layout=table,
         full_ft=_method(config, FULL_FT),
         datasets={dataset.id: dataset for dataset in datasets if dataset},
         models=tuple(model for model in models if model),
@@ -128,7 +137,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
         if not equals or not key:
             faults.add(f"{text!r} is not of the form key=value.")
             continue
-        if key == "results":
+        if key in ("results", "checkpoints"):
             given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
             continue
         try:
@@ -181,7 +190,7 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
-    """Return results folder, number of workers and GPUs."""
+    """Return results folder, number of workers, GPUs and the user's own checkpoints."""
     jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
     if len(jobs) != 1 or isinstance(jobs[0], bool) or not isinstance(jobs[0], int) or jobs[0] < 1:
         faults.add(f"jobs={','.join(map(str, jobs))}: expected a whole number of 1 or more.")
@@ -191,7 +200,10 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
         faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
         flat = []
     results = given.get("results", [""])[0]
-    return {"jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None}
+    return {
+        "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None,
+        "checkpoints": external.parse(given.get("checkpoints", [""])[0], faults),
+    }
 
 
 def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[str, Any]]:

@@ -95,7 +95,10 @@ class Recipe:
     instruction_steps: int = 900
 
 
-RECIPES = {"llava_pocket": Recipe("llava", 96, more_choices_steps=700), "vila_pocket": Recipe("vila", 112, names_steps=800)}
+RECIPES = {
+    "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
+    "vila_pocket": Recipe("vila", 112, names_steps=800),
+}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -143,11 +144,13 @@ def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
     scores = json.loads((spider / "scores.json").read_text())
     scores["averages"]["iconqa"]["H"] = {"value": 90.0, "low": 89.0, "high": 91.0}
     (spider / "scores.json").write_text(json.dumps(scores))
-    (spider / "items" / "gqa.jsonl.gz").write_bytes(b"")
+    (spider / "items" / "gqa.jsonl.gz").unlink()
+    (spider / "items" / "iconqa.jsonl.gz").write_bytes(gzip.compress(gzip.decompress(
+        (spider / "items" / "iconqa.jsonl.gz").read_bytes()), mtime=1))
     shutil.rmtree(next(other.glob("cells/*full_ft*")))
     assert cli.main(["compare", str(world.results), str(other)]) == 0
     out = capsys.readouterr().out
-    assert "iconqa H" in out and "OUTSIDE" in out and "only in" in out
+    assert "iconqa H" in out and " off\n" in out and "only in" in out
     assert "0 of 1 cells have identical item scores; largest difference -" in out
     assert cli.main(["compare", str(world.results), str(tmp_path / "nowhere")]) == 2
 

@@ -198,14 +198,15 @@ def test_smallest_resolvable_difference_is_stated_per_block(full):
 def test_the_paper_has_a_column_only_where_it_can_be_compared(full):
     assert "no number at this scale" in note(full, "Paper H")
     assert full.frame.paper.isna().all()
-    copied = row("spider", paper=Published(66.61, "duplicate"))
-    table = build([row("full_ft", paper=Published(55.16, "")), copied, row("dare")])
+    copied = row("spider", paper={"H": Published(66.61, "duplicate")})
+    table = build([row("full_ft", paper={"H": Published(55.16, "")}), copied, row("dare")])
     assert line(table, "spider", "H").paper == 66.61
     assert pd.isna(line(table, "spider", "O").paper)
     text = render.to_markdown(table)
-    assert "| 66.61? |" in text
-    assert "| 55.16 |" in text
-    assert "look copied" in note(table, "Paper H")
+    ours = line(table, "spider", "H").value
+    assert f"| 66.61? ({ours - 66.61:+.2f}) |" in text
+    assert "| 55.16 (" in text
+    assert "look copied (SPIDER, Flickr30k)" in note(table, "? marks")
 
 
 def test_own_notes_come_first():
