@@ -18,20 +18,23 @@ endif
 # Passed on only when set, e.g. make table5 METHODS=full_ft,spider SEEDS=0,1,2 ARGS="train.epochs=10"
 settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) $(if $(METHODS),methods=$(METHODS)) \
 	$(if $(TARGETS),targets=$(TARGETS)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),jobs=$(JOBS)) \
-	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
+	$(if $(GPUS),gpus=$(GPUS)) $(if $(GATE),gate=$(GATE)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
-.PHONY: help table5 table6 smoke plan list test lint pretrain rates publish doctor clean check-python
+.PHONY: help table5 table6 zeroshot smoke plan list test lint pretrain rates publish doctor clean check-python
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), PYTHON, TABLE, ARGS"
+	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), GATE, PYTHON, TABLE, ARGS"
 
 table5: $(ready) ## Table 5 and its radar plots: captioning targets
 	@$(python) -m benchmark run table=table5 $(settings)
 
 table6: $(ready) ## Table 6 and its radar plots: question answering targets
 	@$(python) -m benchmark run table=table6 $(settings)
+
+zeroshot: $(ready) ## the untuned models alone, held against the paper (PROFILE=paper)
+	@$(python) -m benchmark zeroshot $(if $(TABLE),table=$(TABLE)) $(settings)
 
 smoke: $(ready) ## a slice of Table 5 through the same path, in a minute
 	@$(python) -m benchmark run table=smoke $(settings)

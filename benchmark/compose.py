@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark import protocols
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import (
     ROOT,
@@ -35,7 +36,7 @@ AXES = {
 }
 GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
-RUN_KEYS = ("results", "jobs", "gpus")
+RUN_KEYS = ("results", "jobs", "gpus", "gate")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Request:
     results: Path
     jobs: int
     gpus: tuple[int, ...]
+    gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
 
 
 def options_of(group: str) -> list[str]:
@@ -89,7 +91,8 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     cells: list[CellSpec] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
-        for key, value in values.items():
+        # A named protocol first: a single key that is also given has the last word.
+        for key, value in sorted(values.items(), key=lambda item: not item[0].startswith("protocol.")):
             _apply(settled, key, value, axes["methods"], faults)
         cells.extend(_cells(settled, profile, axes, faults))
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
@@ -109,6 +112,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         results=run["results"] or ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder")))),
         jobs=run["jobs"],
         gpus=run["gpus"],
+        gate=run["gate"],
     )
 
 
@@ -180,7 +184,7 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
-    """Return results folder, number of workers and GPUs."""
+    """Return results folder, number of workers, GPUs and what the zero-shot gate does."""
     jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
     if len(jobs) != 1 or isinstance(jobs[0], bool) or not isinstance(jobs[0], int) or jobs[0] < 1:
         faults.add(f"jobs={','.join(map(str, jobs))}: expected a whole number of 1 or more.")
@@ -189,8 +193,11 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
     if any(isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0 for gpu in flat):
         faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
         flat = []
-    results = given.get("results", [""])[0]
-    return {"jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None}
+    results, gate = given.get("results", [""])[0], given.get("gate", ["stop"])[-1]
+    if gate not in ("stop", "warn"):
+        faults.add(f"gate={gate}: unknown value.{did_you_mean(str(gate), ('stop', 'warn'))}")
+    folder = Path(results).absolute() if results else None
+    return {"gate": gate, "jobs": jobs[0], "gpus": tuple(flat), "results": folder}
 
 
 def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[str, Any]]:
@@ -204,7 +211,15 @@ def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[s
 def _apply(config: dict[str, Any], key: str, value: Any, methods: Sequence[str], faults: Faults) -> None:
     """Set one key of the composed configuration; model.x and method.x mean every model and the methods asked for."""
     head, _, tail = key.partition(".")
-    if head == "model" and tail:
+    if head == "protocol" and tail:
+        if tail not in config["dataset"]:
+            faults.add(f"{key}={value}: no such dataset.{did_you_mean(tail, config['dataset'])}")
+            return
+        try:
+            config["dataset"][tail] = protocols.apply(config["dataset"][tail], tail, str(value))
+        except UserError as error:
+            faults.add(str(error))
+    elif head == "model" and tail:
         for model in config["models"].values():
             _assign(model, tail, value, "model", faults)
     elif head == "method" and tail:

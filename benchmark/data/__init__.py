@@ -13,7 +13,7 @@ from benchmark.data.record import Record, check_images, digest, find_image, open
 from benchmark.errors import UserError, did_you_mean
 
 __all__ = [
-    "DATASETS", "SPLITS", "DatasetLike", "Record", "check_images", "digest", "find_image", "load",
+    "DATASETS", "SPLITS", "DatasetLike", "Record", "check_images", "digest", "find_image", "ids_digest", "load",
     "open_image", "reader_of", "subset",
 ]
 
@@ -84,8 +84,8 @@ def load(
     """Read one split of a dataset from its official files below `root`/<dataset id>.
 
     `options.sample = {split: n}` (with `options.sample_seed`, default 0) makes a fixed subset the protocol,
-    as in 2,000 questions of OCR-VQA; `counts` is asserted after it; `limit` comes last and is not part of the
-    protocol.
+    as in 2,000 questions of OCR-VQA; a file ids_<split>.txt beside the data, one item id per line, takes its place.
+    `counts` is asserted after it; `limit` comes last and is not part of the protocol.
 
     Args:
         dataset_spec: a benchmark.spec.DatasetSpec.
@@ -113,10 +113,34 @@ def load(
             f"The files in {Path(root) / reader} are not in the official layout of {reader} "
             f"({type(error).__name__}: {error}). {FIX}"
         ) from error
-    sample = (dataset_spec.options.get("sample") or {}).get(split)
-    records = subset(records, sample, dataset_spec.options.get("sample_seed", 0))
+    listed = Path(root) / reader_of(dataset_spec) / f"ids_{split}.txt"
+    if listed.is_file():
+        records = _listed(records, listed)
+    else:
+        sample = (dataset_spec.options.get("sample") or {}).get(split)
+        records = subset(records, sample, dataset_spec.options.get("sample_seed", 0))
     _check(records, dataset_spec, Path(root) / reader, split)
     return subset(records, limit, seed)
+
+
+def ids_digest(records: Sequence[Record]) -> str:
+    """Return the SHA-256 of the item ids, sorted, one per line: equal digests, equal items."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(r.item_id for r in records)).encode()).hexdigest()
+
+
+def _listed(records: list[Record], path: Path) -> list[Record]:
+    """Keep the records whose ids a file lists, in file order of the dataset.
+
+    Raises:
+        UserError: the file lists an id that the data do not have, or one twice.
+    """
+    ids = path.read_text(encoding="utf-8").split()
+    wanted = set(ids)
+    absent = sorted(wanted - {record.item_id for record in records})
+    if absent or len(wanted) != len(ids):
+        problem = f"{len(absent)} ids that the data lack, such as {absent[0]}" if absent else "an id twice"
+        raise UserError(f"{path} lists {problem}. Correct the list, or delete it to sample by the seed.")
+    return [record for record in records if record.item_id in wanted]
 
 
 def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -> None:
