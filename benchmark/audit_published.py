@@ -223,7 +223,7 @@ def _ablations() -> list[str]:
             abs(h_average(Decimal(source), Decimal(target)) - Decimal(h)) <= Decimal("0.011")
             for source, target, h in cells
         )
-        out.append(f"{name.capitalize()}: {near} of {len(cells)} H follow from A_S and A_T as printed, within rounding.")
+        out.append(f"{name.capitalize()}: {near} of {len(cells)} H follow from the printed averages within rounding.")
     frame = published.load("table2")
     same = sum(
         published.lookup("vila1.5-3b", "flickr30k", method, "H").value == float(value)

@@ -81,7 +81,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     faults = Faults()
     given = _parse(overrides, faults)
     groups = _groups(given, faults)
-    config = _compose(tuple(groups.items()))
+    config = copy.deepcopy(_compose(tuple(groups.items())))  # a target of the user's own is added to it
     profile = build(ProfileSpec, config["profile"], "profile", faults)
     if profile is None:
         faults.stop()
@@ -288,6 +288,7 @@ def _axes(
     else:
         defaults = {"models": [], "methods": [], "targets": [], "seeds": [config["seed"]]}
     axes = {name: list(named.get(name, default)) for name, default in defaults.items()}
+    axes["targets"] = [_own_target(name, config, faults) if "." in str(name) else name for name in axes["targets"]]
     _check_axes(axes, config, faults)
     axes["seeds"] = [seed_of(seed, faults) for seed in axes["seeds"]]
     if grid or named:
@@ -298,6 +299,19 @@ def _axes(
         if missing and not faults.messages:
             faults.add(f"{', '.join(missing)} missing. Give table=table5, or method=, model= and dataset= (see list).")
     return axes
+
+
+def _own_target(module: str, config: Mapping[str, Any], faults: Faults) -> str:
+    """Add a user's own target (a module's name) to the datasets and return its id."""
+    from benchmark.data import own_target
+
+    try:
+        values = own_target(module)
+    except UserError as error:
+        faults.add(str(error))
+        return module
+    config["dataset"][values["id"]] = values
+    return values["id"]
 
 
 def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults: Faults) -> None:

@@ -96,7 +96,8 @@ def _textvqa(names: Sequence[str], index: Index) -> Rows | None:
         tokens, rows = rosetta(ocr), []
         for row in textvqa_questions(path):
             if row.image not in tokens:
-                raise UserError(f"{ocr} has no entry for image {row.image} (question {row.id}). {check.FIX}")
+                about = f"question {row.id} of {path.name}"
+                raise UserError(f"{ocr} has no entry for image {row.image} ({about}). {check.FIX}")
             rows.append(Row(row.id, row.image, {**row.fields, "ocr_tokens": tokens[row.image]}))
         splits[name] = rows
     return splits
