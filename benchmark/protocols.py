@@ -27,7 +27,7 @@ class Choice:
         name: as in protocol.<dataset>=<name>.
         about: where it comes from.
         changes: fields of the dataset's spec; of options, the keys that differ.
-        default: whether conf/dataset says the same.
+        default: whether the configuration says the same if nothing is chosen.
     """
 
     name: str
@@ -85,11 +85,17 @@ def known(dataset: str) -> dict[str, Choice]:
 
 
 def name_of(values: Mapping[str, Any], dataset: str) -> str:
-    """Return the name of the protocol that a dataset's configuration follows, or "own" if it is none of them."""
-    for name, choice in known(dataset).items():
-        if apply(values, dataset, name) == dict(values) and _follows(values, choice.changes):
-            return name
-    return "own"
+    """Return the name of the protocol that a dataset's configuration follows, or "own" if it is none of them.
+
+    Of several, the one that says most counts: a choice may add a key to what the default sets.
+    """
+    found = [item for item in known(dataset).values() if _follows(values, item.changes)]
+    return max(found, key=lambda item: (_settings(item.changes), item.default)).name if found else "own"
+
+
+def _settings(changes: Mapping[str, Any]) -> int:
+    """Return how many keys a choice sets."""
+    return sum(len(value) if isinstance(value, Mapping) else 1 for value in changes.values())
 
 
 def _follows(values: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import pytest
-import yaml
 
 from benchmark import protocols
 from benchmark.compose import request
 from benchmark.errors import UserError
-from benchmark.spec import ROOT, cell_id, plain, protocol
+from benchmark.spec import cell_id, plain, protocol
 
 EIGHT = ("okvqa", "textvqa", "ocrvqa", "gqa", "flickr30k", "coco", "iconqa", "scienceqa")
 
 
 @pytest.mark.parametrize("name", EIGHT)
-def test_the_default_is_what_the_dataset_file_says(name):
-    values = yaml.safe_load((ROOT / "conf" / "dataset" / f"{name}.yaml").read_text())
+def test_the_default_is_what_the_configuration_says(name):
+    values = plain(request(["profile=paper"], grid=False).datasets[name])
     known = protocols.choices(name)
     assert [choice.default for choice in known.values()] == [True] + [False] * (len(known) - 1)
     assert protocols.name_of(values, name) == next(iter(known)) and len(known) >= 2

@@ -14,6 +14,7 @@ import fnmatch
 import importlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -224,18 +225,13 @@ def _rows(
     about = sources()[name]
     places = [Place(path) for path in asked.places] + [Place(path, own=True) for path in asked.own.get(name, ())]
     index = Index(places, about["images"])
-    patterns = about["archives"]
-    archives = [
-        path for path in index.archives if any(fnmatch.fnmatch(path.name.lower(), text.lower()) for text in patterns)
-        or any(place.own and path.is_relative_to(place.path) for place in places)
-    ]
+    archives = [path for path in index.archives if _belongs(path, about, places)]
+    for path in archives:
+        say(f"  unpacking {path.name} (once)")
+        inside = unpack(path, root / UNPACKED)
+        # What came out of gqa/images.zip is GQA's, although no path inside says so.
+        places.append(Place(inside, own=_hinted(path, about["images"], places)))
     if archives:
-        for path in archives:
-            say(f"  unpacking {path.name} (once)")
-            # Inside an archive of the dataset's own name, everything is the dataset's.
-            inside = unpack(path, root / UNPACKED)
-            mine = any(place.own and path.is_relative_to(place.path) for place in places) or name in path.name.lower()
-            places.append(Place(inside, own=mine))
         index = Index(places, about["images"])
     officials = {split: official_names(spec, split, _module(name).SPLITS) for split in splits}
     found: dict[str, list[Row]] = {}
@@ -278,6 +274,24 @@ def _rows(
             f"--from {name}=DIR."
         )
     return index, found, origin, []
+
+
+def _belongs(archive: Path, about: Mapping[str, Any], places: Sequence[Place]) -> bool:
+    """Return whether an archive may hold this dataset, from its name and folder."""
+    name = archive.name.lower()
+    return _hinted(archive, about["images"], places) or any(
+        fnmatch.fnmatch(name, text.lower()) for text in about["archives"]
+    )
+
+
+def _hinted(path: Path, pattern: str, places: Sequence[Place]) -> bool:
+    """Return whether a path below one of the folders says that it belongs to the dataset."""
+    for place in places:
+        if path.is_relative_to(place.path):
+            inside = f"{place.path.name}/{path.relative_to(place.path).as_posix()}"
+            if place.own or re.search(pattern, inside, re.IGNORECASE):
+                return True
+    return False
 
 
 def _drop_books(
