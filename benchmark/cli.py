@@ -383,6 +383,8 @@ def audit(arguments: list[str]) -> int:
     if words not in ([], ["data"], ["protocol"]):
         kinds = ("data", "protocol", "published")
         raise UserError(f"audit {' '.join(words)}: no such audit.{did_you_mean(words[0], kinds)}")
+    if any(item.startswith(("model=", "models=")) for item in overrides):
+        overrides = ["methods=zero_shot", *overrides]  # a model is named, no cell is asked for
     asked = request(overrides, grid=False)
     if words == ["protocol"]:
         from benchmark.audit_protocol import main as audit_protocol

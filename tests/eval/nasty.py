@@ -32,6 +32,10 @@ UNICODE = (
     "\u202eabc",
 )
 SIMPLE = ("dog", "hot dog", "surfing", "red", "2", "yes", "new york", "t-shirt", "don't", "1,000", "man's hat", "5.5")
+SCENE = (
+    "man", "woman", "dog", "cat", "bike", "street", "table", "red", "blue", "small", "large", "sits", "stands", "on",
+    "under", "near", "a", "the", "two", "three",
+)
 SPACES = (" ", "  ", "\t", "\n", "\r", "\u2028", "\x0b", "\x0c", "\x85", "\u3000", "")
 PLAIN_SPACES = (" ", "  ", "\t", "\n")
 
@@ -114,10 +118,9 @@ def caption(rng: random.Random, scene: list[str]) -> str:
 
 def captions(rng: random.Random, images: int) -> list[dict[str, Any]]:
     """Return {prediction, references} per image, five or more references, some predictions empty."""
-    nouns = "man woman dog cat bike street table red blue small large sits stands on under near a the two three".split()
     found = []
     for _ in range(images):
-        scene = [rng.choice(nouns) for _ in range(rng.randrange(4, 14))]
+        scene = [rng.choice(SCENE) for _ in range(rng.randrange(4, 14))]
         references = [caption(rng, scene) or "a" for _ in range(rng.choice((5, 5, 5, 6)))]
         found.append({"prediction": caption(rng, scene) if rng.random() < 0.97 else "", "references": references})
     return found

@@ -176,6 +176,7 @@ def _prepare(name: str, spec: data.DatasetLike, root: Path, asked: Asked, say: S
         found, gone = _drop_books(found, index, folder)
         notes += gone
     records = _load_checked(name, spec, found, splits, ids, root)
+    _compare_ids(name, root, choice, records)
     for split in splits:
         if split == "test":
             notes += group.verify(name, records[split], index)
@@ -382,7 +383,7 @@ def _place_images(
         if held:
             _write_stored(name, path, held)
         elif (source := index.image(path)) is not None:
-            _link(path.with_suffix(source.suffix), source)
+            _link(path.with_suffix(source.suffix.lower()), source)
         else:
             missing.append(path)
     if missing:
@@ -441,7 +442,7 @@ def _finish(
             for split, rows in records.items()
         },
     }
-    _compare_ids(name, root, choice, content["splits"])
+    _compare_ids(name, root, choice, records, keep=True)
     folder = root / name
     write_atomic(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     (folder / MARKER).unlink(missing_ok=True)
@@ -455,8 +456,17 @@ def _summary(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _compare_ids(name: str, root: Path, choice: str, splits: Mapping[str, Mapping[str, Any]]) -> None:
+def _compare_ids(
+    name: str, root: Path, choice: str, records: Mapping[str, list[data.Record]], keep: bool = False
+) -> None:
     """Refuse other items than those that the same settings gave before; the first prepare decides.
+
+    Args:
+        name: the dataset.
+        root: data folder with ids.json.
+        choice: digest of the settings.
+        records: by split.
+        keep: also note those of a first time.
 
     Raises:
         UserError: the ids differ.
@@ -466,12 +476,14 @@ def _compare_ids(name: str, root: Path, choice: str, splits: Mapping[str, Mappin
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    for split, part in splits.items():
-        first = known.setdefault(f"{name}/{split}/{choice[:12]}", {"items": part["items"], "ids": part["ids"]})
-        if first["ids"] != part["ids"]:
+    for split, rows in records.items():
+        place, ids = f"{name}/{split}/{choice[:12]}", data.ids_digest(rows)
+        first = known.setdefault(place, {"items": len(rows), "ids": ids})
+        if first["ids"] != ids:
             raise UserError(
-                f"{split} has other items than at the first prepare with these settings: ids sha256 {part['ids'][:16]}, "
-                f"then {first['ids'][:16]}. Another source names or holds other items, so the numbers could not be "
-                f"compared. Use the first source, or delete the line {name}/{split}/{choice[:12]} of {path}."
+                f"{split} has other items than at the first prepare with these settings: ids sha256 {ids[:16]}, then "
+                f"{first['ids'][:16]}. Another source names or holds other items, so the numbers could not be compared. "
+                f"Use the first source, or delete the line {place} of {path}."
             )
-    write_atomic(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    if keep:
+        write_atomic(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
