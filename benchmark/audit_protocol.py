@@ -37,15 +37,16 @@ def main(
     """
     console = console or Console(highlight=False)
     tokenizer, form = _tokenizer(model)
-    console.print(form, markup=False)
+    plain_text = not console.is_terminal
+    console.print(f"{form}{' Without colours: between « and ».' if plain_text else ''}", markup=False, soft_wrap=True)
     shown = 0
     for spec in specs:
         console.rule(f"{spec.name} ({spec.id})", align="left")
         for line in describe(spec):
-            console.print(line, markup=False)
+            console.print(line, markup=False, soft_wrap=True)
         for split, label in (("train", "training sample"), ("test", "evaluation prompt")):
             if split == "train" and spec.role != "target":
-                console.print("training sample: none, the set is only evaluated", markup=False)
+                console.print("training sample: none, the set is only evaluated")
                 continue
             try:
                 record = data.subset(data.load(spec, root, split), 1)[0]
@@ -55,7 +56,8 @@ def main(
             shown += 1
             console.print(f"{label}, item {record.item_id}:", markup=False)
             target = record.target if split == "train" else None
-            console.print(sample(record.prompt, target, record.image is not None, tokenizer, model))
+            text = sample(record.prompt, target, record.image is not None, tokenizer, model, plain_text)
+            console.print(text, soft_wrap=True)  # a break of the terminal's would not be the prompt's
     if not shown:
         raise UserError(f"There are no data in {root}. Get them first: data prepare, or make table5.")
     return 0
@@ -76,7 +78,8 @@ def describe(spec: DatasetSpec) -> list[str]:
 
 
 def sample(
-    prompt: str, target: str | None, has_image: bool, tokenizer: object | None, model: ModelSpec | None
+    prompt: str, target: str | None, has_image: bool, tokenizer: object | None, model: ModelSpec | None,
+    marks: bool = False,
 ) -> Text:
     """Return a conversation with the supervised part in colour.
 
@@ -86,6 +89,7 @@ def sample(
         has_image: whether the image stands before the text.
         tokenizer: decides the mask token by token; None: the answer and </s>, which is what it amounts to.
         model: for its longest sequence.
+        marks: put « and » around the supervised part too, for files and pipes.
 
     Returns:
         The text; what the loss sees is highlighted.
@@ -99,7 +103,7 @@ def sample(
         answer = " " + tokenizer.decode(supervised) if supervised else ""
         whole = asked + answer
     text = Text(whole[: len(whole) - len(answer)])
-    text.append(answer, style=SUPERVISED)
+    text.append(f"«{answer}»" if marks and answer else answer, style=SUPERVISED)
     if tokenizer is not None and answer:
         text.append(f"   [{len(supervised)} of {len(ids)} tokens supervised, the image counted once]", style="dim")
     return text
