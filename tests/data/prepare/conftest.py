@@ -9,6 +9,16 @@ import pytest
 from tests import real_layouts
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep what `datasets` caches of small tables out of the user's cache."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
     """Return the suite in the official layout."""
