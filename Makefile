@@ -18,7 +18,7 @@ endif
 # Passed on only when set, e.g. make table5 METHODS=full_ft,spider SEEDS=0,1,2 ARGS="train.epochs=10"
 settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) $(if $(METHODS),methods=$(METHODS)) \
 	$(if $(TARGETS),targets=$(TARGETS)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),jobs=$(JOBS)) \
-	$(if $(GPUS),gpus=$(GPUS)) $(if $(GATE),gate=$(GATE)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
+	$(if $(GPUS),gpus=$(GPUS))$(if $(GATE), gate=$(GATE)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
 .PHONY: help table5 table6 zeroshot smoke plan list test lint pretrain rates publish doctor clean check-python
