@@ -18,16 +18,16 @@ endif
 # Passed on only when set, e.g. make table5 METHODS=full_ft,spider SEEDS=0,1,2 ARGS="train.epochs=10"
 settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) $(if $(METHODS),methods=$(METHODS)) \
 	$(if $(TARGETS),targets=$(TARGETS)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),jobs=$(JOBS)) \
-	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)')$(if $(CHECKPOINTS), 'checkpoints=$(CHECKPOINTS)') $(ARGS)
+	$(if $(GPUS),gpus=$(GPUS))$(if $(GATE), gate=$(GATE)) $(if $(RESULTS),'results=$(RESULTS)')$(if $(CHECKPOINTS), 'checkpoints=$(CHECKPOINTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
-.PHONY: help table2 table3 table4 table5 table6 variants smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
+.PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
 	all report compare sbatch plan list test lint pretrain rates publish bench-methods doctor clean check-python
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), CHECKPOINTS=name:dir,"; \
-	  echo "             AXIS VALUES, A B, PYTHON, TABLE, SIZE, DEVICE, ARGS"
+	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, SIZE, DEVICE, ARGS"
 
 table5: $(ready) ## Table 5 and its radar plots: captioning targets
 	@$(python) -m benchmark run table=table5 $(settings)
@@ -82,6 +82,9 @@ compare: $(ready) ## two results folders cell by cell: A=dir B=dir (default: you
 
 sbatch: $(ready) ## a Slurm array script of the missing cells: make sbatch TABLE=table6 > job.sh
 	@$(python) -m benchmark plan --sbatch $(grid) $(settings)
+
+zeroshot: $(ready) ## the untuned models alone, held against the paper (PROFILE=paper)
+	@$(python) -m benchmark zeroshot $(if $(TABLE),table=$(TABLE)) $(settings)
 
 smoke: $(ready) ## a slice of Table 5 through the same path, in a minute
 	@$(python) -m benchmark run table=smoke $(settings)

@@ -7,8 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmark.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from benchmark.compose import Request
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -123,7 +127,8 @@ def run(arguments: list[str]) -> int:
     from benchmark.store import Store
 
     outputs.check_one_setting(asked)
-    code = runner.run(asked)
+    code = _gate(asked)
+    code = runner.run(asked) if code == runner.DONE else code
     if code in (runner.PREEMPTED, runner.INTERRUPTED) or "--cells-only" in arguments:
         return code
     store = Store(asked.results)
@@ -169,6 +174,67 @@ def report(arguments: list[str]) -> int:
     from benchmark.report import run as write_report
 
     return write_report(_overrides(arguments))
+
+
+def _gate(asked: Request) -> int:
+    """Run the untuned models first and hold them against the paper's zero-shot row, where it has one.
+
+    Returns:
+        Exit code of that run; done if there is nothing to check.
+
+    Raises:
+        UserError: a score is off by more than a point and gate=stop.
+    """
+    from dataclasses import replace
+
+    from benchmark import gate, runner
+
+    first = replace(asked, cells=tuple(cell for cell in asked.cells if cell.train is None))
+    if not gate.applies([cell.model.id for cell in first.cells], asked.profile.upstream):
+        return runner.DONE
+    code = runner.run(first)
+    if code == runner.DONE:
+        _hold_against_paper(first)
+    return code
+
+
+def _hold_against_paper(asked: Request) -> None:
+    """Print the zero-shot gate's table for finished untuned cells; raises as `_gate`."""
+    from benchmark import gate, plan
+    from benchmark.scores import read_scores
+    from benchmark.store import Store
+
+    settings = asked.cells[0].eval
+    if settings.limit is not None or settings.split != "test":
+        print("Zero-shot gate: not checked, only a part of the test sets or another split was asked for.")
+        return
+    store, scores = Store(asked.results), {}
+    for item in plan.make(asked, store):
+        datasets = read_scores(store.folder(item.cell))["datasets"]
+        scores[item.cell.model.id] = {name: entry["value"] for name, entry in datasets.items()}
+    checks = gate.check({cell.model.id: cell.model.name for cell in asked.cells}, scores, asked.profile.upstream)
+    print(gate.settle(checks, asked.gate) if checks else "Zero-shot gate: the paper has no number at this scale.")
+
+
+def zeroshot(arguments: list[str]) -> int:
+    """score the untuned models alone and hold them against the paper's zero-shot row"""
+    from rich.console import Console
+
+    from benchmark import outputs, plan, render, runner
+    from benchmark.compose import request
+    from benchmark.store import Store
+
+    given = _overrides(arguments)
+    table = [] if any(item.startswith("table=") for item in given) else ["table=table5"]
+    asked = request([*table, *given, "methods=zero_shot"])
+    code = runner.run(asked)
+    if code != runner.DONE:
+        return code
+    store = Store(asked.results)
+    # Shown and not written: the file of this name is the whole table's.
+    render.show(outputs.build_table(asked, plan.make(asked, store), store), Console(file=sys.stdout))
+    _hold_against_paper(asked)
+    return code
 
 
 def _show_config(arguments: list[str]) -> int:
@@ -306,11 +372,11 @@ def inspect(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
-    """draw (write the profile's datasets), audit (check them), show NAME (a contact sheet)"""
+    """prepare (get the real datasets), draw (the profile's own), audit (check them), show NAME (a contact sheet)"""
     from benchmark.compose import request
     from benchmark.spec import at_root
 
-    actions = {"draw": _draw, "audit": audit, "show": None}
+    actions = {"prepare": _prepare, "draw": _draw, "audit": audit, "show": None}
     if not arguments or arguments[0] not in actions:
         raise UserError(f"data needs an action.{did_you_mean(arguments[0] if arguments else '', actions)}")
     action, rest = actions[arguments[0]], arguments[1:]
@@ -321,6 +387,23 @@ def data(arguments: list[str]) -> int:
     overrides, words = _split(rest)
     asked = request(overrides, grid=False)
     return show.main(words, asked.datasets, at_root(asked.data_root))
+
+
+def _prepare(arguments: list[str]) -> int:
+    from benchmark.compose import request
+    from benchmark.data import prepare
+    from benchmark.spec import at_root
+
+    settings = {"profile=", "data_root=", "dataset.", "protocol."}
+    overrides = [item for item in arguments if any(item.startswith(name) for name in settings)]
+    asked = request(overrides, grid=False)
+    if asked.profile.prepare:
+        raise UserError(
+            f"Profile {asked.profile.id} draws its own data (data draw). Say which real ones: profile=paper."
+        )
+    used = (*asked.profile.upstream, *asked.profile.targets, *asked.profile.extra)
+    rest = [item for item in arguments if item not in overrides]
+    return prepare.main(rest, {name: asked.datasets[name] for name in used}, at_root(asked.data_root))
 
 
 def _draw(arguments: list[str]) -> int:
@@ -335,14 +418,27 @@ def _draw(arguments: list[str]) -> int:
 
 
 def audit(arguments: list[str]) -> int:
-    """check the data and print the baselines that show a model must look (also: audit data)"""
+    """data (baselines that show a model must look), protocol (rendered samples), published (the paper's tables)"""
     from benchmark.compose import request
     from benchmark.spec import at_root
 
     overrides, words = _split(arguments)
-    if words not in ([], ["data"]):
-        raise UserError(f"audit {' '.join(words)}: only `audit data` exists.")
+    if words == ["published"]:
+        from benchmark.audit_published import main as audit_published
+
+        return audit_published()
+    if words not in ([], ["data"], ["protocol"]):
+        kinds = ("data", "protocol", "published")
+        raise UserError(f"audit {' '.join(words)}: no such audit.{did_you_mean(words[0], kinds)}")
+    if any(item.startswith(("model=", "models=")) for item in overrides):
+        overrides = ["methods=zero_shot", *overrides]  # a model is named, no cell is asked for
     asked = request(overrides, grid=False)
+    if words == ["protocol"]:
+        from benchmark.audit_protocol import main as audit_protocol
+
+        used = (*asked.profile.upstream, *asked.profile.targets, *asked.profile.extra)
+        model = asked.models[0] if asked.models else None
+        return audit_protocol([asked.datasets[name] for name in used], at_root(asked.data_root), model)
     from benchmark.data import audit as auditing
     from benchmark.worker import load_model, prepare_process
 
@@ -404,7 +500,7 @@ def doctor(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "run": run, "plan": plan, "score": score, "compare": compare, "list": list_, "inspect": inspect, "doctor": doctor,
-    "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish, "sweep": sweep,
-    "figure": figure, "all": all_, "report": report, "bench": bench,
+    "run": run, "zeroshot": zeroshot, "plan": plan, "score": score, "compare": compare, "list": list_,
+    "inspect": inspect, "doctor": doctor, "data": data, "audit": audit, "pretrain": pretrain, "rates": rates,
+    "publish": publish, "sweep": sweep, "figure": figure, "all": all_, "report": report, "bench": bench,
 }

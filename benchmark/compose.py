@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import external
+from benchmark import external, protocols
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import (
     ROOT,
@@ -36,7 +36,7 @@ AXES = {
 }
 GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
-RUN_KEYS = ("results", "jobs", "gpus", "checkpoints")
+RUN_KEYS = ("results", "jobs", "gpus", "checkpoints", "gate")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Request:
     results: Path
     jobs: int
     gpus: tuple[int, ...]
+    gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
 
 
 def options_of(group: str) -> list[str]:
@@ -82,7 +83,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     faults = Faults()
     given = _parse(overrides, faults)
     groups = _groups(given, faults)
-    config = _compose(tuple(groups.items()))
+    config = copy.deepcopy(_compose(tuple(groups.items())))  # a target of the user's own is added to it
     profile = build(ProfileSpec, config["profile"], "profile", faults)
     if profile is None:
         faults.stop()
@@ -94,7 +95,8 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     settings: list[Mapping[str, Any]] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
-        for key, value in values.items():
+        # A named protocol first: a single key that is also given has the last word.
+        for key, value in sorted(values.items(), key=lambda item: not item[0].startswith("protocol.")):
             _apply(settled, key, value, axes["methods"], faults)
         made = _cells(settled, profile, axes, faults)
         made += external.cells(run["checkpoints"], made, faults)
@@ -119,6 +121,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         results=run["results"] or ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder")))),
         jobs=run["jobs"],
         gpus=run["gpus"],
+        gate=run["gate"],
     )
 
 
@@ -190,7 +193,7 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
-    """Return results folder, number of workers, GPUs and the user's own checkpoints."""
+    """Return results folder, number of workers, GPUs, what the zero-shot gate does, the user's own checkpoints."""
     jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
     if len(jobs) != 1 or isinstance(jobs[0], bool) or not isinstance(jobs[0], int) or jobs[0] < 1:
         faults.add(f"jobs={','.join(map(str, jobs))}: expected a whole number of 1 or more.")
@@ -199,9 +202,11 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
     if any(isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0 for gpu in flat):
         faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
         flat = []
-    results = given.get("results", [""])[0]
+    results, gate = given.get("results", [""])[0], given.get("gate", ["stop"])[-1]
+    if gate not in ("stop", "warn"):
+        faults.add(f"gate={gate}: unknown value.{did_you_mean(str(gate), ('stop', 'warn'))}")
     return {
-        "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None,
+        "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None, "gate": gate,
         "checkpoints": external.parse(given.get("checkpoints", [""])[0], faults),
     }
 
@@ -217,7 +222,15 @@ def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[s
 def _apply(config: dict[str, Any], key: str, value: Any, methods: Sequence[str], faults: Faults) -> None:
     """Set one key of the composed configuration; model.x and method.x mean every model and the methods asked for."""
     head, _, tail = key.partition(".")
-    if head == "model" and tail:
+    if head == "protocol" and tail:
+        if tail not in config["dataset"]:
+            faults.add(f"{key}={value}: no such dataset.{did_you_mean(tail, config['dataset'])}")
+            return
+        try:
+            config["dataset"][tail] = protocols.apply(config["dataset"][tail], tail, str(value))
+        except UserError as error:
+            faults.add(str(error))
+    elif head == "model" and tail:
         for model in config["models"].values():
             _assign(model, tail, value, "model", faults)
     elif head == "method" and tail:
@@ -286,6 +299,7 @@ def _axes(
     else:
         defaults = {"models": [], "methods": [], "targets": [], "seeds": [config["seed"]]}
     axes = {name: list(named.get(name, default)) for name, default in defaults.items()}
+    axes["targets"] = [_own_target(name, config, faults) if "." in str(name) else name for name in axes["targets"]]
     _check_axes(axes, config, faults)
     axes["seeds"] = [seed_of(seed, faults) for seed in axes["seeds"]]
     if grid or named:
@@ -296,6 +310,19 @@ def _axes(
         if missing and not faults.messages:
             faults.add(f"{', '.join(missing)} missing. Give table=table5, or method=, model= and dataset= (see list).")
     return axes
+
+
+def _own_target(module: str, config: Mapping[str, Any], faults: Faults) -> str:
+    """Add a user's own target (a module's name) to the datasets and return its id."""
+    from benchmark.data import own_target
+
+    try:
+        values = own_target(module)
+    except UserError as error:
+        faults.add(str(error))
+        return module
+    config["dataset"][values["id"]] = values
+    return values["id"]
 
 
 def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults: Faults) -> None:

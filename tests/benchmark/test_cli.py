@@ -45,7 +45,7 @@ def test_help_lists_every_verb(capsys):
         (["list", "cell"], "only `list` and `list cells` exist"),
         (["data", "drow"], "Did you mean 'draw'?"),
         (["data", "show", "gqq"], "Did you mean 'gqa'?"),
-        (["audit", "models"], "only `audit data` exists"),
+        (["audit", "models"], "no such audit. Valid: data, protocol, published"),
         (["inspect"], "inspect needs one cell"),
         (["data", "draw", "profile=paper"], "has no data of its own to draw"),
         (["run", "table=table5", "profile=paper", "models=vila15_3b"],
@@ -233,7 +233,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 @needs_make
 def test_make_help_lists_the_targets():
     out = make().stdout
-    targets = ["table5", "table6", "smoke", "plan", "list", "test", "lint", "pretrain", "rates", "publish", "doctor"]
+    targets = [
+        "table5", "table6", "zeroshot", "smoke", "plan", "list", "test", "lint", "pretrain", "rates", "publish",
+        "doctor",
+    ]
     assert all(f"make {target} " in out for target in targets)
 
 
