@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmark.figures import _STYLE, MATH, save, styles
+from benchmark.figures import STYLE, MATH, save, styles
 
 METRICS = ("A_S", "A_T", "H")
 LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
@@ -42,7 +42,7 @@ def lines(frame: pd.DataFrame, keys: Sequence[str], title: str, stem: Path) -> l
     places = {tick: tick if numeric else index for index, tick in enumerate(ticks)}
     chosen = styles(list(dict.fromkeys(frame["method"])))
     names = dict(zip(frame["method"], frame["method_name"], strict=True))
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         size = (9.2, 2.5 * len(groups) + 0.7)
         figure, grid = plt.subplots(len(groups), len(METRICS), figsize=size, squeeze=False, layout="constrained")
         for row, group in zip(grid, groups, strict=True):
@@ -109,7 +109,7 @@ def plane(
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             rows, columns, figsize=(4.0 * columns + 1.6, 3.7 * rows), squeeze=False, layout="constrained"
         )
@@ -180,7 +180,7 @@ def discrepancy(frame: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     markers = {"upstream": ("o", "s", "v", "D"), "target": ("*", "^", "P", "X")}
     whole = frame[frame["part"] == "tuned"]
     parts = [part for part in dict.fromkeys(frame["part"]) if part != "tuned"]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(9.2, 3.4), layout="constrained", gridspec_kw={"width_ratios": [1, 1.7]}
         )
@@ -239,7 +239,7 @@ def gallery(title: str, rule: str, examples: Sequence[Mapping], stem: Path) -> l
     side, gap, top, below = 2.5, 0.25, 0.6, 0.13 * deepest + 0.25
     width = len(examples) * (side + gap) + gap
     height = top + side + below + 0.14 * (footer.count("\n") + 1) + 0.1
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(width, height))
         for index, (example, text) in enumerate(zip(examples, blocks, strict=True)):
             left, bottom = gap + index * (side + gap), height - top - side
