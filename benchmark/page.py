@@ -100,7 +100,7 @@ def _sortable(name: str, heads: Sequence[str], rows: Sequence[str]) -> str:
 
 def _cell(text: str, value: float | None = None, css: str = "n", below: str = "") -> str:
     """Return a cell of numbers; what stands below is small, so that a table fits a screen."""
-    sort = "" if value is None or pd.isna(value) else f' data-value="{value!r}"'
+    sort = "" if value is None or pd.isna(value) else f' data-value="{float(value)!r}"'
     small = f"<small>{html.escape(below)}</small>" if below else ""
     return f'<td class="{css}"{sort}>{html.escape(text)}{small}</td>'
 
