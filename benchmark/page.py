@@ -98,9 +98,11 @@ def _sortable(name: str, heads: Sequence[str], rows: Sequence[str]) -> str:
     return f'<table class="sortable" id="{name}"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _cell(text: str, value: float | None = None, css: str = "n") -> str:
-    sort = "" if value is None or pd.isna(value) else f' data-value="{value!r}"'
-    return f'<td class="{css}"{sort}>{html.escape(text)}</td>'
+def _cell(text: str, value: float | None = None, css: str = "n", below: str = "") -> str:
+    """Return a cell of numbers; what stands below is small, so that a table fits a screen."""
+    sort = "" if value is None or pd.isna(value) else f' data-value="{float(value)!r}"'
+    small = f"<small>{html.escape(below)}</small>" if below else ""
+    return f'<td class="{css}"{sort}>{html.escape(text)}{small}</td>'
 
 
 def _table(table: Table, index: int) -> str:
@@ -117,10 +119,10 @@ def _table(table: Table, index: int) -> str:
             cells = [f"<td>{html.escape(lines['method_name'].iloc[0])}</td>"]
             for metric in table.columns():
                 line = by_metric[metric]
-                text = render.value(line)
+                interval = ""
                 if not pd.isna(line["low"]) and metric not in MEASURES:
-                    text += f" ({line['low']:.1f} to {line['high']:.1f})"
-                cells.append(_cell(text, line["value"], "n best" if line["best"] else "n"))
+                    interval = f"{line['low']:.1f} to {line['high']:.1f}"
+                cells.append(_cell(render.value(line), line["value"], "n best" if line["best"] else "n", interval))
                 if metric in table.compared():
                     cells.append(_cell(render.difference(table, line), line["delta"]))
             papers = [by_metric[metric] for metric in table.paper_metrics()]

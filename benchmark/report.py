@@ -303,8 +303,9 @@ def predictions(done: Sequence[Planned], store: Store) -> dict[str, Any]:
                     }
                 texts = gallery.read_answers(folder, dataset.id)
                 scores = {one.item_id: one.score for one in read_items(folder / "items" / f"{dataset.id}.jsonl.gz")}
-            except UserError as error:
-                why = str(error)
+            except UserError:
+                # The reason may name a path of this machine; the page is for other people.
+                why = f"The answers of {item.id} to {dataset.name}, or that dataset, are not in this folder."
                 continue
             answers[dataset.id] = [
                 [texts[record.item_id], round(scores[record.item_id], 4)] if record.item_id in scores else None
