@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmark.figures import STYLE, MATH, save, styles
+from benchmark.figures import MATH, STYLE, save, styles
 
 METRICS = ("A_S", "A_T", "H")
 LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
