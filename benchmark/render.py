@@ -120,7 +120,7 @@ def show(table: Table, console: Console) -> None:
         console.print()
         grid = _rich_block(table, f"{model}, fine-tuned on {target}", block, plain)
         # Laid out at full width: rich would cut numbers short where a narrow terminal simply wraps lines.
-        wide = Console(file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="standard")
+        wide = Console(file=io.StringIO(), width=10 * WIDTH, force_terminal=True, color_system="standard")
         wide.print(grid)
         console.print(Text.from_ansi(wide.file.getvalue().rstrip()), soft_wrap=True)
     console.print()

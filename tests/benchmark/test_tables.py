@@ -246,6 +246,13 @@ def test_numbers_are_never_cut_on_a_narrow_terminal(full):
     assert f"[{line(full, 'spider', 'H').value:.2f}]" in text
 
 
+def test_values_above_100_are_never_cut(full):
+    frame = full.frame.assign(value=full.frame.value + 100, delta=full.frame.delta - 10)
+    text = render.to_text(dataclasses.replace(full, frame=frame))
+    assert "…" not in text
+    assert f"{line(full, 'full_ft', 'O').value + 100:.2f}" in text
+
+
 def test_a_terminal_gets_bold(full):
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=120)
     render.show(full, console)
