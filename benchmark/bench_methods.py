@@ -75,7 +75,7 @@ class Size:
 
 
 SIZES = {
-    "pocket": Size("LLaVA (pocket)", 128, 384, 128, rounds=40, methods=(*TRAINED, RELEASED)),
+    "small": Size("LLaVA, shipped size", 128, 384, 128, rounds=40, methods=(*TRAINED, RELEASED)),
     "llava15_7b": Size("LLaVA-1.5-7B", 4096, 11008, 1024, rounds=5, methods=(*PAPER, RELEASED)),
 }
 
@@ -342,7 +342,7 @@ def run(size: Size, methods: Sequence[str], device: str) -> dict[str, Cost]:
     if free is not None and free < needed:
         raise UserError(
             f"{size.name} has {size.numel() / 1e6:.1f} M trained weights: the bench needs {needed:.1f} GB of memory on "
-            f"{device}, {free:.1f} GB are free. Use a machine with more, or SIZE=pocket."
+            f"{device}, {free:.1f} GB are free. Use a machine with more, or SIZE=small."
         )
     bench, costs = Bench(size, device), {}
     for name in methods:
@@ -408,7 +408,7 @@ def main(overrides: Sequence[str]) -> int:
     Raises:
         UserError: an unknown key or value, too little memory, or no GPU.
     """
-    given = {"size": "pocket", "methods": "", "device": "cpu", "threads": "1", "out": ""}
+    given = {"size": "small", "methods": "", "device": "cpu", "threads": "1", "out": ""}
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or key not in given:

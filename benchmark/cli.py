@@ -486,7 +486,7 @@ def publish(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """measure what each method's optimizer step costs (size=pocket or llava15_7b, methods=, device=, out=FILE)"""
+    """measure what each method's optimizer step costs (size=small or llava15_7b, methods=, device=, out=FILE)"""
     from benchmark.bench_methods import main as bench_main
 
     return bench_main(arguments)

@@ -21,7 +21,7 @@ def test_sizes_are_those_of_the_models():
     assert SIZES["llava15_7b"].numel() == 425_746_432
     loaded = tiny.load("llava", at_root("benchmark/checkpoints/llava_pocket"))
     shapes = [tuple(loaded.model.get_parameter(name).shape) for name in trainable_names(loaded, "last_layers", 2)]
-    assert sorted(shapes) == sorted(SIZES["pocket"].shapes().values())
+    assert sorted(shapes) == sorted(SIZES["small"].shapes().values())
 
 
 def test_traffic_counts_what_operations_read_and_write():
@@ -112,7 +112,7 @@ def test_too_little_memory_is_said_before_anything_is_made(monkeypatch):
     ("arguments", "message"),
     [
         (["sizes=pocket"], "Did you mean 'size'"),
-        (["size=poket", "methods=spidr"], "size=poket: unknown value. Did you mean 'pocket'?"),
+        (["size=smal", "methods=spidr"], "size=poket: unknown value. Did you mean 'small'?"),
         (["methods=spidr,dare"], "methods=spidr: unknown value. Did you mean 'spider'?"),
         (["threads=0"], "threads=0: expected a whole number"),
     ],
@@ -123,6 +123,6 @@ def test_mistakes(arguments, message, capsys):
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(SIZES, "pocket", TOY)
+    monkeypatch.setitem(SIZES, "small", TOY)
     assert cli.main(["bench", "methods=spider", f"out={tmp_path}/bench.md"]) == 0
     assert (tmp_path / "bench.md").read_text() == capsys.readouterr().out
