@@ -112,7 +112,7 @@ def test_too_little_memory_is_said_before_anything_is_made(monkeypatch):
     ("arguments", "message"),
     [
         (["sizes=pocket"], "Did you mean 'size'"),
-        (["size=smal", "methods=spidr"], "size=poket: unknown value. Did you mean 'small'?"),
+        (["size=smal", "methods=spidr"], "size=smal: unknown value. Did you mean 'small'?"),
         (["methods=spidr,dare"], "methods=spidr: unknown value. Did you mean 'spider'?"),
         (["threads=0"], "threads=0: expected a whole number"),
     ],
