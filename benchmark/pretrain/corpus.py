@@ -144,8 +144,18 @@ def trained_ids(tokenizer) -> list[int]:
 
 def choice_prompt(question: str, options: list[str], request: str) -> str:
     """Return a question with lettered options and one of pretraining's letter instructions."""
-    lines = [f"{LETTERS[k]}. {option}" for k, option in enumerate(options)]
-    return "\n".join([question, *lines, request])
+    return f"{question}\n{_options(options)}\n{request}"
+
+
+def _options(options: Sequence[str]) -> str:
+    """Return 'A. first', 'B. second' ... on lines of their own."""
+    return "\n".join(f"{LETTERS[k]}. {option}" for k, option in enumerate(options))
+
+
+def _letter_list(options: Sequence[str], keys: Sequence[tuple[str, str]]) -> Turn:
+    """Return the turn that lists keys, each followed by the letter of its option; keys are pairs (key, option)."""
+    entries = [f"{key} {LETTERS[options.index(option)]}" for key, option in keys]
+    return Turn(f"{_options(options)}\n{LETTERED}", "; ".join(entries) + ".")
 
 
 def letter_look_ups(rng: random.Random) -> Turn:
@@ -161,9 +171,7 @@ def letter_look_ups(rng: random.Random) -> Turn:
     )  # fmt: skip
     pool = sorted(set(pool))
     options = rng.sample(pool, rng.randrange(2, 6))
-    lines = "\n".join(f"{LETTERS[k]}. {option}" for k, option in enumerate(options))
-    shuffled = rng.sample(list(enumerate(options)), len(options))
-    return Turn(f"{lines}\n{LETTERED}", "; ".join(f"{option} {LETTERS[k]}" for k, option in shuffled) + ".")
+    return _letter_list(options, [(option, option) for option in rng.sample(options, len(options))])
 
 
 def letter_keys(rng: random.Random) -> Turn:
@@ -213,10 +221,9 @@ def _listed_letters(rng: random.Random, pairs: list[tuple[str, str]], pool: Sequ
     others = [word for word in pool if word not in keys]
     options += rng.sample(others, min(len(others), most - len(options)))
     rng.shuffle(options)
-    asked = [(key, LETTERS[options.index(option)]) for option, some in keys.items() for key in rng.sample(some, 1)]
+    asked = [(key, option) for option, some in keys.items() for key in rng.sample(some, 1)]
     rng.shuffle(asked)
-    lines = "\n".join(f"{LETTERS[k]}. {option}" for k, option in enumerate(options))
-    return Turn(f"{lines}\n{LETTERED}", "; ".join(f"{key} {letter}" for key, letter in asked) + ".")
+    return _letter_list(options, asked)
 
 
 def _lettered(rng: random.Random, question: str, answer: str, others: list[str]) -> Turn:
