@@ -40,7 +40,7 @@ def of_cell(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[st
 
 
 def last_row(folder: Path) -> dict[str, float]:
-    """Return the last row of train.jsonl; a post-hoc cell has none."""
+    """Return the last row of train.jsonl; a post-hoc cell has one row, none if older code made it."""
     try:
         lines = (folder / "train.jsonl").read_text().splitlines()
         return json.loads(lines[-1]) if lines else {}

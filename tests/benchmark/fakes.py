@@ -141,6 +141,14 @@ def modules() -> dict[str, types.ModuleType]:
     }
 
 
+def world_in(folder: Path, patch: pytest.MonkeyPatch) -> World:
+    """Return a fresh world of stand-ins in a folder."""
+    patch.setenv(FOLDER, str(folder))
+    patch.delenv(TROUBLE, raising=False)
+    install(patch)
+    return World(folder)
+
+
 def install(patch: pytest.MonkeyPatch) -> None:
     """Replace what is slow."""
     import benchmark.data

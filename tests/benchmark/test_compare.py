@@ -17,10 +17,7 @@ from tests.benchmark import fakes
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, fakes.World]:
-    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
-    monkeypatch.delenv(fakes.TROUBLE, raising=False)
-    fakes.install(monkeypatch)
-    world = fakes.World(tmp_path)
+    world = fakes.world_in(tmp_path, monkeypatch)
     assert cli.main(["run", *world.overrides("methods=full_ft,spider"), "--cells-only"]) == 0
     other = tmp_path / "other"
     shutil.copytree(world.results, other)

@@ -18,9 +18,7 @@ DRIFT = "SPIDERBENCH_TEST_DRIFT"
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
-    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
-    monkeypatch.delenv(fakes.TROUBLE, raising=False)
-    fakes.install(monkeypatch)
+    made = fakes.world_in(tmp_path, monkeypatch)
 
     def train(cell, loaded, records, method, out, on_progress):
         assert loaded.model.weight == fakes.BASE
@@ -46,7 +44,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
     monkeypatch.setattr(module, "apply_delta", apply_delta)
     monkeypatch.setattr(module, "save_delta", save_delta, raising=False)
     monkeypatch.setattr(module, "read_metadata", lambda path: {"digest": path.read_text()}, raising=False)
-    return fakes.World(tmp_path)
+    return made
 
 
 def asked(world: fakes.World, *more: str):

@@ -15,11 +15,8 @@ from tests.benchmark import fakes
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
-    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
-    monkeypatch.delenv(fakes.TROUBLE, raising=False)
-    fakes.install(monkeypatch)
     monkeypatch.setattr("benchmark.figures.radars", lambda *_: [])
-    return fakes.World(tmp_path)
+    return fakes.world_in(tmp_path, monkeypatch)
 
 
 def own(world: fakes.World, name: str, content: str = "mine") -> Path:

@@ -19,9 +19,7 @@ from tests.benchmark import fakes
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
-    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
-    fakes.install(monkeypatch)
-    return fakes.World(tmp_path)
+    return fakes.world_in(tmp_path, monkeypatch)
 
 
 def names(asked: Request) -> list[str]:

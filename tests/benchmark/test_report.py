@@ -116,11 +116,9 @@ def test_json_in_a_script_reads_back_and_holds_no_markup():
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
-    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
-    monkeypatch.delenv(fakes.TROUBLE, raising=False)
-    fakes.install(monkeypatch)
+    made = fakes.world_in(tmp_path, monkeypatch)
     monkeypatch.setattr(report, "load", fakes.load_records)
-    return fakes.World(tmp_path)
+    return made
 
 
 def test_a_report_of_finished_cells(world, capsys):

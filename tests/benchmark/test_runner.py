@@ -20,11 +20,8 @@ from tests.benchmark import fakes
 
 @pytest.fixture
 def drawing_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
-    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
-    monkeypatch.delenv(fakes.TROUBLE, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    fakes.install(monkeypatch)
-    return fakes.World(tmp_path)
+    return fakes.world_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -14,13 +14,10 @@ from tests.benchmark import fakes
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
-    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
-    monkeypatch.delenv(fakes.TROUBLE, raising=False)
-    fakes.install(monkeypatch)
     monkeypatch.setattr("benchmark.figures.radars", lambda *_: [])
     drawn = []
     monkeypatch.setattr("benchmark.plots.lines", lambda *given: drawn.append(given) or [Path("x.png")])
-    made = fakes.World(tmp_path)
+    made = fakes.world_in(tmp_path, monkeypatch)
     made.drawn = drawn
     return made
 
