@@ -9,7 +9,6 @@ import signal
 
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from benchmark.checkpoint import apply_delta, load_delta, snapshot
@@ -40,7 +39,7 @@ def records(tmp_path_factory):
         image = None
         if i % 4 != 3:
             image = folder / f"{i}.png"
-            Image.effect_noise((30 + i, 24), 80).convert("RGB").save(image)
+            tiny.picture(30 + i, 24).save(image)
         made.append(Record(f"item{i}", "toy", "train", image, f"what is {i}?", answer, (answer,), None, str(i), {}))
     return made
 

@@ -236,8 +236,8 @@ def test_tower_features_stand_in_for_pixels(models, family, tmp_path):
 def test_items_keep_tower_features_and_fall_back_to_pixels(models, family, tmp_path, monkeypatch):
     loaded = models[family]
     paths = [tmp_path / f"{i}.png" for i in range(3)]
-    for path in paths:
-        Image.effect_noise((33, 20), 80).convert("RGB").save(path)
+    for seed, path in enumerate(paths):
+        tiny.picture(33, 20, seed).save(path)
     images = [paths[0], None, paths[1], paths[0], paths[2]]
     records = [
         Record(str(i), "toy", "train", image, f"what {i}?", "red", ("red",), None, str(i), {})
@@ -255,7 +255,7 @@ def test_items_keep_tower_features_and_fall_back_to_pixels(models, family, tmp_p
     stacked = collate(loaded, [items[i] for i in range(5)], "right")
     assert stacked["pixel_values"].shape == (4, *loaded.feature_shape)
 
-    Image.effect_noise((33, 20), 80).convert("RGB").save(paths[0])  # another content under the same name
+    tiny.picture(33, 20, 3).save(paths[0])  # another content under the same name
     assert not torch.equal(Items(loaded, records, supervised=False)[0].image, items[0].image)
     assert calls == [3, 3]
 

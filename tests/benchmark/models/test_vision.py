@@ -13,15 +13,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from benchmark.errors import UserError
 from benchmark.models.vision import ImageProcessor, expand2square, load_image_processor
-from tests.benchmark.models.tiny import PREPROCESSOR
+from tests.benchmark.models.tiny import PREPROCESSOR, picture
 
 SIZES = [(37, 23), (23, 37), (30, 30), (64, 48), (7, 51), (11, 12)]
 MEAN, STD = tuple(PREPROCESSOR["image_mean"]), tuple(PREPROCESSOR["image_std"])
-
-
-def picture(width, height):
-    noise = np.random.default_rng(width * 100 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
 
 
 @pytest.mark.parametrize("size", SIZES)

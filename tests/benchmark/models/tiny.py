@@ -6,7 +6,9 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -30,6 +32,12 @@ PREPROCESSOR = {
     "resample": 3,
 }
 IMAGE_SIZE = {"llava": 24, "vila": 40}
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return coloured noise, the same in every run; PIL's own depends on what ran before it."""
+    noise = np.random.default_rng((seed, width, height)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
 
 
 @dataclass(frozen=True)
