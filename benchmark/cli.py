@@ -297,12 +297,13 @@ def audit(arguments: list[str]) -> int:
         raise UserError(f"audit {' '.join(words)}: only `audit data` exists.")
     asked = request(overrides, grid=False)
     from benchmark.data import audit as auditing
+    from benchmark.models import places
     from benchmark.worker import load_model, prepare_process
 
     bases = {}
     prepare_process(asked.threads, asked.device, None)
     for model in asked.models:
-        if at_root(model.checkpoint).is_dir():
+        if places.checkpoint(model).path.is_dir():
             bases[model.name] = auditing.answerer(load_model(model, asked.dtype, asked.device))
         else:
             print(f"{model.id} has no checkpoint in {model.checkpoint}: no blind answers from it.")

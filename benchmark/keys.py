@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmark.errors import UserError
 from benchmark.files import canonical_json, digest_of, write_atomic
+from benchmark.models import places
 from benchmark.spec import ROOT, CellSpec, DatasetSpec, ModelSpec, at_root, input_form, plain, protocol
 
 # The code that makes each stage's number, relative to the repository. A method's and a model family's own module are
@@ -148,10 +149,12 @@ def _method_module(method: str) -> tuple[str, ...]:
 
 
 def _family_module(model: ModelSpec) -> tuple[str, ...]:
-    """Return the file of a model family."""
+    """Return the files of a model family: its module, and those whose names begin with its own."""
     from benchmark.models import FAMILIES
 
-    return (_module_file(FAMILIES[model.family]),)
+    module = _module_file(FAMILIES[model.family])
+    beside = sorted(at_root(module).parent.glob(f"{Path(module).stem}_*.py"))
+    return (module, *(str(path.relative_to(ROOT)) for path in beside if path.is_relative_to(ROOT)))
 
 
 def _module_file(module: str) -> str:
@@ -196,10 +199,12 @@ class Digests:
         def compute() -> str:
             from benchmark import models
 
-            _check_whole(at_root(model.checkpoint))
-            return models.digest(at_root(model.checkpoint))
+            for folder in folders:
+                _check_whole(folder)
+            return models.digest(*folders)
 
-        return self._remember(f"model {model.family}", at_root(model.checkpoint), compute)
+        folders = places.folders(model)
+        return self._remember(f"model {model.family}", folders, compute)
 
     def records(self, dataset: DatasetSpec, data_root: str, split: str, limit: int | None) -> str:
         """Return the digest of the records of a split; the first time, every image is decoded once.
@@ -215,11 +220,11 @@ class Digests:
             return data.digest(records)
 
         what = canonical_json(["records", plain(dataset), split, limit])
-        return self._remember(what, at_root(data_root) / data.reader_of(dataset), compute)
+        return self._remember(what, [at_root(data_root) / data.reader_of(dataset)], compute)
 
-    def _remember(self, what: str, folder: Path, compute: Any) -> str:
-        name = digest_of([what, str(folder)])
-        state = self._fingerprint(folder)
+    def _remember(self, what: str, folders: list[Path], compute: Any) -> str:
+        name = digest_of([what, *map(str, folders)])
+        state = "".join(map(self._fingerprint, folders))
         known = self._known.get(name)
         if known is None or known["files"] != state:
             known = self._known[name] = {"files": state, "digest": compute()}

@@ -10,6 +10,7 @@ from benchmark.compose import Request
 from benchmark.cost import Costs, clock
 from benchmark.errors import UserError
 from benchmark.keys import Digests, Keys, keys_of
+from benchmark.models import places
 from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id
 from benchmark.store import Store, read_cell
 
@@ -104,7 +105,7 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
         UserError: names every missing checkpoint and dataset folder.
     """
     cells = list(cells)
-    checkpoints = {at_root(cell.model.checkpoint): f"checkpoint of {cell.model.id}" for cell in cells}
+    checkpoints = {places.checkpoint(cell.model).path: f"checkpoint of {cell.model.id}" for cell in cells}
     folders = {folder: f"dataset {folder.name}" for cell in cells for folder in _data_folders(cell)}
     missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]
     if missing:

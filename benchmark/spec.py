@@ -52,6 +52,10 @@ class ModelSpec:
     max_length: int = field(metadata=bounds(low=16))
     learning_rate: float = field(metadata=bounds(above=0))
     projector_learning_rate: float = field(metadata=bounds(above=0))
+    repository: str | None = None    # of the Hugging Face hub, looked for in its cache if there is no such folder
+    vision_tower: str | None = None  # folder or hub repository, for a checkpoint without one; null: the one it names
+    vocab_size: int | None = field(default=None, metadata=bounds(low=1))  # rows of the output layer; null: all
+    architecture: dict[str, Any] = field(default_factory=dict)  # sizes: what a plan counts with and a load must match
 
 
 @dataclass(frozen=True)
@@ -291,7 +295,8 @@ def protocol(dataset: DatasetSpec) -> dict[str, Any]:
 
 def input_form(model: ModelSpec) -> dict[str, Any]:
     """Return how a model is fed; its weights are identified by their digest, its rates are in the TrainSpec."""
-    return {"family": model.family, "preprocess": model.preprocess, "max_length": model.max_length}
+    form = {"family": model.family, "preprocess": model.preprocess, "max_length": model.max_length}
+    return form if model.vocab_size is None else {**form, "vocab_size": model.vocab_size}
 
 
 def identity(cell: CellSpec) -> dict[str, Any]:

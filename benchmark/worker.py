@@ -95,8 +95,10 @@ def load_model(model: ModelSpec, dtype: str, device: str) -> LoadedModel:
     import torch
 
     from benchmark import models
+    from benchmark.models import places
 
-    loaded = models.load(replace(model, checkpoint=str(at_root(model.checkpoint))), getattr(torch, dtype))
+    path = places.checkpoint(model).path
+    loaded = models.load(replace(model, checkpoint=str(path)), getattr(torch, dtype))
     loaded.model.to(device)
     return loaded
 
