@@ -25,7 +25,9 @@ Keys of run, plan, score, publish:
   models= methods= targets= seeds=   comma lists (method=, model=, dataset=, seed= mean the same)
   results=DIR                where results go (default results/runs/<profile>)
   jobs=N (--jobs N)          cells at a time; the numbers do not depend on it
-  gpus=0,1                   CUDA devices to spread the cells over
+  gpus=0,1                   CUDA devices to spread the cells over; with engine=zero*, gpus=8 means eight per cell
+  gpu=4090x8                 plan only: cards that need not be here
+  hostfile=FILE              DeepSpeed's, to train each cell on several machines
   any.key=VALUE              any key of conf/, e.g. train.epochs=10 method.momentum=0.9; a comma list or range(a,b)
                              makes one cell per value
 Exit codes: 0 done, 1 cells failed, 2 something to correct, 75 stopped by SIGTERM, 130 stopped by ctrl-C.
@@ -90,12 +92,13 @@ def _overrides(arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]
         name, equals, value = item.removeprefix("--").partition("=")
         if not item.startswith("-"):
             overrides.append(item)
-        elif name in ("jobs", "gpus", "results"):
+        elif name in ("jobs", "gpus", "results", "hostfile"):
             if not equals and not rest:
                 raise UserError(f"{item} needs a value, e.g. {name}=2.")
             overrides.append(f"{name}={value if equals else rest.pop(0)}")
         elif name not in flags:
-            raise UserError(f"Unknown option {item!r}.{did_you_mean(name, ['jobs', 'gpus', 'results', *flags])}")
+            known = ["jobs", "gpus", "results", "hostfile", *flags]
+            raise UserError(f"Unknown option {item!r}.{did_you_mean(name, known)}")
     return overrides
 
 
@@ -169,7 +172,17 @@ def plan(arguments: list[str]) -> int:
 
     asked = request(_overrides(arguments))
     store = Store(asked.results)
-    print(planning.describe(planning.make(asked, store), asked, Costs(store, asked.profile)))
+    planned = planning.make(asked, store, compute=False)
+    if asked.gpu is None:
+        print(planning.describe(planned, asked, Costs(store, asked.profile)))
+        if any(model.architecture for model in asked.models):
+            print("Add gpu=4090x8 (make: GPU=4090x8) for hours, memory and disk on such cards.")
+        return 0
+    from benchmark import forecast
+
+    costs = forecast.Forecast(store, asked, asked.gpu)
+    print(planning.describe(planned, asked, costs))
+    print(forecast.describe(planned, asked, costs))
     return 0
 
 
@@ -338,6 +351,20 @@ def publish(arguments: list[str]) -> int:
     return 0
 
 
+def export(arguments: list[str]) -> int:
+    """write a tuned cell as a standard checkpoint: export CELL DIR"""
+    from benchmark.compose import request
+    from benchmark.store import Store
+
+    overrides, words = _split(arguments)
+    if len(words) != 2:
+        raise UserError("export needs a cell (a folder name of `list cells`, or its beginning) and a new folder.")
+    from benchmark.export import export as write
+
+    print(f"Written: {write(Store(request(overrides, grid=False).results), words[0], Path(words[1]))}")
+    return 0
+
+
 def doctor(arguments: list[str]) -> int:
     """check Python, packages, Java, processors, memory and disk"""
     from benchmark.doctor import main as doctor_main
@@ -348,4 +375,5 @@ def doctor(arguments: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": run, "plan": plan, "score": score, "compare": compare, "list": list_, "inspect": inspect, "doctor": doctor,
     "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish,
+    "export": export,
 }

@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ AXES = {
 }
 GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
-RUN_KEYS = ("results", "jobs", "gpus")
+RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Request:
     results: Path
     jobs: int
     gpus: tuple[int, ...]
+    gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
 
 
 def options_of(group: str) -> list[str]:
@@ -86,12 +87,13 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     assert profile is not None
     run = _run_settings(given, profile, faults)
     axes = _axes(given, config, profile, grid, faults)
+    launch = _launch(run, config["engine"]["id"], faults)
     cells: list[CellSpec] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
         for key, value in values.items():
             _apply(settled, key, value, axes["methods"], faults)
-        cells.extend(_cells(settled, profile, axes, faults))
+        cells.extend(_cells(settled, profile, axes, launch, faults))
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
     models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
@@ -108,7 +110,8 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         **{key: settled[key] for key in ("data_root", "dtype", "device", "threads")},
         results=run["results"] or ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder")))),
         jobs=run["jobs"],
-        gpus=run["gpus"],
+        gpu=run["gpu"],
+        gpus=run["gpus"] if config["engine"]["id"] == "single" else launch["devices"],
     )
 
 
@@ -127,7 +130,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
         if not equals or not key:
             faults.add(f"{text!r} is not of the form key=value.")
             continue
-        if key == "results":
+        if key in ("results", "hostfile"):
             given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
             continue
         try:
@@ -176,6 +179,9 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"conf/ cannot be composed: {error}. See git diff conf.") from error
     assert isinstance(config, dict)
+    # Every model has every key, so that model.KEY=VALUE can be set for all.
+    optional = {item.name: item.default for item in fields(ModelSpec) if item.default is not MISSING}
+    config["models"] = {name: {**optional, "architecture": {}, **model} for name, model in config["models"].items()}
     return {str(key): value for key, value in config.items()}
 
 
@@ -190,7 +196,30 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
         faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
         flat = []
     results = given.get("results", [""])[0]
-    return {"jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None}
+    hostfile = given.get("hostfile", [None])[0]
+    if hostfile is not None and not Path(str(hostfile)).is_file():
+        faults.add(f"hostfile={hostfile}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
+    return {
+        "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None,
+        "gpu": str(given["gpu"][0]) if "gpu" in given else None,
+        "hostfile": str(Path(hostfile).absolute()) if hostfile else None,
+    }
+
+
+def _launch(run: Mapping[str, Any], engine: str, faults: Faults) -> dict[str, Any]:
+    """Return how many processes train a cell and on which GPUs: gpus=8 means eight of them, gpus=4,5 these two."""
+    gpus = run["gpus"]
+    if engine == "single":
+        if run["hostfile"]:
+            faults.add(f"hostfile={run['hostfile']}: engine=single trains in one process. Use engine=zero2.")
+        return {"processes": 1, "devices": (), "hostfile": None}
+    if run["jobs"] > 1:
+        faults.add(f"jobs={run['jobs']}: with engine={engine} one cell takes all GPUs. Leave jobs out.")
+    if gpus == (0,):
+        faults.add(f"gpus=0: with engine={engine} a single number is how many GPUs to use. Use gpus=1 or more.")
+    listed = gpus if len(gpus) > 1 else ()
+    processes = len(listed) or (gpus[0] if gpus else 0)
+    return {"processes": processes, "devices": listed, "hostfile": run["hostfile"]}
 
 
 def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[str, Any]]:
@@ -306,7 +335,8 @@ def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults
 
 
 def _cells(
-    config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], faults: Faults
+    config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], launch: Mapping[str, Any],
+    faults: Faults,
 ) -> list[CellSpec]:
     """Return the cells of one combination of settings, models outermost, methods innermost."""
     from methods.registry import entry
@@ -322,6 +352,7 @@ def _cells(
     evaluation = build(EvalSpec, config["eval"], "eval", faults)
     place = {key: config[key] for key in ("data_root", "dtype", "device", "threads")}
     place |= {"engine": config["engine"]["id"], "zero_optimization": config["engine"].get("zero_optimization", {})}
+    place |= launch
     build(PlaceSpec, place, "", faults)
     _check_names(config, profile, faults)
     if faults.messages:

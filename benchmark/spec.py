@@ -99,6 +99,7 @@ class TrainSpec:
     max_grad_norm: float = field(metadata=bounds(low=0))
     loss_group: int = field(metadata=bounds(low=1))
     limit: int | None = field(metadata=bounds(low=1))
+    gradient_checkpointing: bool = False  # run each block again in the backward pass rather than keep what it made
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class PlaceSpec:
     threads: int = field(default=2, metadata=bounds(low=1))
     engine: Literal["single", "zero1", "zero2", "zero3"] = "single"
     zero_optimization: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's section, of the zero engines
+    processes: int = field(default=1, metadata=bounds(low=0))  # of a zero engine, per machine; 0: one per visible GPU
+    devices: tuple[int, ...] = ()                              # the GPUs of these processes; empty: the first ones
+    hostfile: str | None = None                                # DeepSpeed's, for several machines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +303,13 @@ def input_form(model: ModelSpec) -> dict[str, Any]:
     return form if model.vocab_size is None else {**form, "vocab_size": model.vocab_size}
 
 
+def training_form(train: TrainSpec | None) -> dict[str, Any] | None:
+    """Return the settings that make a trained model what it is; computing activations twice changes no number."""
+    if train is None:
+        return None
+    return {key: value for key, value in plain(train).items() if key != "gradient_checkpointing"}
+
+
 def identity(cell: CellSpec) -> dict[str, Any]:
     """Return the canonical description that names a cell's folder.
 
@@ -312,7 +323,7 @@ def identity(cell: CellSpec) -> dict[str, Any]:
         "method": {"id": cell.method.id, "params": plain(cell.method.params)},
         "target": cell.target,
         "seed": cell.seed,
-        "train": plain(cell.train),
+        "train": training_form(cell.train),
         "datasets": {dataset.id: protocol(dataset) for dataset in counted},
         "eval": {"limit": cell.eval.limit, "split": cell.eval.split},
         "dtype": cell.dtype,

@@ -14,8 +14,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from benchmark.errors import UserError
 from benchmark.models import folder as folders
-from benchmark.models.sizes import padded_vocabulary
 
+ROWS = 64  # llava-hf pads its vocabulary to a multiple of this, after adding an image and a padding row
 # Settings of LLaVA-1.5 that the code below takes for granted.
 FIXED: dict[str, Any] = {
     "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
@@ -64,7 +64,8 @@ def read(path: Path, config: dict[str, Any], tower: Path, dtype: torch.dtype) ->
     vision = folders.read_json(tower / "config.json")
     vision = vision.get("vision_config", vision)
     words = config.get("vocab_size")
-    missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if not isinstance(config.get(name), int)]
+    needed = ("vocab_size", "hidden_size", "num_hidden_layers")
+    missing = [name for name in needed if not isinstance(config.get(name), int)]
     if missing:
         raise UserError(f"{path / 'config.json'} has no {', '.join(missing)}. {folders.FIX}")
     language = {name: config[name] for name in LANGUAGE if name in config}
@@ -132,6 +133,11 @@ def _padded(path: Path, name: str, tensor: Tensor, words: int) -> Tensor:
         )
     mean = tensor.float().mean(0).to(tensor.dtype)
     return torch.cat([tensor, mean.expand(padded_vocabulary(words) - words, -1)])
+
+
+def padded_vocabulary(words: int) -> int:
+    """Return the rows that llava-hf gives a vocabulary, the image row (its first) and the padding row included."""
+    return -(-(words + 2) // ROWS) * ROWS
 
 
 def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

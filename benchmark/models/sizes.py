@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from benchmark.errors import UserError, did_you_mean
 
-ROWS = 64  # llava-hf pads its vocabulary to a multiple of this, after adding an image and a padding row
-
 
 @dataclass(frozen=True)
 class Tower:
@@ -131,15 +129,8 @@ def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
         value = values.get(name)
         if "nested" in item.metadata:
             accepted[name] = _build(item.metadata["nested"], value or {}, f"{where}.{name}")
-        elif name == "family" and value in ("llava", "vila"):
-            accepted[name] = value
-        elif name != "family" and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        elif value in ("llava", "vila") if name == "family" else type(value) is int and value > 0:
             accepted[name] = value
         else:
             raise UserError(f"{where}.{name}={value}: expected a positive whole number (family: llava or vila).")
     return cls(**accepted)
-
-
-def padded_vocabulary(words: int) -> int:
-    """Return the rows that llava-hf gives a vocabulary, the image row (its first) and the padding row included."""
-    return -(-(words + 2) // ROWS) * ROWS

@@ -259,7 +259,9 @@ def test_only_trainable_tensors_change_and_loss_falls(loaded, records, tmp_path)
     assert delta.keys() == names and all(torch.equal(delta[name], after[name]) for name in names)
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["delta.safetensors", "train.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "delta.safetensors", "speed.json", "train.jsonl",
+    ]
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     assert rows[0].keys() >= {"loss", "learning_rate", "grad_norm", "rms_delta"} and "rms_delta" not in rows[1]
     assert "rms_delta" in rows[-1]
