@@ -18,7 +18,7 @@ endif
 # Passed on only when set, e.g. make table5 METHODS=full_ft,spider SEEDS=0,1,2 ARGS="train.epochs=10"
 settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) $(if $(METHODS),methods=$(METHODS)) \
 	$(if $(TARGETS),targets=$(TARGETS)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),jobs=$(JOBS)) \
-	$(if $(GPUS),gpus=$(GPUS)) $(if $(GPU),gpu=$(GPU)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
+	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
 .PHONY: help table5 table6 smoke plan list test lint pretrain rates publish doctor clean check-python
@@ -37,7 +37,7 @@ smoke: $(ready) ## a slice of Table 5 through the same path, in a minute
 	@$(python) -m benchmark run table=smoke $(settings)
 
 plan: $(ready) ## what a table needs: cells, time, space (TABLE=table6, and with PROFILE=paper GPU=4090x8)
-	@$(python) -m benchmark plan $(grid) $(settings)
+	@$(python) -m benchmark plan $(grid) $(settings) $(if $(GPU),gpu=$(GPU))
 
 list: $(ready) ## models, methods, datasets, tables
 	@$(python) -m benchmark list

@@ -87,7 +87,10 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     assert profile is not None
     run = _run_settings(given, profile, faults)
     axes = _axes(given, config, profile, grid, faults)
-    launch = _launch(run, config["engine"]["id"], faults)
+    engine = config["engine"]["id"]
+    if engine != "single" and "jobs" not in given:
+        run["jobs"] = 1
+    launch = _launch(run, engine, faults)
     cells: list[CellSpec] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
@@ -111,7 +114,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         results=run["results"] or ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder")))),
         jobs=run["jobs"],
         gpu=run["gpu"],
-        gpus=run["gpus"] if config["engine"]["id"] == "single" else launch["devices"],
+        gpus=run["gpus"] if engine == "single" else launch["devices"],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from benchmark.spec import CellSpec, plain
 from benchmark.store import Store, read_cell
 from benchmark.worker import load_model
 
+DTYPE = re.compile(r'("(?:torch_|model_)?dtype": "(?:torch\.)?)\w+(")')
 TOWER_PREFIX = "vision_model."  # of the tensors of a public VILA's tower
 
 
@@ -115,7 +117,8 @@ def _write_vila(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
     save_file(tensors, weights, metadata={"format": "pt"})
     for name in ("config.json", "llm/config.json", "vision_tower/config.json", "mm_projector/config.json"):
         if (loaded.path / name).is_file():
-            shutil.copyfile(loaded.path / name, path / name)
+            text = (loaded.path / name).read_text()
+            write_atomic(path / name, DTYPE.sub(rf"\g<1>{cell.dtype}\g<2>", text))
 
 
 def card(cell: CellSpec, folder: Path) -> str:

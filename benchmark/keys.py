@@ -206,7 +206,11 @@ class Digests:
         """
         def compute() -> str:
             if not self._compute:
-                if not folders[0].is_dir() or (known := checkpoint_digest(folders, known_digest)) is None:
+                try:
+                    known = checkpoint_digest(folders, known_digest)
+                except UserError:  # missing or empty: the command that needs it says so
+                    known = None
+                if known is None:
                     raise Unverified
                 return known
             from benchmark import models

@@ -65,11 +65,11 @@ def write_shards(folder: Path, tensors: dict[str, torch.Tensor], kind: str, coun
     (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
 
 
-def write_clip(folder: Path, loaded, kind: str = "bin") -> Path:
+def write_clip(folder: Path, loaded, kind: str = "bin", dtype: torch.dtype = torch.float16) -> Path:
     """Write the tower as the hub's CLIP: both halves in one file, old names, the vision part of the config nested."""
     folder.mkdir()
     state = {
-        name.replace("model.vision_tower.", "vision_model."): tensor.half()
+        name.replace("model.vision_tower.", "vision_model."): tensor.to(dtype)
         for name, tensor in loaded.model.state_dict().items() if "vision_tower" in name
     }
     positions = torch.arange(loaded.image_seq_length + 1)[None]
@@ -90,17 +90,19 @@ def write_clip(folder: Path, loaded, kind: str = "bin") -> Path:
     return folder
 
 
-def write_original(folder: Path, loaded, kind: str = "bin", tower: bool = False, **changes) -> Path:
+def write_original(
+    folder: Path, loaded, kind: str = "bin", tower: bool = False, dtype: torch.dtype = torch.float16, **changes
+) -> Path:
     """Write a checkpoint as liuhaotian/llava-v1.5-7b is, or as LLaVA's training saves one again (tower=True)."""
     folder.mkdir(parents=True)
-    tensors = {name: tensor.half() for name, tensor in original_names(loaded.model.state_dict()).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in original_names(loaded.model.state_dict()).items()}
     text = loaded.model.config.text_config
     for number in range(text.num_hidden_layers):
         tensors[f"model.layers.{number}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     if tower:
         prefix = "model.vision_tower.vision_tower.vision_model."
         state = loaded.model.state_dict().items()
-        tensors |= {n.replace("model.vision_tower.", prefix): t.half() for n, t in state if "vision_tower" in n}
+        tensors |= {n.replace("model.vision_tower.", prefix): t.to(dtype) for n, t in state if "vision_tower" in n}
     write_shards(folder, tensors, kind)
     config = {
         "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava", "freeze_mm_mlp_adapter": False,
