@@ -57,8 +57,8 @@ rates: $(ready) ## choose the learning rates again, on validation data
 publish: $(ready) ## copy your finished Tables 5 and 6 to results/ as the reference (SEEDS=0,1,2)
 	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(settings)
 
-doctor: $(ready) ## check packages, Java, processors, memory, disk
-	@$(python) -m benchmark doctor
+doctor: $(ready) ## check packages, Java, processors, memory, disk (PROFILE=paper: GPUs, checkpoints, data)
+	@$(python) -m benchmark doctor $(settings)
 
 clean: ## remove the environment, drawn data and your own runs (not the published results)
 	rm -rf $(VENV) data results/runs build .pytest_cache .ruff_cache .hypothesis

@@ -366,7 +366,7 @@ def export(arguments: list[str]) -> int:
 
 
 def doctor(arguments: list[str]) -> int:
-    """check Python, packages, Java, processors, memory and disk"""
+    """check Python, packages, Java, processors, memory and disk; with profile=paper also GPUs, checkpoints, data"""
     from benchmark.doctor import main as doctor_main
 
     return doctor_main(arguments)

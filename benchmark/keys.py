@@ -95,6 +95,7 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
     for dataset in cell.datasets:
         generate[dataset.id] = digest_of({
             "stage": "generate", **base, "weights": train, "batch_size": cell.eval.batch_size,
+            **({"share_images": True} if cell.eval.share_images else {}),
             "protocol": {key: value for key, value in protocol(dataset).items() if key != "metric"},
             "data": digests.records(dataset, cell.data_root, cell.eval.split, cell.eval.limit),
             "code": code_digest((*STAGE_MODULES["generate"], *family)),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.launch import OUTCOME, POLL, STOP
-from benchmark.spec import CellSpec, at_root
+from benchmark.spec import CellSpec, EvalSpec, at_root
 from benchmark.store import read_cell
 
 if TYPE_CHECKING:
@@ -95,26 +95,27 @@ def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
     loaded = load_model(cell.model, cell.dtype, cell.device)
     if cell.train is not None:
         apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
-    mine = share(loaded, records, cell.eval.batch_size, rank, int(os.environ.get("WORLD_SIZE", "1")))
+    mine = share(loaded, records, cell.eval, rank, int(os.environ.get("WORLD_SIZE", "1")))
     part = folder / "answers" / f"{dataset}.part{rank}.jsonl"
     write_atomic(part, _answered(folder / "answers" / f"{dataset}.jsonl", {record.item_id for record in mine}))
     if mine:
-        generate(loaded, mine, spec, part, cell.eval.batch_size)
+        generate(loaded, mine, spec, part, cell.eval.batch_size, share_images=cell.eval.share_images)
 
 
 def share(
-    loaded: LoadedModel, records: Sequence[Record], batch_size: int, rank: int, processes: int
+    loaded: LoadedModel, records: Sequence[Record], how: EvalSpec, rank: int, processes: int
 ) -> list[Record]:
-    """Return the records of every so-manyth batch of all, longest prompt first, as generate cuts and orders them.
+    """Return the records of every so-manyth batch of all, as generate cuts and orders them.
 
     Args:
         loaded: tokenises the prompts.
         records: of the dataset.
-        batch_size: of generation.
+        how: batch size, and whether images are shared.
         rank: number of the process.
         processes: their number.
     """
     from benchmark.models.prompt import encode
+    from eval.generate import cut
 
     def length(record: Record) -> int:
         return len(encode(
@@ -122,9 +123,8 @@ def share(
             loaded.image_seq_length, loaded.max_length,
         )[0])  # fmt: skip
 
-    lengths = [length(record) for record in records]
-    order = sorted(range(len(records)), key=lambda index: (-lengths[index], index))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    images = [record.image if how.share_images else None for record in records]
+    batches = cut([length(record) for record in records], images, how.batch_size)
     return [records[index] for batch in batches[rank::processes] for index in batch]
 
 

@@ -109,6 +109,7 @@ class EvalSpec:
     batch_size: int = field(metadata=bounds(low=1))
     limit: int | None = field(default=None, metadata=bounds(low=1))
     split: Literal["test", "validation"] = "test"
+    share_images: bool = False   # run an image once for all questions on it: the same answers up to rounding
 
 
 @dataclass(frozen=True, kw_only=True)

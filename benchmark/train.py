@@ -175,6 +175,8 @@ def train(
         _checkpointing(model, "disable")
     if rank == 0:
         trainer.write_speed(out / "speed.json")
+        # In the base's dtype: what the last forward pass used, and half the size of float32 masters.
+        tuned = {name: tensor.to(pretrained[name].dtype) for name, tensor in tuned.items()}
         save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
         state.remove()
     if sharded:

@@ -246,7 +246,10 @@ class Worker:
         with self._base(cell) if cell.train else contextlib.nullcontext():
             if cell.train:
                 apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
-            generate(loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told)
+            generate(
+                loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told,
+                share_images=cell.eval.share_images,
+            )
 
     def _score(self, cell: CellSpec, dataset: str) -> None:
         from benchmark.scores import read_answers, write_items

@@ -23,11 +23,12 @@ class Sample:
     size: tuple[int, int]
 
 
+# An answer with a space at its end would differ: we cut it off, the original code has a token for it.
 SAMPLES = [
     Sample("what colour is this animal ?", "red", (37, 23)),
     Sample("what is this?\nAnswer the question using a single word.", "a blue dog  and a cat;", (23, 40)),
     Sample(" A or B? ", "B", (30, 30)),
-    Sample("what ?", "a red cat red cat blue dog, a single word: " * 4, (11, 12)),
+    Sample("what ?", "; ".join(["a red cat red cat blue dog, a single word"] * 4), (11, 12)),
 ]
 LENGTHS = (2048, 110)  # maximum lengths; the second cuts the last answer
 
