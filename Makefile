@@ -21,7 +21,7 @@ settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) 
 	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
-.PHONY: help table5 table6 smoke plan list test lint pretrain rates publish doctor clean check-python
+.PHONY: help table5 table6 smoke plan list test lint pretrain rates publish gpu-check doctor clean check-python
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ rates: $(ready) ## choose the learning rates again, on validation data
 
 publish: $(ready) ## copy your finished Tables 5 and 6 to results/ as the reference (SEEDS=0,1,2)
 	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(settings)
+
+gpu-check: $(ready) ## measure this machine's GPU with full-size random models (PART=train|memory|eval)
+	@$(python) -m benchmark gpu-check part=$(PART) $(ARGS)
 
 doctor: $(ready) ## check packages, Java, processors, memory, disk (PROFILE=paper: GPUs, checkpoints, data)
 	@$(python) -m benchmark doctor $(settings)

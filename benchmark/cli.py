@@ -372,8 +372,15 @@ def doctor(arguments: list[str]) -> int:
     return doctor_main(arguments)
 
 
+def gpu_check(arguments: list[str]) -> int:
+    """measure a GPU with full-size models of random weights: gpu-check part=train|memory|eval"""
+    from benchmark.gpu_check import main as check_main
+
+    return check_main(arguments)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": run, "plan": plan, "score": score, "compare": compare, "list": list_, "inspect": inspect, "doctor": doctor,
     "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish,
-    "export": export,
+    "export": export, "gpu-check": gpu_check,
 }

@@ -88,7 +88,7 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
     # Only now: transformers renames the tensors of released checkpoints for its own classes alone.
     model.model.__class__ = FrozenTowerLlava
     if rows is not None:
-        _limit(model, rows, path)
+        limit(model, rows, path)
     config = model.config
     vision = config.vision_config
     if not isinstance(config.vision_feature_layer, int):
@@ -125,7 +125,7 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
     }
 
 
-def _limit(model: LlavaForConditionalGeneration, rows: int, path: Path) -> None:
+def limit(model: LlavaForConditionalGeneration, rows: int, path: Path) -> None:
     """Let only the first rows of the output layer give logits.
 
     Raises:
