@@ -128,6 +128,8 @@ def main(arguments: list[str]) -> int:
         from benchmark.checkup import check
         from benchmark.compose import request
 
+        if any(item.startswith(("model=", "models=")) for item in overrides):
+            overrides.append("method=zero_shot")  # a grid has methods; any will do
         gpus = [item.partition("=")[2] for item in overrides if item.startswith("gpus=")]
         listed = gpus[-1].split(",") if gpus else []
         wanted = int(listed[0]) if len(listed) == 1 and listed[0].isdigit() else len(listed)

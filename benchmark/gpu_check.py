@@ -30,7 +30,7 @@ from benchmark.models.random import random_model
 from benchmark.models.sizes import Architecture, Tower, architecture_of
 from benchmark.progress import Lines
 from benchmark.provenance import PACKAGES, version
-from benchmark.spec import ROOT, CellSpec, EvalSpec, MethodSpec, at_root
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, EvalSpec, MethodSpec, at_root
 from benchmark.train import train
 from eval.generate import generate
 from methods.registry import build
@@ -320,14 +320,18 @@ def _pocket() -> Path:
     return root
 
 
+def _dataset(name: str) -> DatasetSpec:
+    spec = request(["profile=pocket"], False).datasets[name]
+    return replace(spec, counts=dict.fromkeys(spec.counts))  # speed does not depend on how many were drawn
+
+
 def _captions(count: int) -> list[Record]:
-    spec = request(["profile=pocket"], False).datasets["coco"]
-    return data.load(spec, _pocket(), "train")[:count]
+    return data.load(_dataset("coco"), _pocket(), "train")[:count]
 
 
 def _questions(images: int) -> list[Record]:
     """Return GQA-shaped questions: so many on each image."""
-    records = data.load(request(["profile=pocket"], False).datasets["gqa"], _pocket(), "test")
+    records = data.load(_dataset("gqa"), _pocket(), "test")
     prompts = list(dict.fromkeys(record.prompt for record in records))[:QUESTIONS]
     pictures = list({record.image: record for record in records}.values())[:images]
     return [

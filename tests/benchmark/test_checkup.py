@@ -24,8 +24,8 @@ def places(tmp_path_factory):
 
 
 def findings(model, checkpoint, *more):
-    asked = request([f"model={model}", f"model.checkpoint={checkpoint}", "data_root=/nowhere", *more], grid=False)
-    return check(asked, 0)
+    words = [f"model={model}", f"model.checkpoint={checkpoint}", "method=zero_shot", "data_root=/nowhere", *more]
+    return check(request(words, grid=False), 0)
 
 
 @pytest.mark.parametrize(("model", "folder", "layout"), [

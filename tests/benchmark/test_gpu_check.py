@@ -8,13 +8,27 @@ import pytest
 import torch
 
 from benchmark import cli, gpu_check
+from benchmark.data.pocket import draw as drawer
+from benchmark.data.pocket.draw import TARGETS, UPSTREAM
 from benchmark.estimate import GPUS
 from benchmark.models.random import random_model
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A few pictures of two datasets."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        counts = {"train": 32, "validation": 2, "test": 16}
+        patch.setattr(drawer, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, counts))
+        drawer.draw(folder, only=("coco", "gqa"))
+    return folder
+
+
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, drawn):
     """One model, few rows."""
+    monkeypatch.setattr(gpu_check, "_pocket", lambda: drawn)
     monkeypatch.setattr(gpu_check, "TINY", {"llava": gpu_check.TINY["llava"]})
     monkeypatch.setattr(gpu_check, "MICRO_BATCHES", (8,))
 

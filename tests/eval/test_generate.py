@@ -99,9 +99,9 @@ def counted(monkeypatch):
     """Sizes of the batches that were really generated."""
     sizes = []
 
-    def count(loaded, items, max_new_tokens):
+    def count(loaded, items, *rest):
         sizes.append(len(items))
-        return answer_batch(loaded, items, max_new_tokens)
+        return answer_batch(loaded, items, *rest)
 
     monkeypatch.setattr(eval.generate, "answer_batch", count)
     return sizes
