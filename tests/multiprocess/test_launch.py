@@ -64,6 +64,9 @@ def folder_of(path: Path, spec: CellSpec) -> Path:
     return path
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     spec = cell(world)
@@ -132,13 +135,6 @@ def _delta(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(folder / "delta.safetensors")
-
-
-def test_what_a_process_refuses_is_told(world, tmp_path):
-    spec = cell(world)
-    wrong = replace(spec, train=replace(spec.train, micro_batch_size=4))
-    with pytest.raises(UserError, match="train.micro_batch_size=4 on 2 process.es. does not divide"):
-        launch.train_together(wrong, folder_of(tmp_path / "wrong", wrong), None)
 
 
 def test_commands_and_environment(world, monkeypatch):
