@@ -485,7 +485,7 @@ def test_vila_projector_faults_are_named(folders, tmp_path):
 
 
 def test_wrong_family_size_tokenizer_and_path(folders, tmp_path):
-    with pytest.raises(UserError, match="model_type='llava_llama', family llava needs 'llava'"):
+    with pytest.raises(UserError, match=r"model_type='llava_llama' \(a VILA folder: family vila\); family llava needs"):
         tiny.load("llava", folders["vila"])
     with pytest.raises(UserError, match="is not a folder"):
         tiny.load("llava", tmp_path / "nowhere")
