@@ -18,20 +18,73 @@ endif
 # Passed on only when set, e.g. make table5 METHODS=full_ft,spider SEEDS=0,1,2 ARGS="train.epochs=10"
 settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) $(if $(METHODS),methods=$(METHODS)) \
 	$(if $(TARGETS),targets=$(TARGETS)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),jobs=$(JOBS)) \
-	$(if $(GPUS),gpus=$(GPUS)) $(if $(RESULTS),'results=$(RESULTS)') $(ARGS)
+	$(if $(GPUS),gpus=$(GPUS))$(if $(GATE), gate=$(GATE)) $(if $(RESULTS),'results=$(RESULTS)')$(if $(CHECKPOINTS), 'checkpoints=$(CHECKPOINTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
-.PHONY: help table5 table6 smoke plan list test lint pretrain rates publish gpu-check doctor clean check-python
+.PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
+	all report compare sbatch plan list test lint pretrain rates publish bench-methods gpu-check doctor clean check-python
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), PYTHON, TABLE, ARGS"
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), CHECKPOINTS=name:dir,"; \
+	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, GPU, PART, SIZE, DEVICE, ARGS"
 
 table5: $(ready) ## Table 5 and its radar plots: captioning targets
 	@$(python) -m benchmark run table=table5 $(settings)
 
 table6: $(ready) ## Table 6 and its radar plots: question answering targets
 	@$(python) -m benchmark run table=table6 $(settings)
+
+table2: $(ready) ## Table 2, measured: memory, learnable ratio, step time, H
+	@$(python) -m benchmark run table=table2 $(settings)
+
+table3: $(ready) ## Table 3: how candidates are selected
+	@$(python) -m benchmark run table=table3 $(settings)
+
+table4: $(ready) ## Table 4: SPIDER's modules
+	@$(python) -m benchmark run table=table4 $(settings)
+
+variants: $(ready) ## every named variant beside its default
+	@$(python) -m benchmark run table=variants $(settings)
+
+sweep: $(ready) ## any keys: AXIS=train.epochs VALUES=5,10 (several: AXIS="a b" VALUES="1,2 3,4")
+	@$(python) -m benchmark sweep $(join $(addsuffix =,$(AXIS)),$(VALUES)) $(settings)
+
+fig1: $(ready) ## Fig. 1: parameter importance discrepancy of seen and unseen sets
+	@$(python) -m benchmark figure $@ $(settings)
+
+fig3: $(ready) ## Fig. 3: images with the answers of three methods (Fig. 4 comes with its tables)
+	@$(python) -m benchmark figure $@ $(settings)
+
+fig5: $(ready) ## Fig. 5: more epochs
+	@$(python) -m benchmark figure $@ $(settings)
+
+fig6: $(ready) ## Fig. 6: more tuned layers
+	@$(python) -m benchmark figure $@ $(settings)
+
+fig7: $(ready) ## Fig. 7: larger batches
+	@$(python) -m benchmark figure $@ $(settings)
+
+plane: $(ready) ## kept against learned, with WiSE-FT as the control
+	@$(python) -m benchmark figure $@ $(settings)
+
+forgetting: $(ready) ## scores after every epoch of one training
+	@$(python) -m benchmark figure $@ $(settings)
+
+all: $(ready) ## every table and figure from what is missing, then the report
+	@$(python) -m benchmark all $(settings)
+
+report: $(ready) ## one HTML page from finished cells: claims, tables, figures, answers
+	@$(python) -m benchmark report $(settings)
+
+compare: $(ready) ## two results folders cell by cell: A=dir B=dir (default: your run and the published)
+	@$(python) -m benchmark compare $(if $(A),'$(A)') $(if $(B),'$(B)')
+
+sbatch: $(ready) ## a Slurm array script of the missing cells: make sbatch TABLE=table6 > job.sh
+	@$(python) -m benchmark plan --sbatch $(grid) $(settings)
+
+zeroshot: $(ready) ## the untuned models alone, held against the paper (PROFILE=paper)
+	@$(python) -m benchmark zeroshot $(if $(TABLE),table=$(TABLE)) $(settings)
 
 smoke: $(ready) ## a slice of Table 5 through the same path, in a minute
 	@$(python) -m benchmark run table=smoke $(settings)
@@ -56,6 +109,10 @@ rates: $(ready) ## choose the learning rates again, on validation data
 
 publish: $(ready) ## copy your finished Tables 5 and 6 to results/ as the reference (SEEDS=0,1,2)
 	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(settings)
+
+bench-methods: $(ready) ## time each method's optimizer step against Full FT's (SIZE=llava15_7b, DEVICE=cuda)
+	@$(python) -m benchmark bench $(if $(SIZE),size=$(SIZE)) $(if $(DEVICE),device=$(DEVICE)) \
+		$(if $(METHODS),methods=$(METHODS)) $(ARGS)
 
 gpu-check: $(ready) ## measure this machine's GPU with full-size random models (PART=train|memory|eval)
 	@$(python) -m benchmark gpu-check part=$(PART) $(ARGS)

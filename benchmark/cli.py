@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmark.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from benchmark.compose import Request
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -17,6 +22,8 @@ HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command
   python -m benchmark run table=table5 methods=full_ft,spider models=MODEL seeds=0,1,2
   python -m benchmark run method=spider model=MODEL dataset=iconqa train.epochs=5,10 seed=1
   python -m benchmark run ... --cfg job                     only show the resolved configuration
+  python -m benchmark sweep train.epochs=5,10 targets=coco  any keys, a CSV and line plots
+  python -m benchmark run table=table5 checkpoints=mine:DIR a checkpoint of your own as a row
 
 {verbs}
 
@@ -118,19 +125,118 @@ def run(arguments: list[str]) -> int:
 
     if "--cfg" in arguments:
         return _show_config(arguments)
-    asked = request(_overrides(arguments))
+    asked = request(_overrides(arguments, ["cells-only"]))
     from benchmark import outputs, plan, runner
     from benchmark.store import Store
 
     outputs.check_one_setting(asked)
-    code = runner.run(asked)
-    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+    code = _gate(asked)
+    code = runner.run(asked) if code == runner.DONE else code
+    if code in (runner.PREEMPTED, runner.INTERRUPTED) or "--cells-only" in arguments:
         return code
     store = Store(asked.results)
     planned = plan.make(asked, store)
     if any(item.done for item in planned):
+        outputs.measure(asked, planned, store)
         outputs.report(asked, planned, store)
         _compare_with_reference(asked.profile.reference, store.root)
+    return code
+
+
+def sweep(arguments: list[str]) -> int:
+    """run cells over the values of any keys, write a tidy CSV and line plots: sweep train.epochs=5,10 [name=NAME]"""
+    from benchmark.sweep import run as run_sweep
+
+    overrides = _overrides(arguments)
+    named = [item.removeprefix("name=") for item in overrides if item.startswith("name=")]
+    if named and not re.fullmatch(r"[\w.+-]+", named[-1]):
+        raise UserError(f"name={named[-1]}: a file name of letters, digits, '.', '_', '+' and '-' is needed.")
+    rest = [item for item in overrides if not item.startswith("name=")]
+    return run_sweep(named[-1] if named else None, None, rest)
+
+
+def figure(arguments: list[str]) -> int:
+    """draw a figure of conf/figure, running what it lacks: figure fig5"""
+    from benchmark import drawing
+
+    overrides, words = _split(_overrides(arguments))
+    if len(words) != 1:
+        raise UserError(f"figure needs one name.{did_you_mean(' '.join(words), drawing.names())}")
+    return drawing.run(words[0], overrides)
+
+
+def all_(arguments: list[str]) -> int:
+    """every table and figure from whatever cells are missing, then the report"""
+    from benchmark.everything import run as run_everything
+
+    return run_everything(_overrides(arguments))
+
+
+def report(arguments: list[str]) -> int:
+    """write the report: one HTML file with claims, tables, figures and answers, from finished cells"""
+    from benchmark.report import run as write_report
+
+    return write_report(_overrides(arguments))
+
+
+def _gate(asked: Request) -> int:
+    """Run the untuned models first and hold them against the paper's zero-shot row, where it has one.
+
+    Returns:
+        Exit code of that run; done if there is nothing to check.
+
+    Raises:
+        UserError: a score is off by more than a point and gate=stop.
+    """
+    from dataclasses import replace
+
+    from benchmark import gate, runner
+
+    first = replace(asked, cells=tuple(cell for cell in asked.cells if cell.train is None))
+    if not gate.applies([cell.model.id for cell in first.cells], asked.profile.upstream):
+        return runner.DONE
+    code = runner.run(first)
+    if code == runner.DONE:
+        _hold_against_paper(first)
+    return code
+
+
+def _hold_against_paper(asked: Request) -> None:
+    """Print the zero-shot gate's table for finished untuned cells; raises as `_gate`."""
+    from benchmark import gate, plan
+    from benchmark.scores import read_scores
+    from benchmark.store import Store
+
+    settings = asked.cells[0].eval
+    if settings.limit is not None or settings.split != "test":
+        print("Zero-shot gate: not checked, only a part of the test sets or another split was asked for.")
+        return
+    store, scores = Store(asked.results), {}
+    for item in plan.make(asked, store):
+        datasets = read_scores(store.folder(item.cell))["datasets"]
+        scores[item.cell.model.id] = {name: entry["value"] for name, entry in datasets.items()}
+    checks = gate.check({cell.model.id: cell.model.name for cell in asked.cells}, scores, asked.profile.upstream)
+    print(gate.settle(checks, asked.gate) if checks else "Zero-shot gate: the paper has no number at this scale.")
+
+
+def zeroshot(arguments: list[str]) -> int:
+    """score the untuned models alone and hold them against the paper's zero-shot row"""
+    from rich.console import Console
+
+    from benchmark import outputs, plan, render, runner
+    from benchmark.compose import request
+    from benchmark.store import Store
+
+    given = _overrides(arguments)
+    table = [] if any(item.startswith("table=") for item in given) else ["table=table5"]
+    asked = request([*table, *given, "methods=zero_shot"])
+    code = runner.run(asked)
+    if code != runner.DONE:
+        return code
+    store = Store(asked.results)
+    # Shown and not written: the file of this name is the whole table's.
+    render.show(outputs.build_table(asked, plan.make(asked, store), store), Console(file=sys.stdout))
+    _hold_against_paper(asked)
     return code
 
 
@@ -164,25 +270,33 @@ def _compare_with_reference(reference: str | None, ours: Path) -> None:
 
 
 def plan(arguments: list[str]) -> int:
-    """show the cells of a grid: what is done, what is left, time and space"""
+    """show the cells of a grid: what is done, what is left, time and space; --sbatch writes a Slurm array script"""
     from benchmark import plan as planning
     from benchmark.compose import request
     from benchmark.cost import Costs
     from benchmark.store import Store
 
-    asked = request(_overrides(arguments))
+    overrides = _overrides(arguments, ["sbatch"])
+    asked = request(overrides)
     store = Store(asked.results)
-    planned = planning.make(asked, store, compute=False)
+    sbatch = "--sbatch" in arguments
+    planned = planning.make(asked, store, compute=sbatch)  # a plan takes no time; jobs are for what is really missing
     if asked.gpu is None:
-        print(planning.describe(planned, asked, Costs(store, asked.profile)))
-        if any(model.architecture for model in asked.models):
-            print("Add gpu=4090x8 (make: GPU=4090x8) for hours, memory and disk on such cards.")
-        return 0
-    from benchmark import forecast
+        costs = Costs(store, asked.profile)
+    else:
+        from benchmark import forecast
 
-    costs = forecast.Forecast(store, asked, asked.gpu)
+        costs = forecast.Forecast(store, asked, asked.gpu)
+    if sbatch:
+        from benchmark.slurm import script
+
+        print(script(planned, asked, costs, overrides), end="")
+        return 0
     print(planning.describe(planned, asked, costs))
-    print(forecast.describe(planned, asked, costs))
+    if asked.gpu is not None:
+        print(forecast.describe(planned, asked, costs))
+    elif any(model.architecture for model in asked.models):
+        print("Add gpu=4090x8 (make: GPU=4090x8) for hours, memory and disk on such cards.")
     return 0
 
 
@@ -208,7 +322,7 @@ def score(arguments: list[str]) -> int:
 def compare(arguments: list[str]) -> int:
     """compare two results folders cell by cell (default: your run and the published reference)"""
     from benchmark.compare import compare as compare_folders
-    from benchmark.compare import line
+    from benchmark.compare import describe, line
     from benchmark.compose import request
     from benchmark.spec import at_root
 
@@ -221,8 +335,7 @@ def compare(arguments: list[str]) -> int:
         raise UserError(f"Profile {asked.profile.id} has no reference. Give two folders: compare A B.")
     gaps, alone = compare_folders(ours, theirs)
     for gap in gaps:
-        inside = "identical" if gap.identical else "inside" if gap.inside else "OUTSIDE the 95 % interval"
-        print(f"{gap.cell}  {gap.metric}: {gap.ours:.2f} | {gap.theirs:.2f} ({gap.ours - gap.theirs:+.2f}, {inside})")
+        print(describe(gap))
     for name in alone:
         print(f"{name}  only in {ours}")
     print(line(gaps, theirs))
@@ -246,7 +359,8 @@ def list_(arguments: list[str]) -> int:
         for folder in store.all_cells():
             print(f"{folder.name}  {store.status(folder)['state']}  {headline(folder)}".rstrip())
         return 0
-    print("methods   " + "\n          ".join(f"{name:<10} {entry.name}" for name, entry in METHODS.items()))
+    width = max(map(len, METHODS))
+    print("methods   " + "\n          ".join(f"{name:<{width}}  {entry.name}" for name, entry in METHODS.items()))
     roles: dict[str, list[str]] = {"target": [], "upstream": [], "extra": []}
     for dataset in asked.datasets.values():
         roles[dataset.role].append(dataset.id)
@@ -272,11 +386,11 @@ def inspect(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
-    """draw (write the profile's datasets), audit (check them), show NAME (a contact sheet)"""
+    """prepare (get the real datasets), draw (the profile's own), audit (check them), show NAME (a contact sheet)"""
     from benchmark.compose import request
     from benchmark.spec import at_root
 
-    actions = {"draw": _draw, "audit": audit, "show": None}
+    actions = {"prepare": _prepare, "draw": _draw, "audit": audit, "show": None}
     if not arguments or arguments[0] not in actions:
         raise UserError(f"data needs an action.{did_you_mean(arguments[0] if arguments else '', actions)}")
     action, rest = actions[arguments[0]], arguments[1:]
@@ -287,6 +401,23 @@ def data(arguments: list[str]) -> int:
     overrides, words = _split(rest)
     asked = request(overrides, grid=False)
     return show.main(words, asked.datasets, at_root(asked.data_root))
+
+
+def _prepare(arguments: list[str]) -> int:
+    from benchmark.compose import request
+    from benchmark.data import prepare
+    from benchmark.spec import at_root
+
+    settings = {"profile=", "data_root=", "dataset.", "protocol."}
+    overrides = [item for item in arguments if any(item.startswith(name) for name in settings)]
+    asked = request(overrides, grid=False)
+    if asked.profile.prepare:
+        raise UserError(
+            f"Profile {asked.profile.id} draws its own data (data draw). Say which real ones: profile=paper."
+        )
+    used = (*asked.profile.upstream, *asked.profile.targets, *asked.profile.extra)
+    rest = [item for item in arguments if item not in overrides]
+    return prepare.main(rest, {name: asked.datasets[name] for name in used}, at_root(asked.data_root))
 
 
 def _draw(arguments: list[str]) -> int:
@@ -301,14 +432,27 @@ def _draw(arguments: list[str]) -> int:
 
 
 def audit(arguments: list[str]) -> int:
-    """check the data and print the baselines that show a model must look (also: audit data)"""
+    """data (baselines that show a model must look), protocol (rendered samples), published (the paper's tables)"""
     from benchmark.compose import request
     from benchmark.spec import at_root
 
     overrides, words = _split(arguments)
-    if words not in ([], ["data"]):
-        raise UserError(f"audit {' '.join(words)}: only `audit data` exists.")
+    if words == ["published"]:
+        from benchmark.audit_published import main as audit_published
+
+        return audit_published()
+    if words not in ([], ["data"], ["protocol"]):
+        kinds = ("data", "protocol", "published")
+        raise UserError(f"audit {' '.join(words)}: no such audit.{did_you_mean(words[0], kinds)}")
+    if any(item.startswith(("model=", "models=")) for item in overrides):
+        overrides = ["methods=zero_shot", *overrides]  # a model is named, no cell is asked for
     asked = request(overrides, grid=False)
+    if words == ["protocol"]:
+        from benchmark.audit_protocol import main as audit_protocol
+
+        used = (*asked.profile.upstream, *asked.profile.targets, *asked.profile.extra)
+        model = asked.models[0] if asked.models else None
+        return audit_protocol([asked.datasets[name] for name in used], at_root(asked.data_root), model)
     from benchmark.data import audit as auditing
     from benchmark.models import places
     from benchmark.worker import load_model, prepare_process
@@ -339,15 +483,20 @@ def rates(arguments: list[str]) -> int:
 
 
 def publish(arguments: list[str]) -> int:
-    """copy finished cells, tables and figures to the published reference (table=table5,table6)"""
+    """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
     from benchmark.compose import request
     from benchmark.publish import publish as publish_tables
 
-    overrides = _overrides(arguments)
-    named = [item for item in overrides if item.startswith("table=")]
-    tables = named[-1].removeprefix("table=").split(",") if named else ["table5", "table6"]
+    overrides = _overrides(arguments, ["partial"])
+    named = [item for item in overrides if item.startswith(("table=", "figure="))]
+    words = {item.partition("=")[0]: item.partition("=")[2].split(",") for item in named}
     rest = [item for item in overrides if item not in named]
-    print(f"Published to {publish_tables([request([f'table={table}', *rest]) for table in tables])}.")
+    requests = [request([f"table={table}", *rest]) for table in words.get("table", ["table5", "table6"])]
+    for name in words.get("figure", []):
+        from benchmark import drawing
+
+        requests += drawing.requests(name, rest)
+    print(f"Published to {publish_tables(requests, '--partial' in arguments)}.")
     return 0
 
 
@@ -365,6 +514,13 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
+def bench(arguments: list[str]) -> int:
+    """measure what each method's optimizer step costs (size=small or llava15_7b, methods=, device=, out=FILE)"""
+    from benchmark.bench_methods import main as bench_main
+
+    return bench_main(arguments)
+
+
 def doctor(arguments: list[str]) -> int:
     """check Python, packages, Java, processors, memory and disk; with profile=paper also GPUs, checkpoints, data"""
     from benchmark.doctor import main as doctor_main
@@ -380,7 +536,8 @@ def gpu_check(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "run": run, "plan": plan, "score": score, "compare": compare, "list": list_, "inspect": inspect, "doctor": doctor,
-    "data": data, "audit": audit, "pretrain": pretrain, "rates": rates, "publish": publish,
-    "export": export, "gpu-check": gpu_check,
+    "run": run, "zeroshot": zeroshot, "plan": plan, "score": score, "compare": compare, "list": list_,
+    "inspect": inspect, "doctor": doctor, "data": data, "audit": audit, "pretrain": pretrain, "rates": rates,
+    "publish": publish, "export": export, "sweep": sweep, "figure": figure, "all": all_, "report": report,
+    "bench": bench, "gpu-check": gpu_check,
 }

@@ -1,14 +1,16 @@
-"""One results folder beside another: the same cells, how far apart their numbers are."""
+"""One results folder beside another: cell by cell, how far apart their numbers are, and what cannot be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmark.errors import UserError
-from benchmark.scores import read_scores
-from benchmark.store import Store
+from benchmark.scores import read_items, read_scores
+from benchmark.spec import CellSpec, identity
+from benchmark.store import Store, read_cell
 
 
 @dataclass(frozen=True)
@@ -17,54 +19,125 @@ class Gap:
 
     Attributes:
         cell: id of the cell.
-        metric: where the difference is, such as "coco A_T".
+        verdict: "identical" (every item has the same score), "near" (all our values lie within their 95 %
+            intervals), "off", or "not comparable".
+        metric: where the largest difference is, such as "coco A_T"; empty if not comparable.
         ours: value in the first folder.
         theirs: value in the second.
-        inside: whether all our values lie within their 95 % intervals.
-        identical: whether every item has the same score.
+        low: lower end of the 95 % interval of ours minus theirs, paired over items; NaN if items are missing.
+        high: its upper end.
+        why: what makes the cells not comparable.
     """
 
     cell: str
-    metric: str
-    ours: float
-    theirs: float
-    inside: bool
-    identical: bool
+    verdict: str
+    metric: str = ""
+    ours: float = float("nan")
+    theirs: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    why: str = ""
 
 
 def compare(ours: Path, theirs: Path) -> tuple[list[Gap], list[str]]:
     """Compare the cells that two results folders share.
+
+    Cells of the same model, method, target and seed whose settings or protocols differ are named as not comparable,
+    with the first keys that differ.
 
     Args:
         ours: results folder.
         theirs: results folder.
 
     Returns:
-        A gap per shared cell, and the ids of our cells that the other folder does not have.
+        A gap per shared cell, and the ids of our cells that the other folder has in no form.
 
     Raises:
-        UserError: a folder has no finished cells, or a file is damaged.
+        UserError: a folder has no finished cells or another schema, or a file is damaged.
     """
-    mine, other = ({path.parent.name: path.parent for path in Store(root).cells.glob("*/scores.json")}
-                   for root in (ours, theirs))
-    for root, found in ((ours, mine), (theirs, other)):
-        if not found:
-            raise UserError(f"{root} has no finished cells. Name a results folder (it has a folder `cells`).")
-    shared = sorted(mine.keys() & other.keys())
-    return [_gap(name, mine[name], other[name]) for name in shared], sorted(mine.keys() - other.keys())
+    mine, other = _finished(ours), _finished(theirs)
+    by_words: dict[str, list[str]] = {}
+    for name in sorted(other):
+        by_words.setdefault(name.rpartition("-")[0], []).append(name)
+    gaps, alone = [], []
+    for name in sorted(mine):
+        if name in other:
+            gaps.append(_gap(name, mine[name], other[name]))
+            continue
+        near = by_words.get(name.rpartition("-")[0], [])
+        if near:
+            why = _differing(read_cell(mine[name]), read_cell(other[near[0]]))
+            gaps.append(Gap(name, "not comparable", why=f"other settings than {near[0]}: {why}"))
+        else:
+            alone.append(name)
+    return gaps, alone
+
+
+def _finished(root: Path) -> dict[str, Path]:
+    store = Store(root)
+    store.check_schema()
+    found = {path.parent.name: path.parent for path in store.cells.glob("*/scores.json")}
+    if not found:
+        raise UserError(f"{root} has no finished cells. Name a results folder (it has a folder `cells`).")
+    return found
+
+
+def _differing(ours: CellSpec, theirs: CellSpec) -> str:
+    """Return the keys in which two cells differ, with both values; at most four."""
+    pairs = dict(_flat(identity(ours))), dict(_flat(identity(theirs)))
+    keys = [key for key in {**pairs[0], **pairs[1]} if pairs[0].get(key) != pairs[1].get(key)]
+    shown = [f"{key} {pairs[0].get(key, 'absent')} | {pairs[1].get(key, 'absent')}" for key in keys[:4]]
+    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+    return "; ".join(shown) + more
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
 
 
 def _gap(name: str, ours: Path, theirs: Path) -> Gap:
     """Return the largest difference among all numbers that both versions of a cell have."""
     mine = dict(_numbers(read_scores(ours)))
     pairs = [(metric, mine[metric][0], value) for metric, value in _numbers(read_scores(theirs)) if metric in mine]
+    if not pairs:
+        return Gap(name, "not comparable", why="they share no number")
     metric, own, (value, _, _) = max(pairs, key=lambda pair: abs(pair[1] - pair[2][0]))
-    inside = all(low - 1e-9 <= own <= high + 1e-9 for _, own, (_, low, high) in pairs)
     files = sorted(path.name for path in (theirs / "items").glob("*.gz") if (ours / "items" / path.name).is_file())
-    identical = bool(files) and all(
-        (ours / "items" / file).read_bytes() == (theirs / "items" / file).read_bytes() for file in files
-    )
-    return Gap(name, metric, own, value, inside, identical)
+    if files and all((ours / "items" / file).read_bytes() == (theirs / "items" / file).read_bytes() for file in files):
+        return Gap(name, "identical", metric, own, value, 0.0, 0.0)
+    for file in files:
+        found = [read_items(folder / "items" / file) for folder in (ours, theirs)]
+        if len({frozenset((item.item_id, item.group) for item in items) for items in found}) > 1:
+            counts = " | ".join(str(len(items)) for items in found)
+            return Gap(name, "not comparable", why=f"other test items in {file.removesuffix('.jsonl.gz')} ({counts})")
+    inside = all(low - 1e-9 <= own <= high + 1e-9 for _, own, (_, low, high) in pairs)
+    return Gap(name, "near" if inside else "off", metric, own, value, *_interval(ours, theirs, metric))
+
+
+def _interval(ours: Path, theirs: Path, metric: str) -> tuple[float, float]:
+    """Return the 95 % interval of a difference, both sides resampled alike."""
+    from eval import stats
+
+    target, _, average = metric.rpartition(" ")
+    cell = read_cell(ours)
+    upstream = [dataset.id for dataset in cell.upstream]
+    target = target or (cell.target or (cell.targets[0].id if cell.targets else ""))
+    names = [*upstream, target] if average in stats.AVERAGES else list(dict.fromkeys([*upstream, metric]))
+    goal = target if average in stats.AVERAGES else metric
+    if not all((folder / "items" / f"{name}.jsonl.gz").is_file() for folder in (ours, theirs) for name in names):
+        return float("nan"), float("nan")
+    samples = [
+        stats.resample(
+            {name: {cell.seed: read_items(folder / "items" / f"{name}.jsonl.gz")} for name in names}, goal, upstream
+        )
+        for folder in (ours, theirs)
+    ]
+    found = stats.paired_difference(*samples, average if average in stats.AVERAGES else metric)
+    return found.low, found.high
 
 
 def _numbers(scores: dict) -> Iterator[tuple[str, tuple[float, float, float]]]:
@@ -76,16 +149,31 @@ def _numbers(scores: dict) -> Iterator[tuple[str, tuple[float, float, float]]]:
             yield f"{target} {name}", (entry["value"], entry["low"], entry["high"])
 
 
+def describe(gap: Gap) -> str:
+    """Return a cell's comparison in one line."""
+    if gap.verdict == "not comparable":
+        return f"{gap.cell}  not comparable: {gap.why}"
+    interval = "" if gap.low != gap.low else f", 95 % interval {gap.low:+.2f} to {gap.high:+.2f}"
+    return (
+        f"{gap.cell}  {gap.metric}: {gap.ours:.2f} | {gap.theirs:.2f} ({gap.ours - gap.theirs:+.2f}{interval}) "
+        f"{gap.verdict}"
+    )
+
+
 def line(gaps: list[Gap], theirs: Path) -> str:
     """Return the comparison in one line."""
-    if not gaps:
+    usable = [gap for gap in gaps if gap.verdict != "not comparable"]
+    if not usable:
         return f"Nothing to compare: {theirs} has none of these cells with these settings."
-    same, inside = sum(gap.identical for gap in gaps), sum(gap.inside for gap in gaps)
-    text = f"Compared with {theirs}: {same} of {len(gaps)} cells have identical item scores"
-    if same < len(gaps):
-        worst = max(gaps, key=lambda gap: abs(gap.ours - gap.theirs))
+    same = sum(gap.verdict == "identical" for gap in usable)
+    inside = sum(gap.verdict in ("identical", "near") for gap in usable)
+    text = f"Compared with {theirs}: {same} of {len(usable)} cells have identical item scores"
+    if same < len(usable):
+        worst = max(usable, key=lambda gap: abs(gap.ours - gap.theirs))
         text += (
             f"; largest difference {worst.ours - worst.theirs:+.2f} ({worst.cell}, {worst.metric}); "
-            f"{inside} of {len(gaps)} lie within the reference's 95 % intervals"
+            f"{inside} of {len(usable)} lie within the reference's 95 % intervals"
         )
+    if len(usable) < len(gaps):
+        text += f"; {len(gaps) - len(usable)} cannot be compared"
     return text + "."

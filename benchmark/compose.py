@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from benchmark import external, protocols
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import (
     ROOT,
@@ -35,7 +36,7 @@ AXES = {
 }
 GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
-RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu")
+RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu", "checkpoints", "gate")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Request:
     table: str | None
     title: str | None
     cells: tuple[CellSpec, ...]      # in the order of the table, without the cells they depend on
+    settings: tuple[Mapping[str, Any], ...]  # of each cell: the keys that were given, with this cell's values
+    layout: Mapping[str, Any]        # how the table is printed: its file in conf/table
     full_ft: MethodSpec              # what post-hoc methods start from
     datasets: Mapping[str, DatasetSpec]  # every dataset as it is configured now
     models: tuple[ModelSpec, ...]    # those named, else the profile's
@@ -57,6 +60,7 @@ class Request:
     jobs: int
     gpus: tuple[int, ...]
     gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
+    gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
 
 
 def options_of(group: str) -> list[str]:
@@ -80,7 +84,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     faults = Faults()
     given = _parse(overrides, faults)
     groups = _groups(given, faults)
-    config = _compose(tuple(groups.items()))
+    config = copy.deepcopy(_compose(tuple(groups.items())))  # a target of the user's own is added to it
     profile = build(ProfileSpec, config["profile"], "profile", faults)
     if profile is None:
         faults.stop()
@@ -91,12 +95,18 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     if engine != "single" and "jobs" not in given:
         run["jobs"] = 1
     launch = _launch(run, engine, faults)
+    config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
     cells: list[CellSpec] = []
+    settings: list[Mapping[str, Any]] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
-        for key, value in values.items():
+        # A named protocol first: a single key that is also given has the last word.
+        for key, value in sorted(values.items(), key=lambda item: not item[0].startswith("protocol.")):
             _apply(settled, key, value, axes["methods"], faults)
-        cells.extend(_cells(settled, profile, axes, launch, faults))
+        made = _cells(settled, profile, axes, launch, faults)
+        made += external.cells(run["checkpoints"], made, faults)
+        cells.extend(made)
+        settings.extend([values] * len(made))
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
     models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
@@ -107,6 +117,8 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         table=table.get("id"),
         title=table.get("title"),
         cells=tuple(cells),
+        settings=tuple(settings),
+        layout=table,
         full_ft=_method(config, FULL_FT),
         datasets={dataset.id: dataset for dataset in datasets if dataset},
         models=tuple(model for model in models if model),
@@ -115,6 +127,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         jobs=run["jobs"],
         gpu=run["gpu"],
         gpus=run["gpus"] if engine == "single" else launch["devices"],
+        gate=run["gate"],
     )
 
 
@@ -133,7 +146,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
         if not equals or not key:
             faults.add(f"{text!r} is not of the form key=value.")
             continue
-        if key in ("results", "hostfile"):
+        if key in ("results", "hostfile", "checkpoints"):
             given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
             continue
         try:
@@ -189,7 +202,7 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
-    """Return results folder, number of workers and GPUs."""
+    """Return results folder, number of workers, GPUs, what the zero-shot gate does, the user's own checkpoints."""
     jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
     if len(jobs) != 1 or isinstance(jobs[0], bool) or not isinstance(jobs[0], int) or jobs[0] < 1:
         faults.add(f"jobs={','.join(map(str, jobs))}: expected a whole number of 1 or more.")
@@ -198,14 +211,17 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
     if any(isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0 for gpu in flat):
         faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
         flat = []
-    results = given.get("results", [""])[0]
-    hostfile = given.get("hostfile", [None])[0]
+    results, hostfile = given.get("results", [""])[0], given.get("hostfile", [None])[0]
     if hostfile is not None and not Path(str(hostfile)).is_file():
         faults.add(f"hostfile={hostfile}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
+    gate = given.get("gate", ["stop"])[-1]
+    if gate not in ("stop", "warn"):
+        faults.add(f"gate={gate}: unknown value.{did_you_mean(str(gate), ('stop', 'warn'))}")
     return {
-        "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None,
+        "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None, "gate": gate,
         "gpu": str(given["gpu"][0]) if "gpu" in given else None,
         "hostfile": str(Path(hostfile).absolute()) if hostfile else None,
+        "checkpoints": external.parse(given.get("checkpoints", [""])[0], faults),
     }
 
 
@@ -236,7 +252,15 @@ def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[s
 def _apply(config: dict[str, Any], key: str, value: Any, methods: Sequence[str], faults: Faults) -> None:
     """Set one key of the composed configuration; model.x and method.x mean every model and the methods asked for."""
     head, _, tail = key.partition(".")
-    if head == "model" and tail:
+    if head == "protocol" and tail:
+        if tail not in config["dataset"]:
+            faults.add(f"{key}={value}: no such dataset.{did_you_mean(tail, config['dataset'])}")
+            return
+        try:
+            config["dataset"][tail] = protocols.apply(config["dataset"][tail], tail, str(value))
+        except UserError as error:
+            faults.add(str(error))
+    elif head == "model" and tail:
         for model in config["models"].values():
             _assign(model, tail, value, "model", faults)
     elif head == "method" and tail:
@@ -305,6 +329,7 @@ def _axes(
     else:
         defaults = {"models": [], "methods": [], "targets": [], "seeds": [config["seed"]]}
     axes = {name: list(named.get(name, default)) for name, default in defaults.items()}
+    axes["targets"] = [_own_target(name, config, faults) if "." in str(name) else name for name in axes["targets"]]
     _check_axes(axes, config, faults)
     axes["seeds"] = [seed_of(seed, faults) for seed in axes["seeds"]]
     if grid or named:
@@ -315,6 +340,19 @@ def _axes(
         if missing and not faults.messages:
             faults.add(f"{', '.join(missing)} missing. Give table=table5, or method=, model= and dataset= (see list).")
     return axes
+
+
+def _own_target(module: str, config: Mapping[str, Any], faults: Faults) -> str:
+    """Add a user's own target (a module's name) to the datasets and return its id."""
+    from benchmark.data import own_target
+
+    try:
+        values = own_target(module)
+    except UserError as error:
+        faults.add(str(error))
+        return module
+    config["dataset"][values["id"]] = values
+    return values["id"]
 
 
 def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults: Faults) -> None:
@@ -335,6 +373,15 @@ def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults
             faults.add(f"{name!r} is no target: it is one of the datasets kept for A^S. Valid: {', '.join(targets)}.")
         elif name not in targets:
             faults.add(f"Unknown dataset {name!r}.{did_you_mean(str(name), targets)}")
+
+
+def _own_methods(methods: Sequence[str], faults: Faults) -> dict[str, Any]:
+    """Return the configuration of the user's own methods (module:Class): their parameters' defaults."""
+    from methods.registry import defaults
+
+    if faults.messages:
+        return {}
+    return {name: {"id": name, "params": defaults(name)} for name in methods if ":" in name}
 
 
 def _cells(
@@ -358,6 +405,7 @@ def _cells(
     place |= launch
     build(PlaceSpec, place, "", faults)
     _check_names(config, profile, faults)
+    _check_methods(config, axes["methods"], faults)
     if faults.messages:
         return []
     upstream, extra = ([datasets[name] for name in names] for names in (profile.upstream, profile.extra))
@@ -411,8 +459,30 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
             faults.add(f"profile {profile.id} names the dataset {name!r}.{did_you_mean(name, config['dataset'])}")
 
 
+def _check_methods(config: Mapping[str, Any], methods: Sequence[Any], faults: Faults) -> None:
+    """Note methods' parameters that are out of range, and an engine that a method refuses.
+
+    Parameters as configured are right and engine=single is never refused, so they are not looked at: a method's module
+    takes seconds to import.
+    """
+    from methods.registry import configured, entry, make_params, refusal
+
+    engine = config["engine"]["id"]
+    for name in map(str, methods):
+        try:
+            method = _method(config, name)
+            if method.params != configured(name):
+                make_params(name, method.params)
+            if engine != "single" and entry(name).kind == "training":
+                reason = refusal(name, method.params, engine)
+                if reason:
+                    faults.add(f"method={name} refuses engine={engine}: {reason}")
+        except UserError as error:
+            faults.add(str(error))
+
+
 def _method(config: Mapping[str, Any], name: str) -> MethodSpec:
-    """Return a method with its parameters; one of the user's own (module:Class) has its dataclass's defaults."""
+    """Return a method with its parameters."""
     from methods.registry import entry
 
     return MethodSpec(name, config["methods"].get(name, {}).get("params", {}), entry(name).kind == "posthoc")

@@ -71,7 +71,7 @@ def machine() -> tuple[list[str], list[str]]:
     facts.append(f"cores     {cores}")
     if cores < CORES:
         warnings.append(f"{cores} core: the times in the README are for {CORES}")
-    memory = _memory_gb()
+    memory = available_gb()
     if memory is not None:
         facts.append(f"memory    {memory:.1f} GB available")
         if memory < MEMORY_GB:
@@ -83,7 +83,7 @@ def machine() -> tuple[list[str], list[str]]:
     return facts, warnings
 
 
-def _memory_gb() -> float | None:
+def available_gb() -> float | None:
     """Return the memory that is available, also inside a container with a limit."""
     try:
         text = Path("/proc/meminfo").read_text()

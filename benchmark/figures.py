@@ -25,7 +25,7 @@ from benchmark.files import write_atomic  # noqa: E402
 from benchmark.tables import REFERENCE, Table  # noqa: E402
 
 MATH = {"A_S": r"$\mathcal{A}^S$", "A_T": r"$\mathcal{A}^T$", "H": r"$\mathcal{H}$", "O": r"$\mathcal{O}$"}
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -151,7 +151,7 @@ def radar(
     ranges = {axis: axis_range(values.loc[axis, complete].tolist() or [0.0]) for axis in axes}
     angles = np.linspace(0, 2 * np.pi, len(axes), endpoint=False)
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, plot = plt.subplots(figsize=(6.2, 4.4), subplot_kw={"projection": "polar"})
         plot.set_theta_zero_location("N")
         plot.set_theta_direction(-1)
@@ -251,7 +251,7 @@ def summary(
     blocks = table.blocks()
     names = {**table.upstream, **MATH}
     methods = list(table.frame["method"].unique())
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         size = (2.6 * len(metrics) + 1, (0.24 * len(methods) + 0.75) * len(blocks))
         figure, grid = plt.subplots(
             len(blocks), len(metrics), figsize=size, squeeze=False, sharey="row", layout="constrained"
@@ -321,7 +321,7 @@ def lr_curve(
     """
     metrics = ("A_S", "A_T", "H")
     rates = sorted({rate for curve in curves.values() for rate in curve})
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 3, figsize=(8.4, 2.7), layout="constrained")
         for plot, metric in zip(panels, metrics, strict=True):
             for method, style in styles(list(curves)).items():

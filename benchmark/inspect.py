@@ -6,14 +6,16 @@ import itertools
 import json
 from pathlib import Path
 
+from benchmark import diagnostics
 from benchmark.scores import read_scores
+from benchmark.spec import CellSpec
 from benchmark.store import Store, read_cell
 
 ANSWERS = 3
 
 
 def describe(store: Store, name: str) -> str:
-    """Return settings, stages, scores and a few answers of a cell.
+    """Return settings, diagnostics, stages, scores and a few answers of a cell, and draw its selection by layer.
 
     Args:
         store: the results.
@@ -29,7 +31,7 @@ def describe(store: Store, name: str) -> str:
     if cell.train is not None:
         train = cell.train
         lines.append(f"training  {cell.target}, seed {cell.seed}, {train.epochs} epochs, rate {train.learning_rate:g}")
-        lines += [f"          {row}" for row in _last_lines(folder / "train.jsonl", 1)]
+    lines += _weights(store, cell, folder)
     for stage, entry in status["stages"].items():
         lines.append(f"stage     {stage:<22} {entry['state']:<8} {entry.get('seconds', '')} s  key {entry['key'][:8]}")
     if status["error"]:
@@ -41,6 +43,14 @@ def describe(store: Store, name: str) -> str:
             texts = [json.loads(line)["text"] for line in itertools.islice(file, ANSWERS)]
         lines.append(f"answers   {path.stem}: {' | '.join(texts)}")
     return "\n".join(lines)
+
+
+def _weights(store: Store, cell: CellSpec, folder: Path) -> list[str]:
+    """Return what the log says about the weights, and draw where they moved."""
+    rows = diagnostics.read(folder / "train.jsonl")
+    title = f"{cell.model.name}, {cell.method.id}, {cell.target}"
+    picture = diagnostics.draw(rows, title, store.root / "figures" / f"selected_{folder.name}")
+    return diagnostics.describe(rows) + ([f"          drawn in {picture}"] if picture else [])
 
 
 def _scores(folder: Path) -> list[str]:
@@ -55,10 +65,3 @@ def _scores(folder: Path) -> list[str]:
         numbers = ", ".join(f"{name.replace('_', '^')} {entry['value']:.2f}" for name, entry in averages.items())
         lines.append(f"averages  {target}: {numbers}")
     return lines
-
-
-def _last_lines(path: Path, count: int) -> list[str]:
-    try:
-        return path.read_text().splitlines()[-count:]
-    except OSError:
-        return []

@@ -24,7 +24,8 @@ from benchmark.spec import ROOT, CellSpec, DatasetSpec, ModelSpec, at_root, inpu
 # added per cell. What data readers make is in the data's digest; spec, plan, store and runner only move things.
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
-        "benchmark/train.py", "benchmark/checkpoint.py", "benchmark/fragments.py", "benchmark/shards.py",
+        "benchmark/train.py", "benchmark/checkpoint.py", "benchmark/engine.py", "benchmark/fragments.py",
+        "benchmark/shards.py",
         "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
         "benchmark/models/prompt.py", "benchmark/models/vision.py", "methods/base.py", "methods/ops.py",
         "methods/blocks.py", "methods/masks.py", "methods/penalty.py", "methods/threshold.py",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark import external
 from benchmark.compose import Request
 from benchmark.errors import UserError
 from benchmark.plan import Planned
@@ -18,6 +18,8 @@ from methods.registry import entry
 if TYPE_CHECKING:
     from benchmark.tables import RowResult, Table
 
+# Tables of the paper's full layout have radar plots; those with columns of their own have none.
+ZERO_SHOT = "zero_shot"
 FIGURES = {"table5": "fig4", "table6": "fig4"}
 
 
@@ -50,6 +52,17 @@ def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
         print(f"Radar: {stem}.{{png,pdf,csv}}")
 
 
+def measure(request: Request, plan: Sequence[Planned], store: Store) -> None:
+    """Measure the footprint of each method of a table that shows it; what is known is not measured again."""
+    from benchmark.measures import OF_FOOTPRINT
+
+    if set(OF_FOOTPRINT) & set(request.layout.get("columns") or ()):
+        from benchmark import footprint
+
+        for line in footprint.measure(request, plan, store):
+            print(line, flush=True)
+
+
 def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[Path]]:
     """Write a table to root/tables and its radar plots to root/figures.
 
@@ -62,7 +75,8 @@ def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[
     from benchmark import figures, render
 
     assert request.table is not None
-    drawn = figures.radars(table, root / "figures", FIGURES.get(request.table, request.table))
+    stem = FIGURES.get(request.table, request.table)
+    drawn = [] if table.shown else figures.radars(table, root / "figures", stem)
     return render.write(table, root / "tables", request.table), drawn
 
 
@@ -74,6 +88,14 @@ def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Tabl
     """
     from benchmark import tables
 
+    rows = build_rows(request, plan, store)
+    upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
+    shown = request.layout.get("columns") or ()
+    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows), shown=shown)
+
+
+def build_rows(request: Request, plan: Sequence[Planned], store: Store) -> list[RowResult]:
+    """Return the rows of a request, one per model, target and method, in print order; unfinished ones are empty."""
     planned = {item.id: item for item in plan}
     groups: dict[tuple[str, str, str], list[Planned]] = {}
     for wanted in request.cells:
@@ -84,12 +106,10 @@ def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Tabl
                 found.append(item)
     order = {name: place for place, name in enumerate(dict.fromkeys(key[0] for key in groups))}
     targets = {name: place for place, name in enumerate(dict.fromkeys(key[1] for key in groups))}
-    rows = [
-        _row(key, found, store)
+    return [
+        _row(key, found, store, request)
         for key, found in sorted(groups.items(), key=lambda item: (order[item[0][0]], targets[item[0][1]]))
     ]
-    upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
-    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows))
 
 
 def check_one_setting(request: Request) -> None:
@@ -106,14 +126,20 @@ def check_one_setting(request: Request) -> None:
         )
 
 
-def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store) -> RowResult:
+def name_of(method: str) -> str:
+    """Return a method's printed name; a user's own checkpoint is called as the user calls it."""
+    return method.removeprefix(external.PREFIX) if method.startswith(external.PREFIX) else entry(method).name
+
+
+def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, request: Request) -> RowResult:
     """Return one row: a method on a model and target, over its seeds."""
-    from benchmark import published, tables
+    from benchmark import measures, published, tables
     from benchmark.scores import read_items
     from eval.score import ItemScore
 
     model, target, method = key
     first = found[0].cell
+    specs = {dataset.id: dataset for dataset in (*request.datasets.values(), *first.datasets)}
     names = [*(dataset.id for dataset in first.upstream), target]
     items: dict[str, dict[int, list[ItemScore]]] = {name: {} for name in names}
     diagnostics, problems = {}, []
@@ -123,26 +149,18 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store) -> R
             error = store.status(folder)["error"]
             problems.append(f"seed {seed}: {error['message'] if error else 'not run yet'}")
             continue
-        for name in names:
+        for name in (name for name in names if any(dataset.id == name for dataset in item.cell.datasets)):
             items[name][seed] = read_items(folder / "items" / f"{name}.jsonl.gz")
-        diagnostics[seed] = _last_diagnostics(folder)
-    name = entry(method).name
+        diagnostics[seed] = measures.of_cell(item.cell, folder, request.layout.get("columns") or ())
+    name = (request.layout.get("names") or {}).get(method) or name_of(method)
     return tables.RowResult(
         model=model, model_name=first.model.name, method=method, method_name=name, target=target,
-        target_name=first.dataset(target).name, items={name: seeds for name, seeds in items.items() if seeds},
-        seeds=tuple(item.cell.seed for item in found), tuned=first.train is not None, diagnostics=diagnostics,
-        protocol={name: tables.protocol(first.dataset(name), first.eval.split) for name in names},
-        problems=tuple(problems), paper=published.lookup(model, target, name, "H"),
+        target_name=specs[target].name, items={name: seeds for name, seeds in items.items() if seeds},
+        seeds=tuple(item.cell.seed for item in found), tuned=method != ZERO_SHOT, diagnostics=diagnostics,
+        protocol={name: tables.protocol(specs[name], first.eval.split) for name in names},
+        problems=tuple(problems), paper=published.of_row(model, target, method, name_of(method)),
+        reference=(request.layout.get("references") or {}).get(method) or tables.REFERENCE,
     )
-
-
-def _last_diagnostics(folder: Path) -> dict[str, float]:
-    """Return the last row of train.jsonl; a post-hoc cell has none."""
-    try:
-        lines = (folder / "train.jsonl").read_text().splitlines()
-        return json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def _notes(request: Request, rows: Sequence[RowResult]) -> list[str]:
@@ -162,6 +180,10 @@ def _notes(request: Request, rows: Sequence[RowResult]) -> list[str]:
         ("training", cell.train.limit if cell.train else None), ("evaluation", cell.eval.limit)) if limit is not None]
     if limited:
         notes.append(f"NOT THE WHOLE PROTOCOL: limited to {' and '.join(limited)} per dataset.")
+    parts = sorted({item.name for cell in request.cells for item in cell.datasets if item.metric == "cider"})
+    if cell.eval.limit is not None and parts:
+        # Its document frequencies come from the evaluated images, so another subset is another metric.
+        notes.append(f"CIDEr of a part of a test set is NOT COMPARABLE with any other ({', '.join(parts)}).")
     return notes
 
 

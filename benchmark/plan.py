@@ -125,7 +125,8 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
     missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]
     if missing:
         head = f"{len(missing)} folders do not exist:"
-        raise UserError("\n".join([head, *missing, "Put them there, or set model.checkpoint= and data_root=."]))
+        fix = "Put them there (real datasets: data prepare profile=paper), or set model.checkpoint= and data_root=."
+        raise UserError("\n".join([head, *missing, fix]))
 
 
 def data_missing(cell: CellSpec) -> bool:

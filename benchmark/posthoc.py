@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from benchmark import data
 from benchmark.calibration import Calibration
 from benchmark.checkpoint import load_delta, save_delta
 from benchmark.data import Record
+from benchmark.files import write_atomic
 from benchmark.models import LoadedModel
 from benchmark.models.batch import Items, collate
 from benchmark.spec import CellSpec
 from methods.base import Method
+from methods.masks import shares
 
 
 def transform(
@@ -30,7 +33,7 @@ def transform(
         method: has `finish`.
         base: w* of every tensor that training may change, by name.
         full_ft: delta of the Full FT cell.
-        out: delta to write.
+        out: delta to write; train.jsonl beside it gets one row, how far and where the weights moved.
 
     Raises:
         UserError: the Full FT delta is missing, damaged or of another base.
@@ -50,4 +53,29 @@ def transform(
         calibration = Calibration(loaded.model, batches, list(base))
     result = method.finish(finetuned, dict(base), calibration)
     stored = {name: tensor.to(base[name].dtype) for name, tensor in result.items()}
+    write_atomic(out.with_name("train.jsonl"), json.dumps({"step": 0, **moved(stored, base)}) + "\n")
     save_delta(out, stored, base, list(base), loaded.digest, {"method": cell.method.id})
+
+
+def moved(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, float]:
+    """Measure what a post-hoc method selected: where the weights differ from the base checkpoint.
+
+    Args:
+        weights: by name.
+        base: w* by name.
+
+    Returns:
+        rms_delta and restored_fraction as of a training (`benchmark.shards`), and mask_selected, selected_in/<layer>
+        and selected/<tensor> (`methods.masks`), where an element counts as selected if it is not exactly w*.
+    """
+    sizes = {name: tensor.numel() for name, tensor in weights.items()}
+    counts, squares = {}, 0.0
+    for name, tensor in weights.items():
+        change = (tensor - base[name].to(tensor)).double()
+        squares += change.square().sum().item()
+        counts[name] = [float(change.count_nonzero()), 0.0, 0.0]
+    found = shares(counts, sizes)
+    del found["mask_ones"], found["mask_flips"]  # of what the method did there is only the result
+    whole = sum(sizes.values())
+    restored = 1 - found["mask_selected"]
+    return {"rms_delta": (squares / whole) ** 0.5, "restored_fraction": restored, **found}

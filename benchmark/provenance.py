@@ -21,12 +21,13 @@ PACKAGES = (
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
 
 
-def describe(cell: CellSpec, seconds: dict[str, float]) -> dict[str, Any]:
+def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the content of provenance.json. It names no host, user or absolute path.
 
     Args:
         cell: the cell.
         seconds: wall time of each stage that this process ran.
+        items: dataset -> split -> {n, ids: SHA-256 of the item ids} of what was trained and evaluated on.
 
     Returns:
         JSON values.
@@ -45,6 +46,7 @@ def describe(cell: CellSpec, seconds: dict[str, float]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": cell.dtype,
         "seconds": seconds,
+        "items": items or {},
         # Linux counts in KiB. The peak is the process's, so it includes earlier cells of the same run.
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }

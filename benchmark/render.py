@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from benchmark.files import write_atomic
-from benchmark.tables import Table
+from benchmark.tables import MEASURES, REFERENCE, Table
 
 MISSING = "-"
 WIDTH = 110
@@ -34,8 +34,38 @@ def _arrow(line: pd.Series) -> str:
     return f"{arrow}{size}{'*' * bool(line['star'])}"
 
 
-def _paper(line: pd.Series) -> str:
-    return number(line["paper"]) + "?" * bool(line["paper_suspect"])
+def value(line: pd.Series, column: str = "value") -> str:
+    """Return a line's number as printed: two decimals for scores, as the measure says for others."""
+    measure = MEASURES.get(line["metric"])
+    if measure is None or pd.isna(line[column]):
+        return number(line[column])
+    return f"{line[column] * measure.scale:.{measure.digits}f}"
+
+
+def paper(line: pd.Series) -> str:
+    """Return the paper's number, and how far ours lies from it, like "55.16 (+1.20)"."""
+    text = value(line, "paper") + "?" * bool(line["paper_suspect"])
+    if pd.isna(line["paper"]) or pd.isna(line["value"]):
+        return text
+    measure = MEASURES.get(line["metric"])
+    gap = (line["value"] - line["paper"]) * (measure.scale if measure else 1)
+    return f"{text} ({gap:+.{measure.digits if measure else 2}f})"
+
+
+def _paper_heads(table: Table) -> dict[str, str]:
+    """Return metric -> heading of its column with the paper's number."""
+    return {metric: f"Paper {table.columns()[metric]}" for metric in table.paper_metrics()}
+
+
+def _against(table: Table) -> str:
+    """Return the heading of the arrows; with several references each row names its own."""
+    return "vs FT" if set(table.frame["reference"]) <= {"", REFERENCE} else "vs"
+
+
+def difference(table: Table, line: pd.Series) -> str:
+    """Return arrow, size and star, with the reference where rows have different ones."""
+    text = _arrow(line)
+    return f"{text} {line['reference']}" if _against(table) == "vs" and text != MISSING else text
 
 
 def _methods(block: pd.DataFrame) -> list[tuple[str, dict[str, pd.Series]]]:
@@ -57,21 +87,22 @@ def _rich_block(table: Table, title: str, block: pd.DataFrame, plain: bool) -> r
     grid.add_column("Method", no_wrap=True)
     for metric, name in table.columns().items():
         grid.add_column(name, justify="right", no_wrap=True)
-        if metric in ("H", "O"):
-            grid.add_column("vs FT", justify="left", no_wrap=True)
-    grid.add_column("Paper H", justify="right", no_wrap=True)
+        if metric in table.compared():
+            grid.add_column(_against(table), justify="left", no_wrap=True)
+    for head in _paper_heads(table).values():
+        grid.add_column(head, justify="right", no_wrap=True)
     for name, lines in _methods(block):
         cells = [Text(name)]
         for metric in table.columns():
             line = lines[metric]
-            text = number(line["value"])
+            text = value(line)
             if line["best"]:
                 cells.append(Text(f"[{text}]") if plain else Text(text, style="bold"))
             else:
                 cells.append(Text(text))
-            if metric in ("H", "O"):
-                cells.append(Text(_arrow(line)))
-        cells.append(Text(_paper(lines["H"])))
+            if metric in table.compared():
+                cells.append(Text(difference(table, line)))
+        cells += [Text(paper(lines[metric])) for metric in _paper_heads(table)]
         grid.add_row(*cells)
     return grid
 
@@ -89,7 +120,7 @@ def show(table: Table, console: Console) -> None:
         console.print()
         grid = _rich_block(table, f"{model}, fine-tuned on {target}", block, plain)
         # Laid out at full width: rich would cut numbers short where a narrow terminal simply wraps lines.
-        wide = Console(file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="standard")
+        wide = Console(file=io.StringIO(), width=10 * WIDTH, force_terminal=True, color_system="standard")
         wide.print(grid)
         console.print(Text.from_ansi(wide.file.getvalue().rstrip()), soft_wrap=True)
     console.print()
@@ -124,7 +155,7 @@ def _markdown_details(table: Table, block: pd.DataFrame) -> list[str]:
     for name, lines in _methods(block):
         for metric, title in table.columns().items():
             line = lines[metric]
-            if pd.isna(line["value"]):
+            if pd.isna(line["value"]) or metric in MEASURES:
                 continue
             interval = f"{line['low']:.2f} to {line['high']:.2f}"
             delta = MISSING
@@ -133,9 +164,11 @@ def _markdown_details(table: Table, block: pd.DataFrame) -> list[str]:
             p = MISSING if pd.isna(line["p_holm"]) else f"{line['p_holm']:.3f}"
             seeds = " ".join(f"{float(value):.2f}" for value in line["by_seed"].split()) or MISSING
             cells = [_markdown_escape(name), title, number(line["value"]), interval, delta, p, seeds]
+            cells.append(_markdown_escape(paper(line)))
             rows.append(_markdown_row(cells))
-    head = ["Method", "Metric", "Value", "95 % interval", "Difference from Full FT", "p (Holm)", "By seed"]
-    rule = ["---", "---", "--:", "--:", "--:", "--:", "--:"]
+    against = "Full FT" if _against(table) == "vs FT" else "its reference"
+    head = ["Method", "Metric", "Value", "95 % interval", f"Difference from {against}", "p (Holm)", "By seed", "Paper"]
+    rule = ["---", "---", *["--:"] * 6]
     grid = [_markdown_row(head), _markdown_row(rule), *rows]
     return ["<details><summary>Intervals</summary>", "", *grid, "", "</details>"]
 
@@ -146,19 +179,19 @@ def to_markdown(table: Table) -> str:
     for model, target, block in table.blocks():
         head = ["Method"]
         for metric, name in table.columns().items():
-            head += [name, "vs FT"] if metric in ("H", "O") else [name]
-        head.append("Paper H")
+            head += [name, _against(table)] if metric in table.compared() else [name]
+        head += _paper_heads(table).values()
         out += [f"### {_markdown_escape(model)}, fine-tuned on {_markdown_escape(target)}", ""]
         out += [_markdown_row(head), _markdown_row(["---", *["--:"] * (len(head) - 1)])]
         for name, lines in _methods(block):
             cells = [_markdown_escape(name)]
             for metric in table.columns():
                 line = lines[metric]
-                text = number(line["value"])
+                text = value(line)
                 cells.append(f"**{text}**" if line["best"] else text)
-                if metric in ("H", "O"):
-                    cells.append(_markdown_escape(_arrow(line)))
-            cells.append(_paper(lines["H"]))
+                if metric in table.compared():
+                    cells.append(_markdown_escape(difference(table, line)))
+            cells += [_markdown_escape(paper(lines[metric])) for metric in _paper_heads(table)]
             out.append(_markdown_row(cells))
         out += ["", *_markdown_details(table, block), ""]
     out += [f"- {_markdown_escape(note)}" for note in table.notes]
@@ -192,28 +225,35 @@ def latex_escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _latex_cells(lines: dict[str, pd.Series] | None, metrics: list[str]) -> list[str]:
-    """Return one method's cells on one target."""
+def _latex_cells(table: Table, lines: dict[str, pd.Series] | None) -> list[str]:
+    """Return one method's cells on one target, then the paper's numbers where there are any."""
+    papers = _latex_papers(table)
     if lines is None:
-        return [MISSING] * len(metrics)
+        return [MISSING] * (len(table.columns()) + len(papers))
     cells = []
-    for metric in metrics:
+    for metric in table.columns():
         line = lines[metric]
-        cell = number(line["value"])
+        cell = latex_escape(value(line))
         if line["best"]:
             cell = rf"\textbf{{{cell}}}"
-        if metric in ("H", "O") and not pd.isna(line["delta"]):
-            cell += rf" {{\tiny {latex_escape(_arrow(line))}}}"
+        if metric in table.compared() and not pd.isna(line["delta"]):
+            cell += rf" {{\tiny {latex_escape(difference(table, line))}}}"
         cells.append(cell)
-    return cells
+    return cells + [latex_escape(paper(lines[metric])) for metric in papers]
+
+
+def _latex_papers(table: Table) -> list[str]:
+    """Return the metrics with a column for the paper's number: only where it has one."""
+    given = set(table.frame.loc[table.frame["paper"].notna(), "metric"])
+    return [metric for metric in table.paper_metrics() if metric in given]
 
 
 def to_latex(table: Table) -> str:
     """Return the table in the paper's layout (booktabs): targets side by side, one block per model."""
-    metrics = list(table.columns())
     heads = [_LATEX_NAMES.get(metric, latex_escape(name)) for metric, name in table.columns().items()]
+    heads += [latex_escape(_paper_heads(table)[metric]) for metric in _latex_papers(table)]
     targets = dict(zip(table.frame["target"], table.frame["target_name"], strict=True))
-    width = len(metrics)
+    width = len(heads)
     out = [
         "% needs \\usepackage{booktabs}",
         r"\begin{table*}[t]",
@@ -233,7 +273,7 @@ def to_latex(table: Table) -> str:
         blocks = {target: _methods(model[model["target"] == target]) for target in targets}
         names = dict.fromkeys(name for target in targets for name, _ in blocks[target])
         for name in names:
-            parts = [_latex_cells(dict(blocks[target]).get(name), metrics) for target in targets]
+            parts = [_latex_cells(table, dict(blocks[target]).get(name)) for target in targets]
             cells = [cell for part in parts for cell in part]
             out.append(f"{latex_escape(name)} & {' & '.join(cells)} " + r"\\")
     out += [r"\bottomrule", r"\end{tabular}", "", r"\vspace{2pt}\raggedright"]

@@ -25,6 +25,7 @@ from benchmark.spec import CellSpec, cell_id, cell_of, plain
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0
 MARGIN_MEGABYTES = 50.0
+SCHEMA = 1  # of a results folder; a folder without a schema file is of version 1
 
 
 class Locked(Exception):
@@ -48,6 +49,22 @@ class Store:
         """Return the folder of a cell (it may not exist)."""
         return self.cells / cell_id(cell)
 
+    def check_schema(self) -> None:
+        """Refuse a folder that another version of the program wrote in a form that this one cannot read.
+
+        Raises:
+            UserError: its schema file names another version.
+        """
+        try:
+            found = (self.root / "schema").read_text().strip()
+        except OSError:
+            return
+        if found != str(SCHEMA):
+            raise UserError(
+                f"{self.root} has results of schema version {found[:20] or '(empty)'}, this program reads and writes "
+                f"version {SCHEMA}. Use the program that wrote it, or choose another folder with RESULTS=dir."
+            )
+
     def check_writable(self, megabytes: float = 0.0) -> None:
         """Make the results folder and write to it once, before anything is computed.
 
@@ -57,9 +74,12 @@ class Store:
         Raises:
             UserError: it cannot be written, or has too little space.
         """
+        self.check_schema()
         probe = self.cells / f".probe-{os.getpid()}"
         write_atomic(probe, b"\0" * 65536)
         probe.unlink()
+        if not (self.root / "schema").is_file():
+            write_atomic(self.root / "schema", f"{SCHEMA}\n")
         free = shutil.disk_usage(self.cells).free / 1e6
         if free < megabytes + MARGIN_MEGABYTES:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Build the table of methods (Tables 5 and 6): values, intervals, differences from Full FT, and notes.
+"""Build a table of methods: values, intervals, differences from Full FT or a default, the paper's numbers, notes.
 
 `build` takes the item scores of each row and returns a `Table`: a data frame with one line per model, target,
 method and metric, and the notes that belong below. `benchmark.render` prints and writes it.
@@ -27,6 +27,30 @@ AVERAGES = {"A_S": "A^S", "A_T": "A^T", "H": "H", "O": "O"}
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A number beside the scores, from a method's diagnostics: how it is called, scaled and rounded."""
+
+    name: str
+    scale: float
+    digits: int
+    meaning: str
+
+
+MEASURES = {
+    "memory": Measure("memory", 1, 2, "bytes that the method keeps during training beyond Full FT's, in float32 copies "
+                      "of the tuned weights"),
+    "peak": Measure("peak", 1, 2, "most bytes held at once by the method's own work, during a step or the merge, in "
+                    "the same unit"),
+    "learnable": Measure("ratio %", 100, 1, "share of the tuned weights that differ from the base at the end"),
+    "step_time": Measure("time", 1, 2, "time relative to Full FT's: of a training step; for a post-hoc method, of "
+                         "training and merge"),
+    "rms_delta": Measure("rms", 1000, 2, "root mean square change of the tuned weights, times 1000"),
+    "restored": Measure("restored %", 100, 1, "share of the tuned weights that equal the base at the end"),
+    "mask_flips": Measure("flips %", 100, 1, "share of the mask that changed in the last step that was logged"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class RowResult:
     """One method on one model and target, as the store has it.
 
@@ -41,10 +65,11 @@ class RowResult:
             left out; nothing partial belongs here.
         seeds: the seeds that were asked for.
         tuned: False for the untuned model, which is never marked as best.
-        diagnostics: training seed -> the method's last diagnostics.
+        diagnostics: training seed -> the method's last diagnostics and other `MEASURES`.
         protocol: dataset id -> how it was evaluated, see `protocol`.
         problems: one sentence per failed or missing cell.
-        paper: the paper's H where the two numbers can be compared, else None.
+        paper: metric or measure -> the paper's number, where the two can be compared.
+        reference: id of the method that this one is compared with.
     """
 
     model: str
@@ -59,7 +84,8 @@ class RowResult:
     diagnostics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     protocol: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
-    paper: Published | None = None
+    paper: Mapping[str, Published] = field(default_factory=dict)
+    reference: str = REFERENCE
 
 
 @dataclass(frozen=True)
@@ -69,16 +95,19 @@ class Table:
     Attributes:
         title: heading.
         upstream: upstream dataset id -> printed name, in column order.
-        frame: one line per model, target, method and metric (upstream ids, A_S, A_T, H, O) with value, low,
-            high (95 % interval), n (items), seeds, by_seed, delta (from Full FT) with interval and p-values,
-            best (of the tuned methods), star (significant), paper, paper_suspect. Missing numbers are NaN.
+        frame: one line per model, target, method and metric (upstream ids, A_S, A_T, H, O, then the table's
+            `MEASURES`) with value, low, high (95 % interval), n (items), seeds, by_seed, reference, delta (from the
+            reference, Full FT unless it names another method) with interval and p-values, best (of the tuned
+            methods), star (significant), paper, paper_suspect. Missing numbers are NaN.
         notes: what a reader must know, one sentence or two each.
+        shown: the metrics to print, in order; empty for all of the scores.
     """
 
     title: str
     upstream: Mapping[str, str]
     frame: pd.DataFrame
     notes: tuple[str, ...]
+    shown: tuple[str, ...] = ()
 
     def blocks(self) -> list[tuple[str, str, pd.DataFrame]]:
         """Return (model name, target name, lines) for each model and target, in order of appearance."""
@@ -87,7 +116,19 @@ class Table:
 
     def columns(self) -> dict[str, str]:
         """Return metric -> printed name, in column order."""
-        return {**self.upstream, **AVERAGES}
+        scores = {**self.upstream, **AVERAGES}
+        names = {**scores, **{metric: measure.name for metric, measure in MEASURES.items()}}
+        return {metric: names[metric] for metric in self.shown or scores}
+
+    def compared(self) -> list[str]:
+        """Return the metrics with an arrow beside them: the averages of both sides, H and O, of those printed."""
+        return [metric for metric in self.columns() if metric in ("H", "O")]
+
+    def paper_metrics(self) -> list[str]:
+        """Return the printed metrics that have a column for the paper's number: H, and all that the paper gives."""
+        given = set(self.frame.loc[self.frame["paper"].notna(), "metric"])
+        # The layout of the paper's large tables has no room for more than H; their CSV has every number.
+        return [name for name in self.columns() if name == "H" or (self.shown and name in given)]
 
 
 def protocol(spec: DatasetSpec, split: str) -> str:
@@ -151,11 +192,14 @@ def _lines(found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | No
             "value": interval and interval.value, "low": interval and interval.low,
             "high": interval and interval.high, "n": found.n.get(row.target if metric == "A_T" else metric),
             "seeds": " ".join(map(str, found.seeds)), "by_seed": "",
+            "reference": row.reference if reference is not None and reference is not found else "",
             "delta": None, "delta_low": None, "delta_high": None, "delta_error": None, "p": None,
-            "paper": row.paper.value if row.paper and metric == "H" else None,
-            "paper_suspect": row.paper.suspect if row.paper and metric == "H" else "",
+            "paper": row.paper[metric].value if metric in row.paper else None,
+            "paper_suspect": row.paper[metric].suspect if metric in row.paper else "",
         }  # fmt: skip
-        if sample is not None:
+        if metric in MEASURES:
+            line["value"] = _mean(row, metric)
+        elif sample is not None:
             line["by_seed"] = " ".join(f"{sample.by_seed[seed][metric]:.4f}" for seed in found.seeds)
             if reference is not None and reference.sample is not None and reference is not found:
                 difference = stats.paired_difference(sample, reference.sample, metric)
@@ -174,6 +218,7 @@ def build(
     notes: Sequence[str] = (),
     draws: int = 2000,
     seed: int = 0,
+    shown: Sequence[str] = (),
 ) -> Table:
     """Compute a table.
 
@@ -184,30 +229,33 @@ def build(
         notes: further sentences, printed first.
         draws: bootstrap draws.
         seed: bootstrap seed.
+        shown: the metrics to print, upstream ids, averages and `MEASURES`; all scores if empty.
 
     Returns:
-        The table. Differences are taken from the row of method full_ft in the same block; stars are for H of
-        the tuned methods, Holm-corrected over the whole table.
+        The table. Differences are taken from the row of the method that a row names as its reference (full_ft
+        unless the table says otherwise) in the same block; stars are for H of the tuned methods, Holm-corrected
+        over the whole table.
 
     Raises:
         UserError: rows of one block were scored on different items.
     """
     found = [_evaluate(row, list(upstream), draws, seed) for row in rows]
-    references = {(item.row.model, item.row.target): item for item in found if item.row.method == REFERENCE}
-    metrics = [*upstream, *AVERAGES]
+    places = {(item.row.model, item.row.target, item.row.method): item for item in found}
+    references = {key[:2]: item for key, item in places.items() if key[2] == REFERENCE}
+    metrics = [*upstream, *AVERAGES, *(metric for metric in shown if metric in MEASURES)]
     lines = []
     for item in found:
-        lines += _lines(item, metrics, references.get((item.row.model, item.row.target)))
+        lines += _lines(item, metrics, places.get((item.row.model, item.row.target, item.row.reference)))
     frame = pd.DataFrame(lines)
     numbers = ["value", "low", "high", "delta", "delta_low", "delta_high", "delta_error", "p", "paper"]
     frame[numbers] = frame[numbers].astype(float)
     frame["n"] = frame["n"].astype("Int64")
 
     # Printed values decide, so that equal numbers are both marked.
-    shown = frame["value"].round(2)
+    rounded = frame["value"].round(2)
     keys = [frame["model"], frame["target"], frame["metric"]]
-    top = shown.where(frame["tuned"]).groupby(keys).transform("max")
-    frame["best"] = frame["tuned"] & (shown == top)
+    top = rounded.where(frame["tuned"]).groupby(keys).transform("max")
+    frame["best"] = frame["tuned"] & (rounded == top) & ~frame["metric"].isin(list(MEASURES))
 
     tested = frame.index[(frame["metric"] == "H") & frame["tuned"] & frame["p"].notna()]
     frame["p_holm"] = pd.Series(stats.holm(frame.loc[tested, "p"].tolist()), index=tested, dtype=float)
@@ -218,13 +266,14 @@ def build(
         *_missing_notes(found),
         *_count_notes(found, upstream),
         *_seed_notes(found),
-        *_test_notes(len(tested), references, draws),
+        *_test_notes(len(tested), frame, draws),
         *_resolvable_notes(frame),
         *_penalty_notes(found, references),
+        *_measure_notes(shown),
         *_paper_notes(frame),
         *_protocol_notes(rows, upstream),
     )
-    return Table(title, dict(upstream), frame, below)
+    return Table(title, dict(upstream), frame, below, tuple(shown))
 
 
 def _place(row: RowResult) -> str:
@@ -268,11 +317,18 @@ def _seed_notes(found: Sequence[_Evaluated]) -> list[str]:
     return [f"Training seeds: {listed}; values are means, intervals resample seeds and image groups."]
 
 
-def _test_notes(comparisons: int, references: Mapping, draws: int) -> list[str]:
-    notes = ["Bold: best of the tuned methods. Arrows: difference from Full FT."] if references else []
+def _test_notes(comparisons: int, frame: pd.DataFrame, draws: int) -> list[str]:
+    """Explain bold, arrows and stars."""
+    against = [name for name in frame["reference"].unique() if name]
+    others = against not in ([], [REFERENCE])
+    what = "the method named in `vs`" if others else "Full FT"
+    notes = [f"Bold: best of the tuned methods. Arrows: difference from {what}."] if against else []
+    if not against and REFERENCE in set(frame["method"]):
+        notes = ["Bold: best of the tuned methods."]
     if comparisons:
         notes.append(
-            f"*: H differs from Full FT's, p < {LEVEL} (two-sided paired bootstrap, {draws} draws; "
+            f"*: H differs from {what + ' (its H)' if others else what + chr(39) + 's'}, p < {LEVEL} (two-sided "
+            f"paired bootstrap, {draws} draws; "
             f"Holm-corrected over {comparisons} comparison{'s' * (comparisons != 1)} in this table)."
         )
         if comparisons * 2 / (draws + 1) >= LEVEL:
@@ -293,10 +349,10 @@ def _resolvable_notes(frame: pd.DataFrame) -> list[str]:
     return [f"{what}: {'; '.join(parts)}."]
 
 
-def _mean_delta(row: RowResult) -> float | None:
-    """Return the root mean square weight change, mean over seeds."""
-    deltas = [values["rms_delta"] for values in row.diagnostics.values() if "rms_delta" in values]
-    return sum(deltas) / len(deltas) if deltas else None
+def _mean(row: RowResult, measure: str) -> float | None:
+    """Return a measure of a row, mean over the seeds that have it."""
+    found = [values[measure] for values in row.diagnostics.values() if measure in values]
+    return sum(found) / len(found) if found else None
 
 
 def _penalty_notes(found: Sequence[_Evaluated], references: Mapping) -> list[str]:
@@ -307,7 +363,7 @@ def _penalty_notes(found: Sequence[_Evaluated], references: Mapping) -> list[str
         reference = references.get((row.model, row.target))
         if row.method not in PENALTIES or reference is None:
             continue
-        own, full = _mean_delta(row), _mean_delta(reference.row)
+        own, full = _mean(row, "rms_delta"), _mean(reference.row, "rms_delta")
         if own is not None and full and abs(own - full) <= SAME_DELTA * full:
             places.setdefault(row.method_name, []).append(f"{_place(row)}: {own:.4g} and {full:.4g}")
     return [
@@ -317,12 +373,26 @@ def _penalty_notes(found: Sequence[_Evaluated], references: Mapping) -> list[str
     ]
 
 
+def _measure_notes(shown: Sequence[str]) -> list[str]:
+    """Explain the columns that are no scores."""
+    parts = [f"{MEASURES[name].name}: {MEASURES[name].meaning}" for name in shown if name in MEASURES]
+    return [f"Columns: {'; '.join(parts)}; '-' where it was not measured or does not exist."] if parts else []
+
+
 def _paper_notes(frame: pd.DataFrame) -> list[str]:
+    """Say what the column of the paper's numbers holds, and which of them are no targets."""
     paper = frame[frame["paper"].notna()]
-    if paper.empty:
-        return ["Paper H: '-', the paper has no number at this scale to compare with."]
-    suspect = " ? marks numbers that rest on cells which look copied." if paper["paper_suspect"].any() else ""
-    return [f"Paper H: as printed in the paper, '-' where it has none.{suspect}"]
+    notes = []
+    if not (paper["metric"] == "H").any():
+        notes = ["Paper H: '-', the paper has no number at this scale to compare with."]
+    if not paper.empty:
+        notes.append("Paper: as printed in the paper, with ours minus the paper's; '-' where it has none.")
+    suspect = paper[paper["paper_suspect"] != ""]
+    if not suspect.empty:
+        places = dict.fromkeys(f"{line.method_name}, {line.target_name}" for line in suspect.itertuples())
+        notes.append(f"? marks numbers of the paper that rest on cells which look copied ({'; '.join(places)}): "
+                     "no targets.")
+    return notes
 
 
 def _protocol_notes(rows: Sequence[RowResult], upstream: Mapping[str, str]) -> list[str]:

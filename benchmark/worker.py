@@ -276,7 +276,7 @@ class Worker:
         from benchmark.provenance import describe
 
         known = {name: value for name, value in self._store.seconds(folder).items() if name not in seconds}
-        content = json.dumps(describe(cell, {**known, **seconds}), indent=1)
+        content = json.dumps(describe(cell, {**known, **seconds}, self._items(cell)), indent=1)
         write_atomic(folder / "provenance.json", content + "\n")
 
     # -- what is kept between cells -----------------------------------------------------------------------------
@@ -319,6 +319,19 @@ class Worker:
             yield base
         finally:
             apply_delta(loaded.model, base)
+
+    def _items(self, cell: CellSpec) -> dict[str, Any]:
+        """Return how many items of each dataset the cell used, and the digest of their ids."""
+        from benchmark.data import ids_digest
+
+        used = [(dataset.id, cell.eval.split, cell.eval.limit) for dataset in cell.datasets]
+        if cell.train is not None and cell.target is not None:
+            used.append((cell.target, "train", cell.train.limit))
+        found: dict[str, Any] = {}
+        for name, split, limit in used:
+            records = self.records(cell, name, split, limit)
+            found.setdefault(name, {})[split] = {"n": len(records), "ids": ids_digest(records)}
+        return found
 
     def _training_records(self, cell: CellSpec) -> list[Record]:
         assert cell.target is not None and cell.train is not None

@@ -55,6 +55,14 @@ class Method:
         self.params = params
         self.seed = seed
 
+    def refuses(self, engine: str) -> str | None:
+        """Return why this method cannot train on an engine, and what to do instead; None if it can.
+
+        Args:
+            engine: a name in conf/engine, for example "zero2"; "single" is never refused.
+        """
+        return None
+
     def start(self, shards: Shards) -> None:
         """Prepare the state; called once with every trainable tensor, before the first step or a resume."""
 

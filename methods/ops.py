@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Elements converted to float64 at a time: a sum stays in cache and needs no second copy of a tensor.
+# Elements converted to float64 at a time on a CPU: a sum stays in cache and needs no second copy of a tensor.
 CHUNK = 1 << 18
 # Below this relative variance a tensor counts as constant; float64 sums of a constant leave about 1e-15.
 CONSTANT = 1e-12
@@ -28,6 +29,11 @@ def generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+def _chunks(values: Tensor) -> Sequence[Tensor]:
+    """Cut a tensor that is on a CPU; on a GPU thousands of small kernels would cost more than a copy in float64."""
+    return values.split(CHUNK) if values.device.type == "cpu" else [values]
+
+
 def abs_sums(values: Tensor) -> Tensor:
     """Return [sum |x|, sum x^2] in float64, the sums that mean and deviation of Eq. 2b need.
 
@@ -37,7 +43,7 @@ def abs_sums(values: Tensor) -> Tensor:
     Returns:
         float64, shape (2,).
     """
-    parts = (part.double() for part in values.split(CHUNK))
+    parts = (part.double() for part in _chunks(values))
     return torch.stack([torch.stack([part.abs().sum(), part.square().sum()]) for part in parts]).sum(0)
 
 
@@ -114,7 +120,7 @@ def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
 
 def mask_sums(mask: Tensor) -> Tensor:
     """Return [sum M, number of M != 0] in float64, the sums that Eq. 8 needs; shape (2,)."""
-    parts = (part.double() for part in mask.split(CHUNK))
+    parts = (part.double() for part in _chunks(mask))
     return torch.stack([torch.stack([part.sum(), part.sign().sum()]) for part in parts]).sum(0)
 
 

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from benchmark.shards import Shards
 
 
+ONE_STEP = (
+    "a penalty with two_step takes a second optimizer step on every batch; under ZeRO the engine takes the steps and "
+    "would reduce, clip and count each. Train on engine=single, or leave two_step off (l2_reg, l2_reg_mean, grafting, "
+    "grafting_mean)."
+)
+
+
 @dataclass(frozen=True)
 class PenaltyParams:
     """strength: lambda; mean: it weighs the mean over tensors of the means over elements, not the sum over all
@@ -43,13 +50,12 @@ class Penalty(Method):
         """
         raise NotImplementedError
 
+    def refuses(self, engine: str) -> str | None:
+        return ONE_STEP if self.params.two_step and engine != "single" else None
+
     def start(self, shards: Shards) -> None:
         if self.params.two_step and self.extra_step is None:
-            raise UserError(
-                "A penalty with two_step takes a second optimizer step on every batch; under ZeRO the engine takes the "
-                "steps and would reduce, clip and count each. Train on engine=single, or leave two_step off (l2_reg, "
-                "l2_reg_mean, grafting, grafting_mean)."
-            )
+            raise UserError(f"Here {ONE_STEP}")
         sizes = {shard.name: shard.numel for shard in shards}
         scale = self.params.reference_size / sum(sizes.values()) if self.params.reference_size else 1.0
         means = {name: 1 / (len(sizes) * size) if self.params.mean else 1.0 for name, size in sizes.items()}

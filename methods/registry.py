@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -161,6 +161,8 @@ def load_class(path: str) -> type[Method]:
             f"{module_name} has no method class {class_name!r}.{did_you_mean(class_name, classes)} "
             "A method inherits from methods.base.Method."
         )
+    if not is_dataclass(cls.Params):
+        raise UserError(f"{path}: Params must be a frozen dataclass, it is {cls.Params!r}.")
     return cls
 
 
@@ -170,6 +172,23 @@ def configured(method: str) -> dict[str, Any]:
     if method not in METHODS:
         return {}
     return yaml.safe_load((CONF / f"{method}.yaml").read_text(encoding="utf-8"))["params"]
+
+
+def defaults(path: str) -> dict[str, Any]:
+    """Return the defaults of the parameters of a user's own method that the command line can set.
+
+    Args:
+        path: "module:Class".
+
+    Returns:
+        Numbers, texts and truth values by name; None for a parameter without a default.
+
+    Raises:
+        UserError: as `load_class`.
+    """
+    found = fields(load_class(path).Params)
+    known = {field.name: None if field.default is MISSING else field.default for field in found}
+    return {name: value for name, value in known.items() if isinstance(value, bool | int | float | str | None)}
 
 
 def make_params(method: str, params: dict[str, Any]) -> Any:
@@ -211,6 +230,20 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
         return cls(**values) if cls else None
     except (TypeError, ValueError) as error:
         raise UserError(f"Method {method}: {error}") from error
+
+
+def refusal(method: str, params: dict[str, Any], engine: str) -> str | None:
+    """Return why a method cannot train on an engine, and what to do instead; None if it can.
+
+    Args:
+        method: an id of METHODS that trains, or "module:Class".
+        params: hyper-parameters by name.
+        engine: a name in conf/engine.
+
+    Raises:
+        UserError: as `build`.
+    """
+    return build(method, params, seed=0).refuses(engine)
 
 
 def build(method: str, params: dict[str, Any], seed: int) -> Method:

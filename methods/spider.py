@@ -57,7 +57,7 @@ class Spider(Method):
     weights only right before the next update: gradients are taken at unmasked weights, and the last update is never
     masked, as in the released code's low-precision model. spider_instant: A = g. spider_abs: A <- .85 A + .15 |g|.
     spider_global: mean and deviation in z and the mean of Eq. 8 over a whole parameter group; it needs all tensors of
-    a group in one optimizer call (ZeRO-3 cuts groups that are larger than its sub_group_size). spider_posthoc: another
+    a group in one optimizer call, so not engine=zero3 (its sub_group_size may cut a group). spider_posthoc: another
     method, see methods/spider_posthoc.py.
     Decided where the equations are undefined: an all-zero tensor ranks 0 (no gradient yet: everything
     returns to w*; w* = 0: every element with a gradient is free); constant or one-element tensors rank 1/2
@@ -65,6 +65,14 @@ class Spider(Method):
     """
 
     Params = SpiderParams
+
+    def refuses(self, engine: str) -> str | None:
+        if self.params.scope == "tensor" or engine != "zero3":
+            return None
+        return (
+            "scope=group ranks a whole parameter group at once, and ZeRO-3 may step it in several pieces "
+            "(zero_optimization.sub_group_size). Train on engine=zero2, or with scope=tensor (spider)."
+        )
 
     def start(self, shards: Shards) -> None:
         self._groups: dict[str, dict[str, int]] = {}  # group -> tensor -> number of elements

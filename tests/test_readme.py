@@ -13,8 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def test_example_target_is_the_tested_file():
+    _, source = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert source == (ROOT / "examples" / "my_target.py").read_text()
+    assert "TARGETS=examples.my_target" in README
+
+
 def test_example_method_is_the_tested_file():
-    (source,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    source, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     assert source == (ROOT / "examples" / "my_method.py").read_text()
     assert len(source.splitlines()) <= 20
     assert "METHODS=full_ft,spider,examples.my_method:TopKGradient" in README
@@ -22,7 +28,7 @@ def test_example_method_is_the_tested_file():
 
 def test_make_targets_in_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"make ([a-z0-9]+)", README)) - {"and"}
+    named = set(re.findall(r"make ([a-z0-9-]+)", README)) - {"and"}
     assert {"table5", "test"} <= named
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.M), target

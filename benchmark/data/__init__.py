@@ -13,8 +13,8 @@ from benchmark.data.record import Record, check_images, digest, find_image, open
 from benchmark.errors import UserError, did_you_mean
 
 __all__ = [
-    "DATASETS", "SPLITS", "DatasetLike", "Record", "check_images", "digest", "find_image", "load",
-    "open_image", "reader_of", "subset",
+    "DATASETS", "SPLITS", "DatasetLike", "Record", "check_images", "digest", "find_image", "ids_digest", "load",
+    "open_image", "own_target", "reader_of", "subset",
 ]
 
 DATASETS = {
@@ -41,11 +41,46 @@ class DatasetLike(Protocol):
 
 
 def reader_of(spec: DatasetLike) -> str:
-    """Return the id of the reader, which is also the folder below the data root.
+    """Return the folder below the data root, which for our own datasets is also the id of the reader.
 
-    A named protocol variant (TextVQA without OCR tokens, say) has its own id and `options.reader`.
+    A named protocol variant (TextVQA without OCR tokens, say) has its own id and `options.reader`; a user's own
+    dataset has its module there, and its id is its folder.
     """
-    return str(spec.options.get("reader", spec.id))
+    reader = str(spec.options.get("reader", spec.id))
+    return spec.id if "." in reader else reader
+
+
+def own_target(module: str) -> dict[str, Any]:
+    """Return the spec of a user's own target from its module.
+
+    Args:
+        module: name of a module with `DATASET`, a dict of DatasetSpec fields (id, name, metric, prompt,
+            max_new_tokens; the rest has defaults), and `load(root, split, spec)` returning records.
+
+    Returns:
+        All fields of a DatasetSpec.
+
+    Raises:
+        UserError: the module cannot be imported, or lacks one of the two.
+    """
+    found = _import(module)
+    if not isinstance(getattr(found, "DATASET", None), dict) or not callable(getattr(found, "load", None)):
+        raise UserError(
+            f"The module {module!r} needs DATASET, a dict, and load(root, split, spec). See examples/my_target.py."
+        )
+    given = dict(found.DATASET)
+    if given.get("id") in DATASETS or not str(given.get("id", "")).isidentifier():
+        raise UserError(f"DATASET of {module!r} needs an id of its own, such as my_target, got {given.get('id')!r}.")
+    defaults = {"name": given["id"], "role": "target", "splits": {}, "counts": {}, "options": {}}
+    return {**defaults, **given, "options": {**(given.get("options") or {}), "reader": module}}
+
+
+def _import(module: str) -> Any:
+    """Import a reader of ours or of the user's."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"Cannot import {module!r}: {error}. Put its folder on PYTHONPATH.") from error
 
 
 def subset(records: Sequence[Record], limit: int | None, seed: int = 0) -> list[Record]:
@@ -84,8 +119,8 @@ def load(
     """Read one split of a dataset from its official files below `root`/<dataset id>.
 
     `options.sample = {split: n}` (with `options.sample_seed`, default 0) makes a fixed subset the protocol,
-    as in 2,000 questions of OCR-VQA; `counts` is asserted after it; `limit` comes last and is not part of the
-    protocol.
+    as in 2,000 questions of OCR-VQA; a file ids_<split>.txt beside the data, one item id per line, takes its place.
+    `counts` is asserted after it; `limit` comes last and is not part of the protocol.
 
     Args:
         dataset_spec: a benchmark.spec.DatasetSpec.
@@ -100,23 +135,50 @@ def load(
     Raises:
         UserError: unknown dataset or split, missing or broken files, or another count than the spec's.
     """
-    reader = reader_of(dataset_spec)
-    if reader not in DATASETS:
+    reader = str(dataset_spec.options.get("reader", dataset_spec.id))
+    if reader not in DATASETS and "." not in reader:
         raise UserError(f"Unknown dataset {reader!r}.{did_you_mean(reader, DATASETS)}")
+    folder = Path(root) / reader_of(dataset_spec)
     if split not in SPLITS:
         raise UserError(f"Unknown split {split!r} of {dataset_spec.id}.{did_you_mean(split, SPLITS)}")
     try:
-        records = importlib.import_module(DATASETS[reader]).load(Path(root), split, dataset_spec)
+        records = _import(DATASETS.get(reader, reader)).load(Path(root), split, dataset_spec)
+    except FileNotFoundError as error:  # of a user's own reader
+        raise Absent(f"{error.filename} does not exist. {FIX}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # The readers name missing keys; here ends what has a key but no value of the right kind.
         raise UserError(
-            f"The files in {Path(root) / reader} are not in the official layout of {reader} "
+            f"The files in {folder} are not in the official layout of {reader} "
             f"({type(error).__name__}: {error}). {FIX}"
         ) from error
-    sample = (dataset_spec.options.get("sample") or {}).get(split)
-    records = subset(records, sample, dataset_spec.options.get("sample_seed", 0))
-    _check(records, dataset_spec, Path(root) / reader, split)
+    listed = folder / f"ids_{split}.txt"
+    if listed.is_file():
+        records = _listed(records, listed)
+    else:
+        sample = (dataset_spec.options.get("sample") or {}).get(split)
+        records = subset(records, sample, dataset_spec.options.get("sample_seed", 0))
+    _check(records, dataset_spec, folder, split)
     return subset(records, limit, seed)
+
+
+def ids_digest(records: Sequence[Record]) -> str:
+    """Return the SHA-256 of the item ids, sorted, one per line: equal digests, equal items."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(r.item_id for r in records)).encode()).hexdigest()
+
+
+def _listed(records: list[Record], path: Path) -> list[Record]:
+    """Keep the records whose ids a file lists, in file order of the dataset.
+
+    Raises:
+        UserError: the file lists an id that the data do not have, or one twice.
+    """
+    ids = path.read_text(encoding="utf-8").split()
+    wanted = set(ids)
+    absent = sorted(wanted - {record.item_id for record in records})
+    if absent or len(wanted) != len(ids):
+        problem = f"{len(absent)} ids that the data lack, such as {absent[0]}" if absent else "an id twice"
+        raise UserError(f"{path} lists {problem}. Correct the list, or delete it to sample by the seed.")
+    return [record for record in records if record.item_id in wanted]
 
 
 def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -> None:

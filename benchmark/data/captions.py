@@ -33,6 +33,12 @@ def sampled(captions: Sequence[str], image_id: str, count: int, seed: int) -> li
     return sorted(range(len(captions)), key=rank)[:count]
 
 
+def _drawn(prompts: Sequence[str], image_id: str, position: int, seed: int) -> str:
+    """Return one of several prompts, the same for an item every time."""
+    place = hashlib.sha256(f"prompt\0{seed}\0{image_id}\0{position}".encode()).digest()
+    return prompts[int.from_bytes(place[:8], "big") % len(prompts)]
+
+
 def karpathy(
     path: Path, names: Sequence[str], id_key: str, image_of: Callable[[dict[str, Any]], Path],
     split: str, spec: DatasetLike,
@@ -41,7 +47,8 @@ def karpathy(
 
     Evaluation splits give one record per image with all captions as references. The training split gives
     `options.captions_per_image` (default 1) records per image, each with one caption as its target, chosen
-    by `sampled` with `options.caption_seed` (default 0).
+    by `sampled` with `options.caption_seed` (default 0). With `options.train_prompts`, a training record's prompt is
+    one of these, by a hash of seed, image and caption.
 
     Args:
         path: dataset_*.json.
@@ -60,7 +67,7 @@ def karpathy(
     count, seed = spec.options.get("captions_per_image", 1), spec.options.get("caption_seed", 0)
     if not isinstance(count, int) or count < 1:
         raise UserError(f"captions_per_image={count!r} of {spec.id} is no count. Give 1 or more.")
-    prompt = render(spec)
+    prompt, others = render(spec), spec.options.get("train_prompts") or [] if split == "train" else []
     records = []
     for number, entry in enumerate(need(read_json(path), "images", path)):
         if need(entry, "split", path, f"image {number}") not in names:
@@ -78,7 +85,7 @@ def karpathy(
                 dataset=spec.id,
                 split=split,
                 image=image_of(entry),
-                prompt=prompt,
+                prompt=_drawn(others, image_id, position, seed) if others else prompt,
                 target=captions[position],
                 references=captions,
                 options=None,

@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.data.layout import choice, letter, need, one_name, option_lines, read_json, render
+from benchmark.data.layout import answer_format, choice, letter, need, one_name, option_lines, read_json, render
 from benchmark.data.record import Record
-from benchmark.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.data import DatasetLike
@@ -35,19 +34,12 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
     folder, name = root / "iconqa" / "iconqa_data", one_name(spec, split, SPLITS)
     path, split_file = folder / "problems.json", folder / "pid_splits.json"
     problems = read_json(path)
-    target_format = spec.options.get("target_format", "{letter}")
     records = []
     for pid in need(read_json(split_file), f"choose_txt_{name}", split_file):
         entry, where = need(problems, str(pid), path), f"problem {pid}"
         options, index = choice(entry, path, where)
         question = need(entry, "question", path, where)
-        try:
-            target = target_format.format(letter=letter(index), answer=options[index])
-        except (KeyError, ValueError, IndexError) as error:
-            raise UserError(
-                f"target_format {target_format!r} of {spec.id} is no valid template ({error}). "
-                "It may name {letter} and {answer}."
-            ) from None
+        target = answer_format(spec, index, options)
         records.append(Record(
             item_id=str(pid),
             dataset=spec.id,

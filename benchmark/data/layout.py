@@ -124,6 +124,22 @@ def option_lines(options: Sequence[str]) -> str:
     return "\n".join(f"{letter(index)}. {option}" for index, option in enumerate(options))
 
 
+def answer_format(spec: DatasetLike, index: int, options: Sequence[str]) -> str:
+    """Return a right option in the form of `options.target_format` (default '{letter}').
+
+    Raises:
+        UserError: the template is none, or names something else than {letter} and {answer}.
+    """
+    template = spec.options.get("target_format", "{letter}")
+    try:
+        return template.format(letter=letter(index), answer=options[index])
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"target_format {template!r} of {spec.id} is no valid template ({error}). "
+            "It may name {letter} and {answer}."
+        ) from None
+
+
 def choice(entry: Any, path: Path, where: str) -> tuple[tuple[str, ...], int]:
     """Return the options of a multiple-choice problem and the index of the right one.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.data.layout import choice, letter, need, one_name, option_lines, read_json, render
+from benchmark.data.layout import answer_format, choice, letter, need, one_name, option_lines, read_json, render
 from benchmark.data.record import Record
 
 if TYPE_CHECKING:
@@ -18,12 +18,16 @@ SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
-    """Read a split, items with and without an image; target and reference are the letter of the right option.
+    """Read a split, items with and without an image; the reference is the letter of the right option.
+
+    The target is the same in the form of `options.target_format` ('{letter}'). With `options.single_spaces` the prompt
+    is treated as LLaVA's conversion does: two spaces become one, outer white space goes.
 
     Args:
         root: data folder.
         split: train, validation or test.
-        spec: prompt fields: context ('Context: <hint>' and a line break, or nothing), question, options.
+        spec: prompt fields: context ('Context: <hint>' and a line break, or nothing), context_or_na (the hint or
+            'N/A'), question, options (lines 'A. x'), options_inline ('(A) x (B) y').
 
     Returns:
         Records in the order of pid_splits.json; question_type is image or text.
@@ -40,14 +44,20 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
         options, index = choice(entry, path, where)
         question, hint = need(entry, "question", path, where), need(entry, "hint", path, where)
         file_name = need(entry, "image", path, where)
-        context = f"Context: {hint}\n" if hint else ""
+        prompt = render(
+            spec, context=f"Context: {hint}\n" if hint else "", context_or_na=hint.strip() or "N/A", question=question,
+            options=option_lines(options),
+            options_inline=" ".join(f"({letter(n)}) {option}" for n, option in enumerate(options)),
+        )
+        if spec.options.get("single_spaces"):
+            prompt = prompt.replace("  ", " ").strip()
         records.append(Record(
             item_id=str(pid),
             dataset=spec.id,
             split=split,
             image=folder / "images" / name / str(pid) / file_name if file_name else None,
-            prompt=render(spec, context=context, question=question, options=option_lines(options)),
-            target=letter(index),
+            prompt=prompt,
+            target=answer_format(spec, index, options),
             references=(letter(index),),
             options=options,
             group=str(pid),

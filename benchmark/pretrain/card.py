@@ -85,6 +85,31 @@ def _rows(report: Report) -> list[dict[str, Any]]:
     return [*report.questions, *report.captions]
 
 
+def _recipe(training: Mapping[str, Any]) -> list[str]:
+    """Return the stages as a numbered list."""
+    recipe = training["recipe"]
+    again = f", then {recipe['more_choices_steps']} more from the full learning rate" * bool(
+        recipe["more_choices_steps"]
+    )
+    return [
+        f"1. Language: {recipe['language_steps']} steps of 64 texts of 96 tokens; 45 % drawn sentences, 55 % random",
+        "   runs of tokens, so that every row of the output layer is trained (it is frozen in fine-tuning).",
+        f"2. Vision tower: {recipe['tower_steps']} steps of 128 drawn pictures with dense labels (icon and colour",
+        "   per cell, words, names, year, shapes), read out by queries that are thrown away.",
+        f"3. Alignment: {recipe['alignment_steps']} steps of 16 pictures with transcripts (what stands where, in",
+        f"   reading order), then {recipe['reading_steps']} steps with more signs and covers. The projector starts",
+        "   from the statistics of the tower's features; projector and language model train, the tower is frozen.",
+        f"4. Matching: {recipe['matching_steps']} steps of 16 pictures with short look-ups (a name and its colour, a",
+        "   colour and its sign, a place and what is there, whether something is there).",
+        f"5. Quiz: {recipe['quiz_steps']} steps with upstream questions and their answers in one text.",
+        f"6. Letters: {recipe['letters_steps']} steps with lettered options, listed again in another order; then",
+        f"   {recipe['choices_steps']} steps with keys that mean an option (a fact, a synonym, a place){again}.",
+        f"7. Instruction: {recipe['instruction_steps']} steps of 16 pictures with all their questions, descriptions",
+        "   (also in synonyms) and transcripts; pictures in percent:",
+        f"   {', '.join(f'{k} {v}' for k, v in training['mixture'].items())}.",
+    ]
+
+
 def _text(name: str, digest: str, training: Mapping[str, Any], reports: Mapping[str, Report], gate_line: str) -> str:
     recipe = training["recipe"]
     seen = {
@@ -102,17 +127,7 @@ def _text(name: str, digest: str, training: Mapping[str, Any], reports: Mapping[
         "",
         "## Recipe",
         "",
-        f"1. Language: {recipe['language_steps']} steps of 64 texts of 96 tokens; 45 % drawn sentences, 55 % random",
-        "   runs of tokens, so that every row of the output layer is trained (it is frozen in fine-tuning).",
-        f"2. Vision tower: {recipe['tower_steps']} steps of 128 drawn pictures with dense labels (icon and colour",
-        "   per cell, words, names, year, shapes), read out by queries that are thrown away.",
-        f"3. Alignment: {recipe['alignment_steps']} steps of 16 pictures with transcripts (what stands where, in",
-        f"   reading order), then {recipe['reading_steps']} steps with more signs and covers. The projector starts",
-        "   from the statistics of the tower's features; projector and language model train, the tower is frozen.",
-        f"4. Matching: {recipe['matching_steps']} steps of 16 pictures with short look-ups (a name and its colour, a",
-        "   colour and its sign, a place and what is there, whether something is there).",
-        f"5. Instruction: {recipe['instruction_steps']} steps of 16 pictures with all their questions, descriptions",
-        f"   and transcripts; pictures in percent: {', '.join(f'{k} {v}' for k, v in training['mixture'].items())}.",
+        *_recipe(training),
         "",
         "Pictures come from the upstream train contents only; no content is shared with any validation or test split",
         "or with a target (`python -m benchmark audit data`).",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmark.data.pocket import upstream
 from benchmark.data.pocket.draw import Picture, candidates
-from benchmark.data.pocket.icons import CATEGORIES, COLOUR_SYNONYMS, ICON, ICONS, PLACES
+from benchmark.data.pocket.icons import CATEGORIES, COLOUR_SYNONYMS, COLOURS, ICON, ICONS, PLACES
 from benchmark.data.pocket.scene import COLUMNS, ROWS, Cover, Diagram, Scene
 from benchmark.data.pocket.targets import (
     FAR_HYPERNYM,
@@ -22,30 +22,42 @@ from benchmark.data.pocket.targets import (
     statement,
 )
 from benchmark.data.pocket.upstream import KNOWLEDGE, Question
-from benchmark.data.pocket.words import LETTERS, NUMBERS
+from benchmark.data.pocket.words import LETTERS, NUMBERS, SIGN_WORDS
 
 BRIEF = "Answer the question using a single word or phrase."
 """The instruction of the four upstream sets (LLaVA's); tests check that it is theirs."""
-LETTER_INSTRUCTION = "Reply with the letter of the correct choice."
+LETTER_INSTRUCTIONS = (
+    "Reply with the letter of the correct choice.",
+    "Answer with one letter.",
+    "Which letter is correct? Reply with the letter.",
+    "Answer with the letter of the option.",
+    "Reply with the option's letter.",
+)
+"""Requests for a letter; none is a target's."""
+LETTER_INSTRUCTION = LETTER_INSTRUCTIONS[0]
 INSTRUCTIONS = (
     "Describe everything in view.",
     "Name all that you see here.",
     "Tell me what this shows.",
     "List what is visible.",
-    "Describe the image.",
-    "Describe this picture.",
     "Tell me what the image shows.",
     "Which things can you see?",
-    "What is in the provided picture?",
-    "Provide a description of the image.",
-    "Write a one-sentence description.",
-    "Provide a caption of this picture.",
-)
+    *(f"{start} {view}." for start in ("Describe", "Name all things in", "Tell me what is in")
+      for view in ("the image", "this picture", "the provided image", "the provided picture")),
+    *(f"{start} {link} {view}." for start in (
+        "Provide a caption", "Write a caption", "Provide a description", "Write a description",
+        "Provide a one-sentence description", "Write a one-sentence caption",
+    ) for link in ("of", "for") for view in ("the image", "this picture", "the provided picture")),
+)  # fmt: skip
 """Requests of the generic descriptions; none is a target's prompt."""
 TRANSCRIBE = "List everything."
 """Request of the transcripts: what stands where, in reading order."""
 LOOK_UP = "List all things."
 """Request of the look-ups: short entries, each a kind, a key and what the picture shows for it."""
+LETTERED = "List all choices."
+"""Request of the letter look-ups: options in random order, each with its letter."""
+OTHER_WORDS = "Tell me another word for all things in view."
+"""Request of the descriptions in synonyms."""
 QUIZ = "List questions and answers."
 """Request of the quizzes: the upstream questions, each with its answer straight behind it."""
 LINKS = ("means", "equals", "is another word for", "resembles", "goes by the name of")
@@ -130,16 +142,87 @@ def trained_ids(tokenizer) -> list[int]:
     ]
 
 
-def choice_prompt(question: str, options: list[str]) -> str:
-    """Return a question with lettered options and pretraining's letter instruction."""
+def choice_prompt(question: str, options: list[str], request: str) -> str:
+    """Return a question with lettered options and one of pretraining's letter instructions."""
     lines = [f"{LETTERS[k]}. {option}" for k, option in enumerate(options)]
-    return "\n".join([question, *lines, LETTER_INSTRUCTION])
+    return "\n".join([question, *lines, request])
+
+
+def letter_look_ups(rng: random.Random) -> Turn:
+    """A text-only turn that lists lettered options again in random order, each followed by its letter.
+
+    The look-ups' counterpart for letters: from an option to the letter in front of it, straight after the option.
+    """
+    pool = rng.choice(
+        (
+            [icon.name for icon in ICONS], [icon.fact for icon in ICONS], list(CATEGORIES), list(COLOURS),
+            list(NUMBERS), [icon.plural for icon in ICONS], [icon.category for icon in ICONS],
+        )
+    )  # fmt: skip
+    pool = sorted(set(pool))
+    options = rng.sample(pool, rng.randrange(2, 6))
+    lines = "\n".join(f"{LETTERS[k]}. {option}" for k, option in enumerate(options))
+    shuffled = rng.sample(list(enumerate(options)), len(options))
+    return Turn(f"{lines}\n{LETTERED}", "; ".join(f"{option} {LETTERS[k]}" for k, option in shuffled) + ".")
+
+
+def letter_keys(rng: random.Random) -> Turn:
+    """A text-only turn that lists keys of lettered options, each followed by the letter of the option it means.
+
+    The step after the plain look-ups: from a fact, a category or a synonym to a name (or back), from there to a letter.
+    """
+    kind = rng.choice(("same", "fact", "fact", "name", "category", "synonym"))
+    icons = rng.sample(ICONS, len(ICONS))
+    if kind in ("fact", "name") and rng.random() < 0.5:
+        first = icons[0].category
+        icons.sort(key=lambda icon: icon.category != first)
+    read = {
+        "same": lambda icon: (icon.name, icon.name),
+        "fact": lambda icon: (icon.fact, icon.name),
+        "name": lambda icon: (icon.name, icon.fact),
+        "category": lambda icon: (icon.name, icon.category),
+        "synonym": lambda icon: (icon.synonym, icon.name),
+    }[kind]
+    return _listed_letters(rng, [read(icon) for icon in icons])
+
+
+def letter_things(rng: random.Random, scene: Scene) -> Turn:
+    """The same with keys that a scene answers: a place, a color, a sign."""
+    kinds: list[tuple[list[tuple[str, str]], list[str]]] = []
+    names, colours = [icon.name for icon in ICONS], list(COLOURS)
+    single = [t for t in scene.things if sum(o.icon == t.icon for o in scene.things) == 1]
+    kinds.append(([(_spot(t.cell), t.icon) for t in scene.things], names))
+    kinds.append(([(t.icon, t.colour) for t in single], colours))
+    kinds.append(([(t.icon, _spot(t.cell)) for t in single], [_spot((r, c)) for r in range(3) for c in range(3)]))
+    kinds.append(([(t.icon, ICON[t.icon].fact) for t in single], [icon.fact for icon in ICONS]))
+    kinds.append(([(_spot(t.cell), ICON[t.icon].fact) for t in scene.things], [icon.fact for icon in ICONS]))
+    if scene.signs:
+        kinds = [([(sign.colour, sign.word.lower()) for sign in scene.signs], [word.lower() for word in SIGN_WORDS])]
+    pairs, pool = rng.choice([kind for kind in kinds if kind[0]])
+    return _listed_letters(rng, pairs, pool)
+
+
+def _listed_letters(rng: random.Random, pairs: list[tuple[str, str]], pool: Sequence[str] = ()) -> Turn:
+    """Two to five different options, the first ones of pairs (key, option), then of the pool; keys with letters."""
+    most = rng.randrange(2, 6)
+    keys: dict[str, list[str]] = {}
+    for key, option in pairs:
+        if option in keys or len(keys) < most:
+            keys.setdefault(option, []).append(key)
+    options = list(keys)
+    others = [word for word in pool if word not in keys]
+    options += rng.sample(others, min(len(others), most - len(options)))
+    rng.shuffle(options)
+    asked = [(key, LETTERS[options.index(option)]) for option, some in keys.items() for key in rng.sample(some, 1)]
+    rng.shuffle(asked)
+    lines = "\n".join(f"{LETTERS[k]}. {option}" for k, option in enumerate(options))
+    return Turn(f"{lines}\n{LETTERED}", "; ".join(f"{key} {letter}" for key, letter in asked) + ".")
 
 
 def _lettered(rng: random.Random, question: str, answer: str, others: list[str]) -> Turn:
     options = [answer, *rng.sample(others, min(len(others), rng.randrange(1, 4)))]
     rng.shuffle(options)
-    return Turn(choice_prompt(question, options), LETTERS[options.index(answer)])
+    return Turn(choice_prompt(question, options, rng.choice(LETTER_INSTRUCTIONS)), LETTERS[options.index(answer)])
 
 
 def knowledge_choice(rng: random.Random) -> Turn:
@@ -242,6 +325,20 @@ def _knowledge(rng: random.Random, scene: Scene) -> list[Question]:
     return [Question(text, icons[c].fact, c) for c in icons for text in rng.sample(KNOWLEDGE[c], 2)]
 
 
+def other_words(rng: random.Random, scene: Scene) -> str:
+    """A description in synonyms, as loose as the language stage's phrases.
+
+    The output layer is frozen in fine-tuning: a word that pretraining never says of a picture would have to be learned
+    against all of its habits.
+    """
+    nouns = []
+    for thing in rng.sample(scene.things, len(scene.things)):
+        icon = ICON[thing.icon]
+        noun = icon.synonym if rng.random() < 0.8 else FAR_HYPERNYM[icon.category]
+        nouns.append(f"{COLOUR_SYNONYMS[thing.colour]} {noun}")
+    return f"Perhaps {', '.join(nouns)}, {rng.choice(FAR_PLACE[scene.place])}; {scene.place}."
+
+
 def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prompts: dict[str, str]) -> list[Turn]:
     """Return the turns that pretraining trains on for one picture; the first is its transcript.
 
@@ -308,7 +405,7 @@ def _lettered_scene(rng: random.Random, scene: Scene) -> Turn:
     return _lettered(rng, "Pick what is present.", rng.choice(scene.things).icon, names)
 
 
-MIXTURE = {"okvqa": 14, "textvqa": 28, "ocrvqa": 10, "gqa": 32, "describe": 8, "text": 8}
+MIXTURE = {"okvqa": 14, "textvqa": 16, "ocrvqa": 14, "gqa": 28, "describe": 14, "text": 14}
 """Share of pictures per source in the instruction stage (percent)."""
 TRANSCRIPTS = 0.2
 """Share of the instruction stage's pictures with transcript and look-ups: they are long and were learned before."""
@@ -317,6 +414,11 @@ READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
 """Shares of pictures per source in the two alignment stages, which have transcripts only: first all, then words."""
 MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
 """The same in the stages of look-ups and of quizzes."""
+LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 40}
+"""The same in the letter stage: text-only letter look-ups and choices beside quizzes and descriptions."""
+CHOICE_STAGE = {"okvqa": 12, "textvqa": 10, "gqa": 15, "describe": 8, "text": 55}
+"""The same in the choice stage: keys that mean an option, from the text or the picture."""
+CHOICE_STAGES = ("choices", "more_choices")
 TRANSCRIPT_STAGES = ("alignment", "reading")
 
 
@@ -335,10 +437,19 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
     while True:
         name = rng.choices(names, weights)[0]
         if name == "text":
-            yield Conversation(None, tuple(knowledge_choice(rng) for _ in range(5)), rng.getrandbits(32))
+            chosen = [knowledge_choice(rng) for _ in range(5)]
+            if stage == "letters":
+                chosen = [letter_look_ups(rng) for _ in range(3)] + chosen[:2]
+            elif stage in CHOICE_STAGES:
+                chosen = [letter_keys(rng) for _ in range(4)] + chosen[:3]
+            else:
+                chosen[0] = letter_keys(rng)
+            yield Conversation(None, tuple(chosen), rng.getrandbits(32))
             continue
         picture, item, _ = next(streams[name])
         listed, *turns = turns_of(name, picture, item, rng, prompts)
+        if stage == "instruction" and name == "describe" and isinstance(picture, Scene):
+            turns[2:] = [Turn(OTHER_WORDS, other_words(rng, picture)) for _ in range(2)]
         if stage in TRANSCRIPT_STAGES:
             turns = [listed]
         elif stage == "matching":
@@ -347,6 +458,14 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             turns = [Turn(QUIZ, quiz(rng, name, picture, item)) for _ in range(3)]
         elif stage == "quiz":
             turns = [listed]
+        elif stage == "letters":
+            choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
+            turns = choices + ([] if name == "describe" else [Turn(QUIZ, quiz(rng, name, picture, item))])
+        elif stage in CHOICE_STAGES:
+            choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
+            turns = [letter_things(rng, picture) for _ in range(3)] if isinstance(picture, Scene) else []
+            turns += choices
+            turns += [] if isinstance(picture, Diagram) else [Turn(QUIZ, quiz(rng, name, picture, item, 4))]
         elif rng.random() < TRANSCRIPTS:
             turns = [listed, *_look_up_turns(rng, picture, 1), *rng.sample(turns, len(turns) // 2)]
         yield Conversation(picture, tuple(turns), rng.getrandbits(32))

@@ -1,6 +1,7 @@
 """`python -m benchmark pretrain`: make a shipped small model from nothing, stage by stage, resumable.
 
-Stages: tokenizer, language, tower, (VILA: names,) alignment, reading, matching, instruction. Each leaves its result in
+Stages: tokenizer, language, tower, (VILA: names,) alignment, reading, matching, quiz,
+letters, choices, instruction. Each leaves its result in
 build/pretrain/<model>/ and is skipped when it is there.
 """
 
@@ -36,7 +37,7 @@ from benchmark.files import write_atomic
 from benchmark.models.vila import VilaConfig, VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
 from benchmark.pretrain import card, language, projector, tower
-from benchmark.pretrain.corpus import ALIGNMENT, MATCHING, MIXTURE, READING
+from benchmark.pretrain.corpus import ALIGNMENT, CHOICE_STAGE, LETTER_STAGE, MATCHING, MIXTURE, READING
 from benchmark.pretrain.tokenizer import corpus, train_tokenizer
 from benchmark.spec import ROOT, ModelSpec, at_root
 
@@ -72,6 +73,9 @@ class Recipe:
         reading_steps: the same with more signs and covers.
         matching_steps: of 16 pictures with look-ups by content.
         quiz_steps: of 16 pictures with questions and answers in one text.
+        letters_steps: of 16 pictures or texts with lettered options.
+        choices_steps: the same with keys that mean an option.
+        more_choices_steps: the same again from the full learning rate (LLaVA finds letters later).
         instruction_steps: of 16 pictures with all their questions.
     """
 
@@ -85,10 +89,16 @@ class Recipe:
     reading_steps: int = 900
     matching_steps: int = 1500
     quiz_steps: int = 1200
-    instruction_steps: int = 800
+    letters_steps: int = 700
+    choices_steps: int = 1000
+    more_choices_steps: int = 0
+    instruction_steps: int = 900
 
 
-RECIPES = {"llava_pocket": Recipe("llava", 96), "vila_pocket": Recipe("vila", 112, names_steps=800)}
+RECIPES = {
+    "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
+    "vila_pocket": Recipe("vila", 112, names_steps=800),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -152,7 +162,10 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("reading", recipe.reading_steps, READING, 2e-3, {}),
         ("matching", recipe.matching_steps, MATCHING, 1e-3, {"horizon": 3000}),
         ("quiz", recipe.quiz_steps, MATCHING, 1e-3, {"horizon": 1600}),
-        ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1200, "cooldown": 250}),
+        ("letters", recipe.letters_steps, LETTER_STAGE, 1e-3, {"horizon": 1200}),
+        ("choices", recipe.choices_steps, CHOICE_STAGE, 1e-3, {"horizon": 1500}),
+        ("more_choices", recipe.more_choices_steps, CHOICE_STAGE, 1e-3, {"horizon": 1200}),
+        ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 250}),
     ):
         language.train_joint(
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
@@ -162,6 +175,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     path = at_root(spec.checkpoint)
     benchmark.models.save(recipe.family, model, tokenizer, preprocessor, path)
     shares = {"mixture": MIXTURE, "alignment": ALIGNMENT, "reading": READING, "matching": MATCHING}
+    shares |= {"letters": LETTER_STAGE, "choices": CHOICE_STAGE}
     record = {"recipe": vars(recipe), "text": TEXT, "vision": VISION, **shares, "tower_probe": probe}
     write_atomic(path / "training.json", json.dumps(record, indent=1, sort_keys=True))
     log(f"written {path} digest {benchmark.models.digest(path)[:16]}")

@@ -142,6 +142,14 @@ def test_a_method_of_the_users_own(tmp_path, monkeypatch):
     assert "no method class 'Mein'. Did you mean 'Mine'?" in faults(*ONE, "method=my_own_method:Mein")
 
 
+def test_the_parameters_of_a_method_of_the_users_own():
+    name = "examples.my_method:TopKGradient"
+    cells = request([*ONE, f"methods=full_ft,{name}", "method.share=0.2,0.3"]).cells
+    assert [cell.method.params for cell in cells if cell.method.id == name] == [{"share": 0.2}, {"share": 0.3}]
+    assert request([*ONE, f"method={name}"]).cells[0].method.params == {"share": 0.1}
+    assert "Did you mean 'method.share'?" in faults(*ONE, f"method={name}", "method.shares=0.2")
+
+
 def test_composing_needs_no_torch():
     program = (
         "import sys; from benchmark.compose import request; request(['table=table5']); import benchmark.plan;"
@@ -166,6 +174,26 @@ def test_all_faults_are_said_at_once():
         "dtype=fp8: unknown value", "'nonsense' is not of the form key=value", "jobs=many: expected a whole number",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_parameters_out_of_range_are_said_with_the_other_faults():
+    text = faults("methods=tailor,spider,dare", *ONE[1:], "method.keep=2", "method.momentum=1", "train.epochs=0")
+    assert text.startswith("4 faults")
+    for part in (
+        "Method tailor: keep=2.0 must be between 0 and 1", "Method dare: keep=2.0 must be above 0 and at most 1",
+        "Method spider: momentum=1.0 must be at least 0 and below 1", "train.epochs=0: must be at least 1",
+    ):  # fmt: skip
+        assert part in text, text
+
+
+def test_an_engine_that_a_method_refuses():
+    for engine in ("zero1", "zero2", "zero3"):
+        text = faults("methods=spider,grafting_two_step", *ONE[1:], f"engine={engine}")
+        assert text.startswith(f"method=grafting_two_step refuses engine={engine}: a penalty with two_step takes")
+        assert "Train on engine=single" in text and "\n" not in text
+    one("method=l2_reg_two_step")
+    one("method=spider_global", "engine=zero2")
+    assert "Train on engine=zero2" in faults(*ONE, "method=spider_global", "engine=zero3")
 
 
 @pytest.mark.parametrize(

@@ -198,14 +198,15 @@ def test_smallest_resolvable_difference_is_stated_per_block(full):
 def test_the_paper_has_a_column_only_where_it_can_be_compared(full):
     assert "no number at this scale" in note(full, "Paper H")
     assert full.frame.paper.isna().all()
-    copied = row("spider", paper=Published(66.61, "duplicate"))
-    table = build([row("full_ft", paper=Published(55.16, "")), copied, row("dare")])
+    copied = row("spider", paper={"H": Published(66.61, "duplicate")})
+    table = build([row("full_ft", paper={"H": Published(55.16, "")}), copied, row("dare")])
     assert line(table, "spider", "H").paper == 66.61
     assert pd.isna(line(table, "spider", "O").paper)
     text = render.to_markdown(table)
-    assert "| 66.61? |" in text
-    assert "| 55.16 |" in text
-    assert "look copied" in note(table, "Paper H")
+    ours = line(table, "spider", "H").value
+    assert f"| 66.61? ({ours - 66.61:+.2f}) |" in text
+    assert "| 55.16 (" in text
+    assert "look copied (SPIDER, Flickr30k)" in note(table, "? marks")
 
 
 def test_own_notes_come_first():
@@ -243,6 +244,13 @@ def test_numbers_are_never_cut_on_a_narrow_terminal(full):
     text = render.to_text(full, width=60)
     assert "…" not in text
     assert f"[{line(full, 'spider', 'H').value:.2f}]" in text
+
+
+def test_values_above_100_are_never_cut(full):
+    frame = full.frame.assign(value=full.frame.value + 100, delta=full.frame.delta - 10)
+    text = render.to_text(dataclasses.replace(full, frame=frame))
+    assert "…" not in text
+    assert f"{line(full, 'full_ft', 'O').value + 100:.2f}" in text
 
 
 def test_a_terminal_gets_bold(full):
@@ -329,3 +337,50 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(full, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
         render.write(full, tmp_path / "file", "table5")
+
+
+# -- other references and measures ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def variants() -> tables.Table:
+    found = [
+        row("full_ft"), row("half_ft"), row("spider", reference="half_ft", diagnostics={0: {"restored": 0.5}}),
+        row("dare", reference="missing"),
+    ]  # fmt: skip
+    return build(found, shown=("A_S", "A_T", "H", "rms_delta", "restored"))
+
+
+def test_a_row_is_compared_with_the_method_that_it_names(variants):
+    values = {method: line(variants, method, "H").value for method in ("full_ft", "half_ft", "spider")}
+    spider, half = line(variants, "spider", "H"), line(variants, "half_ft", "H")
+    assert spider.delta == pytest.approx(values["spider"] - values["half_ft"]) and spider.reference == "half_ft"
+    assert half.delta == pytest.approx(values["half_ft"] - values["full_ft"])
+    assert pd.isna(line(variants, "dare", "H").delta)  # what it is compared with is not there
+    text = render.to_markdown(variants)
+    assert f"{render.difference(variants, spider)}".replace("*", r"\*").replace("_", r"\_") in text
+    assert render.difference(variants, spider).endswith(" half_ft") and "| vs |" in text
+    assert "difference from the method named" in note(variants, "Bold:")
+
+
+def test_only_the_columns_asked_for_are_printed_with_their_measures(variants):
+    head = next(text for text in render.to_markdown(variants).splitlines() if text.startswith("| Method"))
+    assert head == "| Method | A^S | A^T | H | vs | rms | restored % | Paper H |"
+    assert render.value(line(variants, "full_ft", "rms_delta")) == "20.00"  # 0.02, times 1000
+    assert render.value(line(variants, "spider", "restored")) == "50.0"
+    assert render.value(line(variants, "dare", "restored")) == "-"
+    assert "rms: root mean square" in note(variants, "Columns")
+    assert not variants.frame.loc[variants.frame["metric"] == "restored", "best"].any()
+    for written in (render.to_latex(variants), render.to_text(variants)):
+        assert "OKVQA" not in written.split("Items")[0] and "restored" in written
+
+
+def test_structural_numbers_of_the_paper_stand_at_every_scale():
+    from benchmark import published
+
+    found = published.of_row("vila_pocket", "flickr30k", "spider", "SPIDER")
+    assert {name: number.value for name, number in found.items()} == {"memory": 2, "learnable": 0.5}
+    paper = published.of_row("vila15_3b", "coco", "spider_idm", "SPIDER, IDM only (G > I)")
+    assert paper["H"].value == 70.60 and "memory" not in paper
+    table = build([row("spider", paper=found, diagnostics={0: {"memory": 2.25}})], shown=("memory", "H"))
+    assert "| 2.25 | " in render.to_markdown(table) and "2.00 (+0.25)" in render.to_markdown(table)

@@ -433,7 +433,7 @@ def test_a_diverged_model_stops_the_cell(vila, records, tmp_path):
 
 
 def test_bad_settings_and_records(vila, records, tmp_path):
-    with pytest.raises(UserError, match="micro_batch_size=3 does not divide train.batch_size=4"):
+    with pytest.raises(UserError, match=r"micro_batch_size=3 on 1 process.* does not divide train.batch_size=4"):
         run(vila, records, tmp_path, cell(micro_batch_size=3))
     with pytest.raises(UserError, match="no training records"):
         run(vila, [], tmp_path)

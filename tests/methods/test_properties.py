@@ -44,7 +44,7 @@ def test_mask_is_zero_or_in_the_unit_interval(data):
     raw, mask = full_mask(gradient, pretrained)
     assert torch.isfinite(mask).all()
     assert (((mask > 0) & (mask <= 1)) | (mask == 0)).all()
-    assert ((raw == 0) | ((raw > 0.5) & (raw <= 1))).all()
+    assert ((raw == 0) | ((raw >= 0.5) & (raw <= 1))).all()
     if mask.any():
         assert mask.max() > 0.999  # the largest selected element is at least the mean, so it is cut at 1
     blended = ops.blend(pretrained, pretrained + 1, mask)

@@ -210,6 +210,19 @@ def test_the_rows_of_the_paper_keep_their_cells():
     }  # fmt: skip
 
 
+def test_the_document_lists_every_method_with_its_parameters():
+    rows = {}
+    for line in (ROOT / "docs" / "methods.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `"):
+            rows[cells[0].strip("`")] = cells[1], cells[3]
+    assert set(rows) == set(METHODS)
+    for name, (kind, listed) in rows.items():
+        config = yaml.safe_load((ROOT / "conf" / "method" / f"{name}.yaml").read_text())["params"]
+        values = [f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in config.items()]
+        assert kind.replace("-", "") == METHODS[name].kind and listed == ", ".join(values), name
+
+
 def test_a_variants_parameters_cannot_be_set_on_its_method():
     with pytest.raises(UserError, match="no such parameter in spider"):
         compose.request(["method=spider", "method.mask=hard", "model=llava_pocket", "dataset=coco"])

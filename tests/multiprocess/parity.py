@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,10 @@ STRENGTHS = {
     "grafting": 1e-4, "grafting_mean": 3.0, "grafting_scaled": 5e-9,
 }
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.kind == "training")
+PLACES = (
+    ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2), ("zero3", 3),
+)
+BF16_PLACES = (("zero1", 2), ("zero2", 2), ("zero3", 2))
 # One of each class, and the one that draws at every step.
 FEW = (*{METHODS[name].cls: name for name in reversed(TRAINED)}.values(), "half_ft_step")
 
@@ -157,12 +161,9 @@ def compare(expected: Result | str, found: Result | str) -> Difference:
     )
 
 
-def table(columns: dict[str, dict[str, Difference]]) -> str:
-    """Return the matrix of methods and engines as text."""
-    first, other = max(map(len, TRAINED)) + 1, max(map(len, columns)) + 2
-    lines = ["method".ljust(first) + "".join(name.rjust(other) for name in columns)]
+def table(columns: Mapping[str, Mapping[str, object]]) -> str:
+    """Return a Markdown table of methods (rows) and places (columns)."""
+    lines = [f"| method | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for method in TRAINED:
-        cells = [str(column.get(method, "")).rjust(other) for column in columns.values()]
-        lines.append(method.ljust(first) + "".join(cells))
-    lines.append("Largest difference of a weight from one plain process; +n: n elements were at the mask's threshold.")
+        lines.append(f"| {method} | {' | '.join(str(column.get(method, '')) for column in columns.values())} |")
     return "\n".join(lines)

@@ -6,13 +6,20 @@ import pytest
 import torch
 
 from tests.multiprocess.launch import launch
-from tests.multiprocess.parity import FEW, TOLERANCE, TRAINED, Difference, compare, results, table
+from tests.multiprocess.matrix import DOCUMENT
+from tests.multiprocess.parity import (
+    BF16_PLACES,
+    FEW,
+    PLACES,
+    TOLERANCE,
+    TRAINED,
+    Difference,
+    compare,
+    results,
+    table,
+)
 from tests.multiprocess.training import STEPS
 
-PLACES = [
-    ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2), ("zero3", 3),
-]
-BF16_PLACES = [("zero1", 2), ("zero2", 2), ("zero3", 2)]
 # Two optimizer steps per batch, which ZeRO's engines do not leave to us; ranks over a group that ZeRO-3 cuts.
 REFUSED = {"zero1": {"l2_reg_two_step", "grafting_two_step"}}
 REFUSED |= {"ddp": set(), "zero2": REFUSED["zero1"], "zero3": REFUSED["zero1"] | {"spider_global"}}
@@ -26,6 +33,29 @@ def matrix():
     columns: dict[str, dict[str, Difference]] = {}
     yield columns
     print("\n" + table(columns))
+
+
+def test_the_published_matrix_is_complete():
+    """docs/parity.md has a cell for every method and place, and none that says otherwise than these tests."""
+    lines = [line.strip("|").split("|") for line in DOCUMENT.read_text().splitlines() if line.startswith("|")]
+    tables: list[list[list[str]]] = []
+    for cells in ([cell.strip() for cell in line] for line in lines):
+        tables.append([]) if cells[0] == "method" else None
+        tables[-1].append(cells)
+    float32, bfloat16 = tables
+    assert float32[0][1:] == [f"{engine} x{processes}" for engine, processes in PLACES]
+    assert bfloat16[0][1::2] == [f"{engine} x{processes}" for engine, processes in BF16_PLACES]
+    for rows in tables:
+        assert tuple(row[0] for row in rows[2:]) == TRAINED
+    for name, *cells in float32[2:]:
+        for (engine, processes), cell in zip(PLACES, cells, strict=True):
+            assert cell == ("" if processes == 3 and name not in FEW else cell), "only some are run there"
+            assert (cell == "refused") == (name in REFUSED[engine] and cell != ""), (name, engine)
+            assert cell in ("", "refused") or float(cell.split()[0]) <= TOLERANCE, (name, engine, cell)
+    for name, *cells in bfloat16[2:]:
+        for (engine, _), bitwise in zip(BF16_PLACES, cells[1::2], strict=True):
+            expected = "refused" if name in REFUSED[engine] else "no" if name == "spider_lag" else "yes"
+            assert bitwise == expected, (name, engine, bitwise)
 
 
 def test_every_method_does_something(expected):

@@ -8,7 +8,7 @@ from itertools import islice
 
 from benchmark.compose import request
 from benchmark.data.pocket import upstream
-from benchmark.data.pocket.icons import ICON
+from benchmark.data.pocket.icons import COLOUR_SYNONYMS, ICON, ICONS
 from benchmark.data.pocket.scene import Scene
 from benchmark.pretrain import corpus
 
@@ -26,8 +26,10 @@ def test_instruction_turns_practise_every_kind_and_cannot_be_read_from_the_ocr_l
     assert 0.4 < with_line / len(signs) < 0.6
     for conversation in conversations:
         if conversation.picture is None:
-            assert all(corpus.LETTER_INSTRUCTION in turn.prompt for turn in conversation.turns)
-            assert {turn.answer for turn in conversation.turns} <= set("ABCDE")
+            listed, *chosen = conversation.turns
+            assert listed.prompt.endswith(corpus.LETTERED)
+            assert all(turn.prompt.endswith(corpus.LETTER_INSTRUCTIONS) for turn in chosen)
+            assert {turn.answer for turn in chosen} <= set("ABCDE")
 
 
 def test_scene_questions_follow_their_quota():
@@ -49,6 +51,55 @@ def test_lettered_answers_name_the_right_option():
         present = {thing.icon for thing in scene.things} | {ICON[thing.icon].category for thing in scene.things}
         assert options[turn.answer] in present
         assert not present & {text for letter, text in options.items() if letter != turn.answer}
+
+
+def _letters(turn: corpus.Turn) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return the options by letter and the pairs (key, letter) of a turn that lists letters."""
+    options = dict(line.split(". ", 1) for line in turn.prompt.split("\n")[:-1])
+    return options, [tuple(entry.rsplit(" ", 1)) for entry in turn.answer.rstrip(".").split("; ")]
+
+
+def test_letters_of_keys_are_those_of_the_options_they_mean():
+    rng = random.Random(0)
+    met = Counter()
+    for turn in [*(corpus.letter_look_ups(rng) for _ in range(50)), *(corpus.letter_keys(rng) for _ in range(200))]:
+        options, entries = _letters(turn)
+        assert 2 <= len(options) <= 5 and len(set(options.values())) == len(options) and entries
+        for key, letter in entries:
+            option = options[letter]
+            icons = [i for i in ICONS if option in (i.name, i.fact, i.category, i.plural)]
+            same = key == option
+            met["same" if same else "meant"] += 1
+            assert same or any(key in (i.name, i.fact, i.synonym, i.category) for i in icons), (key, option)
+    assert min(met.values()) > 50 and len(met) == 2
+
+
+def test_letters_of_a_scene_are_true():
+    rng = random.Random(0)
+    for _ in range(200):
+        scene, _ = rng.choice((upstream.gqa, upstream.textvqa))(rng)
+        options, entries = _letters(corpus.letter_things(rng, scene))
+        truths = {(sign.colour, sign.word.lower()) for sign in scene.signs}
+        for thing in scene.things:
+            spot, fact = corpus._spot(thing.cell), ICON[thing.icon].fact
+            truths |= {
+                (spot, thing.icon),
+                (thing.icon, thing.colour),
+                (thing.icon, spot),
+                (thing.icon, fact),
+                (spot, fact),
+            }
+        assert all((key, options[letter]) in truths for key, letter in entries)
+
+
+def test_descriptions_in_synonyms_name_every_thing_and_no_upstream_word():
+    rng = random.Random(0)
+    for _ in range(50):
+        scene, _ = upstream.gqa(rng)
+        text = corpus.other_words(rng, scene)
+        words = set(text.replace(",", "").replace(".", "").split())
+        assert all(COLOUR_SYNONYMS[thing.colour] in text for thing in scene.things)
+        assert not words & {icon.name for icon in ICONS} - {icon.synonym for icon in ICONS}
 
 
 def test_look_ups_are_true():

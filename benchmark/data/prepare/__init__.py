@@ -1,0 +1,489 @@
+"""From nothing, or from files the user has, to the paper's training and evaluation sets: checked, counted, in one form.
+
+For each dataset the first source that has a split gives it: official files, the group's JSON files, hub tables. What
+comes out are the official annotation files, cut to what is used, and the images as links to the user's files or as
+the undecoded bytes of a table, so that one set of readers serves every source. Rows of a table are written out once
+because training reads images in random order, for which parquet would be read group by group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import importlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmark import data
+from benchmark.data.layout import official_names
+from benchmark.data.prepare import forms, group, hub, official
+from benchmark.data.prepare.files import Index, Place, unpack
+from benchmark.data.prepare.forms import Row
+from benchmark.errors import UserError, did_you_mean
+from benchmark.files import digest_of, write_atomic
+
+Say = Callable[[str], None]
+
+SOURCES = Path(__file__).resolve().parents[3] / "conf" / "sources.yaml"
+MANIFEST, MARKER, UNPACKED, KNOWN = "prepared.json", ".preparing", ".unpacked", "ids.json"
+BY_IMAGE = ("okvqa", "textvqa", "gqa")  # several questions share an image: images are filed under their own id
+PROGRESS_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants prepared.
+
+    Attributes:
+        places: folders to search for any dataset.
+        own: dataset -> folders of that dataset alone.
+        hub: whether hub tables may be downloaded.
+        splits: further splits besides those that the tables need.
+        ids: dataset -> file with the item ids to use in the test split, one per line.
+    """
+
+    places: tuple[Path, ...] = ()
+    own: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    hub: bool = True
+    splits: tuple[str, ...] = ()
+    ids: Mapping[str, Path] = field(default_factory=dict)
+
+
+@cache
+def sources() -> dict[str, Any]:
+    """Return conf/sources.yaml."""
+    return yaml.safe_load(SOURCES.read_text(encoding="utf-8"))
+
+
+def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path) -> int:
+    """Parse the options of `data prepare`, prepare, print what came out.
+
+    Args:
+        argv: names of datasets (default: all that the profile uses) and options.
+        specs: the profile's datasets by id.
+        root: data folder.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UserError: a dataset could not be prepared; every reason at once.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmark data prepare", exit_on_error=False)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--from", dest="places", action="append", default=[], metavar="[DATASET=]DIR")
+    parser.add_argument("--no-hub", action="store_true")
+    parser.add_argument("--splits", default="", metavar="validation")
+    parser.add_argument("--ids", action="append", default=[], metavar="DATASET=FILE")
+    try:
+        given, unknown = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"data prepare: {error}.") from None
+    if unknown:
+        raise UserError(f"data prepare: unknown option {unknown[0]!r}. Valid: --from, --no-hub, --splits, --ids.")
+    known = list(dict.fromkeys(data.reader_of(spec) for spec in specs.values()))
+    names = [name for item in given.names for name in item.split(",")] or known
+    places, own, ids = [], {}, {}
+    for text in given.places:
+        name, equals, rest = text.partition("=")
+        if equals and name in known:
+            own[name] = (*own.get(name, ()), Path(rest).expanduser())
+        else:
+            places.append(Path(text).expanduser())
+    for text in given.ids:
+        name, _, rest = text.partition("=")
+        ids[name] = Path(rest).expanduser()
+    for name in (*names, *ids):
+        if name not in known:
+            raise UserError(f"Unknown dataset {name!r}.{did_you_mean(name, known)}")
+    splits = tuple(filter(None, given.splits.split(",")))
+    for name in splits:
+        if name not in data.SPLITS:
+            raise UserError(f"Unknown split {name!r}.{did_you_mean(name, data.SPLITS)}")
+    asked = Asked(tuple(places), own, not given.no_hub, splits, ids)
+    by_reader = {data.reader_of(spec): spec for spec in reversed(list(specs.values()))}
+    prepare({name: by_reader[name] for name in names}, root, asked, lambda text: print(text, flush=True))
+    return 0
+
+
+def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say: Say) -> None:
+    """Prepare datasets one after another; one that fails does not keep the others from being done.
+
+    Args:
+        specs: reader -> spec of the datasets to prepare.
+        root: data folder; gets a folder per dataset, and ids.json with the digests of all item ids ever prepared.
+        asked: where to look.
+        say: told what happens, a line at a time.
+
+    Raises:
+        UserError: some could not be prepared; every reason at once.
+    """
+    faults = {}
+    for name, spec in specs.items():
+        about = sources()[name]
+        say(f"{name}: licence {about['licence']}; terms {about['terms']}")
+        try:
+            for line in _prepare(name, spec, root, asked, say):
+                say(f"  {line}")
+        except UserError as error:
+            faults[name] = str(error)
+            say("  NOT PREPARED, see below")
+    if faults:
+        lines = "\n".join(f"  {name}: {text}" for name, text in faults.items())
+        raise UserError(
+            f"{len(faults)} of {len(specs)} datasets are not prepared (the others are; the same command goes on):\n{lines}"
+        )
+
+
+def wanted_splits(spec: data.DatasetLike, more: Sequence[str] = ()) -> list[str]:
+    """Return our names of the splits that tables need: test, and train of targets; others on request."""
+    needed = {"test", *more} | ({"train"} if getattr(spec, "role", "target") == "target" else set())
+    return [split for split in data.SPLITS if split in needed]
+
+
+def _prepare(name: str, spec: data.DatasetLike, root: Path, asked: Asked, say: Say) -> list[str]:
+    """Prepare one dataset; return what to tell about it."""
+    folder = root / name
+    before = _manifest(folder)
+    splits = wanted_splits(spec, (*asked.splits, *(before or {}).get("splits", {})))
+    ids = _listed(asked.ids.get(name))
+    choice = digest_of([
+        {split: official_names(spec, split, _module(name).SPLITS) for split in splits},
+        spec.counts, spec.options, ids,
+    ])
+    users_own = before is None and folder.is_dir() and not (folder / MARKER).exists() and any(folder.iterdir())
+    if users_own or (before is not None and not before["written"]):
+        say("  the folder holds files of yours: they are checked and left as they are")
+        records = {split: data.load(spec, root, split) for split in splits}
+        return _finish(name, spec, root, records, choice, {split: "your files" for split in splits}, False, [], say)
+    if before is not None and before["choice"] == choice and not ids:
+        records = {split: data.load(spec, root, split) for split in splits}
+        if all(record.image is None or data.find_image(record.image) for split in splits for record in records[split]):
+            return ["prepared already", *_summary(before)]
+    index, found, origin, notes = _rows(name, spec, splits, asked, root, say)
+    if name == "ocrvqa":
+        found, gone = _drop_books(found, index, folder)
+        notes += gone
+    records = _load_checked(name, spec, found, splits, ids, root)
+    _compare_ids(name, root, choice, records)
+    for split in splits:
+        if split == "test":
+            notes += group.verify(name, records[split], index)
+    write_atomic(folder / MARKER, "an unfinished `data prepare`: the same command goes on\n")
+    with contextlib.suppress(FileNotFoundError):
+        (folder / MANIFEST).unlink()
+    forms.write(name, folder, found)
+    if ids:
+        write_atomic(folder / "ids_test.txt", "".join(f"{item}\n" for item in ids))
+    _place_images(name, records, found, index, spec, say)
+    return _finish(name, spec, root, records, choice, origin, True, notes, say)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(data.DATASETS[name])
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """Return what an earlier prepare recorded about a dataset."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return content if {"choice", "splits", "written"} <= content.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _listed(path: Path | None) -> list[str]:
+    """Return the ids in a file: one per line, or the group's JSON lines (image and question index unknown: refused)."""
+    if path is None:
+        return []
+    from benchmark.data.prepare.check import read_text
+
+    ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not ids or ids[0].startswith(("{", "[")):
+        raise UserError(f"{path} is no list of item ids, one per line. The group's jsonl goes below --from instead.")
+    return ids
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+def _rows(
+    name: str, spec: data.DatasetLike, splits: Sequence[str], asked: Asked, root: Path, say: Say
+) -> tuple[Index, dict[str, list[Row]], dict[str, str], list[str]]:
+    """Return the user's files, rows per official split, where each of our splits is from, and notes."""
+    about = sources()[name]
+    places = [Place(path) for path in asked.places] + [Place(path, own=True) for path in asked.own.get(name, ())]
+    index = Index(places, about["images"])
+    archives = [path for path in index.archives if _belongs(path, about, places)]
+    for path in archives:
+        say(f"  unpacking {path.name} (once)")
+        inside = unpack(path, root / UNPACKED)
+        # What came out of gqa/images.zip is GQA's, although no path inside says so.
+        places.append(Place(inside, own=_hinted(path, about["images"], places)))
+    if archives:
+        index = Index(places, about["images"])
+    officials = {split: official_names(spec, split, _module(name).SPLITS) for split in splits}
+    found: dict[str, list[Row]] = {}
+    origin: dict[str, str] = {}
+    tries: list[str] = []
+
+    def take(rows: Mapping[str, list[Row]] | None, source: str) -> None:
+        for part, content in (rows or {}).items():
+            found.setdefault(part, content)
+        for split in splits:
+            if split not in origin and all(part in found for part in officials[split]):
+                origin[split] = source
+
+    def left() -> dict[str, list[str]]:
+        return {split: officials[split] for split in splits if split not in origin}
+
+    for source, load in (("official files", official.load), ("the group's files", group.load)):
+        for parts in ([part for names in left().values() for part in names], *left().values()):
+            if left() and parts and not all(part in found for part in parts):
+                take(load(name, parts, index), source)
+    for split, parts in left().items():
+        # A hub split is whole: for COCO it gives train without restval, which is what train alone means.
+        if len(parts) > 1:
+            tries.append(f"{split}: the hub has no table for {'+'.join(parts)}")
+            continue
+        names = {split: parts[0]}
+        tables = (about.get("hub") or {}).get(split)
+        there = tables and any(hub.local(ident, places) for ident in tables["ids"])
+        if not asked.hub and not there:
+            tries.append(f"{split}: not below --from, and --no-hub was given")
+            continue
+        try:
+            say(f"  {split}: from the hub")
+            take(hub.load(name, names, about.get("hub") or {}, places), "hub")
+        except hub.Unavailable as error:
+            tries.append(f"{split}: {error}")
+    if left():
+        raise UserError(
+            f"no source has {' and '.join(left())} ({'; '.join(tries)}). Fetch {about['get']} and name the folder: "
+            f"--from {name}=DIR."
+        )
+    return index, found, origin, []
+
+
+def _belongs(archive: Path, about: Mapping[str, Any], places: Sequence[Place]) -> bool:
+    """Return whether an archive may hold this dataset, from its name and folder."""
+    name = archive.name.lower()
+    return _hinted(archive, about["images"], places) or any(
+        fnmatch.fnmatch(name, text.lower()) for text in about["archives"]
+    )
+
+
+def _hinted(path: Path, pattern: str, places: Sequence[Place]) -> bool:
+    """Return whether a path below one of the folders says that it belongs to the dataset."""
+    for place in places:
+        if path.is_relative_to(place.path):
+            inside = f"{place.path.name}/{path.relative_to(place.path).as_posix()}"
+            if place.own or re.search(pattern, inside, re.IGNORECASE):
+                return True
+    return False
+
+
+def _drop_books(
+    found: Mapping[str, list[Row]], index: Index, folder: Path
+) -> tuple[dict[str, list[Row]], list[str]]:
+    """Take books without a cover out before questions are sampled: many of Amazon's addresses are dead."""
+    kept, notes = {}, []
+    for part, rows in found.items():
+        there = [row for row in rows if row.stored or _cover(row, index, folder)]
+        kept[part] = there
+        if len(there) < len(rows):
+            gone = [row.id for row in rows if row not in there] if len(rows) < 5000 else sorted(
+                {row.id for row in rows} - {row.id for row in there}
+            )
+            notes.append(
+                f"split {part}: {len(gone)} of {len(rows)} books have no cover (first: {', '.join(gone[:3])}); their "
+                "questions are not sampled, so the item ids may differ from another copy's"
+            )
+    return kept, notes
+
+
+def _cover(row: Row, index: Index, folder: Path) -> Path | None:
+    path = folder / "images" / f"{row.id}.jpg"
+    return index.image(path) or data.find_image(path)
+
+
+def _load_checked(
+    name: str, spec: data.DatasetLike, found: Mapping[str, list[Row]], splits: Sequence[str], ids: Sequence[str],
+    root: Path,
+) -> dict[str, list[data.Record]]:
+    """Return the records that will be used; counts and ids are checked before anything is written."""
+    with tempfile.TemporaryDirectory(dir=_made(root), prefix=".checking-") as temporary:
+        forms.write(name, Path(temporary) / name, found)
+        if ids:
+            write_atomic(Path(temporary) / name / "ids_test.txt", "".join(f"{item}\n" for item in ids))
+        records = {split: data.load(spec, temporary, split) for split in splits}
+        return {split: [_moved(record, Path(temporary), root) for record in rows] for split, rows in records.items()}
+
+
+def _made(root: Path) -> Path:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make {root}: {error.strerror}. Give a writable data_root=dir.") from error
+    return root
+
+
+def _moved(record: data.Record, old: Path, new: Path) -> data.Record:
+    from dataclasses import replace
+
+    return record if record.image is None else replace(record, image=new / record.image.relative_to(old))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Images
+
+
+def _place_images(
+    name: str, records: Mapping[str, Sequence[data.Record]], found: Mapping[str, list[Row]], index: Index,
+    spec: data.DatasetLike, say: Say,
+) -> None:
+    """Put the image of every record in its official place; what is there already is kept.
+
+    Raises:
+        UserError: images are missing; all are counted, the first named.
+    """
+    stored: dict[tuple[str, str], list[Row]] = {}
+    for part, rows in found.items():
+        for row in rows:
+            if row.stored is not None:
+                stored.setdefault((part, str(row.image) if name in BY_IMAGE else row.id), []).append(row)
+    wanted: dict[Path, tuple[str, str]] = {}
+    for split, rows in records.items():
+        for record in rows:
+            if record.image is not None:
+                wanted.setdefault(record.image, (split, str(record.meta["image_id"])))
+    missing, began = [], time.monotonic()
+    for number, (path, (split, key)) in enumerate(wanted.items()):
+        if time.monotonic() - began > PROGRESS_SECONDS:
+            began = time.monotonic()
+            say(f"  {number} of {len(wanted)} images")
+        if data.find_image(path):
+            continue
+        held = next(
+            (stored[part, key] for part in official_names(spec, split, _module(name).SPLITS) if (part, key) in stored),
+            None,
+        )
+        if held:
+            _write_stored(name, path, held)
+        elif (source := index.image(path)) is not None:
+            _link(path.with_suffix(source.suffix.lower()), source)
+        else:
+            missing.append(path)
+    if missing:
+        about = sources()[name]
+        raise UserError(
+            f"{len(missing)} of {len(wanted)} images are missing, the first is {missing[0].name}. Put them below the "
+            f"folder that --from names ({about['get']}), or name a folder of this dataset alone: --from {name}=DIR."
+        )
+
+
+def _write_stored(name: str, path: Path, rows: Sequence[Row]) -> None:
+    """Write the image that rows of a table share."""
+    try:
+        content = rows[0].stored.read()
+        for row in rows[1:]:
+            if row.stored != rows[0].stored and row.stored.read() != content:
+                raise UserError(
+                    f"{name}: items {rows[0].id} and {row.id} should share the image {path.name}, but the table has two "
+                    "different ones. Use the official files."
+                )
+    except OSError as error:
+        raise UserError(f"{name}: item {rows[0].id} has no image in its table ({error}).") from None
+    write_atomic(path, content)
+
+
+def _link(path: Path, source: Path) -> None:
+    """Link to a user's file; a link of ours that leads nowhere any more is replaced."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            path.unlink()
+        os.symlink(source.resolve(), path)
+    except OSError as error:
+        raise UserError(f"Cannot make the link {path}: {error.strerror}. Give a writable data_root=dir.") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The end
+
+
+def _finish(
+    name: str, spec: data.DatasetLike, root: Path, records: Mapping[str, list[data.Record]], choice: str,
+    origin: Mapping[str, str], written: bool, notes: Sequence[str], say: Say,
+) -> list[str]:
+    """Decode every image, hold the ids against those of earlier times, record what was made."""
+    every = [record for rows in records.values() for record in rows]
+    say(f"  decoding {len({record.image for record in every} - {None})} images")
+    data.check_images(every)
+    content = {
+        "choice": choice, "written": written, "notes": list(notes),
+        "splits": {
+            split: {
+                "source": origin[split], "items": len(rows), "ids": data.ids_digest(rows),
+                "images": len({record.image for record in rows} - {None}),
+            }
+            for split, rows in records.items()
+        },
+    }
+    _compare_ids(name, root, choice, records, keep=True)
+    folder = root / name
+    write_atomic(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    (folder / MARKER).unlink(missing_ok=True)
+    return [*_summary(content), *notes]
+
+
+def _summary(content: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{split}: {part['items']} items, {part['images']} images, from {part['source']}, ids sha256 {part['ids'][:16]}"
+        for split, part in content["splits"].items()
+    ]
+
+
+def _compare_ids(
+    name: str, root: Path, choice: str, records: Mapping[str, list[data.Record]], keep: bool = False
+) -> None:
+    """Refuse other items than those that the same settings gave before; the first prepare decides.
+
+    Args:
+        name: the dataset.
+        root: data folder with ids.json.
+        choice: digest of the settings.
+        records: by split.
+        keep: also note those of a first time.
+
+    Raises:
+        UserError: the ids differ.
+    """
+    path = root / KNOWN
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    for split, rows in records.items():
+        place, ids = f"{name}/{split}/{choice[:12]}", data.ids_digest(rows)
+        first = known.setdefault(place, {"items": len(rows), "ids": ids})
+        if first["ids"] != ids:
+            raise UserError(
+                f"{split} has other items than at the first prepare with these settings: ids sha256 {ids[:16]}, then "
+                f"{first['ids'][:16]}. Another source names or holds other items, so the numbers could not be compared. "
+                f"Use the first source, or delete the line {place} of {path}."
+            )
+    if keep:
+        write_atomic(path, json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,199 @@
+"""What lies in the user's folders: an index by name, safe unpacking of archives, images found by their place."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from benchmark.data.record import SUFFIXES
+from benchmark.errors import UserError
+from benchmark.files import digest_of
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that the user names.
+
+    Attributes:
+        path: where it is.
+        own: it holds one dataset only, so every image below it belongs to that one.
+    """
+
+    path: Path
+    own: bool = False
+
+
+class Index:
+    """All files below some folders, found by name. Hidden files are not seen.
+
+    Args:
+        places: the folders.
+        pattern: an image of the dataset has a path (from a shared folder's name on) that matches this.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+
+    def __init__(self, places: Sequence[Place], pattern: str = "") -> None:
+        self.places = list(places)
+        self._names: dict[str, list[Path]] = defaultdict(list)
+        self._images: dict[str, list[Path]] = defaultdict(list)
+        self.archives: list[Path] = []
+        hint = re.compile(pattern, re.IGNORECASE)
+        for place in places:
+            if not place.path.is_dir():
+                raise UserError(f"The folder {place.path} does not exist. Correct --from.")
+            for path in _walk(place.path):
+                self._names[path.name].append(path)
+                if path.name.endswith(ARCHIVES):
+                    self.archives.append(path)
+                elif path.suffix.lower() in SUFFIXES:
+                    inside = f"{place.path.name}/{path.relative_to(place.path).as_posix()}"
+                    if place.own or hint.search(inside):
+                        self._images[_image_key(path)].append(path)
+
+    def file(self, name: str, accept: Callable[[Path], bool] = lambda path: True) -> Path | None:
+        """Return the file of this name, or None.
+
+        Args:
+            name: file name.
+            accept: which of several files of this name are meant.
+
+        Raises:
+            UserError: several are left.
+        """
+        found = sorted({path.resolve(): path for path in self._names.get(name, ()) if accept(path)}.values())
+        if len(found) > 1:
+            raise UserError(
+                f"{len(found)} files are called {name}: {', '.join(map(str, found[:3]))}. Name one folder, "
+                "e.g. --from okvqa=DIR."
+            )
+        return found[0] if found else None
+
+    def like(self, pattern: str) -> Path | None:
+        """Return the one file whose whole name matches a regular expression, or None.
+
+        Raises:
+            UserError: several match.
+        """
+        names = sorted(name for name in self._names if re.fullmatch(pattern, name, re.IGNORECASE))
+        if len(names) > 1:
+            raise UserError(f"Several files could be meant: {', '.join(names[:5])}. Give a folder with one of them.")
+        return self.file(names[0]) if names else None
+
+    def image(self, path: Path) -> Path | None:
+        """Return the user's file for an image, by its stem (image.png: by its folder); another suffix will do.
+
+        Raises:
+            UserError: several different files could be meant.
+        """
+        found = sorted({other.resolve(): other for other in self._images.get(_image_key(path), ())}.values())
+        if len(found) > 1:
+            # A set may keep one id in several folders (train2014/5.jpg, val2014/5.jpg): the folder decides.
+            near = [other for other in found if other.parent.name == path.parent.name] or found
+            same = [other for other in near if other.suffix.lower() == path.suffix.lower()] or near
+            if len(same) > 1 and len({other.stat().st_size for other in same}) > 1:
+                raise UserError(
+                    f"{len(same)} different files could be {path.name}: {', '.join(map(str, same[:3]))}. Name one "
+                    "folder, e.g. --from gqa=DIR."
+                )
+            found = same
+        return found[0] if found else None
+
+
+def _image_key(path: Path) -> str:
+    """Return what identifies an image: its stem, for image.png also the folders above it."""
+    if path.stem == "image":
+        parts = path.parts
+        return "/".join((*[part for part in parts[-4:-2] if part in ("train", "val", "test")], parts[-2]))
+    return path.stem
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder, in order of names."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root) / name for name in sorted(names) if not name.startswith("."))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Archives
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack an archive beside others, once; an interrupted unpacking starts anew.
+
+    Args:
+        archive: .zip, .tar, .tar.gz or .tgz; it is left as it is.
+        folder: where the unpacked archives are kept.
+
+    Returns:
+        The folder with its content.
+
+    Raises:
+        UserError: it is damaged, a member would leave the folder or is no plain file or folder, or disk space is
+            too small.
+    """
+    state = archive.stat()
+    name = digest_of([str(archive.resolve()), state.st_size, state.st_mtime_ns])[:12]
+    target = folder / f"{archive.name.split('.')[0]}-{name}"
+    if target.is_dir():
+        return target
+    partial = folder / f".{target.name}.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        (_unzip if archive.name.endswith(".zip") else _untar)(archive, partial)
+        partial.rename(target)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{archive} is damaged or no archive that can be read ({error}). Fetch it again.") from None
+    except OSError as error:
+        raise UserError(f"Cannot unpack {archive} into {folder}: {error.strerror or error}. Free some space.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _inside(archive: Path, name: str) -> None:
+    """Refuse a member that would be written elsewhere."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", name) or "\0" in name:
+        raise UserError(f"{archive} holds the member {name!r}, which would leave its folder. It is not unpacked.")
+
+
+def _room(archive: Path, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{archive} needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free.")
+
+
+def _unzip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+        for member in members:
+            _inside(archive, member.filename)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise UserError(f"{archive} holds the link {member.filename!r}. It is not unpacked.")
+        _room(archive, folder, sum(member.file_size for member in members))
+        file.extractall(folder)
+
+
+def _untar(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as file:
+        members = file.getmembers()
+        for member in members:
+            _inside(archive, member.name)
+            if not (member.isfile() or member.isdir()):
+                raise UserError(f"{archive} holds {member.name!r}, no plain file or folder. It is not unpacked.")
+        _room(archive, folder, sum(member.size for member in members))
+        file.extractall(folder, filter="data")

@@ -1,0 +1,273 @@
+"""Source (b): parquet tables of the Hugging Face hub, or the same tables in a folder of the user's.
+
+Tables are read by `datasets`, which keeps one cache (HF_HOME). Nothing that is downloaded is executed: ids whose
+repository is a loading script are refused by that library, and the message says what to use instead. Image bytes are
+not decoded and only those of the rows that are used are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.data.prepare import check
+from benchmark.data.prepare.files import Place
+from benchmark.data.prepare.forms import Row
+from benchmark.errors import UserError
+
+Rows = dict[str, list[Row]]
+
+# Tables that look right and are not.
+REFUSED = {
+    "lmms-lab/flickr30k": "its 'test' is the whole corpus, 31,783 images with the training ones among them",
+    "lmms-lab-encoder/flickr30k": "its 'test' is the whole corpus, 31,783 images with the training ones among them",
+    "nlphuji/flickr30k": "it is a loading script, which datasets 4 and later do not run",
+    "facebook/textvqa": "it is a loading script, which datasets 4 and later do not run",
+    "HuggingFaceM4/OK-VQA": "it is a loading script, which datasets 4 and later do not run",
+}
+
+
+class Unavailable(Exception):
+    """A table could not be had under any of its ids; the message says why, id by id."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The image in a row of a table."""
+
+    table: Any
+    index: int
+    column: str
+
+    def read(self) -> bytes:
+        """Return the undecoded bytes."""
+        cell = self.table[self.index][self.column]
+        content = cell.get("bytes") if isinstance(cell, Mapping) else None
+        if not content and isinstance(cell, Mapping) and cell.get("path"):
+            content = Path(cell["path"]).read_bytes()
+        if not content:
+            raise OSError(f"row {self.index} has no image bytes")
+        return content
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table without its images, and where they are."""
+
+    name: str
+    rows: Any
+    whole: Any
+    image_column: str | None
+
+    def packed(self, index: int) -> Packed | None:
+        """Return the image of a row; None if the table has no images."""
+        return None if self.image_column is None else Packed(self.whole, index, self.image_column)
+
+    def empty(self) -> list[bool]:
+        """Return for every row whether its image cell is empty, without reading an image."""
+        if self.image_column is None:
+            return [False] * len(self.whole)
+        return self.whole.data.column(self.image_column).is_null().to_pylist()
+
+
+def load(dataset: str, names: Mapping[str, str], source: Mapping[str, Any], places: Sequence[Place]) -> Rows:
+    """Read the tables of a dataset.
+
+    Args:
+        dataset: one of the eight.
+        names: our split -> official name.
+        source: the dataset's `hub` entry in conf/sources.yaml.
+        places: folders that may hold the tables, in <id> or in the id's last part.
+
+    Returns:
+        Rows per official split.
+
+    Raises:
+        Unavailable: a split has no table, or none of its ids can be had.
+        UserError: a table is refused, or lacks a column; the message names table and row.
+    """
+    splits: Rows = {}
+    tables: dict[str, Table] = {}
+    for split, name in names.items():
+        entry = source.get(split)
+        if entry is None:
+            raise Unavailable(f"the hub has no {split} split of {dataset}")
+        table = _table(entry, places)
+        rows = _rows(dataset, table, name)
+        if entry.get("images"):
+            key = str(entry["images"])
+            tables[key] = tables.get(key) or _table(entry["images"], places)
+            rows = _join(rows, tables[key], entry["images"]["key"], dataset)
+        check.distinct((row.id for row in rows), Path(table.name), "item")
+        splits[name] = rows
+    return splits
+
+
+def local(ident: str, places: Sequence[Place]) -> Path | None:
+    """Return the user's folder that holds a table: <place>/<id>, <place>/<last part> or the place itself."""
+    last = ident.rpartition("/")[2]
+    for place in places:
+        for folder in (place.path / ident, place.path / last, *([place.path] if place.path.name == last else [])):
+            if folder.is_dir() and any(folder.rglob("*.parquet")):
+                return folder
+    return None
+
+
+def _table(entry: Mapping[str, Any], places: Sequence[Place]) -> Table:
+    """Open the first of a table's ids that can be had."""
+    reasons = []
+    for ident in entry["ids"]:
+        if ident in REFUSED:
+            raise UserError(f"{ident} is refused: {REFUSED[ident]}. Take another id in conf/sources.yaml.")
+        folder = local(ident, places)
+        try:
+            return _open(str(folder or ident), ident, entry.get("config"), entry["split"])
+        except UserError:
+            raise
+        except Exception as error:  # what datasets, the hub client and the network raise has no common base
+            reasons.append(f"{ident}: {_reason(error)}")
+    raise Unavailable("; ".join(reasons))
+
+
+def _open(path: str, ident: str, config: str | None, split: str) -> Table:
+    import datasets
+
+    options = {} if config in (None, "default") else {"name": config}
+    whole = datasets.load_dataset(path, split=split, **options)
+    images = [name for name, feature in whole.features.items() if isinstance(feature, datasets.Image)]
+    # A table that was written without the hub's metadata has its images as {bytes, path}.
+    images += [
+        name for name, feature in whole.features.items()
+        if isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    ]
+    for name in images:
+        if isinstance(whole.features[name], datasets.Image):
+            whole = whole.cast_column(name, datasets.Image(decode=False))
+    column = next((name for name in ("image", "query_image", *images) if name in images), None)
+    return Table(f"{ident} ({split})", whole.remove_columns(images) if images else whole, whole, column)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "scripts are no longer supported" in text:
+        return "it is a loading script, which is never run"
+    return text[:200]
+
+
+def _rows(dataset: str, table: Table, name: str) -> list[Row]:
+    reader, rows = _READERS[dataset], []
+    path, empty = Path(table.name), table.empty()
+    for index, entry in enumerate(table.rows):
+        row = reader(entry, path, f"row {index}", index, name)
+        if row is None:
+            continue
+        if not empty[index]:
+            row = Row(row.id, row.image, row.fields, table.packed(index))
+        elif dataset == "scienceqa":  # a text-only problem; elsewhere the missing image is reported
+            row = Row(row.id, None, row.fields)
+        rows.append(row)
+    return rows
+
+
+def _join(rows: list[Row], images: Table, key: str, dataset: str) -> list[Row]:
+    """Give rows the images of a second table, by the image's id."""
+    path = Path(images.name)
+    if images.image_column is None:
+        raise UserError(f"{path} has no column with images. Take another id in conf/sources.yaml.")
+    places: dict[str, int] = {}
+    for index, entry in enumerate(images.rows):
+        places.setdefault(check.identifier(entry, key, path, f"row {index}"), index)
+    joined = []
+    for row in rows:
+        index = places.get(row.id if dataset == "coco" else str(row.image))
+        joined.append(Row(row.id, row.image, row.fields, None if index is None else images.packed(index)))
+    return joined
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Columns of each table
+
+
+def _okvqa(entry: Any, path: Path, where: str, index: int, name: str) -> Row:
+    key = str(check.number(entry, "question_id", path, where))
+    # The id of a VQA question is its image's id with one more digit.
+    return Row(key, str(int(key) // 10), {
+        "question": check.text(entry, "question", path, where), "answers": check.texts(entry, "answers", path, where),
+        "question_type": check.text(entry, "question_type", path, where, default=""),
+    })
+
+
+def _textvqa(entry: Any, path: Path, where: str, index: int, name: str) -> Row:
+    return Row(check.identifier(entry, "question_id", path, where), check.identifier(entry, "image_id", path, where), {
+        "question": check.text(entry, "question", path, where), "answers": check.texts(entry, "answers", path, where),
+        "ocr_tokens": check.texts(entry, "ocr_tokens", path, where, least=0),
+    })
+
+
+def _ocrvqa(entry: Any, path: Path, where: str, index: int, name: str) -> Row:
+    book = check.identifier(entry, "image_id", path, where)
+    questions, answers = (check.texts(entry, key, path, where, least=0) for key in ("questions", "answers"))
+    if len(questions) != len(answers):
+        raise UserError(f"{path}: {where} has {len(questions)} questions, {len(answers)} answers.")
+    more = {key: check.text(entry, key, path, where, default="") for key in ("title", "authorName", "genre")}
+    return Row(book, book, {"questions": questions, "answers": answers, **more})
+
+
+def _gqa(entry: Any, path: Path, where: str, index: int, name: str) -> Row:
+    types = check.mapping(entry.get("types") or {}, path, f"types of {where}")
+    return Row(check.identifier(entry, "id", path, where), check.identifier(entry, "imageId", path, where), {
+        "question": check.text(entry, "question", path, where), "answer": check.text(entry, "answer", path, where),
+        "types": {
+            kind: check.text(types, kind, path, where, default="") for kind in ("structural", "semantic", "detailed")
+        },
+    })
+
+
+def _flickr30k(entry: Any, path: Path, where: str, index: int, name: str) -> Row:
+    column = next((key for key in ("original_alt_text", "caption", "alt_text") if key in entry), "caption")
+    file = check.identifier(entry, "filename", path, where)
+    fields = {"captions": check.texts(entry, column, path, where), "filename": file}
+    return Row(check.identifier(entry, "img_id", path, where), file, fields)
+
+
+def _coco(entry: Any, path: Path, where: str, index: int, name: str) -> Row:
+    column = "sentences" if "sentences" in entry else "en_sentences_raw"
+    file = check.identifier(entry, "filename", path, where)
+    return Row(check.identifier(entry, "cocoid", path, where), file, {
+        "captions": check.texts(entry, column, path, where), "filename": file,
+        "filepath": check.identifier(entry, "filepath", path, where),
+    })
+
+
+def _iconqa(entry: Any, path: Path, where: str, index: int, name: str) -> Row | None:
+    if check.text(entry, "ques_type", path, where) != "choose_txt":
+        return None
+    key = check.identifier(entry, "question_id", path, where)
+    choices = [choice.strip() for choice in check.text(entry, "choices", path, where).split(",")]
+    answer = check.text(entry, "answer", path, where)
+    if choices.count(answer) != 1:
+        raise UserError(
+            f"{path}: {where} (problem {key}) has the answer {answer!r} and the choices {entry['choices']!r}: the table "
+            "joins them by commas, which cannot be undone here. Use the official iconqa_data.zip."
+        )
+    skills = entry.get("skills")
+    return Row(key, key, {
+        "question": check.text(entry, "question", path, where), "choices": choices, "answer": choices.index(answer),
+        "ques_type": "choose_txt", "skills": list(skills) if isinstance(skills, list) else [],
+    })
+
+
+def _scienceqa(entry: Any, path: Path, where: str, index: int, name: str) -> Row:
+    from benchmark.data.prepare.official import problem
+
+    more = {key: check.text(entry, key, path, where, default="") for key in ("hint", "subject", "topic")}
+    key = f"{name}{index:05d}"  # the table has no problem ids
+    return Row(key, key, {**problem(entry, path, where), **more})
+
+
+_READERS: dict[str, Callable[[Any, Path, str, int, str], Row | None]] = {
+    "okvqa": _okvqa, "textvqa": _textvqa, "ocrvqa": _ocrvqa, "gqa": _gqa, "flickr30k": _flickr30k, "coco": _coco,
+    "iconqa": _iconqa, "scienceqa": _scienceqa,
+}

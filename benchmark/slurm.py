@@ -1,0 +1,131 @@
+"""A plan as one Slurm array: an element per cell that trains, with the post-hoc cells made from it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmark.compose import AXES, Request
+from benchmark.cost import Costs, clock
+from benchmark.errors import UserError
+from benchmark.external import PREFIX
+from benchmark.plan import Planned
+from benchmark.spec import cell_id
+
+HEAD = """#!/bin/bash
+# {cells} missing cells in {elements} array elements. Submit from the repository: sbatch THIS_FILE
+# A job that is preempted or nears its end gets SIGTERM, saves its training state and is queued again.
+#SBATCH --job-name=spiderbench
+#SBATCH --array=0-{last}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%A_%a.log
+#SBATCH --signal=B:TERM@180
+#SBATCH --nodes=1
+#SBATCH --time={time}
+{resources}
+set -u
+commands=(
+{commands}
+)
+eval "${{PYTHON:-.venv/bin/python}} -m benchmark run --cells-only ${{commands[$SLURM_ARRAY_TASK_ID]}}" &
+child=$!
+trap 'kill -TERM $child' TERM
+wait $child; code=$?
+# Interrupted by the trap, `wait` returns before the program has saved its state.
+while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
+if [ $code -eq 75 ]; then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+fi
+exit $code
+"""
+
+
+def elements(plan: Sequence[Planned], asked: Request) -> list[list[Planned]]:
+    """Return the missing cells in groups that need nothing of each other.
+
+    Post-hoc cells come with the Full FT cell that they are made from, whether it is missing or not.
+    """
+    groups: dict[str, list[Planned]] = {}
+    for item in plan:
+        if not item.done:
+            groups.setdefault(item.needs or item.id, []).append(item)
+    return list(groups.values())
+
+
+def script(plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Sequence[str]) -> str:
+    """Return the array script of a plan's missing cells.
+
+    Args:
+        plan: of the request.
+        asked: the request.
+        costs: expected times; an element's limit is three times the longest, and at least 30 minutes.
+        overrides: the command line that made the request; each element narrows it to its own cells.
+
+    Returns:
+        The script's text.
+
+    Raises:
+        UserError: nothing is missing.
+    """
+    groups = elements(plan, asked)
+    if not groups:
+        raise UserError(f"All {len(plan)} cells are done: there is nothing to submit.")
+    settings = {cell_id(cell): setting for cell, setting in zip(asked.cells, asked.settings, strict=True)}
+    commands = [_command(group, asked, settings, overrides) for group in groups]
+    seconds = max(sum(costs.seconds(item.cell, item.missing) for item in group) for group in groups)
+    minutes = max(30, math.ceil(3 * seconds / 60))
+    place = asked.cells[0]
+    resources = [f"#SBATCH --cpus-per-task={max(1, place.threads)}"]
+    if place.device == "cuda":
+        resources = ["#SBATCH --gpus-per-node=1", "#SBATCH --cpus-per-task=8"]
+    notes = f"# Longest element: about {clock(seconds)} expected."
+    return HEAD.format(
+        cells=sum(map(len, groups)), elements=len(groups), last=len(groups) - 1,
+        time=f"{minutes // 60:02d}:{minutes % 60:02d}:00", resources="\n".join([*resources, notes]),
+        commands="\n".join(f"    {shlex.quote(command)}" for command in commands),
+    )  # fmt: skip
+
+
+def _command(
+    group: Sequence[Planned], asked: Request, settings: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
+) -> str:
+    """Return the overrides that make just these cells."""
+    first = group[0].cell
+    setting = next((settings[item.id] for item in group if item.id in settings), {})
+    kept = [
+        item for item in overrides
+        if item.partition("=")[0] not in AXES and item.partition("=")[0] not in setting
+        and not item.startswith(("jobs=", "checkpoints="))
+    ]
+    narrowed = [*kept, f"models={first.model.id}", "jobs=1"]
+    narrowed += [f"{key}={_value(value)}" for key, value in setting.items()]
+    methods = [item.cell.method.id for item in group]
+    if first.method.id.startswith(PREFIX):
+        # A checkpoint of the user's own is a row of its own beside the untuned model.
+        name = first.method.id.removeprefix(PREFIX)
+        narrowed.append(f"checkpoints={name}@{first.model.id}:{first.model.checkpoint}")
+        methods = ["zero_shot"]
+    narrowed.append(f"methods={','.join(methods)}")
+    targets = [first.target] if first.target else [dataset.id for dataset in first.targets]
+    narrowed.append(f"targets={','.join(targets)}")
+    if first.train is not None:
+        narrowed.append(f"seeds={first.seed}")
+    return " ".join(shlex.quote(item) for item in narrowed)
+
+
+def _value(value: Any) -> str:
+    """Return a value as Hydra reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, list):
+        return f"[{','.join(map(_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
+    return repr(value)

@@ -1,0 +1,80 @@
+"""Comparison of two results folders: identical, near, off, and not comparable with the reason."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmark import cli
+from benchmark.compare import compare, describe, line
+from benchmark.errors import UserError
+from tests.benchmark import fakes
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, fakes.World]:
+    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
+    monkeypatch.delenv(fakes.TROUBLE, raising=False)
+    fakes.install(monkeypatch)
+    world = fakes.World(tmp_path)
+    assert cli.main(["run", *world.overrides("methods=full_ft,spider"), "--cells-only"]) == 0
+    other = tmp_path / "other"
+    shutil.copytree(world.results, other)
+    return world.results, other, world
+
+
+def cell(folder: Path, method: str) -> Path:
+    return next(folder.glob(f"cells/*{method}*"))
+
+
+def rewrite(path: Path, change) -> None:
+    rows = [json.loads(text) for text in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    for row in rows:
+        change(row)
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+def test_a_copy_is_identical(folders):
+    gaps, alone = compare(*folders[:2])
+    assert [gap.verdict for gap in gaps] == ["identical"] * 2 and alone == []
+    assert "2 of 2 cells have identical item scores." in line(gaps, folders[1])
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(-0.1, "near"), (-300.0, "off")])
+def test_numbers_are_near_inside_the_intervals_and_off_outside(folders, change, verdict):
+    ours, theirs, _ = folders
+    folder = cell(theirs, "spider")
+    scores = json.loads((folder / "scores.json").read_text())
+    entry = scores["averages"]["iconqa"]["A_T"]
+    scores["averages"]["iconqa"]["A_T"] = {key: value + change for key, value in entry.items()}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    rewrite(folder / "items" / "iconqa.jsonl.gz", lambda row: row.update(score=row["score"] / 2))
+    (gap,) = [gap for gap in compare(ours, theirs)[0] if "spider" in gap.cell]
+    assert gap.verdict == verdict and gap.metric == "iconqa A_T"
+    assert gap.ours - gap.theirs == pytest.approx(-change)
+    assert gap.low <= gap.high and "95 % interval" in describe(gap)
+
+
+def test_other_settings_and_other_items_are_not_comparable_and_say_why(folders):
+    ours, theirs, world = folders
+    rewrite(cell(theirs, "full_ft") / "items" / "gqa.jsonl.gz", lambda row: row.update(item_id="x" + row["item_id"]))
+    shutil.rmtree(cell(theirs, "spider"))
+    arguments = [item for item in world.overrides("methods=spider", "train.epochs=7") if "results=" not in item]
+    assert cli.main(["run", *arguments, f"results={theirs}", "--cells-only"]) == 0
+    found = {gap.cell.split("-")[2]: gap for gap in compare(ours, theirs)[0]}
+    assert found["full_ft"].verdict == found["spider"].verdict == "not comparable"
+    assert "other test items in gqa (12 | 12)" in found["full_ft"].why
+    assert "train.epochs 5 | 7" in found["spider"].why
+    assert line(list(found.values()), theirs).startswith("Nothing to compare")
+
+
+def test_another_schema_is_refused(folders):
+    (folders[1] / "schema").write_text("2\n")
+    with pytest.raises(UserError, match="schema version 2, this program reads and writes version 1"):
+        compare(*folders[:2])
+    assert cli.main(["run", *folders[2].overrides("methods=full_ft", f"results={folders[1]}")]) == 2
+    assert cli.main(["report", f"results={folders[1]}"]) == 2

@@ -1,0 +1,37 @@
+"""PID: the formula, and shards with exactly as many supervised tokens for every set."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from benchmark import pid
+from benchmark.models.batch import Item
+from benchmark.models.prompt import IGNORE
+
+
+def test_the_formula():
+    weight = torch.tensor([3.0, -4.0, 0.0])
+    assert pid.discrepancy(weight, 2 * weight) == pytest.approx(1.0)
+    assert pid.discrepancy(weight, -weight.abs()) == pytest.approx(1.0)  # signs do not count
+    half = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
+    assert pid.discrepancy(*half) == pytest.approx(2.0)  # cos(45 degrees)^-2
+    assert pid.discrepancy(weight, torch.tensor([0.0, 0.0, 1.0])) == math.inf
+    assert math.isnan(pid.discrepancy(weight, torch.zeros(3)))
+
+
+@pytest.mark.parametrize("lengths", [[1] * 100, [3, 1, 4, 1, 5] * 40, [9] * 30])
+def test_shards_are_disjoint_and_have_equal_numbers_of_supervised_tokens(lengths):
+    items = [Item(str(k), [0] * (n + 2), [IGNORE, IGNORE, *range(n)], None) for k, n in enumerate(lengths)]
+    shards = list(pid._shards(items, 5))
+    assert len(shards) == pid.SHARDS
+    for shard in shards:
+        assert sum(label != IGNORE for item in shard for label in item.labels) == 5
+    names = [item.item_id for shard in shards for item in shard]
+    assert len(set(names)) == len(names)
+    # What is cut is the end of a shard's last item.
+    cut = next((item for shard in shards for item in shard[-1:]), None)
+    kept = [label for label in cut.labels if label != IGNORE]
+    assert kept == list(range(len(kept)))

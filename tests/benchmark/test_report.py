@@ -1,0 +1,197 @@
+"""The report: whole from stand-in cells, escaped, without network, and used in a real browser where there is one."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmark import cli, report
+from benchmark.claims import Verdict
+from benchmark.page import Content, page, script_json
+from tests.benchmark import browser, fakes
+from tests.benchmark.table_rows import rows
+
+LOAD = report.load
+EVIL = "<script>window.hacked = 1</script></script><img src=x onerror='window.hacked=1'>\"&$x$ {{DATA}}"
+
+
+class Checker(HTMLParser):
+    """Notes tags, ids, and whether every element is closed in order."""
+
+    VOID = {"meta", "img", "br", "link", "input"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.faults: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> at {self.getpos()}")
+
+
+def check(text: str) -> Checker:
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.faults == [] and checker.open == []
+    ids = [attributes["id"] for _, attributes in checker.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    return checker
+
+
+def runs(count: int = 6) -> dict:
+    """Return answers of an untuned and two tuned models to a few items, half of them with an image."""
+    items = [
+        {"id": f"i{k}", "image": 0 if k % 2 else None, "prompt": f"{EVIL} {k}", "references": [EVIL, "b"]}
+        for k in range(count)
+    ]
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), "red").save(buffer, format="PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+    def run(method: str, target: str | None, scores: list[float]) -> dict:
+        return {
+            "model": "m", "model_name": "Model", "target": target, "target_name": "Coco", "method": method,
+            "method_name": method.upper(), "answers": {"gqa": [[f"{method} {EVIL}", score] for score in scores]},
+        }  # fmt: skip
+
+    return {
+        "datasets": {"gqa": {"name": "GQA", "role": "upstream", "items": items}}, "images": [uri], "right": 0.5,
+        "why": "", "runs": [
+            run("zero_shot", None, [1, 1, 1, 0, 0, 0]), run("full_ft", "coco", [0, 0, 1, 1, 0, 0]),
+            run("spider", "coco", [1, 1, 1, 0, 0, 1]),
+        ],
+    }  # fmt: skip
+
+
+def content(**changes) -> Content:
+    from benchmark import tables
+    from tests.benchmark.table_rows import UPSTREAM
+
+    table = tables.build(EVIL, rows(methods=("zero_shot", "full_ft", "spider"), models=("llava",), n=20), UPSTREAM,
+                         notes=[EVIL], draws=50)  # fmt: skip
+    fields = {
+        "title": EVIL, "lead": [EVIL], "tables": [table], "figures": [(EVIL, b"png")], "predictions": runs(),
+        "verdicts": [Verdict(EVIL, EVIL, EVIL, "not shown", EVIL, ((EVIL, 1.0, -1.0, 3.0),))],
+        "cells": [{"cell": EVIL, "x": 2.0}, {"cell": "b", "x": None}, {"cell": "a", "x": 10.0}],
+        "provenance": [(EVIL, 3)],
+    }  # fmt: skip
+    return Content(**{**fields, **changes})
+
+
+def test_everything_is_escaped_and_nothing_comes_from_outside():
+    text = page(content())
+    checker = check(text)
+    assert EVIL not in text
+    numbers = [values["data-value"] for tag, values in checker.tags if tag == "td" and "data-value" in values]
+    assert len(numbers) > 50 and all(float(text) == float(text) for text in numbers if text != "not shown")
+    assert [tag for tag, _ in checker.tags].count("script") == 2
+    for tag, attributes in checker.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            assert name not in ("src", "href") or str(value).startswith(("data:", "#")), (tag, value)
+    policy = next(a["content"] for t, a in checker.tags if t == "meta" and "http-equiv" in a)
+    assert "default-src 'none'" in policy and "connect" not in policy
+
+
+def test_json_in_a_script_reads_back_and_holds_no_markup():
+    value = {"a": [EVIL, "</script>", "<!--", "\u2028"]}
+    text = script_json(value)
+    assert json.loads(text) == value and not set("<>&\u2028") & set(text)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
+    monkeypatch.setenv(fakes.FOLDER, str(tmp_path))
+    monkeypatch.delenv(fakes.TROUBLE, raising=False)
+    fakes.install(monkeypatch)
+    monkeypatch.setattr(report, "load", fakes.load_records)
+    return fakes.World(tmp_path)
+
+
+def test_a_report_of_finished_cells(world, capsys):
+    assert cli.main(["run", *world.overrides("methods=zero_shot,full_ft,spider"), "--cells-only"]) == 0
+    (world.results / "figures").mkdir()
+    Image.new("RGB", (4, 4)).save(world.results / "figures" / "fig4_x.png")
+    own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]
+    capsys.readouterr()
+    assert cli.main(["report", "models=llava_pocket", *own]) == 0
+    text = (world.results / "report.html").read_text()
+    check(text)
+    assert "Fine-tuning forgets" in text and "not run" in text and "Figure fig4_x" in text
+    assert "commit " in text and text.count('class="sortable"') >= 4
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert {run["method"] for run in data["runs"]} == {"zero_shot", "full_ft", "spider"}
+    assert len(data["datasets"]["gqa"]["items"]) == fakes.ITEMS
+    again = text
+    assert cli.main(["report", "models=llava_pocket", *own]) == 0
+    assert (world.results / "report.html").read_text() == again
+
+
+def test_a_report_of_a_published_folder_needs_no_stage_records_or_data(world, monkeypatch):
+    monkeypatch.setattr(report, "load", LOAD)
+    assert cli.main(["run", *world.overrides("methods=zero_shot,full_ft,spider"), "--cells-only"]) == 0
+    for path in [*world.results.glob("cells/*/status.json"), *world.results.glob("cells/*/answers/*")]:
+        path.unlink()
+    assert cli.main(["report", "models=llava_pocket", f"results={world.results}", "data_root=/nowhere"]) == 0
+    text = (world.results / "report.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert "SPIDER" in text and data["runs"] == [] and data["why"]
+
+
+def test_without_finished_cells_there_is_no_report(tmp_path, capsys):
+    assert cli.main(["report", f"results={tmp_path}"]) == 2
+    assert "no finished cells" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.find() is None, reason="no Chromium: set SPIDERBENCH_BROWSER to one")
+def test_in_a_browser(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page(content()))
+    with browser.Browser(browser.find()) as tab:
+        tab.open(path)
+        assert tab.run("document.title").startswith("<script>") and tab.run("window.hacked") is None
+        column = "[...document.querySelectorAll('#cells tbody tr')].map(r => r.cells[0].textContent[0]).join('')"
+        sorted_by = "document.querySelectorAll('#cells th')[1].ariaSort"
+        # Sorting with the keyboard: numbers as numbers, empty cells last in both directions.
+        tab.run("document.querySelectorAll('#cells th button')[1].focus()")
+        tab.press("Enter", 13)
+        assert tab.run(column) == "<ab" and tab.run(sorted_by) == "ascending"
+        tab.press("Enter", 13)
+        assert tab.run(column) == "a<b" and tab.run(sorted_by) == "descending"
+        # Filters and steps through the answers.
+        place, card = "document.getElementById('place').textContent", "document.getElementById('card').textContent"
+        choose = "s = document.getElementById('{}'); s.value = '{}'; s.dispatchEvent(new Event('change'))"
+        assert tab.run(place) == "1 of 6" and EVIL in tab.run(card)
+        tab.run(choose.format("filter", "lost"))
+        assert tab.run(place) == "1 of 2"
+        tab.run("document.getElementById('card').focus()")
+        tab.press("ArrowRight", 39)
+        tab.press("ArrowRight", 39)
+        assert tab.run(place) == "2 of 2" and " 1" in tab.run(card)
+        tab.run("document.getElementById('previous').click()")
+        assert tab.run(place) == "1 of 2"
+        tab.run(choose.format("method", "spider"))
+        assert tab.run(place) == "no item" and "No item passes" in tab.run(card)
+        tab.run(choose.format("filter", "won"))
+        assert tab.run(place) == "1 of 1"
+        # Text of models stayed text, and nothing was asked for beside the file.
+        assert tab.run("window.hacked") is None and tab.run("document.querySelectorAll('#card img').length") == 1
+        assert tab.requests() == [path.resolve().as_uri()]
+        # A picture that is no picture (here b"png") is no complaint of ours.
+        assert [text for text in tab.complaints() if "ERR_" not in text] == []

@@ -1,0 +1,71 @@
+"""The Slurm array: its elements make exactly the missing cells."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmark import cli
+from benchmark.compose import request
+from benchmark.spec import cell_id
+
+
+def script(capsys, *overrides: str) -> str:
+    assert cli.main(["plan", "--sbatch", *overrides]) == 0
+    return capsys.readouterr().out
+
+
+def commands(text: str) -> list[list[str]]:
+    body = text.split("commands=(\n")[1].split("\n)\n")[0]
+    return [shlex.split(shlex.split(line)[0]) for line in body.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["table=table6", "seeds=0,1", "methods=zero_shot,full_ft,dare,spider"],
+        ["models=vila_pocket", "methods=spider,tailor", "targets=coco", "train.epochs=5,6", "train.warmup_ratio=0.1"],
+        ["table=table6", "methods=wise_ft", "method.alpha=0.25", "models=llava_pocket"],
+    ],
+)
+def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_path: Path):
+    folder = f"results={tmp_path}/a b"
+    text = script(capsys, folder, *overrides)
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    made: list[str] = []
+    for arguments in commands(text):
+        assert folder in arguments and "jobs=1" in arguments
+        asked = request(arguments)
+        made += [cell_id(cell) for cell in asked.cells]
+        posthoc = [cell for cell in asked.cells if cell.method.posthoc]
+        assert len(asked.cells) - len(posthoc) <= 1  # one training each
+    whole = request([folder, *overrides])
+    wanted = {cell_id(cell) for cell in whole.cells}
+    assert wanted <= set(made) and len(set(made)) == len(made)
+    count = int(re.search(r"--array=0-(\d+)", text)[1]) + 1
+    assert count == len(commands(text)) and "--requeue" in text
+
+
+def test_an_element_is_queued_again_only_after_preemption(tmp_path: Path, capsys):
+    text = script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r")
+    (tmp_path / "job.sh").write_text(text)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    for code in (0, 1, 75):
+        (tools / "python").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/ran\nexit {code}\n')
+        for tool in tools.iterdir():
+            tool.chmod(0o755)
+        done = subprocess.run(
+            ["bash", str(tmp_path / "job.sh")], stdin=subprocess.DEVNULL,
+            env={"PATH": f"{tools}:/usr/bin:/bin", "PYTHON": str(tools / "python"), "SLURM_ARRAY_TASK_ID": "1",
+                 "SLURM_ARRAY_JOB_ID": "77"},
+        )  # fmt: skip
+        assert done.returncode == code
+        assert (tmp_path / "requeued").exists() == (code == 75)
+    assert (tmp_path / "requeued").read_text() == "requeue 77_1\n"
+    assert "--cells-only" in (tmp_path / "ran").read_text() and "methods=spider" in (tmp_path / "ran").read_text()

@@ -1,0 +1,231 @@
+"""Three kinds of sources, one set of records; resumed, compared with the first time, nothing of the user's touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from benchmark.compose import request
+from benchmark.data import check_images, load, open_image
+from benchmark.data.prepare import main, wanted_splits
+from benchmark.errors import UserError
+from tests.real_layouts import COUNTS, SAMPLE, overrides
+
+EIGHT = ("okvqa", "textvqa", "ocrvqa", "gqa", "flickr30k", "coco", "iconqa", "scienceqa")
+
+
+@pytest.fixture
+def specs():
+    return request(overrides(), grid=False).datasets
+
+
+def prepared(specs, root: Path, *argv: str) -> dict[str, dict[str, list]]:
+    """Prepare and return dataset -> split -> records, images checked."""
+    main(["--no-hub", *argv], specs, root)
+    names = [item for item in argv if item in EIGHT] or EIGHT
+    records = {name: {split: load(specs[name], root, split) for split in wanted_splits(specs[name])} for name in names}
+    check_images([record for splits in records.values() for rows in splits.values() for record in rows])
+    return records
+
+
+def own(folder: Path, names=EIGHT) -> list[str]:
+    """Return options that give each dataset its own folder: two drawn sets use the same COCO names."""
+    return [f"--from={name}={folder / name}" for name in names]
+
+
+def content(record) -> tuple:
+    """Return what a model and a scorer see of a record."""
+    pixels = None if record.image is None else hashlib.sha256(open_image(record).tobytes()).hexdigest()
+    return record.prompt, record.target, record.references, record.options, pixels
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_official_files_hub_tables_and_group_files_give_the_same_records(specs, drawn, hub, group, tmp_path, capsys):
+    before = tree(drawn)
+    official = prepared(specs, tmp_path / "a", *own(drawn))
+    told = capsys.readouterr().out
+    assert "iconqa: licence CC BY-NC-SA 4.0" in told and "train: 16 items, 16 images, from official files" in told
+    assert tree(drawn) == before
+    for name in EIGHT:
+        assert len(official[name]["test"]) == (10 if name == "ocrvqa" else COUNTS["test"])
+    assert len(official["coco"]["train"]) == SAMPLE
+    # The hub has no training split of IconQA, and no problem ids of ScienceQA.
+    tables = prepared(specs, tmp_path / "b", "--from", str(hub), *(name for name in EIGHT if name != "iconqa"))
+    for name, splits in tables.items():
+        for split, rows in splits.items():
+            ours = [content(record) for record in rows]
+            if (name, split) == ("scienceqa", "train"):
+                assert len(ours) == SAMPLE
+            else:
+                assert sorted(ours, key=str) == sorted(map(content, official[name][split]), key=str), (name, split)
+            if name != "scienceqa":
+                assert [record.item_id for record in rows] == [record.item_id for record in official[name][split]]
+    # The group's own list of OCR-VQA questions is accepted as it is; Flickr30k's test set is in none of its files.
+    capsys.readouterr()
+    files = prepared(specs, tmp_path / "c", *own(group), *(name for name in EIGHT if name != "flickr30k"))
+    told = capsys.readouterr().out
+    assert told.count("every prompt is the same, byte for byte") == 7
+    for name, splits in files.items():
+        for split, rows in splits.items():
+            if name == "ocrvqa":
+                continue
+            assert [content(r) for r in rows] == [content(r) for r in official[name][split]], (name, split)
+    lines = (group / "ocrvqa" / "sampled_ocrvqa_test.jsonl").read_text().splitlines()
+    listed = {(Path(row["image"]).stem, row["text"], row["answer"]) for row in map(json.loads, lines)}
+    ours = {(r.meta["image_id"], r.prompt, r.target) for r in files["ocrvqa"]["test"]}
+    assert ours == listed and len(listed) == 10
+
+
+def test_prepared_again_is_a_check_and_an_interrupted_one_goes_on(specs, drawn, tmp_path, capsys, monkeypatch):
+    import benchmark.data.prepare as preparing
+
+    names = ("gqa", "iconqa")
+    real, calls = preparing._link, []
+
+    def link(path, source):
+        calls.append(path)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        real(path, source)
+
+    monkeypatch.setattr(preparing, "_link", link)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--no-hub", "--from", str(drawn), *names], specs, tmp_path)
+    first = prepared(specs, tmp_path, "--from", str(drawn), *names)
+    assert len(calls) == len(set(calls)) + 1  # only the one that was interrupted was made again
+    known = (tmp_path / "ids.json").read_bytes()
+    capsys.readouterr()
+    assert prepared(specs, tmp_path, *names) == first  # without --from: all is there
+    assert capsys.readouterr().out.count("prepared already") == 2
+    assert (tmp_path / "ids.json").read_bytes() == known
+
+
+def test_other_items_than_the_first_time_are_refused(specs, drawn, tmp_path):
+    prepared(specs, tmp_path / "data", "--from", str(drawn), "ocrvqa")
+    before = tree(tmp_path / "data")
+    other = tmp_path / "other" / "ocrvqa"
+    other.mkdir(parents=True)
+    books = json.loads((drawn / "ocrvqa" / "dataset.json").read_text())
+    first = next(key for key, book in books.items() if book["split"] == 3)
+    renamed = {("9" + key if key == first else key): book for key, book in books.items()}
+    (other / "dataset.json").write_text(json.dumps(renamed))
+    (other / "images").mkdir()
+    for path in (drawn / "ocrvqa" / "images").iterdir():
+        name = "9" + path.name if path.stem == first else path.name
+        (other / "images" / name).write_bytes(path.read_bytes())
+    (tmp_path / "data" / "ocrvqa" / "prepared.json").write_text("{}")  # as if it had been interrupted
+    (tmp_path / "data" / "ocrvqa" / ".preparing").write_text("")
+    with pytest.raises(UserError, match="test has other items than at the first prepare") as caught:
+        main(["--no-hub", "--from", str(other), "ocrvqa"], specs, tmp_path / "data")
+    assert "delete the line ocrvqa/test/" in str(caught.value)
+    after = tree(tmp_path / "data")
+    assert {name: after[name] for name in before if not name.endswith("prepared.json")} == {
+        name: content for name, content in before.items() if not name.endswith("prepared.json")
+    }
+
+
+def test_books_without_a_cover_are_reported_and_not_sampled(specs, drawn, tmp_path, capsys):
+    source = tmp_path / "source" / "ocrvqa"
+    (source / "images").mkdir(parents=True)
+    (source / "dataset.json").write_bytes((drawn / "ocrvqa" / "dataset.json").read_bytes())
+    covers = [path for path in sorted((drawn / "ocrvqa" / "images").iterdir()) if path.stem.startswith("3")]
+    for path in covers[:-1]:
+        (source / "images" / path.name).write_bytes(path.read_bytes())
+    records = prepared(specs, tmp_path / "data", "--from", str(source), "ocrvqa")["ocrvqa"]["test"]
+    told = capsys.readouterr().out
+    assert f"1 of {len(covers)} books have no cover (first: {covers[-1].stem})" in told
+    assert len(records) == 10 and covers[-1].stem not in {record.group for record in records}
+    assert any(record.image.name != find.name for record in records if (find := _found(record)))  # the .gif
+
+
+def _found(record):
+    from benchmark.data import find_image
+
+    return find_image(record.image)
+
+
+def test_a_list_of_ids_takes_the_place_of_the_seed(specs, drawn, tmp_path):
+    everything = load(_free(specs["ocrvqa"]), drawn, "test")
+    chosen = [record.item_id for record in everything][:10]
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(reversed(chosen)) + "\n")
+    argv = ["--from", str(drawn), "--ids", f"ocrvqa={listed}", "ocrvqa"]
+    records = prepared(specs, tmp_path / "data", *argv)["ocrvqa"]["test"]
+    assert [record.item_id for record in records] == chosen
+    listed.write_text("0_0\n")
+    with pytest.raises(UserError, match="lists 1 ids that the data lack, such as 0_0"):
+        main(["--no-hub", *argv], specs, tmp_path / "again")
+
+
+def _free(spec):
+    from dataclasses import replace
+
+    return replace(spec, counts={}, options={})
+
+
+def test_subsets_nest(specs, drawn, tmp_path):
+    prepared(specs, tmp_path, *own(drawn), "coco")
+    kept = [{record.item_id for record in load(specs["coco"], tmp_path, "train", limit)} for limit in (2, 5, 11, None)]
+    assert [len(ids) for ids in kept] == [2, 5, 11, SAMPLE]
+    assert all(small < large for small, large in zip(kept, kept[1:], strict=False))
+    restval = request([*overrides(), "dataset.coco.splits.train=[train,restval]"], grid=False).datasets["coco"]
+    other = tmp_path / "with_restval"
+    main(["--no-hub", *own(drawn, ["coco"]), "coco"], {"coco": restval}, other)
+    every = json.loads((other / "coco" / "dataset_coco.json").read_text())["images"]
+    assert sum(entry["split"] == "restval" for entry in every) == 3
+
+
+def test_files_that_the_user_put_in_place_are_only_checked(specs, drawn, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(drawn / "gqa", tmp_path / "gqa")
+    before = tree(tmp_path / "gqa")
+    for _ in range(2):
+        prepared(specs, tmp_path, "gqa")
+        assert "they are checked and left as they are" in capsys.readouterr().out
+        assert {name: data for name, data in tree(tmp_path / "gqa").items() if name != "prepared.json"} == before
+
+
+def test_archives_are_unpacked_once_and_nothing_outside(specs, drawn, tmp_path, capsys):
+    source = tmp_path / "downloads"
+    source.mkdir()
+    with zipfile.ZipFile(source / "gqa_everything.zip", "w") as file:
+        for path in sorted((drawn / "gqa").rglob("*")):
+            if path.is_file() and path.name in ("testdev_balanced_questions.json",) or path.suffix == ".jpg":
+                file.write(path, path.relative_to(drawn / "gqa"))
+    before = tree(source)
+    prepared(specs, tmp_path / "data", "--from", str(source), "gqa")
+    assert "unpacking gqa_everything.zip" in capsys.readouterr().out and tree(source) == before
+    for name in ("../escaped.txt", "/tmp/escaped.txt", "C:\\escaped.txt", "a/../../escaped.txt"):
+        with zipfile.ZipFile(source / "gqa_everything.zip", "w") as file:
+            file.writestr(zipfile.ZipInfo(name), b"x")
+        with pytest.raises(UserError, match="would leave its folder. It is not unpacked"):
+            main(["--no-hub", "--from", str(source), "gqa"], specs, tmp_path / "bad")
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_what_is_missing_is_said_with_the_place_to_get_it(specs, drawn, hub, tmp_path):
+    with pytest.raises(UserError) as caught:
+        main(["--no-hub", "--from", str(tmp_path), "coco", "okvqa"], specs, tmp_path / "data")
+    text = str(caught.value)
+    assert "2 of 2 datasets are not prepared" in text and "train2014.zip, val2014.zip (cocodataset.org)" in text
+    assert not (tmp_path / "data" / "coco").exists()
+    with pytest.raises(UserError, match="iconqa: no source has train .*iconqa_data.zip"):
+        main(["--no-hub", "--from", str(hub), "iconqa"], specs, tmp_path / "data")
+    wrong = request([*overrides(), "dataset.gqa.counts.test=12578"], grid=False).datasets
+    with pytest.raises(UserError, match="gqa/test has 12 items .* expected 12578"):
+        main(["--no-hub", "--from", str(drawn), "gqa"], wrong, tmp_path / "data")
+    assert not (tmp_path / "data" / "gqa").exists()
+
+
+@pytest.mark.parametrize("argv", [["--form", "x"], ["cocoa"], ["--splits", "val"], ["--ids", "coca=x"]])
+def test_wrong_options(specs, tmp_path, argv):
+    with pytest.raises(UserError, match="Valid: "):
+        main(argv, specs, tmp_path)

@@ -1,0 +1,95 @@
+"""The parity matrix as a document: .venv/bin/python -m tests.multiprocess.matrix"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import deepspeed
+import torch
+
+from benchmark.files import write_atomic
+from tests.multiprocess.launch import launch
+from tests.multiprocess.parity import (
+    BF16_PLACES,
+    FEW,
+    FLIPPED,
+    MARGIN,
+    PLACES,
+    TOLERANCE,
+    TRAINED,
+    compare,
+    results,
+    table,
+)
+from tests.multiprocess.training import ACCUMULATION, BATCH, STEPS, write
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "parity.md"
+TEXT = """# The same weights on every engine
+
+Every method that trains was trained for {steps} optimizer steps on a small real LLaVA (two decoder layers and the
+projector, in two parameter groups; tensor sizes that no number of processes divides; answers of unequal length, a third
+of the items without an image), {batch} samples per step, {accumulation} micro-batches per process, gradients clipped. A
+cell is the largest difference of any weight from one plain torch process; `+n` says that n elements came out on the
+other side of their mask's threshold. Allowed are {tolerance:g}, and of elements at a threshold 1 in {flipped:.0f}, each
+nearer than |G - I| = {margin:g} to it. "refused": the method says why and trains on another engine. An empty cell was
+not run: with three processes one variant of each class is.
+
+Made by `.venv/bin/python -m tests.multiprocess.matrix` with torch {torch}, DeepSpeed {deepspeed}, gloo, on CPU
+processes; `tests/multiprocess/test_parity.py` asserts it in the normal test run, together with the log's numbers, the
+hook calls, and that all processes end with the same weights bit for bit.
+
+## float32
+
+{float32}
+
+## bfloat16 weights, float32 masters
+
+The first column of a place is the difference of the masters from those of one plain process that keeps them by hand.
+The second: after every step, in every process, are the weights that the next forward pass sees the masters in bfloat16,
+bit for bit, and where M = 0 those of the base checkpoint? For spider_lag they are not, which is what it is there to
+show: the released code masks the masters only, and forward passes see the weights of before.
+
+{bfloat16}
+"""
+
+
+def main() -> int:
+    """Run every launch and write the document."""
+    columns: dict[str, dict[str, str]] = {}
+    bfloat16: dict[str, dict[str, str]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = write(Path(name))
+        expected = launch(results, 1, folder, "plain")[0]
+        for engine, processes in PLACES:
+            methods = TRAINED if processes < 3 else FEW
+            found = launch(results, processes, folder, engine, "float32", 1, methods)[0]
+            columns[f"{engine} x{processes}"] = {
+                method: str(compare(expected[method], found[method])) for method in methods
+            }
+            print(f"{engine} x{processes}", columns[f"{engine} x{processes}"], file=sys.stderr, flush=True)
+        by_hand = {}
+        for engine, processes in BF16_PLACES:
+            if processes not in by_hand:
+                by_hand[processes] = launch(results, 1, folder, "plain", "bfloat16", processes)[0]
+            ranks = launch(results, processes, folder, engine, "bfloat16")
+            place, bitwise = f"{engine} x{processes}", f"{engine} x{processes}: bitwise"
+            bfloat16[place], bfloat16[bitwise] = {}, {}
+            for method in TRAINED:
+                bfloat16[place][method] = str(compare(by_hand[processes][method], ranks[0][method]))
+                refused = isinstance(ranks[0][method], str)
+                right = not refused and not any(rank[method].faults for rank in ranks)
+                bfloat16[bitwise][method] = "refused" if refused else "yes" if right else "no"
+            print(place, bfloat16[place], bfloat16[bitwise], file=sys.stderr, flush=True)
+    text = TEXT.format(
+        steps=STEPS, batch=BATCH, accumulation=ACCUMULATION, tolerance=TOLERANCE, flipped=1 / FLIPPED, margin=MARGIN,
+        torch=torch.__version__, deepspeed=deepspeed.__version__, float32=table(columns), bfloat16=table(bfloat16),
+    )
+    write_atomic(DOCUMENT, text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
