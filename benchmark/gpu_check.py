@@ -309,9 +309,9 @@ def _cell(name: str, check: Check, method: str, micro: int, checkpointing: bool)
     )
 
 
-def _pocket() -> Path:
-    """Return the folder of the drawn datasets, which are drawn if they are missing."""
-    asked = request(["profile=pocket"], False)
+def _drawn() -> Path:
+    """Return the folder of the default profile's datasets, which are drawn if they are missing."""
+    asked = request([], False)
     root = at_root(asked.data_root)
     if not (root / "coco").is_dir():
         from benchmark.runner import draw
@@ -321,17 +321,17 @@ def _pocket() -> Path:
 
 
 def _dataset(name: str) -> DatasetSpec:
-    spec = request(["profile=pocket"], False).datasets[name]
+    spec = request([], False).datasets[name]
     return replace(spec, counts=dict.fromkeys(spec.counts))  # speed does not depend on how many were drawn
 
 
 def _captions(count: int) -> list[Record]:
-    return data.load(_dataset("coco"), _pocket(), "train")[:count]
+    return data.load(_dataset("coco"), _drawn(), "train")[:count]
 
 
 def _questions(images: int) -> list[Record]:
     """Return GQA-shaped questions: so many on each image."""
-    records = data.load(_dataset("gqa"), _pocket(), "test")
+    records = data.load(_dataset("gqa"), _drawn(), "test")
     prompts = list(dict.fromkeys(record.prompt for record in records))[:QUESTIONS]
     pictures = list({record.image: record for record in records}.values())[:images]
     return [
@@ -404,7 +404,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [f"# {content['device']}", ""]
     if content.get("rehearsal"):
         lines += ["A rehearsal with tiny models on a CPU: it shows that the check runs, and measures nothing.", ""]
-    lines += ["Random weights, pocket images. The figures for 8 ranks are computed, not measured.", ""]
+    lines += ["Random weights, small drawn images. The figures for 8 ranks are computed, not measured.", ""]
     for part, rows in content.get("parts", {}).items():
         columns = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], dict)))
         lines += [f"## {part}", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]

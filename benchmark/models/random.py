@@ -13,13 +13,13 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from benchmark.compose import request
 from benchmark.models import LoadedModel, llava, vila
 from benchmark.models import folder as folders
 from benchmark.models.sizes import Architecture
 from benchmark.models.vision import ImageProcessor
-from benchmark.spec import ROOT
+from benchmark.spec import at_root
 
-CHECKPOINTS = ROOT / "benchmark" / "checkpoints"  # the shipped models lend their tokenizers
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 LLAVA_WORDS = 32000
 
@@ -76,4 +76,6 @@ def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
 
 
 def _tokenizer(family: str) -> Path:
-    return CHECKPOINTS / "llava_pocket" if family == "llava" else CHECKPOINTS / "vila_pocket" / "llm"
+    """Return where the shipped model of a family, one of the default profile's, has its tokenizer."""
+    folder = next(at_root(model.checkpoint) for model in request([], grid=False).models if model.family == family)
+    return folder / "llm" if (folder / "llm").is_dir() else folder

@@ -28,7 +28,7 @@ def drawn(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch, drawn):
     """One model, few rows."""
-    monkeypatch.setattr(gpu_check, "_pocket", lambda: drawn)
+    monkeypatch.setattr(gpu_check, "_drawn", lambda: drawn)
     monkeypatch.setattr(gpu_check, "TINY", {"llava": gpu_check.TINY["llava"]})
     monkeypatch.setattr(gpu_check, "MICRO_BATCHES", (8,))
 
