@@ -60,6 +60,7 @@ class Request:
     jobs: int
     gpus: tuple[int, ...]
     gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
+    left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
     gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
 
 
@@ -95,6 +96,8 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     if engine != "single" and "jobs" not in given:
         run["jobs"] = 1
     launch = _launch(run, engine, faults)
+    left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
+    axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
     config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
     cells: list[CellSpec] = []
     settings: list[Mapping[str, Any]] = []
@@ -127,6 +130,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         jobs=run["jobs"],
         gpu=run["gpu"],
         gpus=run["gpus"] if engine == "single" else launch["devices"],
+        left_out=tuple(left_out),
         gate=run["gate"],
     )
 
@@ -384,6 +388,13 @@ def _own_methods(methods: Sequence[str], faults: Faults) -> dict[str, Any]:
     return {name: {"id": name, "params": defaults(name)} for name in methods if ":" in name}
 
 
+def _refused(methods: Sequence[str], engine: str) -> list[str]:
+    """Return the methods that cannot train on an engine as they are configured."""
+    from methods.registry import entry
+
+    return [name for name in methods if engine in entry(name).refuses]
+
+
 def _cells(
     config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], launch: Mapping[str, Any],
     faults: Faults,
@@ -462,18 +473,20 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
 def _check_methods(config: Mapping[str, Any], methods: Sequence[Any], faults: Faults) -> None:
     """Note methods' parameters that are out of range, and an engine that a method refuses.
 
-    Parameters as configured are right and engine=single is never refused, so they are not looked at: a method's module
-    takes seconds to import.
+    Parameters as configured are right, and the registry says which engines refuse them, so they are not looked at: a
+    method's module takes seconds to import.
     """
-    from methods.registry import configured, entry, make_params, refusal
+    from methods.registry import METHODS, configured, entry, make_params, refusal
 
     engine = config["engine"]["id"]
     for name in map(str, methods):
         try:
             method = _method(config, name)
-            if method.params != configured(name):
+            as_configured = name in METHODS and method.params == configured(name)
+            if not as_configured:
                 make_params(name, method.params)
-            if engine != "single" and entry(name).kind == "training":
+            looked_at = not as_configured or engine in entry(name).refuses
+            if engine != "single" and entry(name).kind == "training" and looked_at:
                 reason = refusal(name, method.params, engine)
                 if reason:
                     faults.add(f"method={name} refuses engine={engine}: {reason}")

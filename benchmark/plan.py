@@ -178,7 +178,7 @@ def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
 
 
 def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
-    """Return one line: cells, how many are done, time and space of the rest."""
+    """Return one line: cells, how many are done, time and space of the rest; a second one if rows are left out."""
     left = [item for item in plan if not item.done]
     seconds = sum(costs.seconds(item.cell, item.missing) for item in left) / min(request.jobs, max(1, len(left)))
     basis = "from measured cells" if costs.measured else "a guess until a cell is measured"
@@ -186,4 +186,6 @@ def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
         f", {len(left)} to run: about {clock(seconds)} ({basis}), {costs.megabytes([i.missing for i in left]):.0f} MB"
         if left else ""
     )
-    return f"{len(plan)} cells, {len(plan) - len(left)} done{rest}. Results: {request.results}"
+    names = ", ".join(request.left_out)
+    out = f"\nLeft out, as this engine cannot train them (engine=single can): {names}." if names else ""
+    return f"{len(plan)} cells, {len(plan) - len(left)} done{rest}. Results: {request.results}{out}"
