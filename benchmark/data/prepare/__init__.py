@@ -142,7 +142,8 @@ def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say
     if faults:
         lines = "\n".join(f"  {name}: {text}" for name, text in faults.items())
         raise UserError(
-            f"{len(faults)} of {len(specs)} datasets are not prepared (the others are; the same command goes on):\n{lines}"
+            f"{len(faults)} of {len(specs)} datasets are not prepared (the others are; the same command goes on):\n"
+            f"{lines}"
         )
 
 
@@ -401,8 +402,8 @@ def _write_stored(name: str, path: Path, rows: Sequence[Row]) -> None:
         for row in rows[1:]:
             if row.stored != rows[0].stored and row.stored.read() != content:
                 raise UserError(
-                    f"{name}: items {rows[0].id} and {row.id} should share the image {path.name}, but the table has two "
-                    "different ones. Use the official files."
+                    f"{name}: items {rows[0].id} and {row.id} should share the image {path.name}, but the table has "
+                    "two different ones. Use the official files."
                 )
     except OSError as error:
         raise UserError(f"{name}: item {rows[0].id} has no image in its table ({error}).") from None
@@ -482,7 +483,7 @@ def _compare_ids(
         if first["ids"] != ids:
             raise UserError(
                 f"{split} has other items than at the first prepare with these settings: ids sha256 {ids[:16]}, then "
-                f"{first['ids'][:16]}. Another source names or holds other items, so the numbers could not be compared. "
+                f"{first['ids'][:16]}. Another source names or holds other items, so numbers could not be compared. "
                 f"Use the first source, or delete the line {place} of {path}."
             )
     if keep:

@@ -1,4 +1,4 @@
-"""Source (c): the JSON files that the paper's group uses (LLaVA's eval.zip, LLaVA-HR's eval_aug, DataOptim, LoRASculpt).
+"""Source (c): JSON files of the paper's group (LLaVA's eval.zip, LLaVA-HR's eval_aug, DataOptim, LoRASculpt).
 
 They hold finished prompts. A question is taken out of its prompt again, so that one place, the YAML, decides what a
 model reads; `verify` then compares every prompt that we make with the one in the group's file. OKVQA, GQA and
@@ -202,7 +202,8 @@ def _options(text: str, path: Path, where: str) -> tuple[str, list[str]]:
         choices.insert(0, found)
         lines.pop()
     if not choices or [found[1] for found in choices] != [chr(ord("A") + n) for n in range(len(choices))] or not lines:
-        raise UserError(f"{path}: {where} does not end with option lines 'A. ...', 'B. ...': {text[-80:]!r}. {check.FIX}")
+        raise UserError(f"{path}: {where} does not end with option lines 'A. ...', 'B. ...': {text[-80:]!r}. "
+                        f"{check.FIX}")
     return "\n".join(lines).strip(), [found[2] for found in choices]
 
 

@@ -249,8 +249,8 @@ def _iconqa(entry: Any, path: Path, where: str, index: int, name: str) -> Row | 
     answer = check.text(entry, "answer", path, where)
     if choices.count(answer) != 1:
         raise UserError(
-            f"{path}: {where} (problem {key}) has the answer {answer!r} and the choices {entry['choices']!r}: the table "
-            "joins them by commas, which cannot be undone here. Use the official iconqa_data.zip."
+            f"{path}: {where} (problem {key}) has the answer {answer!r} and the choices {entry['choices']!r}: the "
+            "table joins them by commas, which cannot be undone here. Use the official iconqa_data.zip."
         )
     skills = entry.get("skills")
     return Row(key, key, {

@@ -40,7 +40,8 @@ def _okvqa(names: Sequence[str], index: Index) -> Rows | None:
             return None
         answers, kinds = {}, {}
         entries = _list(annotations, "annotations")
-        check.distinct((check.identifier(e, "question_id", annotations, w) for w, e in entries), annotations, "question")
+        found = (check.identifier(e, "question_id", annotations, w) for w, e in entries)
+        check.distinct(found, annotations, "question")
         for where, entry in entries:
             key = check.identifier(entry, "question_id", annotations, where)
             given = check.rows(entry.get("answers"), annotations, f"answers of question {key}")

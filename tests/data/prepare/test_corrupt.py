@@ -193,7 +193,8 @@ def test_a_bad_image(drawn, tmp_path, name, content):
     path = sorted((tmp_path / "source").rglob("*n300000*.jpg" if name == "gqa" else "COCO_val2014_*3000*.jpg"))[0]
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
     specs = request(overrides(), grid=False).datasets
-    with pytest.raises(UserError, match=rf"1 of \d+ images cannot be read:\n.*{path.name} \(item \w+ of {name}/test\): "):
+    message = rf"1 of \d+ images cannot be read:\n.*{path.name} \(item \w+ of {name}/test\): "
+    with pytest.raises(UserError, match=message):
         main(["--no-hub", f"--from={name}={tmp_path / 'source'}", name], specs, tmp_path / "data")
     assert not (tmp_path / "data" / name / "prepared.json").exists()
 

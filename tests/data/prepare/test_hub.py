@@ -1,0 +1,71 @@
+"""Hub tables: which are refused, which name is tried when, and what is said where none can be had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmark.data.prepare import hub, sources
+from benchmark.data.prepare.files import Place
+from benchmark.errors import UserError
+from tests.real_layouts import _table
+
+TABLE = {"question_id": ["12", "25"], "question": ["What?", "Who?"], "answers": [["a"] * 10, ["b"] * 10]}
+
+
+def source(*ids: str) -> dict[str, Any]:
+    return {"test": {"ids": list(ids), "config": "default", "split": "val2014"}}
+
+
+@pytest.mark.parametrize("ident", ["lmms-lab/flickr30k", "lmms-lab-encoder/flickr30k"])
+def test_the_table_whose_test_split_holds_the_training_images_is_refused(tmp_path, ident):
+    with pytest.raises(UserError, match="is the whole corpus, 31,783 images"):
+        hub.load("flickr30k", {"test": "test"}, source(ident), [Place(tmp_path)])
+    configured = [i for entry in sources().values() for part in entry["hub"].values() for i in part["ids"]]
+    assert not set(configured) & set(hub.REFUSED)
+
+
+def test_names_are_tried_in_order_and_a_loading_script_is_never_run(monkeypatch, tmp_path):
+    import datasets
+
+    tried = []
+
+    def refuse(path: str, **options: Any) -> None:
+        tried.append(path)
+        assert "trust_remote_code" not in options
+        raise RuntimeError("Dataset scripts are no longer supported, but found OK.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(hub.Unavailable, match="new/OK: it is a loading script, which is never run; old/OK: it is") as e:
+        hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), [])
+    assert tried == ["new/OK", "old/OK"] and "trust" not in str(e.value)
+
+
+def test_the_users_folder_comes_before_the_network(tmp_path):
+    _table(tmp_path, "old/OK", None, "val2014", TABLE)
+    rows = hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), [Place(tmp_path)])["val2014"]
+    assert [(row.id, row.image, row.stored) for row in rows] == [("12", "1", None), ("25", "2", None)]
+
+
+@pytest.mark.parametrize(("column", "value", "message"), [
+    ("question_id", [None, "25"], "row 0 has question_id=null"), ("question_id", ["12", "12"], "item 12 occurs twice"),
+    ("question", ["What?", ""], "row 1 has an empty question"),
+    ("answers", [[], ["b"]], "answers of row 0 has 0 entries"),
+    ("answers", None, "row 0 lacks the key 'answers'"),
+])
+def test_a_broken_table_is_named_with_its_row(tmp_path, column, value, message):
+    changed = {**TABLE, column: value}
+    _table(tmp_path, "some/OK", None, "val2014", {key: item for key, item in changed.items() if item is not None})
+    with pytest.raises(UserError, match=message) as caught:
+        hub.load("okvqa", {"test": "val2014"}, source("some/OK"), [Place(tmp_path)])
+    assert "some/OK (val2014)" in str(caught.value)
+
+
+def test_options_joined_by_commas_that_cannot_be_told_apart_are_refused(tmp_path):
+    _table(tmp_path, "some/OK", None, "val2014", {
+        "question_id": ["1"], "question": ["?"], "choices": ["1,000,2,000"], "answer": ["1,000"],
+        "ques_type": ["choose_txt"],
+    })
+    with pytest.raises(UserError, match="the table joins them by commas, .* Use the official iconqa_data.zip"):
+        hub.load("iconqa", {"test": "test"}, source("some/OK"), [Place(tmp_path)])
