@@ -111,12 +111,12 @@ def refuse_mismatch(folder: Path, missing: Any, unexpected: Any, mismatched: Any
         raise UserError(f"Checkpoint {folder} does not match its config.json: {'; '.join(faults)}. {FIX}")
 
 
-def load_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder; padding is always with <unk>, as in LLaVA and VILA.
 
     Args:
         folder: tokenizer.json or tokenizer.model, and tokenizer_config.json.
-        rows: of the model's embedding.
+        rows: of the model's embedding; None if no model is loaded.
 
     Raises:
         UserError: tokenizer files are missing or invalid, a begin, end or unknown token is not defined, or there are
@@ -139,7 +139,7 @@ def load_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerBase:
     missing = [n for n in ("bos", "eos", "unk") if getattr(tokenizer, f"{n}_token_id") is None]
     if missing:
         raise UserError(f"The tokenizer in {folder} defines no {', '.join(missing)} token. {FIX}")
-    if len(tokenizer) > rows:
+    if rows is not None and len(tokenizer) > rows:
         raise UserError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens, the model only {rows} rows for them: they do not "
             f"belong together. {FIX}"
