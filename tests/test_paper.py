@@ -1,8 +1,8 @@
 """The whole paper scale without its data: real configuration, small files in the official layouts, tiny checkpoints.
 
 Only sizes differ: item counts, one epoch, answer lengths (a random model never stops) and the checkpoints, which are
-random models in the public layouts of LLaVA-1.5 and VILA1.5; a process trains alone (engine=single). Every command runs in a process of its own whose root is a
-folder of the test.
+random models in the public layouts of LLaVA-1.5 and VILA1.5; a process trains alone (engine=single). Every command
+runs in a process of its own whose root is a folder of the test.
 """
 
 from __future__ import annotations
