@@ -22,12 +22,12 @@ settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) 
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
 .PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
-	all report compare sbatch plan list test lint pretrain rates publish bench-methods doctor clean check-python
+	all report compare sbatch plan list test lint pretrain rates publish bench-methods gpu-check doctor clean check-python
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), CHECKPOINTS=name:dir,"; \
-	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, SIZE, DEVICE, ARGS"
+	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, GPU, PART, SIZE, DEVICE, ARGS"
 
 table5: $(ready) ## Table 5 and its radar plots: captioning targets
 	@$(python) -m benchmark run table=table5 $(settings)
@@ -89,8 +89,8 @@ zeroshot: $(ready) ## the untuned models alone, held against the paper (PROFILE=
 smoke: $(ready) ## a slice of Table 5 through the same path, in a minute
 	@$(python) -m benchmark run table=smoke $(settings)
 
-plan: $(ready) ## what a table needs: cells, time, space (TABLE=table6)
-	@$(python) -m benchmark plan $(grid) $(settings)
+plan: $(ready) ## what a table needs: cells, time, space (TABLE=table6, and with PROFILE=paper GPU=4090x8)
+	@$(python) -m benchmark plan $(grid) $(settings) $(if $(GPU),gpu=$(GPU))
 
 list: $(ready) ## models, methods, datasets, tables
 	@$(python) -m benchmark list
@@ -114,8 +114,11 @@ bench-methods: $(ready) ## time each method's optimizer step against Full FT's (
 	@$(python) -m benchmark bench $(if $(SIZE),size=$(SIZE)) $(if $(DEVICE),device=$(DEVICE)) \
 		$(if $(METHODS),methods=$(METHODS)) $(ARGS)
 
-doctor: $(ready) ## check packages, Java, processors, memory, disk
-	@$(python) -m benchmark doctor
+gpu-check: $(ready) ## measure this machine's GPU with full-size random models (PART=train|memory|eval)
+	@$(python) -m benchmark gpu-check part=$(PART) $(ARGS)
+
+doctor: $(ready) ## check packages, Java, processors, memory, disk (PROFILE=paper: GPUs, checkpoints, data)
+	@$(python) -m benchmark doctor $(settings)
 
 clean: ## remove the environment, drawn data and your own runs (not the published results)
 	rm -rf $(VENV) data results/runs build .pytest_cache .ruff_cache .hypothesis

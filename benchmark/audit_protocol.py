@@ -12,7 +12,7 @@ from benchmark import data, protocols
 from benchmark.data.layout import Absent
 from benchmark.errors import UserError
 from benchmark.models.prompt import IGNORE, encode, render
-from benchmark.spec import DatasetSpec, ModelSpec, at_root, plain
+from benchmark.spec import DatasetSpec, ModelSpec, plain
 
 SUPERVISED = "bold white on dark_green"
 STOP = "stops at </s> (vicuna_v1's separator) or after {} new tokens; greedy; outer white space is cut"
@@ -113,9 +113,10 @@ def _tokenizer(model: ModelSpec | None) -> tuple[object | None, str]:
     """Return the model's tokenizer if its checkpoint is here, and a line on what the colour means."""
     legend = "On green: what the loss sees. "
     if model is not None:
+        from benchmark.models import places
         from benchmark.models.folder import load_tokenizer
 
-        folder = at_root(model.checkpoint)
+        folder = places.checkpoint(model).path
         for place in (folder, folder / "llm"):
             if any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
                 return load_tokenizer(place), legend + f"Tokens of {model.name}."

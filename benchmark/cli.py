@@ -32,7 +32,9 @@ Keys of run, plan, score, publish:
   models= methods= targets= seeds=   comma lists (method=, model=, dataset=, seed= mean the same)
   results=DIR                where results go (default results/runs/<profile>)
   jobs=N (--jobs N)          cells at a time; the numbers do not depend on it
-  gpus=0,1                   CUDA devices to spread the cells over
+  gpus=0,1                   CUDA devices to spread the cells over; with engine=zero*, gpus=8 means eight per cell
+  gpu=4090x8                 plan only: cards that need not be here
+  hostfile=FILE              DeepSpeed's, to train each cell on several machines
   any.key=VALUE              any key of conf/, e.g. train.epochs=10 method.momentum=0.9; a comma list or range(a,b)
                              makes one cell per value
 Exit codes: 0 done, 1 cells failed, 2 something to correct, 75 stopped by SIGTERM, 130 stopped by ctrl-C.
@@ -97,12 +99,13 @@ def _overrides(arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]
         name, equals, value = item.removeprefix("--").partition("=")
         if not item.startswith("-"):
             overrides.append(item)
-        elif name in ("jobs", "gpus", "results"):
+        elif name in ("jobs", "gpus", "results", "hostfile"):
             if not equals and not rest:
                 raise UserError(f"{item} needs a value, e.g. {name}=2.")
             overrides.append(f"{name}={value if equals else rest.pop(0)}")
         elif name not in flags:
-            raise UserError(f"Unknown option {item!r}.{did_you_mean(name, ['jobs', 'gpus', 'results', *flags])}")
+            known = ["jobs", "gpus", "results", "hostfile", *flags]
+            raise UserError(f"Unknown option {item!r}.{did_you_mean(name, known)}")
     return overrides
 
 
@@ -276,13 +279,24 @@ def plan(arguments: list[str]) -> int:
     overrides = _overrides(arguments, ["sbatch"])
     asked = request(overrides)
     store = Store(asked.results)
-    planned, costs = planning.make(asked, store), Costs(store, asked.profile)
-    if "--sbatch" in arguments:
+    sbatch = "--sbatch" in arguments
+    planned = planning.make(asked, store, compute=sbatch)  # a plan takes no time; jobs are for what is really missing
+    if asked.gpu is None:
+        costs = Costs(store, asked.profile)
+    else:
+        from benchmark import forecast
+
+        costs = forecast.Forecast(store, asked, asked.gpu)
+    if sbatch:
         from benchmark.slurm import script
 
         print(script(planned, asked, costs, overrides), end="")
-    else:
-        print(planning.describe(planned, asked, costs))
+        return 0
+    print(planning.describe(planned, asked, costs))
+    if asked.gpu is not None:
+        print(forecast.describe(planned, asked, costs))
+    elif any(model.architecture for model in asked.models):
+        print("Add gpu=4090x8 (make: GPU=4090x8) for hours, memory and disk on such cards.")
     return 0
 
 
@@ -440,12 +454,13 @@ def audit(arguments: list[str]) -> int:
         model = asked.models[0] if asked.models else None
         return audit_protocol([asked.datasets[name] for name in used], at_root(asked.data_root), model)
     from benchmark.data import audit as auditing
+    from benchmark.models import places
     from benchmark.worker import load_model, prepare_process
 
     bases = {}
     prepare_process(asked.threads, asked.device, None)
     for model in asked.models:
-        if at_root(model.checkpoint).is_dir():
+        if places.checkpoint(model).path.is_dir():
             bases[model.name] = auditing.answerer(load_model(model, asked.dtype, asked.device))
         else:
             print(f"{model.id} has no checkpoint in {model.checkpoint}: no blind answers from it.")
@@ -485,6 +500,20 @@ def publish(arguments: list[str]) -> int:
     return 0
 
 
+def export(arguments: list[str]) -> int:
+    """write a tuned cell as a standard checkpoint: export CELL DIR"""
+    from benchmark.compose import request
+    from benchmark.store import Store
+
+    overrides, words = _split(arguments)
+    if len(words) != 2:
+        raise UserError("export needs a cell (a folder name of `list cells`, or its beginning) and a new folder.")
+    from benchmark.export import export as write
+
+    print(f"Written: {write(Store(request(overrides, grid=False).results), words[0], Path(words[1]))}")
+    return 0
+
+
 def bench(arguments: list[str]) -> int:
     """measure what each method's optimizer step costs (size=small or llava15_7b, methods=, device=, out=FILE)"""
     from benchmark.bench_methods import main as bench_main
@@ -493,14 +522,22 @@ def bench(arguments: list[str]) -> int:
 
 
 def doctor(arguments: list[str]) -> int:
-    """check Python, packages, Java, processors, memory and disk"""
+    """check Python, packages, Java, processors, memory and disk; with profile=paper also GPUs, checkpoints, data"""
     from benchmark.doctor import main as doctor_main
 
     return doctor_main(arguments)
 
 
+def gpu_check(arguments: list[str]) -> int:
+    """measure a GPU with full-size models of random weights: gpu-check part=train|memory|eval"""
+    from benchmark.gpu_check import main as check_main
+
+    return check_main(arguments)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": run, "zeroshot": zeroshot, "plan": plan, "score": score, "compare": compare, "list": list_,
     "inspect": inspect, "doctor": doctor, "data": data, "audit": audit, "pretrain": pretrain, "rates": rates,
-    "publish": publish, "sweep": sweep, "figure": figure, "all": all_, "report": report, "bench": bench,
+    "publish": publish, "export": export, "sweep": sweep, "figure": figure, "all": all_, "report": report,
+    "bench": bench, "gpu-check": gpu_check,
 }

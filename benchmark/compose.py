@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ AXES = {
 }
 GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
-RUN_KEYS = ("results", "jobs", "gpus", "checkpoints", "gate")
+RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu", "checkpoints", "gate")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Request:
     results: Path
     jobs: int
     gpus: tuple[int, ...]
+    gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
+    left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
     gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
 
 
@@ -90,6 +92,12 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     assert profile is not None
     run = _run_settings(given, profile, faults)
     axes = _axes(given, config, profile, grid, faults)
+    engine = config["engine"]["id"]
+    if engine != "single" and "jobs" not in given:
+        run["jobs"] = 1
+    launch = _launch(run, engine, faults)
+    left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
+    axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
     config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
     cells: list[CellSpec] = []
     settings: list[Mapping[str, Any]] = []
@@ -98,7 +106,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         # A named protocol first: a single key that is also given has the last word.
         for key, value in sorted(values.items(), key=lambda item: not item[0].startswith("protocol.")):
             _apply(settled, key, value, axes["methods"], faults)
-        made = _cells(settled, profile, axes, faults)
+        made = _cells(settled, profile, axes, launch, faults)
         made += external.cells(run["checkpoints"], made, faults)
         cells.extend(made)
         settings.extend([values] * len(made))
@@ -120,7 +128,9 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         **{key: settled[key] for key in ("data_root", "dtype", "device", "threads")},
         results=run["results"] or ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder")))),
         jobs=run["jobs"],
-        gpus=run["gpus"],
+        gpu=run["gpu"],
+        gpus=run["gpus"] if engine == "single" else launch["devices"],
+        left_out=tuple(left_out),
         gate=run["gate"],
     )
 
@@ -140,7 +150,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
         if not equals or not key:
             faults.add(f"{text!r} is not of the form key=value.")
             continue
-        if key in ("results", "checkpoints"):
+        if key in ("results", "hostfile", "checkpoints"):
             given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
             continue
         try:
@@ -189,6 +199,9 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"conf/ cannot be composed: {error}. See git diff conf.") from error
     assert isinstance(config, dict)
+    # Every model has every key, so that model.KEY=VALUE can be set for all.
+    optional = {item.name: item.default for item in fields(ModelSpec) if item.default is not MISSING}
+    config["models"] = {name: {**optional, "architecture": {}, **model} for name, model in config["models"].items()}
     return {str(key): value for key, value in config.items()}
 
 
@@ -202,13 +215,34 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
     if any(isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0 for gpu in flat):
         faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
         flat = []
-    results, gate = given.get("results", [""])[0], given.get("gate", ["stop"])[-1]
+    results, hostfile = given.get("results", [""])[0], given.get("hostfile", [None])[0]
+    if hostfile is not None and not Path(str(hostfile)).is_file():
+        faults.add(f"hostfile={hostfile}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
+    gate = given.get("gate", ["stop"])[-1]
     if gate not in ("stop", "warn"):
         faults.add(f"gate={gate}: unknown value.{did_you_mean(str(gate), ('stop', 'warn'))}")
     return {
         "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None, "gate": gate,
+        "gpu": str(given["gpu"][0]) if "gpu" in given else None,
+        "hostfile": str(Path(hostfile).absolute()) if hostfile else None,
         "checkpoints": external.parse(given.get("checkpoints", [""])[0], faults),
     }
+
+
+def _launch(run: Mapping[str, Any], engine: str, faults: Faults) -> dict[str, Any]:
+    """Return how many processes train a cell and on which GPUs: gpus=8 means eight of them, gpus=4,5 these two."""
+    gpus = run["gpus"]
+    if engine == "single":
+        if run["hostfile"]:
+            faults.add(f"hostfile={run['hostfile']}: engine=single trains in one process. Use engine=zero2.")
+        return {"processes": 1, "devices": (), "hostfile": None}
+    if run["jobs"] > 1:
+        faults.add(f"jobs={run['jobs']}: with engine={engine} one cell takes all GPUs. Leave jobs out.")
+    if gpus == (0,):
+        faults.add(f"gpus=0: with engine={engine} a single number is how many GPUs to use. Use gpus=1 or more.")
+    listed = gpus if len(gpus) > 1 else ()
+    processes = len(listed) or (gpus[0] if gpus else 0)
+    return {"processes": processes, "devices": listed, "hostfile": run["hostfile"]}
 
 
 def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[str, Any]]:
@@ -354,8 +388,16 @@ def _own_methods(methods: Sequence[str], faults: Faults) -> dict[str, Any]:
     return {name: {"id": name, "params": defaults(name)} for name in methods if ":" in name}
 
 
+def _refused(methods: Sequence[str], engine: str) -> list[str]:
+    """Return the methods that cannot train on an engine as they are configured."""
+    from methods.registry import entry
+
+    return [name for name in methods if engine in entry(name).refuses]
+
+
 def _cells(
-    config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], faults: Faults
+    config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], launch: Mapping[str, Any],
+    faults: Faults,
 ) -> list[CellSpec]:
     """Return the cells of one combination of settings, models outermost, methods innermost."""
     from methods.registry import entry
@@ -371,6 +413,7 @@ def _cells(
     evaluation = build(EvalSpec, config["eval"], "eval", faults)
     place = {key: config[key] for key in ("data_root", "dtype", "device", "threads")}
     place |= {"engine": config["engine"]["id"], "zero_optimization": config["engine"].get("zero_optimization", {})}
+    place |= launch
     build(PlaceSpec, place, "", faults)
     _check_names(config, profile, faults)
     _check_methods(config, axes["methods"], faults)
@@ -430,18 +473,20 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
 def _check_methods(config: Mapping[str, Any], methods: Sequence[Any], faults: Faults) -> None:
     """Note methods' parameters that are out of range, and an engine that a method refuses.
 
-    Parameters as configured are right and engine=single is never refused, so they are not looked at: a method's module
-    takes seconds to import.
+    Parameters as configured are right, and the registry says which engines refuse them, so they are not looked at: a
+    method's module takes seconds to import.
     """
-    from methods.registry import configured, entry, make_params, refusal
+    from methods.registry import METHODS, configured, entry, make_params, refusal
 
     engine = config["engine"]["id"]
     for name in map(str, methods):
         try:
             method = _method(config, name)
-            if method.params != configured(name):
+            as_configured = name in METHODS and method.params == configured(name)
+            if not as_configured:
                 make_params(name, method.params)
-            if engine != "single" and entry(name).kind == "training":
+            looked_at = not as_configured or engine in entry(name).refuses
+            if engine != "single" and entry(name).kind == "training" and looked_at:
                 reason = refusal(name, method.params, engine)
                 if reason:
                     faults.add(f"method={name} refuses engine={engine}: {reason}")

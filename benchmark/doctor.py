@@ -104,7 +104,8 @@ def main(arguments: list[str]) -> int:
     """Print what is there and what is missing.
 
     Args:
-        arguments: --packages checks only the packages and prints only faults (for make PYTHON=...).
+        arguments: --packages checks only the packages and prints only faults (for make PYTHON=...); overrides such as
+            profile=paper gpus=8 also check what that profile needs.
 
     Returns:
         Exit code: 0, or 2 if something that is needed is missing.
@@ -122,6 +123,18 @@ def main(arguments: list[str]) -> int:
         for package, wanted in ranges().items():
             print(f"package   {package} {metadata.version(package)} ({wanted.strip()})")
     facts, warnings = machine()
+    overrides = [item for item in arguments if "=" in item]
+    if overrides and not faults:
+        from benchmark.checkup import check
+        from benchmark.compose import request
+
+        if any(item.startswith(("model=", "models=")) for item in overrides):
+            overrides.append("method=zero_shot")  # a grid has methods; any will do
+        gpus = [item.partition("=")[2] for item in overrides if item.startswith("gpus=")]
+        listed = gpus[-1].split(",") if gpus else []
+        wanted = int(listed[0]) if len(listed) == 1 and listed[0].isdigit() else len(listed)
+        more, faults = check(request(overrides, grid=False), wanted)
+        facts += more
     print("\n".join(facts))
     for fault in faults:
         print(f"MISSING   {fault}")

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from benchmark import diagnostics
-from benchmark.errors import UserError, did_you_mean
 from benchmark.scores import read_scores
 from benchmark.spec import CellSpec
 from benchmark.store import Store, read_cell
@@ -25,16 +24,9 @@ def describe(store: Store, name: str) -> str:
     Raises:
         UserError: no such cell, or several.
     """
-    names = [folder.name for folder in store.all_cells()]
-    found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]
-    if len(found) != 1:
-        reason = f"{len(found)} cells begin with {name!r}: {', '.join(found)}." if found else (
-            f"No cell {name!r} in {store.cells}.{did_you_mean(name, names) if names else ' There are none yet.'}"
-        )
-        raise UserError(reason)
-    folder = store.cells / found[0]
+    folder = store.find(name)
     cell, status = read_cell(folder), store.status(folder)
-    lines = [found[0], f"state     {status['state']} ({status.get('updated', '')})", f"model     {cell.model.name}"]
+    lines = [folder.name, f"state     {status['state']} ({status.get('updated', '')})", f"model     {cell.model.name}"]
     lines.append(f"method    {cell.method.id} {json.dumps(dict(cell.method.params))}")
     if cell.train is not None:
         train = cell.train

@@ -16,7 +16,9 @@ from typing import Any
 
 from benchmark.errors import UserError
 from benchmark.files import canonical_json, digest_of, write_atomic
-from benchmark.spec import ROOT, CellSpec, DatasetSpec, ModelSpec, at_root, input_form, plain, protocol
+from benchmark.models import places
+from benchmark.sidecar import checkpoint_digest, known_digest
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, ModelSpec, at_root, input_form, plain, protocol, training_form
 
 # The code that makes each stage's number, relative to the repository. A method's and a model family's own module are
 # added per cell. What data readers make is in the data's digest; spec, plan, store and runner only move things.
@@ -89,11 +91,12 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
             })
         else:
             data = digests.records(cell.dataset(cell.target), cell.data_root, "train", cell.train.limit)
-            train = digest_of({**common, "code": method, "train": plain(cell.train), "data": data})
+            train = digest_of({**common, "code": method, "train": training_form(cell.train), "data": data})
     generate, score = {}, {}
     for dataset in cell.datasets:
         generate[dataset.id] = digest_of({
             "stage": "generate", **base, "weights": train, "batch_size": cell.eval.batch_size,
+            **({"share_images": True} if cell.eval.share_images else {}),
             "protocol": {key: value for key, value in protocol(dataset).items() if key != "metric"},
             "data": digests.records(dataset, cell.data_root, cell.eval.split, cell.eval.limit),
             "code": code_digest((*STAGE_MODULES["generate"], *family)),
@@ -149,10 +152,12 @@ def _method_module(method: str) -> tuple[str, ...]:
 
 
 def _family_module(model: ModelSpec) -> tuple[str, ...]:
-    """Return the file of a model family."""
+    """Return the files of a model family: its module, and those whose names begin with its own."""
     from benchmark.models import FAMILIES
 
-    return (_module_file(FAMILIES[model.family]),)
+    module = _module_file(FAMILIES[model.family])
+    beside = sorted(at_root(module).parent.glob(f"{Path(module).stem}_*.py"))
+    return (module, *(str(path.relative_to(ROOT)) for path in beside if path.is_relative_to(ROOT)))
 
 
 def _module_file(module: str) -> str:
@@ -173,15 +178,21 @@ def _module_file(module: str) -> str:
 # Content
 
 
+class Unverified(LookupError):
+    """A digest is not known, and reading everything to make it was not asked for."""
+
+
 class Digests:
     """Content digests of checkpoints and data, remembered as long as no file below them changes.
 
     Args:
         cache: file to remember them in; it is written if its folder exists and can be written.
+        compute: read what is not remembered; without, only small files are read.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, compute: bool = True) -> None:
         self._cache = cache
+        self._compute = compute
         self._fingerprints: dict[Path, str] = {}
         try:
             self._known: dict[str, dict[str, str]] = json.loads(cache.read_text())
@@ -193,14 +204,25 @@ class Digests:
 
         Raises:
             UserError: it is missing or broken.
+            Unverified: its large files have not been read yet, and compute is false.
         """
         def compute() -> str:
+            if not self._compute:
+                try:
+                    known = checkpoint_digest(folders, known_digest)
+                except UserError:  # missing or empty: the command that needs it says so
+                    known = None
+                if known is None:
+                    raise Unverified
+                return known
             from benchmark import models
 
-            _check_whole(at_root(model.checkpoint))
-            return models.digest(at_root(model.checkpoint))
+            for folder in folders:
+                _check_whole(folder)
+            return models.digest(*folders)
 
-        return self._remember(f"model {model.family}", at_root(model.checkpoint), compute)
+        folders = places.folders(model)
+        return self._remember(f"model {model.family}", folders, compute)
 
     def records(self, dataset: DatasetSpec, data_root: str, split: str, limit: int | None) -> str:
         """Return the digest of the records of a split; the first time, every image is decoded once.
@@ -211,16 +233,18 @@ class Digests:
         from benchmark import data
 
         def compute() -> str:
+            if not self._compute:
+                raise Unverified
             records = data.load(dataset, at_root(data_root), split, limit)
             data.check_images(records)
             return data.digest(records)
 
         what = canonical_json(["records", plain(dataset), split, limit])
-        return self._remember(what, at_root(data_root) / data.reader_of(dataset), compute)
+        return self._remember(what, [at_root(data_root) / data.reader_of(dataset)], compute)
 
-    def _remember(self, what: str, folder: Path, compute: Any) -> str:
-        name = digest_of([what, str(folder)])
-        state = self._fingerprint(folder)
+    def _remember(self, what: str, folders: list[Path], compute: Any) -> str:
+        name = digest_of([what, *map(str, folders)])
+        state = "".join(map(self._fingerprint, folders))
         known = self._known.get(name)
         if known is None or known["files"] != state:
             known = self._known[name] = {"files": state, "digest": compute()}

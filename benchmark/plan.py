@@ -9,7 +9,8 @@ from pathlib import Path
 from benchmark.compose import Request
 from benchmark.cost import Costs, clock
 from benchmark.errors import UserError
-from benchmark.keys import Digests, Keys, keys_of
+from benchmark.keys import Digests, Keys, Unverified, keys_of
+from benchmark.models import places
 from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id
 from benchmark.store import Store, read_cell
 
@@ -22,8 +23,9 @@ class Planned:
         cell: its spec.
         id: its folder's name.
         needs: id of the Full FT cell that it is made from, if it is made from one.
-        keys: its stage keys; None if the data are not there yet.
+        keys: its stage keys; None if the data are not there yet, or if not all that they hash was read.
         missing: the stages that have to run, in order.
+        verified: false if `missing` is by what is recorded, because not all that the keys hash was read.
     """
 
     cell: CellSpec
@@ -31,6 +33,7 @@ class Planned:
     needs: str | None
     keys: Keys | None
     missing: tuple[str, ...]
+    verified: bool = True
 
     @property
     def done(self) -> bool:
@@ -68,12 +71,14 @@ def with_datasets(cell: CellSpec, more: Sequence[DatasetSpec]) -> CellSpec:
     return replace(cell, datasets=(*cell.datasets, *(dataset for dataset in more if dataset.id not in known)))
 
 
-def make(request: Request, store: Store) -> list[Planned]:
+def make(request: Request, store: Store, compute: bool = True) -> list[Planned]:
     """Return the plan of a request.
 
     Args:
         request: what is asked for.
         store: what is finished.
+        compute: read checkpoints and data whose digests are not remembered. Without, a plan takes no time, and cells
+            that depend on them are not verified.
 
     Returns:
         Cells in the order in which they should run.
@@ -81,20 +86,31 @@ def make(request: Request, store: Store) -> list[Planned]:
     Raises:
         UserError: a checkpoint is missing, or data are there but broken.
     """
-    digests = Digests(store.root / "digests.json")
+    digests = Digests(store.root / "digests.json", compute)
     keys: dict[str, Keys | None] = {}
     plan = []
     for cell, needs in expand(request.cells, request.full_ft):
         cell = _keep_datasets(cell, store.folder(cell), request)
         name = cell_id(cell)
+        verified = True
         if data_missing(cell):
             keys[name] = None
             missing = _all_stages(cell)
         else:
-            keys[name] = keys_of(cell, digests, keys[needs] if needs else None)
-            missing = store.missing(cell, keys[name])
-        plan.append(Planned(cell, name, needs, keys[name], tuple(missing)))
+            try:
+                keys[name] = None if needs and keys[needs] is None else keys_of(cell, digests, keys.get(needs or ""))
+            except Unverified:
+                keys[name] = None
+            verified = keys[name] is not None
+            missing = store.missing(cell, keys[name]) if verified else _not_recorded(cell, store)
+        plan.append(Planned(cell, name, needs, keys[name], tuple(missing), verified))
     return plan
+
+
+def _not_recorded(cell: CellSpec, store: Store) -> list[str]:
+    """Return the stages that no run has recorded as done, under whatever key."""
+    stages = store.status(store.folder(cell))["stages"]
+    return [stage for stage in _all_stages(cell) if stages.get(stage, {}).get("state") != "done"]
 
 
 def check_inputs(cells: Iterable[CellSpec]) -> None:
@@ -104,7 +120,7 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
         UserError: names every missing checkpoint and dataset folder.
     """
     cells = list(cells)
-    checkpoints = {at_root(cell.model.checkpoint): f"checkpoint of {cell.model.id}" for cell in cells}
+    checkpoints = {places.checkpoint(cell.model).path: f"checkpoint of {cell.model.id}" for cell in cells}
     folders = {folder: f"dataset {folder.name}" for cell in cells for folder in _data_folders(cell)}
     missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]
     if missing:
@@ -147,20 +163,22 @@ def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
     lines = []
     for item in plan:
         if item.done:
-            lines.append(f"{item.id:<{width}}  done")
+            lines.append(f"{item.id:<{width}}  done{'' if item.verified else ' (unverified)'}")
             continue
         train = [{True: "from Full FT", False: "train"}[item.cell.method.posthoc]] if "train" in item.missing else []
         generated = [stage for stage in item.missing if stage.startswith("generate/")]
         steps = train + ([f"generate {len(generated)}"] if generated else []) + ["score"]
         lines.append(f"{item.id:<{width}}  {', '.join(steps)}, {clock(costs.seconds(item.cell, item.missing))}")
     lines.append(totals(plan, request, costs))
-    if any(item.keys is None for item in plan):
+    if not all(item.verified for item in plan):
+        lines.append("Unverified: checkpoints or data that have not been read yet here; `run` reads them once.")
+    if any(item.keys is None and item.verified for item in plan):
         lines.append(f"The data are not there yet ({request.cells[0].data_root}); `run` gets them first.")
     return "\n".join(lines)
 
 
 def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
-    """Return one line: cells, how many are done, time and space of the rest."""
+    """Return one line: cells, how many are done, time and space of the rest; a second one if rows are left out."""
     left = [item for item in plan if not item.done]
     seconds = sum(costs.seconds(item.cell, item.missing) for item in left) / min(request.jobs, max(1, len(left)))
     basis = "from measured cells" if costs.measured else "a guess until a cell is measured"
@@ -168,4 +186,6 @@ def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
         f", {len(left)} to run: about {clock(seconds)} ({basis}), {costs.megabytes([i.missing for i in left]):.0f} MB"
         if left else ""
     )
-    return f"{len(plan)} cells, {len(plan) - len(left)} done{rest}. Results: {request.results}"
+    names = ", ".join(request.left_out)
+    out = f"\nLeft out, as this engine cannot train them (engine=single can): {names}." if names else ""
+    return f"{len(plan)} cells, {len(plan) - len(left)} done{rest}. Results: {request.results}{out}"

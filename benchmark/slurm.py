@@ -68,8 +68,10 @@ def script(plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Seq
         The script's text.
 
     Raises:
-        UserError: nothing is missing.
+        UserError: nothing is missing, or a cell is to be trained on several machines.
     """
+    if asked.cells[0].hostfile:
+        raise UserError(f"hostfile={asked.cells[0].hostfile}: a job of the array has one node. Leave hostfile out.")
     groups = elements(plan, asked)
     if not groups:
         raise UserError(f"All {len(plan)} cells are done: there is nothing to submit.")
@@ -80,7 +82,8 @@ def script(plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Seq
     place = asked.cells[0]
     resources = [f"#SBATCH --cpus-per-task={max(1, place.threads)}"]
     if place.device == "cuda":
-        resources = ["#SBATCH --gpus-per-node=1", "#SBATCH --cpus-per-task=8"]
+        gpus = max(1, place.processes)
+        resources = [f"#SBATCH --gpus-per-node={gpus}", f"#SBATCH --cpus-per-task={8 * gpus}"]
     notes = f"# Longest element: about {clock(seconds)} expected."
     return HEAD.format(
         cells=sum(map(len, groups)), elements=len(groups), last=len(groups) - 1,
@@ -98,7 +101,7 @@ def _command(
     kept = [
         item for item in overrides
         if item.partition("=")[0] not in AXES and item.partition("=")[0] not in setting
-        and not item.startswith(("jobs=", "checkpoints="))
+        and not item.startswith(("jobs=", "checkpoints=", "gpu="))
     ]
     narrowed = [*kept, f"models={first.model.id}", "jobs=1"]
     narrowed += [f"{key}={_value(value)}" for key, value in setting.items()]

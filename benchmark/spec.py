@@ -52,6 +52,10 @@ class ModelSpec:
     max_length: int = field(metadata=bounds(low=16))
     learning_rate: float = field(metadata=bounds(above=0))
     projector_learning_rate: float = field(metadata=bounds(above=0))
+    repository: str | None = None    # of the Hugging Face hub, looked for in its cache if there is no such folder
+    vision_tower: str | None = None  # folder or hub repository, for a checkpoint without one; null: the one it names
+    vocab_size: int | None = field(default=None, metadata=bounds(low=1))  # rows of the output layer; null: all
+    architecture: dict[str, Any] = field(default_factory=dict)  # sizes: what a plan counts with and a load must match
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class TrainSpec:
     max_grad_norm: float = field(metadata=bounds(low=0))
     loss_group: int = field(metadata=bounds(low=1))
     limit: int | None = field(metadata=bounds(low=1))
+    gradient_checkpointing: bool = False  # run each block again in the backward pass rather than keep what it made
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class EvalSpec:
     batch_size: int = field(metadata=bounds(low=1))
     limit: int | None = field(default=None, metadata=bounds(low=1))
     split: Literal["test", "validation"] = "test"
+    share_images: bool = False   # run an image once for all questions on it: the same answers up to rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +122,9 @@ class PlaceSpec:
     threads: int = field(default=2, metadata=bounds(low=1))
     engine: Literal["single", "zero1", "zero2", "zero3"] = "single"
     zero_optimization: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's section, of the zero engines
+    processes: int = field(default=1, metadata=bounds(low=0))  # of a zero engine, per machine; 0: one per visible GPU
+    devices: tuple[int, ...] = ()                              # the GPUs of these processes; empty: the first ones
+    hostfile: str | None = None                                # DeepSpeed's, for several machines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +300,15 @@ def protocol(dataset: DatasetSpec) -> dict[str, Any]:
 
 def input_form(model: ModelSpec) -> dict[str, Any]:
     """Return how a model is fed; its weights are identified by their digest, its rates are in the TrainSpec."""
-    return {"family": model.family, "preprocess": model.preprocess, "max_length": model.max_length}
+    form = {"family": model.family, "preprocess": model.preprocess, "max_length": model.max_length}
+    return form if model.vocab_size is None else {**form, "vocab_size": model.vocab_size}
+
+
+def training_form(train: TrainSpec | None) -> dict[str, Any] | None:
+    """Return the settings that make a trained model what it is; computing activations twice changes no number."""
+    if train is None:
+        return None
+    return {key: value for key, value in plain(train).items() if key != "gradient_checkpointing"}
 
 
 def identity(cell: CellSpec) -> dict[str, Any]:
@@ -307,7 +324,7 @@ def identity(cell: CellSpec) -> dict[str, Any]:
         "method": {"id": cell.method.id, "params": plain(cell.method.params)},
         "target": cell.target,
         "seed": cell.seed,
-        "train": plain(cell.train),
+        "train": training_form(cell.train),
         "datasets": {dataset.id: protocol(dataset) for dataset in counted},
         "eval": {"limit": cell.eval.limit, "split": cell.eval.split},
         "dtype": cell.dtype,

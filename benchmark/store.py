@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, did_you_mean
 from benchmark.files import write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, cell_id, cell_of, plain
@@ -90,6 +90,20 @@ class Store:
     def all_cells(self) -> list[Path]:
         """Return the folders of all cells, by name."""
         return sorted(path.parent for path in self.cells.glob("*/cell.yaml"))
+
+    def find(self, name: str) -> Path:
+        """Return the folder of a cell by its name, or by a beginning that only it has.
+
+        Raises:
+            UserError: no such cell, or several.
+        """
+        names = [folder.name for folder in self.all_cells()]
+        found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]
+        if len(found) != 1:
+            raise UserError(f"{len(found)} cells begin with {name!r}: {', '.join(found)}." if found else (
+                f"No cell {name!r} in {self.cells}.{did_you_mean(name, names) if names else ' There are none yet.'}"
+            ))
+        return self.cells / found[0]
 
     # -- state --------------------------------------------------------------------------------------------------
 

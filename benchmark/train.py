@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -33,8 +34,9 @@ from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import Item, Items, collate, split_start, start_cache
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
+from benchmark.models.trainable import check_counts, trainable_table
 from benchmark.shards import Attachment, attach
-from benchmark.spec import CellSpec
+from benchmark.spec import CellSpec, training_form
 from methods.base import Method
 
 # Files of a saved state, beside the optimizer's and the method's.
@@ -133,6 +135,9 @@ def train(
             f"train.batch_size={settings.batch_size}. Choose a divisor."
         )
     names = trainable_names(loaded, settings.scope, settings.last_layers)
+    check_counts(loaded, names, cell)
+    if cell.model.architecture and rank == 0:
+        print(trainable_table(loaded, names), flush=True)
     items = Items(loaded, records, supervised=True)
     tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
     state = StateFolder(out / "checkpoint", _fingerprint(cell, loaded, items))
@@ -146,6 +151,8 @@ def train(
             # Master weights are float32; with dtype=bfloat16 autocast casts them for the products.
             parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
+    if settings.gradient_checkpointing:
+        _checkpointing(model, "enable", {"use_reentrant": False})
     run = Run(
         cell=cell,
         loaded=loaded,
@@ -164,7 +171,12 @@ def train(
         trainer.run_cell()
         tuned = trainer.weights()
     model.requires_grad_(False).eval()
+    if settings.gradient_checkpointing:
+        _checkpointing(model, "disable")
     if rank == 0:
+        trainer.write_speed(out / "speed.json")
+        # In the base's dtype: what the last forward pass used, and half the size of float32 masters.
+        tuned = {name: tensor.to(pretrained[name].dtype) for name, tensor in tuned.items()}
         save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
         state.remove()
     if sharded:
@@ -260,7 +272,7 @@ class TrainingSet:
 
 
 def training_batch(
-    loaded: LoadedModel, pairs: Sequence[tuple[Item, float]], blank: Tensor | None = None
+    loaded: LoadedModel, pairs: Sequence[tuple[Item, float]], blank: Tensor | None = None, share: bool = True
 ) -> dict[str, Any]:
     """Collate a micro-batch and reduce its labels to what the loss needs.
 
@@ -270,17 +282,20 @@ def training_batch(
         blank: an image for a batch that has none, in a row of its own, without weight. Several processes need it:
             under ZeRO-3 all run the same modules in the same order or wait for each other for ever, and a projector
             that takes no part would be stepped with the gradient of an earlier batch.
+        share: run the tokens that all items begin with once. Gradient checkpointing rules it out: layers that run again
+            would write the keys of that start a second time, so transformers drops them.
 
     Returns:
-        "start", the tokens that all items begin with, (1, shared); the model's inputs for what follows them;
-        "columns", the positions whose logits predict some supervised token; "targets" and "weights",
+        "start", the tokens that all items begin with, (1, shared), none unless shared; the model's inputs for what
+        follows them; "columns", the positions whose logits predict some supervised token; "targets" and "weights",
         (batch, columns), weight 0 where nothing is supervised; "item_ids".
     """
     if blank is not None and all(item.image is None for item, _ in pairs):
         # Beginning as the first item does, it leaves the start that all items share as it is.
         ids = pairs[0][0].input_ids + [loaded.image_token_id] * loaded.image_seq_length
         pairs = [*pairs, (Item("blank", ids, [IGNORE] * len(ids), blank), 0.0)]
-    shared, rest = split_start(loaded, [item for item, _ in pairs])
+    items = [item for item, _ in pairs]
+    shared, rest = split_start(loaded, items) if share else ([], items)
     batch: dict[str, Any] = collate(loaded, rest, "right")
     mask = batch["attention_mask"]
     batch["attention_mask"] = torch.cat([mask.new_ones(len(mask), len(shared)), mask], dim=1)
@@ -290,7 +305,7 @@ def training_batch(
     columns = supervised.any(0).nonzero().flatten()
     weights = torch.tensor([weight for _, weight in pairs])[:, None] * supervised
     return batch | {
-        "start": torch.tensor([shared]),
+        "start": torch.tensor([shared], dtype=torch.long),
         "columns": columns,
         "targets": following[:, columns].clamp(min=0),
         "weights": weights[:, columns],
@@ -313,8 +328,9 @@ def batch_loss(model: Any, batch: dict[str, Any], autocast: bool) -> tuple[Tenso
     columns, targets, weights = batch["columns"], batch["targets"], batch["weights"]
     with torch.autocast(columns.device.type, torch.bfloat16, enabled=autocast):
         # The system prompt comes before the image, so one forward and backward pass of it serves the batch.
-        cache = start_cache(model, batch["start"], len(targets))
-        outputs = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=columns)
+        shared = batch["start"].shape[1] > 0
+        cache = start_cache(model, batch["start"], len(targets)) if shared else None
+        outputs = model(**inputs, past_key_values=cache, use_cache=shared, logits_to_keep=columns)
     chosen = weights > 0
     losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
     return (losses * weights[chosen]).sum(), outputs
@@ -333,6 +349,9 @@ class CellTrainer(Trainer):
         self.settings = settings
         self.batch_ids: list[str] = []
         self.rows: TextIO | None = None
+        self.waited = 0.0  # seconds for data
+        self.began = time.monotonic()
+        self.first_step = 0
         config = deepspeed_config(
             run.cell.zero_optimization,
             micro_batch_size=settings.micro_batch_size,
@@ -357,7 +376,7 @@ class CellTrainer(Trainer):
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_num_workers=items.workers,
+            dataloader_num_workers=_workers(items),
             dataloader_pin_memory=device == "cuda",
             deepspeed=config and config | {"bf16": {"enabled": False}},
         )
@@ -368,7 +387,9 @@ class CellTrainer(Trainer):
             model=run.loaded.model,
             args=arguments,
             train_dataset=TrainingSet(items),
-            data_collator=lambda pairs: training_batch(run.loaded, pairs, blank),
+            data_collator=lambda pairs: training_batch(
+                run.loaded, pairs, blank, share=not settings.gradient_checkpointing
+            ),
             # Its presence tells the Trainer that the loss is already scaled for accumulation.
             compute_loss_func=self.compute_loss,
             callbacks=[CellCallback(self)],
@@ -391,7 +412,7 @@ class CellTrainer(Trainer):
         if saved != self.place:
             raise UserError(
                 f"The training state in {found[0]} was saved with {saved}, this run has {self.place}. It is cut like "
-                "the weights: go on with what saved it, or delete the folder to start again."
+                f"the weights: go on with {_same(saved)}, or delete the folder to start again."
             )
         try:
             if self.rank == 0:
@@ -431,7 +452,8 @@ class CellTrainer(Trainer):
                 {"params": projector, "lr": self.settings.projector_learning_rate},
             ]
             groups = [group for group in groups if group["params"]]
-            self.optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+            fused = True if self.run.cell.device == "cuda" else None
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=fused)
         return self.optimizer
 
     def compute_loss(
@@ -444,6 +466,27 @@ class CellTrainer(Trainer):
             self._fail("loss", loss.item(), self.state.global_step + 1)
         loss = loss * self.processes  # DeepSpeed takes the mean over the processes
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        began = time.monotonic()
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.waited += time.monotonic() - began
+        return samples
+
+    def write_speed(self, path: Path) -> None:
+        """Write what this process measured since it started or resumed; a plan counts with it."""
+        steps, seconds = self.state.global_step - self.first_step, time.monotonic() - self.began
+        if steps <= 0:
+            return  # all was done when the run that saved the state was stopped
+        device = self.args.device
+        peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+        content = {
+            "engine": self.run.cell.engine, "processes": self.processes, "steps": steps, "seconds": round(seconds, 3),
+            "samples": min(steps * self.settings.batch_size, len(self.run.order) * self.settings.epochs),
+            "share_waiting_for_data": round(self.waited / seconds, 4), "peak_memory_gb": peak,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        }
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the Trainer would count all parameters at each step for a number that nobody reads
@@ -534,6 +577,7 @@ class CellCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.start_method()
+        self.trainer.began, self.trainer.first_step = time.monotonic(), state.global_step
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         order = self.trainer.run.order
@@ -556,12 +600,29 @@ class CellCallback(TrainerCallback):
 def _fingerprint(cell: CellSpec, loaded: LoadedModel, items: Items) -> str:
     texts = [(record.item_id, *pair) for record, pair in zip(items.records, items.encoded, strict=True)]
     spec = {
-        "train": dataclasses.asdict(cell.train),
+        "train": training_form(cell.train),
         "method": dataclasses.asdict(cell.method),
         "seed": cell.seed,
         "dtype": cell.dtype,
     }
     return digest_of({"spec": spec, "base": loaded.digest, "texts": texts})
+
+
+def _checkpointing(model: Any, what: str, *options: dict[str, Any]) -> None:
+    """Switch gradient checkpointing on or off, under its old or its new name."""
+    names = (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}")
+    next(getattr(model, name) for name in names if hasattr(model, name))(*options)
+
+
+def _workers(items: Items) -> int:
+    """Return how many processes read ahead for one of the training processes of this machine."""
+    return items.workers and max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def _same(saved: str) -> str:
+    """Return how to ask for the engine and the processes of a saved state, e.g. engine=zero2 and GPUS=8."""
+    engine, _, rest = saved.partition(" on ")
+    return engine if engine == "engine=single" else f"{engine} and GPUS={rest.split()[0]} (gpus={rest.split()[0]})"
 
 
 def _open_log(path: Path, step: int) -> TextIO:

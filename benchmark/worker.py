@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from benchmark.models import LoadedModel
 
 Step = Callable[[str, int, int, str], None]
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")  # before a worker narrows it to its own GPU
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ def load_model(model: ModelSpec, dtype: str, device: str) -> LoadedModel:
     import torch
 
     from benchmark import models
+    from benchmark.models import places
 
-    loaded = models.load(replace(model, checkpoint=str(at_root(model.checkpoint))), getattr(torch, dtype))
+    path = places.checkpoint(model).path
+    loaded = models.load(replace(model, checkpoint=str(path)), getattr(torch, dtype))
     loaded.model.to(device)
     return loaded
 
@@ -136,7 +140,8 @@ class Worker:
                 return "done already"
             started, seconds = time.monotonic(), {}
             try:
-                if any(not stage.startswith(("score/", "summary")) for stage in missing):
+                here = cell.engine == "single"  # else other processes load the model
+                if here and any(not stage.startswith(("score/", "summary")) for stage in missing):
                     self._load(cell)
                 store.begin(cell)
                 for stage in missing:
@@ -185,24 +190,25 @@ class Worker:
             self._summarise(cell)
 
     def _train(self, cell: CellSpec, step: Step) -> None:
+        def told(done: int, total: int, row: Mapping[str, Any]) -> None:
+            step("train", done, total, f"loss {row['loss']:.3f}" if "loss" in row else "")
+
+        records, folder = self._training_records(cell), self._store.folder(cell)
+        if cell.engine != "single":
+            from benchmark.launch import train_together
+
+            self._free()  # the processes need the memory of this one's GPU
+            assert cell.train is not None
+            steps = cell.train.epochs * math.ceil(len(records) / cell.train.batch_size)
+            train_together(cell, folder, VISIBLE, steps, told)
+            return
         from benchmark.train import train
         from methods.registry import build
 
         seed_everything(cell.seed)
         method = build(cell.method.id, dict(cell.method.params), cell.seed)
-
-        def told(done: int, total: int, row: Mapping[str, Any]) -> None:
-            step("train", done, total, f"loss {row['loss']:.3f}" if "loss" in row else "")
-
-        records, folder = self._training_records(cell), self._store.folder(cell)
-        if cell.engine == "single":
-            with self._base(cell):
-                train(cell, self._load(cell), records, method, folder, told)
-        else:
-            try:
-                train(cell, self._load(cell), records, method, folder, told)
-            finally:
-                self._model = None  # DeepSpeed has taken it apart
+        with self._base(cell):
+            train(cell, self._load(cell), records, method, folder, told)
 
     def _posthoc(self, cell: CellSpec, full_ft: CellSpec | None) -> None:
         from benchmark.posthoc import transform
@@ -217,20 +223,33 @@ class Worker:
             transform(cell, self._load(cell), self._training_records(cell), method, base, delta, out)
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
-        from benchmark.checkpoint import apply_delta, load_delta
-        from eval.generate import generate
-
-        folder, loaded = self._store.folder(cell), self._load(cell)
+        folder = self._store.folder(cell)
         records = self.records(cell, dataset, cell.eval.split, cell.eval.limit)
 
         def told(done: int, total: int, *_: Any) -> None:
             step(f"generate {dataset}", done, total, "")
 
+        if cell.engine != "single":
+            from benchmark.launch import answer_together, processes_of
+
+            if cell.hostfile or processes_of(cell, VISIBLE) > 1:
+                self._free()
+                ids = [record.item_id for record in records]
+                answer_together(cell, folder, VISIBLE, dataset, ids, told)
+                return
+        from benchmark.checkpoint import apply_delta, load_delta
+        from eval.generate import generate
+
+        loaded = self._load(cell)
+
         path = folder / "answers" / f"{dataset}.jsonl"
         with self._base(cell) if cell.train else contextlib.nullcontext():
             if cell.train:
                 apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
-            generate(loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told)
+            generate(
+                loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told,
+                share_images=cell.eval.share_images,
+            )
 
     def _score(self, cell: CellSpec, dataset: str) -> None:
         from benchmark.scores import read_answers, write_items
@@ -276,6 +295,16 @@ class Worker:
             except UserError as error:
                 raise ModelUnusable(str(error)) from error
         return self._model[1]
+
+    def _free(self) -> None:
+        """Let go of the model."""
+        import gc
+
+        import torch
+
+        self._model = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def _base(self, cell: CellSpec) -> Iterator[dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -16,7 +17,7 @@ from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.models import LoadedModel
-from benchmark.models.batch import Item, Items, collate, split_start, start_cache
+from benchmark.models.batch import Item, Items, collate, split_image, split_start, start_cache
 from benchmark.models.prompt import render
 from benchmark.spec import DatasetSpec
 
@@ -30,6 +31,7 @@ def generate(
     out_jsonl: Path,
     batch_size: int,
     on_progress: Progress | None = None,
+    share_images: bool = False,
 ) -> None:
     """Answer every record that the file does not hold yet.
 
@@ -43,6 +45,7 @@ def generate(
         out_jsonl: one line per item: item_id, prompt_hash, text, n_tokens (end token not counted).
         batch_size: items per forward pass.
         on_progress: called after each batch with (answered, all).
+        share_images: run an image once for all questions on it.
 
     Raises:
         UserError: images missing or corrupt (all counted), duplicate item ids, a prompt too long, file not
@@ -64,14 +67,16 @@ def generate(
             f"the model's {limit} positions. Lower max_new_tokens or shorten the prompts."
         )
     # Longest first: a batch that does not fit into memory fails at once, and the time left is no guess too low.
-    order = sorted(range(len(records)), key=lambda index: (-len(items.encoded[index][0]), index))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    lengths = [len(ids) for ids, _ in items.encoded]
+    batches = cut(lengths, [record.image if share_images else None for record in records], batch_size)
     batches = [batch for batch in batches if not all(records[index].item_id in answered for index in batch)]
     loader = DataLoader(items, batch_sampler=batches, collate_fn=list, num_workers=items.workers)
     loaded.model.eval()
     with _append(out_jsonl) as file:
-        for batch in loader:
-            texts = answer_batch(loaded, batch, spec.max_new_tokens)
+        for indices, batch in zip(batches, loader, strict=True):
+            one_image = share_images and len({records[index].image for index in indices} - {None}) == 1 < len(batch)
+            one_image = one_image and all(item.image is not None for item in batch)
+            texts = answer_batch(loaded, batch, spec.max_new_tokens, one_image)
             lines = []
             for item, (text, n_tokens) in zip(batch, texts, strict=True):
                 if item.item_id not in answered:
@@ -87,21 +92,48 @@ def generate(
                 on_progress(len(answered), len(records))
 
 
+def cut(lengths: Sequence[int], images: Sequence[Path | None], batch_size: int) -> list[list[int]]:
+    """Cut items into batches, those with the longest prompt first.
+
+    Args:
+        lengths: of the prompts, tokens.
+        images: items with the same image come into batches of their own; None: with any other item.
+        batch_size: largest number of items.
+
+    Returns:
+        Indices of each batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    groups: dict[Path | None, list[int]] = {None: []}
+    counts = Counter(images)
+    for index in order:
+        image = images[index] if counts[images[index]] > 1 else None
+        groups.setdefault(image, []).append(index)
+    chunks = [
+        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+    ]
+    return sorted(chunks, key=lambda chunk: (-lengths[chunk[0]], chunk[0]))
+
+
 @torch.inference_mode()
-def answer_batch(loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int) -> list[tuple[str, int]]:
+def answer_batch(
+    loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int, one_image: bool = False
+) -> list[tuple[str, int]]:
     """Answer some items in one batch.
 
     Args:
         loaded: the model, in evaluation mode.
         items: encoded without target.
         max_new_tokens: longest answer, tokens.
+        one_image: all items have the same image; it is run once.
 
     Returns:
         (text, number of tokens without the end token) per item.
     """
     model = loaded.model
     # The system prompt is the same for every item and, where prompts are short, a third of the work: run it once.
-    shared, rest = split_start(loaded, items)
+    shared, rest = split_image(loaded, items) if one_image else split_start(loaded, items)
+    pixels = collate(loaded, items[:1], "left")["pixel_values"].to(model.device, model.dtype) if one_image else None
     start = torch.tensor([shared], device=model.device)
     batch = {key: value.to(model.device) for key, value in collate(loaded, rest, "left").items()}
     starts = start.expand(len(items), -1)
@@ -115,7 +147,7 @@ def answer_batch(loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int
         inputs["pixel_values"] = batch["pixel_values"].to(model.dtype)
     output = model.generate(
         **inputs,
-        past_key_values=start_cache(model, start, len(items)),
+        past_key_values=start_cache(model, start, len(items), pixels),
         generation_config=GenerationConfig(
             do_sample=False,
             num_beams=1,

@@ -28,15 +28,18 @@ class MethodEntry:
         name: as printed in tables.
         reference: where it was proposed.
         kind: "none" (no training), "training", or "posthoc" (transforms a finished Full FT run).
+        refuses: the engines that it cannot train on as configured; said here too, as plans do not import its module.
     """
 
     cls: str
     name: str
     reference: str
     kind: Literal["none", "training", "posthoc"]
+    refuses: tuple[str, ...] = ()
 
 
 NRCA = "as in the code of Huang et al., NRCA, ICML 2025"
+SHARDED = ("zero1", "zero2", "zero3")
 # The paper's rows in the order of its tables, then the variants. What an id means is its class with the parameters in
 # conf/method/<id>.yaml.
 METHODS: dict[str, MethodEntry] = {
@@ -53,11 +56,11 @@ METHODS: dict[str, MethodEntry] = {
     "spider": MethodEntry("methods.spider:Spider", "SPIDER", "Huang et al., ICML 2025", "training"),
     # Penalties
     "l2_reg_mean": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, mean of means", NRCA, "training"),
-    "l2_reg_two_step": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, mean, two steps", NRCA, "training"),
+    "l2_reg_two_step": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, mean, two steps", NRCA, "training", SHARDED),
     "l2_reg_scaled": MethodEntry("methods.l2_reg:L2Reg", "L2-Reg, scaled by size", "SpiderBench", "training"),
     "grafting_mean": MethodEntry("methods.grafting:Grafting", "Grafting, mean of means", NRCA, "training"),
     "grafting_two_step": MethodEntry(
-        "methods.grafting:Grafting", "Grafting, mean, two steps", NRCA, "training"
+        "methods.grafting:Grafting", "Grafting, mean, two steps", NRCA, "training", SHARDED
     ),
     "grafting_scaled": MethodEntry(
         "methods.grafting:Grafting", "Grafting, scaled by size", "SpiderBench", "training"
@@ -94,7 +97,7 @@ METHODS: dict[str, MethodEntry] = {
     "spider_instant": MethodEntry("methods.spider:Spider", "SPIDER, no momentum", "SpiderBench", "training"),
     "spider_abs": MethodEntry("methods.spider:Spider", "SPIDER, mean of |g|", "SpiderBench", "training"),
     "spider_global": MethodEntry(
-        "methods.spider:Spider", "SPIDER, ranks per group", "SpiderBench", "training"
+        "methods.spider:Spider", "SPIDER, ranks per group", "SpiderBench", "training", ("zero3",)
     ),
     # Post-hoc methods
     "dare_drop_only": MethodEntry("methods.dare:Dare", "DARE, drop only", "Yu et al., ICML 2024", "posthoc"),

@@ -43,6 +43,7 @@ class LoadedModel:
         vocab_size: rows of the output embedding.
         max_length: longest training sequence, tokens.
         path: the checkpoint folder.
+        tower_path: the folder that the vision tower came from, if the checkpoint has none.
         features: of whole image sets, kept because no cell changes the tower.
         checked: image sets too large for that, all of whose files could be read.
     """
@@ -59,6 +60,7 @@ class LoadedModel:
     vocab_size: int
     max_length: int
     path: Path
+    tower_path: Path | None = None
     features: dict[Any, Tensor] = field(default_factory=dict, repr=False)
     checked: set[Any] = field(default_factory=set, repr=False)
 
@@ -74,15 +76,15 @@ class LoadedModel:
 
     @cached_property
     def digest(self) -> str:
-        """Content digest of the checkpoint folder."""
-        return digest(self.path)
+        """Content digest of the checkpoint."""
+        return digest(self.path, self.tower_path)
 
 
 def load(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
     """Load the checkpoint that a model spec names.
 
     Args:
-        spec: family, checkpoint folder, preprocess, max_length.
+        spec: family, checkpoint folder, preprocess, max_length, vocab_size, vision_tower.
         dtype: of all weights.
 
     Returns:
@@ -97,7 +99,7 @@ def load(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
             f"model.checkpoint={spec.checkpoint!r} of model {spec.id!r} is not a folder. Fetch or make the "
             "checkpoint (python -m benchmark doctor says how), or give another path."
         )
-    fields = _family(spec.family).load(path, spec.preprocess, dtype)
+    fields = _family(spec.family).load(path, spec, dtype)
     return LoadedModel(**fields, max_length=spec.max_length, path=path)
 
 
@@ -120,19 +122,29 @@ def save(
     _family(family).save(model, tokenizer, preprocessor, Path(path))
 
 
-def digest(path: str | Path) -> str:
-    """Return the content digest of a checkpoint folder (weights, configs, tokenizer; not its model card).
+def digest(path: str | Path, tower: Path | None = None) -> str:
+    """Return the content digest of a checkpoint (weights, configs, tokenizer; not its model card).
+
+    Args:
+        path: its folder.
+        tower: folder of its vision tower, if it has none.
 
     Raises:
-        UserError: the folder does not exist or is empty.
+        UserError: a folder does not exist or is empty.
     """
-    from benchmark.models import folder
+    from benchmark.sidecar import checkpoint_digest
 
-    return folder.digest(Path(path))
+    found = checkpoint_digest([Path(path), *([tower] if tower else [])])
+    assert found is not None
+    return found
 
 
 def _all(loaded: LoadedModel, last_layers: int) -> list[str]:
     return [loaded.projector_prefix, *loaded.block_prefixes]
+
+
+def _blocks(loaded: LoadedModel, last_layers: int) -> list[str]:
+    return loaded.block_prefixes
 
 
 def _last(loaded: LoadedModel, last_layers: int) -> list[str]:
@@ -150,7 +162,8 @@ def _projector(loaded: LoadedModel, last_layers: int) -> list[str]:
 
 SCOPES: dict[str, Callable[[LoadedModel, int], list[str]]] = {
     "last_layers": _last,
-    "all_layers": _all,
+    "all": _all,
+    "llm": _blocks,
     "projector": _projector,
 }
 
@@ -163,7 +176,8 @@ def trainable_names(loaded: LoadedModel, scope: str, last_layers: int) -> list[s
 
     Args:
         loaded: the model.
-        scope: "last_layers", "all_layers" or "projector".
+        scope: "last_layers" (L blocks and the projector), "all" (every block and the projector), "llm" (every block)
+            or "projector".
         last_layers: L, used by scope "last_layers".
 
     Returns:

@@ -207,14 +207,35 @@ def split_start(loaded: LoadedModel, items: Sequence[Item]) -> tuple[list[int], 
     return items[0].input_ids[:shared], rest
 
 
-def start_cache(model: PreTrainedModel, start: Tensor, copies: int) -> Cache:
+def split_image(loaded: LoadedModel, items: Sequence[Item]) -> tuple[list[int], list[Item]]:
+    """Cut off the tokens that questions on one image begin with, the image included.
+
+    Args:
+        loaded: gives the image id.
+        items: encoded without target, all with the same image.
+
+    Returns:
+        (the shared tokens, the items without them and without image).
+    """
+    kept = min(len(item.input_ids) for item in items) - 1  # generation begins after at least one token
+    columns = zip(*(item.input_ids[:kept] for item in items), strict=True)
+    shared = next((place for place, column in enumerate(columns) if len(set(column)) > 1), kept)
+    rest = [
+        replace(item, input_ids=item.input_ids[shared:], labels=item.labels[shared:], image=None) for item in items
+    ]
+    return items[0].input_ids[:shared], rest
+
+
+def start_cache(model: PreTrainedModel, start: Tensor, copies: int, pixel_values: Tensor | None = None) -> Cache:
     """Run the shared tokens once and return their keys and values for a batch; gradients flow through it.
 
     Args:
         model: the model.
         start: (1, shared) token ids.
         copies: items in the batch.
+        pixel_values: of the image among them.
     """
-    cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
+    image = {} if pixel_values is None else {"pixel_values": pixel_values}
+    cache = model(input_ids=start, use_cache=True, logits_to_keep=1, **image).past_key_values
     cache.batch_repeat_interleave(copies)
     return cache

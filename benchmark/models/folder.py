@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmark.errors import UserError
-from benchmark.files import sha256_file
 
 FIX = "Fetch the checkpoint again, or correct model.checkpoint."
-HASHED = (".safetensors", ".json", ".model", ".jinja")
-NOT_HASHED = ("trainer_state.json", "training.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -115,11 +111,16 @@ def refuse_mismatch(folder: Path, missing: Any, unexpected: Any, mismatched: Any
         raise UserError(f"Checkpoint {folder} does not match its config.json: {'; '.join(faults)}. {FIX}")
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder; padding is always with <unk>, as in LLaVA and VILA.
 
+    Args:
+        folder: tokenizer.json or tokenizer.model, and tokenizer_config.json.
+        rows: of the model's embedding; None if no model is loaded.
+
     Raises:
-        UserError: tokenizer files are missing or invalid, or a begin, end or unknown token is not defined.
+        UserError: tokenizer files are missing or invalid, a begin, end or unknown token is not defined, or there are
+            more tokens than rows.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"Checkpoint {folder} has no tokenizer.json or tokenizer.model. {FIX}")
@@ -128,33 +129,24 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, legacy=False, padding_side="right"
             )
+    except ImportError as error:
+        raise UserError(
+            f"The tokenizer in {folder} is a tokenizer.model, and reading it needs a package that is missing "
+            f"({_first_line(error)}). Install it: pip install sentencepiece protobuf."
+        ) from None
     except Exception as error:  # the tokenizers library raises bare Exception for a corrupt file
         raise UserError(f"The tokenizer in {folder} does not load: {_first_line(error)}. {FIX}") from None
     missing = [n for n in ("bos", "eos", "unk") if getattr(tokenizer, f"{n}_token_id") is None]
     if missing:
         raise UserError(f"The tokenizer in {folder} defines no {', '.join(missing)} token. {FIX}")
+    if rows is not None and len(tokenizer) > rows:
+        raise UserError(
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens, the model only {rows} rows for them: they do not "
+            f"belong together. {FIX}"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer
-
-
-def digest(folder: Path) -> str:
-    """Return the SHA-256 over names and contents of weights, configs and tokenizer (not the model card).
-
-    Raises:
-        UserError: the folder does not exist or holds no such file.
-    """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix in HASHED and path.name not in NOT_HASHED and path.name[0] != "."
-    )
-    if not files:
-        raise UserError(f"Checkpoint folder {folder} does not exist or is empty. {FIX}")
-    total = hashlib.sha256()
-    for path in files:
-        total.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
-    return total.hexdigest()
 
 
 @contextlib.contextmanager

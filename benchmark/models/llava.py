@@ -1,19 +1,25 @@
-"""LLaVA-1.5: CLIP tower, two-layer MLP, Llama, in the layout of llava-hf (facts: arXiv 2310.03744)."""
+"""LLaVA-1.5: CLIP tower, two-layer MLP, Llama, in llava-hf's layout or LLaVA's own (facts: arXiv 2310.03744)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmark.errors import UserError
 from benchmark.files import canonical_json, write_atomic
 from benchmark.models import folder as folders
+from benchmark.models import llava_original as original
+from benchmark.models import places
 from benchmark.models.vision import load_image_processor
+
+if TYPE_CHECKING:
+    from benchmark.spec import ModelSpec
 
 PROJECTOR_PREFIX = "model.multi_modal_projector."
 BLOCK_PREFIX = "model.language_model.layers."
@@ -35,12 +41,24 @@ class FrozenTowerLlava(LlavaModel):
         return states[self.config.vision_feature_layer][:, int(drop_class) :]
 
 
-def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
-    """Load a llava-hf folder.
+class Head(nn.Linear):
+    """An output layer of which only the first `rows` rows give logits; the others stay stored."""
+
+    rows: int
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (..., rows) from (..., hidden)."""
+        return F.linear(hidden, self.weight[: self.rows])
+
+
+def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
+    """Load a folder of either layout.
 
     Args:
-        path: config.json, model*.safetensors, tokenizer files, preprocessor_config.json.
-        preprocess: "pad" as in the original LLaVA (llava-hf's own processor crops), "crop" or "resize".
+        path: llava-hf's: config.json, model*.safetensors, tokenizer files, preprocessor_config.json. LLaVA's own:
+            config.json, pytorch_model*.bin or model*.safetensors, tokenizer files, and a CLIP folder beside it.
+        spec: preprocess: "pad" as in the original LLaVA (llava-hf's own processor crops), "crop" or "resize";
+            vocab_size: rows of the output layer that count (LLaVA's 32,000; llava-hf stores 64 more); vision_tower.
         dtype: of all weights.
 
     Returns:
@@ -50,16 +68,27 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
         UserError: a file is missing, broken or does not match.
     """
     config = folders.read_json(path / "config.json")
-    if config.get("model_type") != "llava":
-        raise UserError(
-            f"{path / 'config.json'} has model_type={config.get('model_type')!r}, family llava needs 'llava' "
-            "(the llava-hf layout). Correct model.family or model.checkpoint."
+    tower_path = None
+    if places.is_original(config):
+        tower_path = places.tower(path, config, spec.vision_tower)
+        model = original.read(path, config, tower_path, dtype)
+        rows = spec.vocab_size or config["vocab_size"]
+    elif config.get("model_type") == "llava" and "text_config" in config:
+        model = folders.load_pretrained(
+            LlavaForConditionalGeneration, path, dtype=dtype, attn_implementation="sdpa"
         )
-    model = folders.load_pretrained(
-        LlavaForConditionalGeneration, path, dtype=dtype, attn_implementation="sdpa"
-    )
+        rows = spec.vocab_size
+    else:
+        kind = " (a VILA folder: family vila)" if "llm_cfg" in config else ""
+        raise UserError(
+            f"{path / 'config.json'} has model_type={config.get('model_type')!r}{kind}; family llava needs 'llava' "
+            "with a text_config (the llava-hf layout) or a mm_vision_tower (LLaVA's own). Correct model.family or "
+            "model.checkpoint."
+        )
     # Only now: transformers renames the tensors of released checkpoints for its own classes alone.
     model.model.__class__ = FrozenTowerLlava
+    if rows is not None:
+        limit(model, rows, path)
     config = model.config
     vision = config.vision_config
     if not isinstance(config.vision_feature_layer, int):
@@ -74,15 +103,16 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
             f"{path / 'config.json'}: image_seq_length={config.image_seq_length}, but the tower gives "
             f"{length} features. Correct the file."
         )
-    processor = load_image_processor(path / "preprocessor_config.json", preprocess)
+    file = (tower_path or path) / "preprocessor_config.json"
+    processor = load_image_processor(file, spec.preprocess)
     if (processor.height, processor.width) != (vision.image_size, vision.image_size):
         raise UserError(
-            f"{path / 'preprocessor_config.json'} makes {processor.height}x{processor.width} images, the "
+            f"{file} makes {processor.height}x{processor.width} images, the "
             f"tower takes {vision.image_size}x{vision.image_size}. Correct the file."
         )
     return {
         "model": model,
-        "tokenizer": folders.load_tokenizer(path),
+        "tokenizer": folders.load_tokenizer(path, config.text_config.vocab_size),
         "image_processor": processor,
         "image_token_id": config.image_token_id,
         "image_seq_length": length,
@@ -90,8 +120,24 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
         "block_prefixes": [f"{BLOCK_PREFIX}{i}." for i in range(config.text_config.num_hidden_layers)],
         "tower": model.model.get_tower_features,
         "feature_shape": (length, vision.hidden_size),
-        "vocab_size": config.text_config.vocab_size,
+        "vocab_size": rows or config.text_config.vocab_size,
+        "tower_path": tower_path,
     }
+
+
+def limit(model: LlavaForConditionalGeneration, rows: int, path: Path) -> None:
+    """Let only the first rows of the output layer give logits.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if rows > model.lm_head.out_features:
+        raise UserError(
+            f"model.vocab_size={rows}, but the output layer of {path} has {model.lm_head.out_features} rows. Set "
+            "model.vocab_size=null, or use a checkpoint with this vocabulary."
+        )
+    model.lm_head.__class__ = Head
+    model.lm_head.rows = rows
 
 
 def save(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +26,9 @@ from benchmark.errors import UserError
 from benchmark.files import canonical_json, write_atomic
 from benchmark.models import folder as folders
 from benchmark.models.vision import load_image_processor
+
+if TYPE_CHECKING:
+    from benchmark.spec import ModelSpec
 
 PROJECTOR_PREFIX = "mm_projector."
 BLOCK_PREFIX = "llm.model.layers."
@@ -297,12 +300,12 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         write_atomic(root / "config.json", json.dumps(config, indent=2, sort_keys=True))
 
 
-def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
+def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
     """Load a VILA1.5 folder.
 
     Args:
         path: config.json, llm/ (and tokenizer), vision_tower/ (and preprocessor_config.json), mm_projector/.
-        preprocess: "resize" as in VILA1.5, "pad" or "crop".
+        spec: preprocess: "resize" as in VILA1.5, "pad" or "crop".
         dtype: of all weights.
 
     Returns:
@@ -314,7 +317,7 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
     model = VilaForConditionalGeneration.from_pretrained(path, dtype=dtype)
     config = model.config
     vision = config.vision_config
-    processor = load_image_processor(path / "vision_tower" / "preprocessor_config.json", preprocess)
+    processor = load_image_processor(path / "vision_tower" / "preprocessor_config.json", spec.preprocess)
     size = vision.image_size
     if (processor.height, processor.width) != (size, size):
         raise UserError(
@@ -323,7 +326,7 @@ def load(path: Path, preprocess: str, dtype: torch.dtype) -> dict:
         )
     return {
         "model": model,
-        "tokenizer": folders.load_tokenizer(path / "llm"),
+        "tokenizer": folders.load_tokenizer(path / "llm", config.text_config.vocab_size),
         "image_processor": processor,
         "image_token_id": config.image_token_id,
         "image_seq_length": config.image_seq_length,

@@ -108,7 +108,9 @@ def transform(cell: Any, loaded: Any, records: Any, method: Any, base: Any, full
     out.write_text(str((float(full_ft.read_text()) + base) / 2))
 
 
-def generate(loaded: Any, records: Any, spec: Any, out: Path, batch_size: int, on_progress: Any) -> None:
+def generate(
+    loaded: Any, records: Any, spec: Any, out: Path, batch_size: int, on_progress: Any, share_images: bool = False
+) -> None:
     note("generate", out.parent.parent.name, spec.id)
     trouble("generate", spec.id)
     out.parent.mkdir(parents=True, exist_ok=True)

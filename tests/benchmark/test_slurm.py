@@ -69,3 +69,16 @@ def test_an_element_is_queued_again_only_after_preemption(tmp_path: Path, capsys
         assert (tmp_path / "requeued").exists() == (code == 75)
     assert (tmp_path / "requeued").read_text() == "requeue 77_1\n"
     assert "--cells-only" in (tmp_path / "ran").read_text() and "methods=spider" in (tmp_path / "ran").read_text()
+
+
+def test_a_job_has_the_gpus_that_a_cell_trains_on(tmp_path: Path, capsys):
+    asked = ("table=table5", "profile=paper", f"results={tmp_path}/r", "gpus=8")
+    text = script(capsys, *asked, "gpu=4090x8")
+    assert "#SBATCH --gpus-per-node=8\n" in text
+    for arguments in commands(text):
+        assert "gpus=8" in arguments and not any(item.startswith("gpu=") for item in arguments)
+        assert request(arguments).cells[0].processes == 8
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=8\n")
+    assert cli.main(["plan", "--sbatch", *asked, f"hostfile={hosts}"]) == 2
+    assert "one node" in capsys.readouterr().err

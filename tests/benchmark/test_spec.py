@@ -86,6 +86,15 @@ def test_every_profile_and_table_compose(profile, table):
     assert asked.profile.id == profile and asked.cells
 
 
+def test_a_table_leaves_out_what_the_engine_cannot_train_and_a_named_method_is_refused():
+    asked = request(["profile=paper", "table=variants"])
+    assert asked.left_out == ("l2_reg_two_step", "grafting_two_step")
+    assert not set(asked.left_out) & {cell.method.id for cell in asked.cells}
+    assert request(["profile=paper", "table=variants", "engine=single"]).left_out == ()
+    with pytest.raises(UserError, match="l2_reg_two_step refuses engine=zero2"):
+        request(["profile=paper", "table=variants", "methods=l2_reg_two_step"])
+
+
 def test_the_paper_profile_has_the_papers_settings():
     vila, llava = (request(["profile=paper", "method=full_ft", f"model={name}", "dataset=coco"]).cells[0]
                    for name in ("vila15_3b", "llava15_7b"))  # fmt: skip
@@ -301,7 +310,8 @@ def test_no_field_is_forgotten():
     cell = one()
     same = {
         "checkpoint", "name", "learning_rate", "projector_learning_rate", "counts", "role", "posthoc", "data_root",
-        "device", "threads", "engine", "zero_optimization", "batch_size",
+        "device", "threads", "engine", "zero_optimization", "batch_size", "repository", "vision_tower", "architecture",
+        "processes", "devices", "hostfile",
     }  # fmt: skip
     changed = {int: 99, float: 0.123, str: "other", dict: {"other": 1}, type(None): 99, tuple: ()}
     for spec, place in ((cell, None), (cell.model, "model"), (cell.train, "train"), (cell.method, "method"),

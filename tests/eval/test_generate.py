@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,9 +12,9 @@ from PIL import Image
 import eval.generate
 from benchmark.data.record import Record
 from benchmark.errors import UserError
-from benchmark.models.batch import Items
+from benchmark.models.batch import Items, split_image
 from benchmark.spec import DatasetSpec
-from eval.generate import answer_batch, generate, prompt_hash
+from eval.generate import answer_batch, cut, generate, prompt_hash
 from tests.benchmark.models import tiny
 
 QUESTIONS = ["what?", "what colour is this animal?", "A or B?", "is this a dog? " * 6, "red or blue cat?", "1 2 3", "a"]
@@ -98,9 +99,9 @@ def counted(monkeypatch):
     """Sizes of the batches that were really generated."""
     sizes = []
 
-    def count(loaded, items, max_new_tokens):
+    def count(loaded, items, *rest):
         sizes.append(len(items))
-        return answer_batch(loaded, items, max_new_tokens)
+        return answer_batch(loaded, items, *rest)
 
     monkeypatch.setattr(eval.generate, "answer_batch", count)
     return sizes
@@ -188,3 +189,42 @@ def test_other_bad_input(loaded, records, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
         generate(loaded, records, dataset(), tmp_path / "file" / "a.jsonl", 4)
+
+
+@pytest.mark.parametrize("batch_size", [3, 16])
+def test_a_shared_image_changes_no_answer(loaded, records, tmp_path, batch_size, monkeypatch):
+    """Four images with up to five questions each, some items without an image, some images with one question."""
+    questions = [
+        dataclasses.replace(record, item_id=f"{record.item_id}/{i}", prompt=record.prompt + " ?" * i)
+        for record in records[:6] for i in range(1 if record.item_id == "q4" else 5)
+    ]
+    calls = []
+    answer = eval.generate.answer_batch
+
+    def noting(loaded, items, tokens, one_image=False):
+        calls.append((one_image, len(items)))
+        return answer(loaded, items, tokens, one_image)
+
+    monkeypatch.setattr(eval.generate, "answer_batch", noting)
+    generate(loaded, questions, dataset(), tmp_path / "plain.jsonl", batch_size)
+    assert not any(shared for shared, _ in calls)
+    calls.clear()
+    generate(loaded, questions, dataset(), tmp_path / "shared.jsonl", batch_size, share_images=True)
+    assert read(tmp_path / "plain.jsonl") == read(tmp_path / "shared.jsonl")
+    assert sum(size for shared, size in calls if shared) == 15 and {shared for shared, _ in calls} == {True, False}
+
+
+def test_the_shared_part_of_questions_on_one_image(loaded, records):
+    items = Items(loaded, [dataclasses.replace(records[0], prompt=text) for text in QUESTIONS], supervised=False)
+    start, rest = split_image(loaded, [items[i] for i in range(len(QUESTIONS))])
+    assert start.count(loaded.image_token_id) == loaded.image_seq_length
+    assert all(start + one.input_ids == items[i].input_ids and one.image is None for i, one in enumerate(rest))
+    same, (left,) = split_image(loaded, [items[0]])
+    assert len(left.input_ids) == 1 and same + left.input_ids == items[0].input_ids
+
+
+def test_batches_without_shared_images_are_those_of_ever():
+    lengths = [5, 9, 9, 1, 7]
+    assert cut(lengths, [None] * 5, 2) == [[1, 2], [4, 0], [3]]
+    images = ["a", "b", "a", "a", None]
+    assert cut(lengths, images, 2) == [[1, 4], [2, 0], [3]]

@@ -8,7 +8,7 @@ import torch
 
 from benchmark.errors import UserError
 from methods.half_ft import draw_frozen
-from methods.registry import METHODS, build
+from methods.registry import METHODS, build, refusal
 from tests.methods import parts, toy
 from tests.methods.checks import FixedInputs, random_weights
 
@@ -135,6 +135,12 @@ def test_two_steps_are_refused_where_the_engine_takes_them(method):
     assert built.extra_step is None, "an engine that does not offer it"
     with pytest.raises(UserError, match="engine=single"):
         built.start(shards)
+
+
+def test_the_registry_says_which_engines_a_method_refuses():
+    for name in TRAINING:
+        refused = tuple(engine for engine in ("single", "zero1", "zero2", "zero3") if refusal(name, {}, engine))
+        assert METHODS[name].refuses == refused, name
 
 
 def test_two_steps_count_twice_and_move_further():

@@ -109,10 +109,11 @@ def test_a_cell_gets_the_same_weights_and_resumes_exactly(engine, folder, single
 
 
 def test_a_cell_in_bfloat16(folder, tmp_path):
-    """With either optimizer of DeepSpeed the delta holds the float32 masters."""
+    """With either optimizer of DeepSpeed the delta holds the masters, rounded as the model's weights are."""
     deltas = []
     for engine in ("zero1", "zero2"):
         assert launch(run, 2, folder, tmp_path / engine, engine, "bfloat16") == ["done", "done"]
         deltas.append(delta(tmp_path / engine, folder))
-    assert all(tensor.dtype == torch.float32 for tensor in deltas[0].values())
-    assert all((deltas[0][name] - value).abs().max() < 1e-6 for name, value in deltas[1].items())
+    assert all(tensor.dtype == torch.bfloat16 for tensor in deltas[0].values())
+    for name, value in deltas[1].items():  # masters that differ in the last bits may round to neighbours
+        assert torch.allclose(deltas[0][name].float(), value.float(), rtol=2**-7, atol=1e-6), name

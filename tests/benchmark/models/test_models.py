@@ -140,7 +140,7 @@ def test_trainable_names(models, family):
     blocks = [name for name in names if not name.startswith(loaded.projector_prefix)]
     assert {name.partition("layers.")[2].partition(".")[0] for name in blocks} == {"2", "3"}
     assert len(blocks) == 2 * 9 and blocks[0].partition("layers.")[2][0] == "2"
-    everything = trainable_names(loaded, "all_layers", 2)
+    everything = trainable_names(loaded, "all", 2)
     assert set(names) < set(everything) and len(everything) == len(names) + 2 * 9
     assert not any(part in name for name in everything for part in ("embed", "lm_head", "vision_tower", "model.norm"))
     assert trainable_names(loaded, "projector", 2) == names[: len(names) - len(blocks)]
@@ -485,7 +485,7 @@ def test_vila_projector_faults_are_named(folders, tmp_path):
 
 
 def test_wrong_family_size_tokenizer_and_path(folders, tmp_path):
-    with pytest.raises(UserError, match="model_type='llava_llama', family llava needs 'llava'"):
+    with pytest.raises(UserError, match=r"model_type='llava_llama' \(a VILA folder: family vila\); family llava needs"):
         tiny.load("llava", folders["vila"])
     with pytest.raises(UserError, match="is not a folder"):
         tiny.load("llava", tmp_path / "nowhere")

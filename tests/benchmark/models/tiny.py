@@ -52,6 +52,8 @@ class TinySpec:
     name: str = "tiny"
     learning_rate: float = 1e-3
     projector_learning_rate: float = 1e-4
+    vision_tower: str | None = None
+    vocab_size: int | None = None
 
 
 @functools.cache

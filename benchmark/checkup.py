@@ -1,0 +1,181 @@
+"""What a profile needs of this machine: GPUs, checkpoints in a layout that loads, datasets with their counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmark.compose import Request
+from benchmark.errors import UserError
+from benchmark.estimate import GIB, OVERHEAD
+from benchmark.models import places
+from benchmark.models.sizes import architecture_of
+from benchmark.spec import ModelSpec, at_root
+
+SPLITS = ("train", "test")
+
+
+def check(request: Request, wanted_gpus: int) -> tuple[list[str], list[str]]:
+    """Look for everything that the cells of a profile need.
+
+    Args:
+        request: profile and settings.
+        wanted_gpus: how many GPUs are meant to be used; 0: any number.
+
+    Returns:
+        (facts, faults), each fault with what to do about it.
+    """
+    facts: list[str] = []
+    faults: list[str] = []
+    parts = [("models", _models(request)), ("data", _data(request))]
+    if request.device == "cuda":
+        parts.insert(0, ("cuda", _cuda(wanted_gpus)))
+    for _, findings in parts:
+        for good, text in findings:
+            (facts if good else faults).append(text)
+    return facts, faults
+
+
+def _cuda(wanted: int) -> Iterator[tuple[bool, str]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        build = torch.version.cuda
+        yield False, (
+            f"torch {torch.__version__} was built without CUDA: install a CUDA build of torch" if build is None else
+            "torch sees no CUDA device: check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
+        )
+        return
+    count = torch.cuda.device_count()
+    for index in range(count):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        text = f"gpu {index}     {properties.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        used = total - free > OVERHEAD
+        yield not used, f"{text}: another process uses it, end that or leave this GPU out (gpus=)" if used else text
+    if not torch.cuda.is_bf16_supported():
+        yield False, "bfloat16 is not supported by this GPU: use one of the Ampere generation or later"
+    if wanted > count:
+        yield False, f"{wanted} GPUs are asked for, {count} are here: say GPUS={count}, or give a hostfile"
+    if torch.distributed.is_nccl_available():
+        yield True, f"nccl      {'.'.join(map(str, torch.cuda.nccl.version()))}, CUDA {torch.version.cuda}"
+    else:
+        yield False, "NCCL is missing from this torch: several GPUs need it, install the CUDA build of torch for Linux"
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+        yield True, f"driver    {driver[0] if driver else 'unknown'}"
+    except (OSError, subprocess.CalledProcessError):
+        yield True, "driver    unknown (no nvidia-smi)"
+
+
+def _models(request: Request) -> Iterator[tuple[bool, str]]:
+    for model in request.models:
+        place = places.checkpoint(model)
+        if not place.path.is_dir():
+            hub = f", or fetch {model.repository} into the hub cache" if model.repository else ""
+            yield False, f"{model.id}: no checkpoint in {place.path}. Put it there{hub}, or set model.checkpoint="
+            continue
+        try:
+            layout, size = _layout(model, place.path)
+        except UserError as error:
+            yield False, f"{model.id}: {error}"
+            continue
+        yield True, f"model     {model.id}: {layout} in {place.revision or place.path}, {size / 1e9:.1f} GB"
+
+
+def _layout(model: ModelSpec, path: Path) -> tuple[str, int]:
+    """Return (name of the layout, bytes of its weights).
+
+    Raises:
+        UserError: the folder is of no known layout, a shard is missing or cut short, or has too few weights.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'} cannot be read ({error}). Fetch the checkpoint again.") from None
+    if model.family == "vila":
+        if "llm_cfg" not in config:
+            raise UserError(f"{path} is no VILA folder (its config.json has no llm_cfg). Correct model.checkpoint.")
+        name, parts = "VILA folders", [path / part for part in ("llm", "vision_tower", "mm_projector")]
+    elif places.is_original(config):
+        name, parts = "LLaVA's own layout", [path, places.tower(path, config, model.vision_tower)]
+    elif config.get("model_type") == "llava" and "text_config" in config:
+        name, parts = "llava-hf layout", [path]
+    else:
+        raise UserError(f"{path} is neither llava-hf's layout nor LLaVA's own. Correct model.checkpoint.")
+    size = sum(_weights(part) for part in parts)
+    if model.architecture:
+        expected = 2 * architecture_of(model.architecture, "model.architecture").total
+        if size < 0.9 * expected:
+            raise UserError(
+                f"{path} holds {size / 1e9:.1f} GB of weights, {model.name} has {expected / 1e9:.1f} GB in 16 bits. "
+                "Fetch it again."
+            )
+    return name, size
+
+
+def _weights(folder: Path) -> int:
+    """Return the bytes of a folder's weight files, each at least as long as its header says."""
+    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{ending}.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        elif (folder / f"{stem}.{ending}").is_file():
+            names = [f"{stem}.{ending}"]
+        else:
+            continue
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            raise UserError(f"{folder} lacks {', '.join(absent)}. Fetch the checkpoint again.")
+        for name in names:
+            if ending == "safetensors" and (folder / name).stat().st_size < _length(folder / name):
+                raise UserError(f"{folder / name} is cut short. Fetch the checkpoint again.")
+        return sum((folder / name).stat().st_size for name in names)
+    raise UserError(f"{folder} has no weights (model*.safetensors or pytorch_model*.bin). Fetch the checkpoint again.")
+
+
+def _length(path: Path) -> int:
+    """Return how many bytes a safetensors file should have, from its header."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            return 8
+        header = struct.unpack("<Q", start)[0]
+        try:
+            tensors = json.loads(file.read(header))
+        except ValueError:
+            return 2**63 - 1
+    ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+    return 8 + header + max(ends, default=0)
+
+
+def _data(request: Request) -> Iterator[tuple[bool, str]]:
+    from benchmark import data
+
+    if find_spec("sentencepiece") is None and request.device == "cuda":
+        yield False, "sentencepiece is missing: VILA1.5 and LLaVA have a tokenizer.model (pip install sentencepiece)"
+    root = at_root(request.data_root)
+    profile = request.profile
+    for name in (*profile.upstream, *profile.targets):
+        spec = request.datasets[name]
+        folder = root / data.reader_of(spec)
+        if not folder.is_dir():
+            made = "the first run draws it" if profile.prepare else "docs/data.md says where it comes from"
+            yield bool(profile.prepare), f"data      {name}: no {folder} yet, {made}"
+            continue
+        found = []
+        for split in SPLITS if name in profile.targets else ("test",):
+            try:
+                found.append(f"{len(data.load(spec, root, split, None)):,} {split}")
+            except UserError as error:
+                yield False, f"{name} ({split}): {error}"
+        if found:
+            yield True, f"data      {name}: {', '.join(found)}"
+    free = shutil.disk_usage(request.results if request.results.exists() else at_root(".")).free
+    yield True, f"results   {request.results}: {free / 1e9:.0f} GB free"

@@ -1,0 +1,220 @@
+"""Trains and evaluates a cell of a zero engine in processes of its own: torchrun's, or DeepSpeed's on several hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import UserError
+from benchmark.files import write_atomic
+from benchmark.spec import ROOT, CellSpec
+
+OUTCOME = "outcome-{}.json"  # how a process ended, by its number
+STOP = "stop"                # if this file is there, the processes save their state and end
+PATIENCE = 900.0             # seconds that they have for it
+POLL = 1.0
+Told = Callable[[int, int, Mapping[str, Any]], None]
+Answered = Callable[[int, int], None]
+
+
+def train_together(
+    cell: CellSpec, folder: Path, visible: str | None, steps: int = 0, told: Told | None = None
+) -> None:
+    """Train a cell in as many processes as it asks for, and tell how far they are.
+
+    Args:
+        cell: with engine, processes, devices and hostfile.
+        folder: the cell's, with cell.yaml; it gets what train writes, and train.log with what the processes print.
+        visible: CUDA_VISIBLE_DEVICES of the user.
+        steps: of the whole training.
+        told: called with (step, steps, row of train.jsonl).
+
+    Raises:
+        UserError, Preempted, TrainingFailed, RuntimeError: see _launch.
+    """
+    rows, shown = folder / "train.jsonl", 0
+
+    def watch() -> None:
+        nonlocal shown
+        shown = _show(rows, shown, steps, told)
+
+    _launch(cell, folder, visible, "train", watch)
+
+
+def answer_together(
+    cell: CellSpec, folder: Path, visible: str | None, dataset: str, ids: Sequence[str], told: Answered | None = None
+) -> None:
+    """Answer a dataset in as many processes as the cell asks for; each writes a part, which this joins.
+
+    Args:
+        cell: with engine, processes, devices and hostfile.
+        folder: the cell's, with cell.yaml and delta.safetensors.
+        visible: CUDA_VISIBLE_DEVICES of the user.
+        dataset: its id.
+        ids: of its items, in order.
+        told: called with (answered, all).
+
+    Raises:
+        UserError, RuntimeError: see _launch.
+    """
+    def watch() -> None:
+        if told is not None:
+            told(sum(_lines(path) for path in parts_of(folder, dataset)), len(ids))
+
+    try:
+        _launch(cell, folder, visible, f"generate/{dataset}", watch)
+    finally:
+        join_parts(folder, dataset, ids)
+
+
+def parts_of(folder: Path, dataset: str) -> list[Path]:
+    """Return the files that processes wrote their answers to."""
+    return sorted((folder / "answers").glob(f"{dataset}.part*.jsonl"))
+
+
+def join_parts(folder: Path, dataset: str, ids: Sequence[str]) -> None:
+    """Join the parts of a dataset's answers, and what was answered before, into its file, in the order of the items."""
+    whole = folder / "answers" / f"{dataset}.jsonl"
+    parts, answers = parts_of(folder, dataset), {}
+    for path in (whole, *parts):
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # what a kill left of a line
+                answers[json.loads(line)["item_id"]] = line
+    if answers:
+        write_atomic(whole, "".join(f"{answers[name]}\n" for name in ids if name in answers))
+    for path in parts:
+        path.unlink()
+
+
+def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch: Callable[[], None]) -> None:
+    """Start the processes of a stage and wait for them.
+
+    Raises:
+        UserError: what a process refused.
+        Preempted, TrainingFailed: as train raises them.
+        RuntimeError: a process died; the message holds the end of train.log.
+    """
+    processes = processes_of(cell, visible)
+    for old in (*folder.glob(OUTCOME.format("*")), folder / STOP):
+        old.unlink(missing_ok=True)
+    log = folder / f"{stage.partition('/')[0]}.log"
+    with open(log, "w") as output:
+        # In a session of its own: ctrl-C reaches this process alone, which lets the others save their state.
+        process = subprocess.Popen(
+            command(cell, folder, processes, stage), cwd=ROOT, env=environment(cell, visible), stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                watch()
+                time.sleep(POLL)
+        except BaseException:
+            (folder / STOP).touch()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+            raise
+        finally:
+            (folder / STOP).unlink(missing_ok=True)
+    watch()
+    _raise(folder, process.returncode, log)
+
+
+def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[str]:
+    """Return the command line that starts the processes of one machine, or of those in the hostfile."""
+    body = ["benchmark.ranks", str(folder), stage]
+    if cell.hostfile:
+        count = ["--num_gpus", str(processes)] if cell.processes else []
+        return [
+            sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", cell.hostfile, *count, "--no_local_rank",
+            "--module", *body,
+        ]
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", *body,
+    ]
+
+
+def environment(cell: CellSpec, visible: str | None) -> dict[str, str]:
+    """Return the environment of the processes: the GPUs that the user sees, or those asked for; none for a CPU cell."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    values = {**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": cell.device}
+    values.pop("CUDA_VISIBLE_DEVICES", None)
+    values.pop("OMP_NUM_THREADS", None)  # torchrun would take it; each process sets its own threads
+    if cell.device == "cpu":
+        values["CUDA_VISIBLE_DEVICES"] = ""
+    elif cell.devices:
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cell.devices))
+    elif visible is not None:
+        values["CUDA_VISIBLE_DEVICES"] = visible
+    return values
+
+
+def processes_of(cell: CellSpec, visible: str | None) -> int:
+    """Return how many processes a machine gets: as many as are asked for, else one per GPU; on a CPU one."""
+    if cell.processes:
+        return cell.processes
+    if cell.device == "cpu" or cell.hostfile:
+        return 1
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError("device=cuda, but nvidia-smi finds no GPU. Use a machine with GPUs, or say gpus=N.") from None
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def _show(rows: Path, shown: int, steps: int, told: Told | None) -> int:
+    """Tell the newest row of the log; return its step."""
+    try:
+        line = rows.read_text().rstrip("\n").rpartition("\n")[2]
+        row = json.loads(line)
+        step = int(row["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return shown
+    if told is not None and step > shown:
+        told(step, max(steps, step), row)
+    return step
+
+
+def _lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _raise(folder: Path, code: int, log: Path) -> None:
+    """Raise what the processes noted, the most telling first."""
+    found = []
+    for path in sorted(folder.glob(OUTCOME.format("*"))):
+        try:
+            found.append(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            continue
+        path.unlink()
+    for kind in ("UserError", "TrainingFailed", "Preempted"):
+        for outcome in found:
+            if outcome["kind"] == kind:
+                raise _error(kind, outcome["message"])
+    others = [outcome["message"] for outcome in found if outcome["kind"] != "done"]
+    if code or others:
+        end = log.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"training ended with code {code}: {'; '.join(others) or end} (see {log})")
+
+
+def _error(kind: str, message: str) -> Exception:
+    if kind == "UserError":
+        return UserError(message)
+    from benchmark import train
+
+    return getattr(train, kind)(message)

@@ -1,0 +1,108 @@
+"""Where a checkpoint is: a folder of the user's, or the Hugging Face hub cache. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.errors import UserError
+from benchmark.spec import at_root
+
+if TYPE_CHECKING:
+    from benchmark.spec import ModelSpec
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A checkpoint on disk.
+
+    Attributes:
+        path: its folder; it may not exist.
+        revision: "repository@revision" of a folder of the hub cache.
+    """
+
+    path: Path
+    revision: str | None = None
+
+
+def find(name: str, repository: str | None = None) -> Place:
+    """Return the folder of that name, else the hub cache's snapshot of the repository.
+
+    Args:
+        name: path (relative ones start at the repository's root) or hub repository.
+        repository: hub repository to fall back on.
+    """
+    path = at_root(Path(name).expanduser())
+    if path.is_dir():
+        return Place(path)
+    for candidate in (name, repository):
+        if candidate and REPOSITORY.fullmatch(candidate) and (found := _in_hub_cache(candidate)):
+            return found
+    return Place(path)
+
+
+def checkpoint(model: ModelSpec) -> Place:
+    """Return where a model's checkpoint is, or should be."""
+    return find(model.checkpoint, model.repository)
+
+
+def folders(model: ModelSpec) -> list[Path]:
+    """Return every folder that a model is read from: the checkpoint's and, if it has no tower, the tower's."""
+    path = checkpoint(model).path
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return [path]
+    return [path, tower(path, config, model.vision_tower)] if is_original(config) else [path]
+
+
+def is_original(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of LLaVA's own layout, which names its vision tower and does not hold it."""
+    return "mm_vision_tower" in config and not {"text_config", "llm_cfg"} & config.keys()
+
+
+def tower(path: Path, config: Mapping[str, Any], given: str | None) -> Path:
+    """Return the folder of the vision tower that an original LLaVA checkpoint needs.
+
+    Args:
+        path: the checkpoint's folder; a tower beside it is found.
+        config: of the checkpoint.
+        given: model.vision_tower.
+
+    Raises:
+        UserError: it is in none of the places looked at.
+    """
+    named = str(config["mm_vision_tower"])
+    beside = path.parent / Path(named).name
+    places = [find(given).path] if given else [find(named).path, beside]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    looked = ", ".join(str(place) for place in dict.fromkeys(places))
+    raise UserError(
+        f"{path} needs the vision tower {given or named!r}, which is neither in {looked} nor in the hub cache "
+        f"({hub_cache()}). Put it beside the checkpoint, or set model.vision_tower=/path."
+    )
+
+
+def hub_cache() -> Path:
+    """Return the folder in which huggingface_hub keeps what it downloaded."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def _in_hub_cache(repository: str) -> Place | None:
+    folder = hub_cache() / f"models--{repository.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    path = folder / "snapshots" / revision
+    return Place(path, f"{repository}@{revision[:12]}") if path.is_dir() else None

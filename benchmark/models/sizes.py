@@ -1,0 +1,136 @@
+"""Sizes of an architecture and its parameter counts by arithmetic: what a plan needs, without torch or weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from benchmark.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision transformer: width, width of its MLP, layers, heads, image and patch side in pixels."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    image: int
+    patch: int
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        return (self.image // self.patch) ** 2
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer: attention and MLP with biases, two layer norms."""
+        h, i = self.hidden, self.intermediate
+        return 4 * (h * h + h) + 2 * h * i + h + i + 4 * h
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A Llama with a vision tower and a projector.
+
+    Args:
+        family: "llava" (CLIP, two-layer projector) or "vila" (SigLIP, 2x2 downsample projector).
+        hidden: width of the language model.
+        intermediate: width of its MLP.
+        layers: its blocks.
+        heads: attention heads.
+        kv_heads: heads of keys and values.
+        vocab: rows of embedding and output layer.
+        tower: of the vision tower.
+    """
+
+    family: Literal["llava", "vila"]
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    tower: Tower = field(metadata={"nested": Tower})
+
+    @property
+    def block(self) -> int:
+        """Parameters of one block of the language model."""
+        h, kv = self.hidden, self.hidden // self.heads * self.kv_heads
+        return 2 * h * h + 2 * h * kv + 3 * h * self.intermediate + 2 * h
+
+    @property
+    def language_model(self) -> int:
+        """Parameters of embedding, blocks, norm and output layer."""
+        return 2 * self.vocab * self.hidden + self.layers * self.block + self.hidden
+
+    @property
+    def projector(self) -> int:
+        """Parameters of the projector."""
+        v, h = self.tower.hidden, self.hidden
+        if self.family == "vila":
+            return 2 * 4 * v + 4 * v * h + h + h * h + h
+        return v * h + h + h * h + h
+
+    @property
+    def vision(self) -> int:
+        """Parameters of the vision tower."""
+        t, h = self.tower, self.tower.hidden
+        pixels, layers = 3 * t.patch**2 * h, t.layers * t.layer
+        if self.family == "vila":  # bias of the patch layer; the pooling head is stored though nothing uses it
+            head = h + 4 * (h * h + h) + 2 * h + 2 * h * t.intermediate + t.intermediate + h
+            return pixels + h + t.patches * h + layers + 2 * h + head
+        return pixels + h + (t.patches + 1) * h + layers + 4 * h  # class embedding, norms before and after
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.vision + self.projector + self.language_model
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that one image takes in the language model."""
+        side = self.tower.image // self.tower.patch
+        return ((side + 1) // 2) ** 2 if self.family == "vila" else side * side
+
+    def trainable(self, scope: str, last_layers: int) -> int:
+        """Return how many parameters train.scope and train.last_layers select."""
+        blocks = {"last_layers": last_layers, "all": self.layers, "llm": self.layers, "projector": 0}[scope]
+        return blocks * self.block + (0 if scope == "llm" else self.projector)
+
+    def trained_blocks(self, scope: str, last_layers: int) -> int:
+        """Return how many blocks of the language model train."""
+        return {"last_layers": last_layers, "projector": 0}.get(scope, self.layers)
+
+
+def architecture_of(values: Mapping[str, Any], where: str) -> Architecture:
+    """Return the architecture that conf/model describes.
+
+    Args:
+        values: the fields of Architecture, with those of Tower below "tower".
+        where: for messages.
+
+    Raises:
+        UserError: a field is missing, unknown or no positive whole number.
+    """
+    return _build(Architecture, values, where)
+
+
+def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+    known = {item.name: item for item in fields(cls)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}.{name}: no such size.{did_you_mean(name, known)}")
+    accepted = {}
+    for name, item in known.items():
+        value = values.get(name)
+        if "nested" in item.metadata:
+            accepted[name] = _build(item.metadata["nested"], value or {}, f"{where}.{name}")
+        elif value in ("llava", "vila") if name == "family" else type(value) is int and value > 0:
+            accepted[name] = value
+        else:
+            raise UserError(f"{where}.{name}={value}: expected a positive whole number (family: llava or vila).")
+    return cls(**accepted)

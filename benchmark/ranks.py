@@ -1,0 +1,151 @@
+"""One of the processes that work on a cell together: python -m benchmark.ranks FOLDER STAGE, started by a launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.errors import UserError
+from benchmark.files import write_atomic
+from benchmark.launch import OUTCOME, POLL, STOP
+from benchmark.spec import CellSpec, EvalSpec, at_root
+from benchmark.store import read_cell
+
+if TYPE_CHECKING:
+    from benchmark.data.record import Record
+    from benchmark.models import LoadedModel
+
+
+def main(folder: Path, stage: str) -> int:
+    """Run a stage of the cell of a folder; how it ended is left there for the process that started all.
+
+    Args:
+        folder: the cell's, with cell.yaml.
+        stage: "train", or "generate/" and a dataset.
+
+    Returns:
+        Exit code.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        cell = read_cell(folder)
+        _prepare(cell)
+        threading.Thread(target=_watch, args=(folder / STOP,), daemon=True).start()
+        kind, _, dataset = stage.partition("/")
+        _train(cell, folder) if kind == "train" else _generate(cell, folder, dataset, rank)
+        outcome = {"kind": "done", "message": ""}
+    except Exception as error:
+        traceback.print_exc()
+        outcome = {"kind": type(error).__name__, "message": str(error)}
+        if outcome["kind"] not in ("UserError", "TrainingFailed", "Preempted"):
+            outcome["message"] = f"{outcome['kind']}: {error}"
+    write_atomic(folder / OUTCOME.format(rank), json.dumps(outcome))
+    return 0 if outcome["kind"] in ("done", "Preempted") else 1
+
+
+def _prepare(cell: CellSpec) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", cell.device)
+    import torch
+
+    torch.set_num_threads(cell.threads)
+    local, together = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if cell.device == "cuda":
+        found = torch.cuda.device_count()
+        if local >= found:
+            raise UserError(
+                f"{together} processes were asked for, but this machine has {found} GPU(s). Use GPUS={found} "
+                f"(gpus={found}); train.batch_size stays, each takes more micro-batches."
+            )
+        torch.cuda.set_device(local)
+
+
+def _train(cell: CellSpec, folder: Path) -> None:
+    from benchmark import data
+    from benchmark.train import train
+    from benchmark.worker import load_model, seed_everything
+    from methods.registry import build
+
+    seed_everything(cell.seed)
+    assert cell.train is not None and cell.target is not None
+    method = build(cell.method.id, dict(cell.method.params), cell.seed)
+    records = data.load(cell.dataset(cell.target), at_root(cell.data_root), "train", cell.train.limit)
+    loaded = load_model(cell.model, cell.dtype, cell.device)
+    train(cell, loaded, records, method, folder)
+
+
+def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
+    """Answer this process's share of the batches that one process would make of the dataset."""
+    from benchmark import data
+    from benchmark.checkpoint import apply_delta, load_delta
+    from benchmark.worker import load_model
+    from eval.generate import generate
+
+    spec = cell.dataset(dataset)
+    records = data.load(spec, at_root(cell.data_root), cell.eval.split, cell.eval.limit)
+    loaded = load_model(cell.model, cell.dtype, cell.device)
+    if cell.train is not None:
+        apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
+    mine = share(loaded, records, cell.eval, rank, int(os.environ.get("WORLD_SIZE", "1")))
+    part = folder / "answers" / f"{dataset}.part{rank}.jsonl"
+    write_atomic(part, _answered(folder / "answers" / f"{dataset}.jsonl", {record.item_id for record in mine}))
+    if mine:
+        generate(loaded, mine, spec, part, cell.eval.batch_size, share_images=cell.eval.share_images)
+
+
+def share(
+    loaded: LoadedModel, records: Sequence[Record], how: EvalSpec, rank: int, processes: int
+) -> list[Record]:
+    """Return the records of every so-manyth batch of all, as generate cuts and orders them.
+
+    Args:
+        loaded: tokenises the prompts.
+        records: of the dataset.
+        how: batch size, and whether images are shared.
+        rank: number of the process.
+        processes: their number.
+    """
+    from benchmark.models.prompt import encode
+    from eval.generate import cut
+
+    def length(record: Record) -> int:
+        return len(encode(
+            loaded.tokenizer, record.prompt, None, record.image is not None, loaded.image_token_id,
+            loaded.image_seq_length, loaded.max_length,
+        )[0])  # fmt: skip
+
+    images = [record.image if how.share_images else None for record in records]
+    batches = cut([length(record) for record in records], images, how.batch_size)
+    return [records[index] for batch in batches[rank::processes] for index in batch]
+
+
+def _answered(path: Path, ids: set[str]) -> str:
+    """Return the lines of an answer file that belong to some items; generate drops those of other prompts."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["item_id"] in ids:
+                lines.append(f"{line}\n")
+    return "".join(lines)
+
+
+def _watch(stop: Path) -> None:
+    """Send this process SIGTERM, on which training saves its state, when the file appears."""
+    event = threading.Event()
+    while not event.wait(POLL):
+        if stop.exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,25 @@
+"""A cell of the small models, for tests that need its settings only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
+
+TRAIN = TrainSpec(
+    epochs=2, batch_size=8, micro_batch_size=2, learning_rate=1e-3, projector_learning_rate=5e-4, scope="last_layers",
+    last_layers=2, warmup_ratio=0.3, scheduler="cosine", weight_decay=0.0, max_grad_norm=0.3, loss_group=2, limit=None,
+)
+
+
+def cell_of_tiny(family: str = "llava", train: dict[str, Any] | None = None, **model: Any) -> CellSpec:
+    """Return a cell; `train` changes its settings, `model` its model."""
+    base = ModelSpec(
+        id="tiny", name="Tiny", family=family, checkpoint="unused", preprocess="pad", max_length=256,
+        learning_rate=1e-3, projector_learning_rate=5e-4,
+    )
+    return CellSpec(
+        profile="toy", model=replace(base, **model), method=MethodSpec("full_ft", {}), target="toy", seed=0,
+        train=replace(TRAIN, **train or {}), datasets=(), eval=EvalSpec(4), data_root="unused", threads=1,
+    )

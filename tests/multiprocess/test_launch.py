@@ -1,0 +1,157 @@
+"""Cells that torchrun's processes train and evaluate: the same answers as one process, exact resume, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from benchmark import launch
+from benchmark.data import load as load_records
+from benchmark.errors import UserError
+from benchmark.spec import CellSpec, DatasetSpec, plain
+from benchmark.train import Preempted
+from benchmark.worker import load_model
+from eval.generate import generate
+from tests.benchmark.cells import cell_of_tiny
+from tests.benchmark.models import tiny
+
+ICONQA = DatasetSpec(
+    id="iconqa", name="IconQA", role="target", metric="exact_lower", prompt="{question} {options}", max_new_tokens=4,
+    splits={"train": "train", "test": "test"}, counts={"train": None, "test": None}, options={},
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A small model and an IconQA of 12 training and 7 test questions, in its official files."""
+    root = tmp_path_factory.mktemp("world")
+    tiny.write("llava", root / "model")
+    folder = root / "data" / "iconqa" / "iconqa_data"
+    problems, splits = {}, {"choose_txt_train": [], "choose_txt_test": []}
+    for number in range(19):
+        split = "train" if number < 12 else "test"
+        image = folder / "iconqa" / split / "choose_txt" / str(number) / "image.png"
+        image.parent.mkdir(parents=True)
+        Image.effect_noise((20 + number, 24), 80).convert("RGB").save(image)
+        question = "what colour is this animal ?" if number % 2 else "what ?"
+        problems[str(number)] = {"question": question, "choices": ["red", "a blue dog"], "answer": number % 2}
+        splits[f"choose_txt_{split}"].append(str(number))
+    (folder / "problems.json").write_text(json.dumps(problems))
+    (folder / "pid_splits.json").write_text(json.dumps(splits))
+    return root
+
+
+def cell(world: Path, **changes) -> CellSpec:
+    """Return a cell of two processes."""
+    base = cell_of_tiny(checkpoint=str(world / "model"), train={"gradient_checkpointing": True, "batch_size": 4})
+    return replace(
+        base, target="iconqa", datasets=(ICONQA,), data_root=str(world / "data"), engine="zero2", processes=2,
+        zero_optimization={"stage": 2, "reduce_bucket_size": 500000}, **changes,
+    )
+
+
+def folder_of(path: Path, spec: CellSpec) -> Path:
+    path.mkdir()
+    (path / "cell.yaml").write_text(yaml.safe_dump(plain(spec)))
+    return path
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    spec = cell(world)
+    folder = folder_of(tmp_path_factory.mktemp("cells") / "straight", spec)
+    told: list[tuple[int, int]] = []
+    launch.train_together(spec, folder, None, 6, lambda step, steps, row: told.append((step, steps)))
+    assert told[-1] == (6, 6)
+    return spec, folder
+
+
+def test_two_processes_train_and_answer(world, trained):
+    spec, folder = trained
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cell.yaml", "delta.safetensors", "speed.json", "train.jsonl", "train.log",
+    ]
+    speed = json.loads((folder / "speed.json").read_text())
+    assert (speed["engine"], speed["processes"], speed["steps"], speed["samples"]) == ("zero2", 2, 6, 24)
+    assert 0 <= speed["share_waiting_for_data"] < 1 and speed["seconds"] > 0
+    records = load_records(ICONQA, Path(spec.data_root), "test")
+    ids = [record.item_id for record in records]
+    answers = folder / "answers" / "iconqa.jsonl"
+    told: list[tuple[int, int]] = []
+    launch.answer_together(spec, folder, None, "iconqa", ids, lambda *done: told.append(done))
+    assert told[-1] == (7, 7) and [path.name for path in answers.parent.iterdir()] == ["iconqa.jsonl"]
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["item_id"] for row in rows] == ids
+
+    from benchmark.checkpoint import apply_delta, load_delta
+
+    loaded = load_model(spec.model, "float32", "cpu")
+    apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
+    alone = folder / "alone.jsonl"
+    generate(loaded, records, ICONQA, alone, spec.eval.batch_size)
+    assert {row["item_id"]: row for row in rows} == {
+        row["item_id"]: row for row in map(json.loads, alone.read_text().splitlines())
+    }
+    alone.unlink()
+
+
+def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trained, tmp_path):
+    spec, straight = trained
+    folder = folder_of(tmp_path / "stopped", spec)
+
+    def stop() -> None:
+        while not (folder / "train.jsonl").is_file() or not (folder / "train.jsonl").read_text():
+            time.sleep(0.05)
+        (folder / launch.STOP).touch()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        launch.train_together(spec, folder, None, 6)
+        stopped = False  # a fast machine may finish in the second before the processes look
+    except Preempted:
+        stopped = True
+    thread.join()
+    if stopped:
+        with pytest.raises(UserError, match=r"go on with engine=zero2 and GPUS=2 \(gpus=2\), or delete"):
+            launch.train_together(replace(spec, processes=1), folder, None, 6)
+        launch.train_together(spec, folder, None, 6)
+    one, other = (_delta(path) for path in (straight, folder))
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def _delta(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "delta.safetensors")
+
+
+def test_commands_and_environment(world, monkeypatch):
+    spec = cell(world)
+    words = launch.command(spec, Path("/cell"), 8, "train")
+    assert words[1:] == [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "8", "-m", "benchmark.ranks", "/cell",
+        "train",
+    ]
+    hosts = launch.command(replace(spec, hostfile="hosts"), Path("/cell"), 8, "generate/coco")
+    assert hosts[1:5] == ["-m", "deepspeed.launcher.runner", "--hostfile", "hosts"]
+    assert hosts[-4:] == ["--module", "benchmark.ranks", "/cell", "generate/coco"]
+    gpu = replace(spec, device="cuda", processes=0)
+    assert launch.processes_of(gpu, "3,5,6") == 3 and launch.processes_of(spec, None) == 2
+    assert launch.environment(gpu, "3,5,6")["CUDA_VISIBLE_DEVICES"] == "3,5,6"
+    assert launch.environment(replace(gpu, devices=(4, 5)), "3")["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert launch.environment(spec, "3")["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="nvidia-smi finds no GPU"):
+        launch.processes_of(gpu, None)
