@@ -124,7 +124,7 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
     folders = {folder: f"dataset {folder.name}" for cell in cells for folder in _data_folders(cell)}
     missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]
     if missing:
-        head = f"{len(missing)} folders do not exist:"
+        head = f"{len(missing)} folder{'s do' if len(missing) > 1 else ' does'} not exist:"
         fix = "Put them there (real datasets: data prepare profile=paper), or set model.checkpoint= and data_root=."
         raise UserError("\n".join([head, *missing, fix]))
 
