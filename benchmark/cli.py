@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.errors import UserError, did_you_mean
+from benchmark.errors import UserError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from benchmark.compose import Request
 
-USER_ERROR, INTERRUPTED = 2, 130
+FAULTY, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table.
 
@@ -342,6 +342,25 @@ def compare(arguments: list[str]) -> int:
     return 0
 
 
+def verify(arguments: list[str]) -> int:
+    """check a results folder: digests, items, answers scored again, averages, tables, provenance (--sample=N: a part)"""
+    from benchmark.compose import request
+    from benchmark.verify import summary
+    from benchmark.verify import verify as check
+
+    sample = [item.partition("=")[2] for item in arguments if item.startswith("--sample=")]
+    if sample and not re.fullmatch(r"[1-9]\d{0,5}", sample[-1]):
+        raise UserError(f"--sample={sample[-1]}: score the answers of one of so many cells again, e.g. --sample=10.")
+    rest = [item for item in arguments if not item.startswith("--sample=")]
+    overrides, folders = _split(_overrides(rest))
+    if len(folders) > 1:
+        raise UserError(f"verify takes one results folder, got {', '.join(folders)}.")
+    root = Path(folders[0]) if folders else request(overrides, grid=False).results
+    found = check(root, lambda fault: print(printable(str(fault)), flush=True), int(sample[-1]) if sample else 1)
+    print(summary(found, root))
+    return FAULTY if found.faults else 0
+
+
 def list_(arguments: list[str]) -> int:
     """show models, methods, datasets, tables, profiles; `list cells` shows finished cells"""
     from benchmark.compose import options_of, request
@@ -536,7 +555,7 @@ def gpu_check(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "run": run, "zeroshot": zeroshot, "plan": plan, "score": score, "compare": compare, "list": list_,
+    "run": run, "zeroshot": zeroshot, "plan": plan, "score": score, "compare": compare, "verify": verify, "list": list_,
     "inspect": inspect, "doctor": doctor, "data": data, "audit": audit, "pretrain": pretrain, "rates": rates,
     "publish": publish, "export": export, "sweep": sweep, "figure": figure, "all": all_, "report": report,
     "bench": bench, "gpu-check": gpu_check,

@@ -24,3 +24,10 @@ def did_you_mean(value: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Valid: {', '.join(names)}."
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: control characters, also those of Unicode, written out."""
+    return "".join(
+        letter if letter == "\n" or letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
+
+SUMS = "SHA256SUMS"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -58,3 +62,28 @@ def canonical_json(value: Any) -> str:
 def digest_of(value: Any) -> str:
     """Return the SHA-256 of a value's canonical JSON as hex."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def write_sums(root: Path, names: Iterable[str]) -> None:
+    """Write the digests of files below a folder to its SHA256SUMS, which `sha256sum -c` reads too.
+
+    Args:
+        root: the folder.
+        names: paths relative to it.
+    """
+    write_atomic(root / SUMS, "".join(f"{sha256_file(root / name)}  {name}\n" for name in sorted(names)))
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Return path -> digest of a SHA256SUMS file.
+
+    Raises:
+        UserError: a line is no digest with a path below the folder.
+    """
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        digest, gap, name = line.partition("  ")
+        if not gap or not re.fullmatch(r"[0-9a-f]{64}", digest) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path}, line {number} is no digest of a file in this folder.")
+        found[name] = digest
+    return found

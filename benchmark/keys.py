@@ -63,6 +63,21 @@ class Keys:
         return {**stages, "summary": self.summary}
 
 
+def code_of(cell: CellSpec) -> dict[str, str]:
+    """Return the digest of the code behind each kind of stage of a cell: train, posthoc, generate, score, summary.
+
+    Raises:
+        UserError: the method's module cannot be found.
+    """
+    family, code = _family_module(cell.model), {}
+    if cell.train is not None:
+        code["train"] = code_digest((*_method_module(cell.method.id), *STAGE_MODULES["train"], *family))
+        if cell.method.posthoc:
+            code["posthoc"] = code_digest(STAGE_MODULES["posthoc"])
+    code["generate"] = code_digest((*STAGE_MODULES["generate"], *family))
+    return {**code, **{kind: code_digest(STAGE_MODULES[kind]) for kind in ("score", "summary")}}
+
+
 def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Keys:
     """Return the stage keys of a cell.
 
@@ -78,20 +93,18 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
         UserError: the checkpoint or the data are missing or broken.
     """
     base = {"base": digests.model(cell.model), "input": input_form(cell.model), "dtype": cell.dtype}
-    family = _family_module(cell.model)
-    train = None
+    code, train = code_of(cell), None
     if cell.train is not None:
         assert cell.target is not None
         common = {"stage": "train", **base, "method": cell.method.id, "params": cell.method.params, "seed": cell.seed}
-        method = code_digest((*_method_module(cell.method.id), *STAGE_MODULES["train"], *family))
         if cell.method.posthoc:
             assert full_ft is not None
             train = digest_of({
-                **common, "code": method, "posthoc": code_digest(STAGE_MODULES["posthoc"]), "full_ft": full_ft.train,
+                **common, "code": code["train"], "posthoc": code["posthoc"], "full_ft": full_ft.train,
             })
         else:
             data = digests.records(cell.dataset(cell.target), cell.data_root, "train", cell.train.limit)
-            train = digest_of({**common, "code": method, "train": training_form(cell.train), "data": data})
+            train = digest_of({**common, "code": code["train"], "train": training_form(cell.train), "data": data})
     generate, score = {}, {}
     for dataset in cell.datasets:
         generate[dataset.id] = digest_of({
@@ -99,15 +112,15 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
             **({"share_images": True} if cell.eval.share_images else {}),
             "protocol": {key: value for key, value in protocol(dataset).items() if key != "metric"},
             "data": digests.records(dataset, cell.data_root, cell.eval.split, cell.eval.limit),
-            "code": code_digest((*STAGE_MODULES["generate"], *family)),
+            "code": code["generate"],
         })
         score[dataset.id] = digest_of({
             "stage": "score", "answers": generate[dataset.id], "metric": dataset.metric,
-            "code": code_digest(STAGE_MODULES["score"]),
+            "code": code["score"],
         })
     roles = {dataset.id: dataset.role for dataset in cell.datasets}
     summary = digest_of({
-        "stage": "summary", "scores": score, "roles": roles, "code": code_digest(STAGE_MODULES["summary"]),
+        "stage": "summary", "scores": score, "roles": roles, "code": code["summary"],
     })
     return Keys(train, generate, score, summary)
 

@@ -32,11 +32,34 @@ def of_cell(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[st
     found = last_row(folder)
     if "restored_fraction" not in found and set(OF_WEIGHTS) & set(wanted):
         found |= weights(cell, folder)
+    return _named(found, folder, wanted)
+
+
+def recorded(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[str, float]:
+    """Return what `of_cell` returned when it was last called, without reading a delta or writing anything."""
+    if cell.train is None:
+        return {}
+    found = last_row(folder)
+    if "restored_fraction" not in found and set(OF_WEIGHTS) & set(wanted):
+        found |= {key: value for key, value in _kept(folder).items() if key in ("rms_delta", "restored_fraction")}
+    return _named(found, folder, wanted)
+
+
+def _named(found: dict[str, float], folder: Path, wanted: Sequence[str]) -> dict[str, float]:
+    """Add a cell's shares of restored and changed weights, and what its method cost."""
     if "restored_fraction" in found:
         found |= {"restored": found["restored_fraction"], "learnable": 1 - found["restored_fraction"]}
     if set(OF_FOOTPRINT) & set(wanted):
         found |= footprint(folder)
     return found
+
+
+def _kept(folder: Path) -> dict[str, float]:
+    """Return weights.json, empty where it cannot be read."""
+    try:
+        return json.loads((folder / WEIGHTS).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def last_row(folder: Path) -> dict[str, float]:
@@ -59,10 +82,7 @@ def weights(cell: CellSpec, folder: Path) -> dict[str, float]:
         The two numbers, or nothing where neither file can be read.
     """
     delta, kept = folder / "delta.safetensors", folder / WEIGHTS
-    try:
-        known = json.loads(kept.read_text())
-    except (OSError, ValueError):
-        known = {}
+    known = _kept(folder)
     try:
         from benchmark.checkpoint import read_metadata
 

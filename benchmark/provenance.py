@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import platform
 import resource
 import subprocess
@@ -11,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmark.errors import UserError
+from benchmark.keys import code_of
 from benchmark.spec import ROOT, CellSpec
 
 PACKAGES = (
@@ -39,6 +42,7 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
         "command": command(),
         "commit": commit,
         "dirty": dirty,
+        "code": code_of(cell),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if cell.device == "cuda" else cpu()["name"],
@@ -50,6 +54,28 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
         # Linux counts in KiB. The peak is the process's, so it includes earlier cells of the same run.
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
+
+
+def older_code(cell: CellSpec, folder: Path) -> tuple[str, ...]:
+    """Return the kinds of stages of a cell that other code made than today's.
+
+    Args:
+        cell: the cell.
+        folder: with its provenance.json.
+
+    Returns:
+        Some of train, posthoc, generate, score, summary; all of them if the code was not recorded, or if the method's
+        module is not here any more.
+    """
+    try:
+        now = code_of(cell)
+    except UserError:
+        return ("train",)
+    try:
+        made = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("code") or {}
+        return tuple(kind for kind, digest in now.items() if made.get(kind) != digest)
+    except (OSError, ValueError, AttributeError):
+        return tuple(now)
 
 
 def version(package: str) -> str | None:

@@ -12,7 +12,7 @@ from benchmark import outputs
 from benchmark import plan as planning
 from benchmark.compose import Request
 from benchmark.errors import UserError
-from benchmark.files import canonical_json, write_atomic
+from benchmark.files import canonical_json, write_atomic, write_sums
 from benchmark.spec import at_root
 from benchmark.store import Store
 
@@ -68,6 +68,8 @@ def publish(requests: Sequence[Request], partial_too: bool = False) -> Path:
         for request, plan in zip(requests, plans, strict=True):
             if request.table is not None and any(item.done for item in plan):
                 outputs.write(request, outputs.build_table(request, plan, store), partial)
+        # The text files that people write may change; all else is what it was when it was published.
+        write_sums(partial, (str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()))
         for path in target.glob("*.md"):
             _copy(path, partial / path.name)
         size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from benchmark.errors import UserError, did_you_mean
-from benchmark.files import write_atomic
+from benchmark.files import sha256_file, write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, cell_id, cell_of, plain
 
@@ -149,6 +149,8 @@ class Store:
         """Record that a stage's files are complete."""
         folder = self.folder(cell)
         done = {"key": key, "state": "done", "seconds": round(seconds, 3)}
+        if stage != "train":  # a delta holds the digest of its tensors
+            done["sha256"] = sha256_file(output_of(folder, stage))
         self._update(folder, stages={**self.status(folder)["stages"], stage: done})
 
     def finish(self, cell: CellSpec, state: str, error: dict[str, str] | None = None) -> None:
@@ -222,10 +224,15 @@ def _outputs(folder: Path, stage: str) -> list[Path]:
     }[kind]
 
 
+def output_of(folder: Path, stage: str) -> Path:
+    """Return the file that proves a stage of a cell complete."""
+    return _outputs(folder, stage)[0]
+
+
 def _done(folder: Path, stages: dict[str, Any], stage: str, key: str) -> bool:
     """Return whether a stage was finished under this key and its file is still there."""
     known = stages.get(stage, {})
-    return known.get("key") == key and known.get("state") == "done" and _outputs(folder, stage)[0].is_file()
+    return known.get("key") == key and known.get("state") == "done" and output_of(folder, stage).is_file()
 
 
 # ---------------------------------------------------------------------------------------------------------------
