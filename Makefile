@@ -22,7 +22,7 @@ settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) 
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
 .PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
-	all report compare sbatch plan list test lint pretrain rates publish bench-methods gpu-check doctor clean check-python
+	all report compare verify sbatch plan list test lint pretrain rates publish bench-methods gpu-check doctor clean check-python
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ report: $(ready) ## one HTML page from finished cells: claims, tables, figures, 
 
 compare: $(ready) ## two results folders cell by cell: A=dir B=dir (default: your run and the published)
 	@$(python) -m benchmark compare $(if $(A),'$(A)') $(if $(B),'$(B)')
+
+verify: $(ready) ## check a results folder against itself, answers scored again: RESULTS=results/... (default: your run)
+	@$(python) -m benchmark verify $(if $(RESULTS),'$(RESULTS)') $(if $(PROFILE),profile=$(PROFILE)) $(ARGS)
 
 sbatch: $(ready) ## a Slurm array script of the missing cells: make sbatch TABLE=table6 > job.sh
 	@$(python) -m benchmark plan --sbatch $(grid) $(settings)

@@ -133,7 +133,7 @@ def name_of(method: str) -> str:
 
 def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, request: Request) -> RowResult:
     """Return one row: a method on a model and target, over its seeds."""
-    from benchmark import measures, published, tables
+    from benchmark import measures, provenance, published, tables
     from benchmark.scores import read_items
     from eval.score import ItemScore
 
@@ -142,13 +142,17 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, requ
     specs = {dataset.id: dataset for dataset in (*request.datasets.values(), *first.datasets)}
     names = [*(dataset.id for dataset in first.upstream), target]
     items: dict[str, dict[int, list[ItemScore]]] = {name: {} for name in names}
-    diagnostics, problems = {}, []
+    diagnostics, problems, older = {}, [], {}
     for item in found:
         folder, seed = store.folder(item.cell), item.cell.seed
         if not item.done:
-            error = store.status(folder)["error"]
-            problems.append(f"seed {seed}: {error['message'] if error else 'not run yet'}")
+            status = store.status(folder)
+            why = "older code, settings or data made it, run it again" if status["state"] == "done" else "not run yet"
+            problems.append(f"seed {seed}: {status['error']['message'] if status['error'] else why}")
             continue
+        # The keys of a run say that today's code made it; a published cell has none.
+        if item.keys is None and (changed := provenance.older_code(item.cell, folder)):
+            older[seed] = changed
         for name in (name for name in names if any(dataset.id == name for dataset in item.cell.datasets)):
             items[name][seed] = read_items(folder / "items" / f"{name}.jsonl.gz")
         diagnostics[seed] = measures.of_cell(item.cell, folder, request.layout.get("columns") or ())
@@ -159,7 +163,7 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, requ
         seeds=tuple(item.cell.seed for item in found), tuned=method != ZERO_SHOT, diagnostics=diagnostics,
         protocol={name: tables.protocol(specs[name], first.eval.split) for name in names},
         problems=tuple(problems), paper=published.of_row(model, target, method, name_of(method)),
-        reference=(request.layout.get("references") or {}).get(method) or tables.REFERENCE,
+        reference=(request.layout.get("references") or {}).get(method) or tables.REFERENCE, older=older,
     )
 
 

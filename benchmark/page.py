@@ -116,7 +116,7 @@ def _table(table: Table, index: int) -> str:
         rows = []
         for _, lines in block.groupby("method", sort=False):
             by_metric = {line["metric"]: line for _, line in lines.iterrows()}
-            cells = [f"<td>{html.escape(lines['method_name'].iloc[0])}</td>"]
+            cells = [f"<td>{html.escape(render.name_of(lines.iloc[0]))}</td>"]
             for metric in table.columns():
                 line = by_metric[metric]
                 interval = ""

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from benchmark.files import write_atomic
-from benchmark.tables import MEASURES, REFERENCE, Table
+from benchmark.tables import MEASURES, OLDER, REFERENCE, Table
 
 MISSING = "-"
 WIDTH = 110
@@ -68,10 +68,15 @@ def difference(table: Table, line: pd.Series) -> str:
     return f"{text} {line['reference']}" if _against(table) == "vs" and text != MISSING else text
 
 
+def name_of(line: pd.Series) -> str:
+    """Return the printed name of a line's method, with a mark if older code made its numbers."""
+    return f"{line['method_name']} {OLDER}" if line["older_code"] else line["method_name"]
+
+
 def _methods(block: pd.DataFrame) -> list[tuple[str, dict[str, pd.Series]]]:
     """Return (printed name, metric -> line) for each method of a block."""
     return [
-        (lines["method_name"].iloc[0], {line["metric"]: line for _, line in lines.iterrows()})
+        (name_of(lines.iloc[0]), {line["metric"]: line for _, line in lines.iterrows()})
         for _, lines in block.groupby("method", sort=False)
     ]
 
@@ -213,6 +218,7 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "†": r"$\dagger$",
 }  # fmt: skip
 
 _LATEX_NAMES = {

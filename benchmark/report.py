@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark import claims, drawing, gallery, measures, outputs, sweep
+from benchmark import claims, drawing, gallery, measures, outputs, provenance, sweep
 from benchmark import plan as planning
 from benchmark.claims import Evidence
 from benchmark.compose import Request, request
@@ -26,6 +26,7 @@ from benchmark.plan import Planned
 from benchmark.scores import read_items, read_scores
 from benchmark.spec import at_root, cell_id
 from benchmark.store import Store
+from benchmark.tables import OLDER
 
 MAIN = ("table5", "table6")  # whose models and targets the claims are about
 TABLES = (*MAIN, "table2", "table3", "table4", "variants")
@@ -138,6 +139,9 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     ]
     if len(seeds) == 1:
         lead.append("With one training seed, intervals cover the choice of test items and not another training run.")
+    older = [item for item in done if item.keys is None and provenance.older_code(item.cell, store.folder(item.cell))]
+    if older:
+        lead.append(f"{len(older)} of the cells are of older code than this; their rows carry {OLDER}.")
     return Content(
         title=f"SpiderBench report, {base.profile.name}", lead=lead, verdicts=verdicts, tables=found_tables,
         figures=[(path.stem, path.read_bytes()) for path in _pictures(store.root)],

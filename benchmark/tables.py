@@ -23,6 +23,7 @@ REFERENCE = "full_ft"
 PENALTIES = ("l2_reg", "grafting")
 SAME_DELTA = 0.01
 LEVEL = 0.05
+OLDER = "†"  # behind the name of a row that older code made
 AVERAGES = {"A_S": "A^S", "A_T": "A^T", "H": "H", "O": "O"}
 
 
@@ -70,6 +71,7 @@ class RowResult:
         problems: one sentence per failed or missing cell.
         paper: metric or measure -> the paper's number, where the two can be compared.
         reference: id of the method that this one is compared with.
+        older: training seed -> the kinds of stages that other code than today's made; such a row is marked.
     """
 
     model: str
@@ -86,6 +88,7 @@ class RowResult:
     problems: tuple[str, ...] = ()
     paper: Mapping[str, Published] = field(default_factory=dict)
     reference: str = REFERENCE
+    older: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,8 @@ def _lines(found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | No
         line = {
             "model": row.model, "model_name": row.model_name,
             "target": row.target, "target_name": row.target_name,
-            "method": row.method, "method_name": row.method_name, "tuned": row.tuned, "metric": metric,
+            "method": row.method, "method_name": row.method_name, "older_code": bool(row.older), "tuned": row.tuned,
+            "metric": metric,
             "value": interval and interval.value, "low": interval and interval.low,
             "high": interval and interval.high, "n": found.n.get(row.target if metric == "A_T" else metric),
             "seeds": " ".join(map(str, found.seeds)), "by_seed": "",
@@ -264,6 +268,7 @@ def build(
     below = (
         *notes,
         *_missing_notes(found),
+        *_older_notes(rows),
         *_count_notes(found, upstream),
         *_seed_notes(found),
         *_test_notes(len(tested), frame, draws),
@@ -293,6 +298,20 @@ def _missing_notes(found: Sequence[_Evaluated]) -> list[str]:
         reasons = "; ".join(" ".join(text.split()).rstrip(".") for text in row.problems)
         notes.append(f"Missing: {where}: {which}: {reasons or 'not run or not finished'}.")
     return notes
+
+
+def _older_notes(rows: Sequence[RowResult]) -> list[str]:
+    """Name the rows that older code made, and which of their stages."""
+    places: dict[str, list[str]] = {}
+    for row in rows:
+        for seed, stages in row.older.items():
+            seeds = f", seed {seed}" if len(row.seeds) > 1 else ""
+            places.setdefault(", ".join(stages), []).append(f"{row.method_name} ({_place(row)}{seeds})")
+    return [
+        f"{OLDER} older code: the code of {stages} has changed since these numbers were made, run them again to see "
+        f"whether they did: {'; '.join(where)}."
+        for stages, where in places.items()
+    ]
 
 
 def _count_notes(found: Sequence[_Evaluated], upstream: Mapping[str, str]) -> list[str]:

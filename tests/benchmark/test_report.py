@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmark import cli, report
+from benchmark import cli, keys, report
 from benchmark.claims import Verdict
 from benchmark.page import Content, page, script_json
 from tests.benchmark import browser, fakes
@@ -149,6 +149,21 @@ def test_a_report_of_a_published_folder_needs_no_stage_records_or_data(world, mo
     text = (world.results / "report.html").read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
     assert "SPIDER" in text and data["runs"] == [] and data["why"]
+
+
+def test_published_cells_of_older_code_are_shown_and_marked(world, monkeypatch):
+    monkeypatch.setattr(report, "load", LOAD)
+    assert cli.main(["run", *world.overrides("methods=full_ft,spider"), "--cells-only"]) == 0
+    for path in world.results.glob("cells/*/status.json"):
+        path.unlink()
+    arguments = ["report", "models=llava_pocket", f"results={world.results}", "data_root=/nowhere"]
+    assert cli.main(arguments) == 0
+    assert "†" not in (world.results / "report.html").read_text()
+    monkeypatch.setitem(keys.STAGE_MODULES, "score", (*keys.STAGE_MODULES["score"], "eval/java.py"))
+    assert cli.main(arguments) == 0
+    text = (world.results / "report.html").read_text()
+    assert "<td>Full FT †</td>" in text and "<td>SPIDER †</td>" in text
+    assert "† older code: the code of score has changed" in text and "2 of the cells are of older code" in text
 
 
 def test_without_finished_cells_there_is_no_report(tmp_path, capsys):
