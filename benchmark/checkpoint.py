@@ -51,7 +51,7 @@ def save_delta(
         The names written.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or a value is not finite.
     """
     state = model_or_state
     if isinstance(state, nn.Module):
@@ -61,6 +61,12 @@ def save_delta(
         tensor = state[name].detach().to("cpu")
         if not torch.equal(tensor, base_state[name].to("cpu", tensor.dtype)):
             tensors[name] = tensor.contiguous()
+    overflown = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if overflown:
+        raise UserError(
+            f"{len(overflown)} tuned tensors hold numbers that are not finite (first: {overflown[0]}): nothing is "
+            "written and no score is made of them. Lower train.learning_rate, or change the method's parameters."
+        )
     metadata = {**(extra or {}), "base_digest": base_digest, "digest": state_digest(tensors)}
     write_atomic(path, save(tensors, metadata={KEY: canonical_json(metadata)}))
     return list(tensors)

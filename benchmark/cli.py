@@ -64,6 +64,13 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `| head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        # What a command reads or writes is checked where it happens; this is a path that cannot exist at all.
+        print(f"error: {printable(f'{error.filename}: {error.strerror}')}. Give another path.", file=sys.stderr)
+        return USER_ERROR
     except ModuleNotFoundError as error:
         from benchmark.doctor import package_faults
 
@@ -76,9 +83,6 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _help() -> str:
@@ -343,7 +347,7 @@ def compare(arguments: list[str]) -> int:
 
 
 def verify(arguments: list[str]) -> int:
-    """check a results folder: digests, items, answers scored again, averages, tables, provenance (--sample=N: a part)"""
+    """check a results folder: digests, items, answers scored again, averages, tables, provenance (--sample=N)"""
     from benchmark.compose import request
     from benchmark.verify import summary
     from benchmark.verify import verify as check

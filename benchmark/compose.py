@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from benchmark import external, protocols
@@ -36,6 +39,8 @@ AXES = {
 }
 GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
+MOST = 10_000    # values of a key, and combinations of all keys' values
+LONGEST = 10_000  # characters of an override
 RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu", "checkpoints", "gate")
 
 
@@ -147,6 +152,9 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
     parser, given = OverridesParser.create(), {}
     for text in overrides:
         key, equals, raw = text.partition("=")
+        if len(text) > LONGEST or not text.replace("\n", " ").replace("\t", " ").isprintable():
+            faults.add(f"{text[:60]!r} holds control characters, or more than {LONGEST} characters. Leave them out.")
+            continue
         if not equals or not key:
             faults.add(f"{text!r} is not of the form key=value.")
             continue
@@ -155,9 +163,18 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
             continue
         try:
             override = parser.parse_override(text)
-            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+            # A range may be as long as its numbers are large: it is cut before it is all in memory.
+            sweep = override.sweep_iterator() if override.is_sweep_override() else iter([override.value()])
+            values = list(itertools.islice(sweep, MOST + 1))
         except HydraException as error:
-            faults.add(f"{text!r} cannot be read: {str(error).splitlines()[0]}. Quote it: '{key}=\"value\"'.")
+            reason = shorten(str(error).splitlines()[0], 200)
+            faults.add(f"{shorten(text, 200)!r} cannot be read: {reason}. Quote it: '{key}=\"value\"'.")
+            continue
+        except (RecursionError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+            faults.add(f"{text[:60]!r} cannot be read ({type(error).__name__}). Give a plain value, a list or a range.")
+            continue
+        if len(values) > MOST:
+            faults.add(f"{text[:60]!r} asks for more than {MOST} values. Give fewer.")
             continue
         if override.is_delete() or override.package is not None:
             faults.add(f"{text!r}: keys can be set, not removed or moved. Use {override.key_or_group}=VALUE.")
@@ -249,6 +266,10 @@ def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[s
     """Yield one dict of settings per combination of the swept keys."""
     special = {*AXES, *GROUPS, *RUN_KEYS}
     swept = {key: values for key, values in given.items() if key not in special}
+    combinations = math.prod(map(len, swept.values()))
+    if combinations > MOST:
+        faults.add(f"{', '.join(swept)}: {combinations} combinations, at most {MOST} make a grid. Give fewer values.")
+        swept = {key: values[:1] for key, values in swept.items()}
     for combination in itertools.product(*swept.values()):
         yield dict(zip(swept, combination, strict=True))
 
@@ -465,6 +486,13 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
     for key, value, valid in checks:
         if value not in valid:
             faults.add(f"{key}={value}: unknown value.{did_you_mean(str(value), valid)}")
+    # These become names of files and folders.
+    ids = {f"dataset.{name}.id": item["id"] for name, item in config["dataset"].items()}
+    ids |= {f"model.id of {name}": model["id"] for name, model in config["models"].items()}
+    ids |= {"table.id": config["table"]["id"]} if config.get("table") else {}
+    for key, value in ids.items():
+        if not re.fullmatch(r"\w[\w.+-]{0,99}", str(value)):
+            faults.add(f"{key}={value}: a name of letters, digits, '.', '_', '+' and '-' is needed.")
     for name in (*profile.upstream, *profile.targets, *profile.extra):
         if name not in config["dataset"]:
             faults.add(f"profile {profile.id} names the dataset {name!r}.{did_you_mean(name, config['dataset'])}")

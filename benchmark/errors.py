@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake the user can fix: the message names the value, the reason and the fix (exit code 2)."""
+    """A mistake the user can fix: the message names the value, the reason and the fix (exit code 2).
+
+    Args:
+        message: may quote what strangers wrote; control characters in it are written out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def did_you_mean(value: str, valid: Iterable[str]) -> str:
@@ -28,6 +35,7 @@ def did_you_mean(value: str, valid: Iterable[str]) -> str:
 
 def printable(text: str) -> str:
     """Return text that a terminal shows and does not obey: control characters, also those of Unicode, written out."""
-    return "".join(
-        letter if letter == "\n" or letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
+    def shown(letter: str) -> str:
+        return letter if letter == "\n" or letter.isprintable() else letter.encode("unicode_escape").decode()
+
+    return "".join(map(shown, text))

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from benchmark import diagnostics
+from benchmark.errors import UserError, printable
 from benchmark.scores import read_scores
 from benchmark.spec import CellSpec
 from benchmark.store import Store, read_cell
@@ -40,9 +41,13 @@ def describe(store: Store, name: str) -> str:
         lines += _scores(folder)
     for path in sorted((folder / "answers").glob("*.jsonl")):
         with open(path, encoding="utf-8") as file:
-            texts = [json.loads(line)["text"] for line in itertools.islice(file, ANSWERS)]
+            rows = list(itertools.islice(file, ANSWERS))
+        try:
+            texts = [str(json.loads(line)["text"]) for line in rows]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path} is damaged. Delete the file and run the cell again.") from None
         lines.append(f"answers   {path.stem}: {' | '.join(texts)}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _weights(store: Store, cell: CellSpec, folder: Path) -> list[str]:
@@ -53,13 +58,26 @@ def _weights(store: Store, cell: CellSpec, folder: Path) -> list[str]:
     return diagnostics.describe(rows) + ([f"          drawn in {picture}"] if picture else [])
 
 
+def _odd(folder: Path) -> dict[str, str]:
+    """Return dataset -> how many of its answers are empty or without an end, where some are."""
+    try:
+        items = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("items") or {}
+        counts = {name: {key: split.get(key, 0) for split in splits.values() for key in ("empty", "unfinished")
+                         if key in split} for name, splits in items.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+    return {
+        name: "".join(f", {count} {key}" for key, count in found.items() if count) for name, found in counts.items()
+    }
+
+
 def _scores(folder: Path) -> list[str]:
-    scores, lines = read_scores(folder), []
+    scores, odd, lines = read_scores(folder), _odd(folder), []
     for name, entry in scores["datasets"].items():
         lines.append(
             f"score     {name:<16} {entry['value']:6.2f} ({entry['low']:.2f} to {entry['high']:.2f}), n {entry['n']}, "
             f"{entry['metric']}, {entry['words_over_3']:.0f} % over 3 words, "
-            f"{entry['contains_gold']:.0f} % contain the gold"
+            f"{entry['contains_gold']:.0f} % contain the gold{odd.get(name, '')}"
         )
     for target, averages in scores["averages"].items():
         numbers = ", ".join(f"{name.replace('_', '^')} {entry['value']:.2f}" for name, entry in averages.items())

@@ -228,10 +228,10 @@ class Digests:
                 if known is None:
                     raise Unverified
                 return known
-            from benchmark import models
+            from benchmark import models, weights
 
             for folder in folders:
-                _check_whole(folder)
+                weights.check(folder)
             return models.digest(*folders)
 
         folders = places.folders(model)
@@ -272,25 +272,6 @@ class Digests:
         if folder not in self._fingerprints:
             self._fingerprints[folder] = digest_of(sorted(_walk(str(folder))))
         return self._fingerprints[folder]
-
-
-def _check_whole(folder: Path) -> None:
-    """Open every weight file of a checkpoint: a truncated one should stop a run before it starts.
-
-    Raises:
-        UserError: names every damaged file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    damaged = []
-    for path in sorted(folder.rglob("*.safetensors")):
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            damaged.append(f"{path} is truncated or corrupt ({error})")
-    if damaged:
-        raise UserError(f"{'; '.join(damaged)}. Fetch the checkpoint again, or correct model.checkpoint.")
 
 
 def _walk(folder: str) -> list[list[Any]]:

@@ -30,7 +30,8 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
     Args:
         cell: the cell.
         seconds: wall time of each stage that this process ran.
-        items: dataset -> split -> {n, ids: SHA-256 of the item ids} of what was trained and evaluated on.
+        items: dataset -> split -> {n, ids: SHA-256 of the item ids} of what was trained and evaluated on, for the
+            evaluated with the numbers of `odd_answers`.
 
     Returns:
         JSON values.
@@ -76,6 +77,23 @@ def older_code(cell: CellSpec, folder: Path) -> tuple[str, ...]:
         return tuple(kind for kind, digest in now.items() if made.get(kind) != digest)
     except (OSError, ValueError, AttributeError):
         return tuple(now)
+
+
+def odd_answers(path: Path, max_new_tokens: int) -> dict[str, int]:
+    """Count the answers that are empty, and those that were cut because the model did not end them.
+
+    Args:
+        path: answers/<dataset>.jsonl of a run.
+        max_new_tokens: the longest answer; one of this length has no end token.
+
+    Returns:
+        {"empty": n, "unfinished": n}.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {
+        "empty": sum(not row["text"].strip() for row in rows),
+        "unfinished": sum(row.get("n_tokens", 0) >= max_new_tokens for row in rows),
+    }
 
 
 def version(package: str) -> str | None:

@@ -111,9 +111,11 @@ class Store:
         """Return what is recorded about a cell; nothing is known of a folder without a readable record."""
         try:
             status = json.loads((folder / "status.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             status = {}
-        return {"state": "new", "stages": {}, "error": None, **(status if isinstance(status, dict) else {})}
+        if not isinstance(status, dict) or not _is_table(status.get("stages", {})):
+            status = {}
+        return {"state": "new", "stages": {}, "error": None, **status}
 
     def missing(self, cell: CellSpec, keys: Keys) -> list[str]:
         """Return the stages that still have to run, in order; empty for a finished cell."""
@@ -207,8 +209,11 @@ def read_cell(folder: Path) -> CellSpec:
     """
     path = folder / "cell.yaml"
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it repeats parts of itself")  # nine lines can stand for a billion
+        values = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {path}: {str(error).splitlines()[0]}. Name a cell of `list cells`.") from error
     return cell_of(values if isinstance(values, dict) else {}, str(path))
 
@@ -222,6 +227,11 @@ def _outputs(folder: Path, stage: str) -> list[Path]:
         "score": [folder / "items" / f"{dataset}.jsonl.gz"],
         "summary": [folder / "scores.json"],
     }[kind]
+
+
+def _is_table(stages: Any) -> bool:
+    """Return whether a record of stages has the form that `start_stage` and `finish_stage` write."""
+    return isinstance(stages, dict) and all(isinstance(entry, dict) for entry in stages.values())
 
 
 def output_of(folder: Path, stage: str) -> Path:

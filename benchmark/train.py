@@ -139,6 +139,11 @@ def train(
     if cell.model.architecture and rank == 0:
         print(trainable_table(loaded, names), flush=True)
     items = Items(loaded, records, supervised=True)
+    if items.cut and rank == 0:
+        print(
+            f"{len(items.cut)} of {len(records)} items are longer than model.max_length={loaded.max_length} tokens: "
+            f"the ends of their answers are cut (first: {items.cut[0]}).", flush=True,
+        )
     tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
     state = StateFolder(out / "checkpoint", _fingerprint(cell, loaded, items))
     in_turn(state.create)
@@ -346,6 +351,7 @@ class CellTrainer(Trainer):
         self.place = f"engine={run.cell.engine} on {self.processes} process(es)"
         accumulation = settings.batch_size // (settings.micro_batch_size * self.processes)
         self.run = run
+        self.items = items
         self.settings = settings
         self.batch_ids: list[str] = []
         self.rows: TextIO | None = None
@@ -499,6 +505,8 @@ class CellTrainer(Trainer):
         if not math.isfinite(row["grad_norm"]):
             self._fail("gradient norm", row["grad_norm"], step)
         self.batch_ids.clear()
+        if step == 1 and self.items.cut:
+            row["items_cut"] = len(self.items.cut)
         if step % DIAGNOSTICS_EVERY == 0 or step in (1, last):
             row |= self.run.attachment.diagnostics()
         if self.rank > 0:
@@ -512,10 +520,25 @@ class CellTrainer(Trainer):
             self.run.on_progress(step, last, row)
 
     def _fail(self, what: str, value: float, step: int) -> None:
+        saved = sorted(self.run.state.path.glob("step-*"))
+        good = f"The last good state is that of step {int(saved[-1].name[5:])}, in {saved[-1]}" if saved else (
+            "No state was saved before"
+        )
         raise TrainingFailed(
-            f"The {what} is {value} at step {step}, in the batch of items {', '.join(self.batch_ids)}. "
+            f"The {what} is {value} at step {step}, in the batch of items {', '.join(self.batch_ids)}. {good}. "
             "Lower train.learning_rate, or look at these items."
         )
+
+    def check_weights(self) -> None:
+        """Refuse weights that overflowed in this step; every process calls it.
+
+        Raises:
+            TrainingFailed: a weight is not finite on some process.
+        """
+        shards = self.run.attachment.shards
+        bad = not all(bool(torch.isfinite(shard.weight).all()) for shard in shards)
+        if any_process(bad, device=self.args.device)[0]:
+            self._fail("largest weight", math.inf, self.state.global_step)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the whole float32 weights; every process calls it."""
@@ -586,12 +609,14 @@ class CellCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         run = self.trainer.run
         if state.global_step == state.max_steps:
+            self.trainer.check_weights()  # no later loss would show it
             return
         every = run.checkpoint_steps is not None and state.global_step % run.checkpoint_steps == 0
         late = time.monotonic() - self.saved > run.checkpoint_seconds
         # Clocks and signals differ between processes, but all must do the same.
         save, stop = any_process(every or late, run.preempted.is_set(), device=args.device)
         if save or stop:
+            self.trainer.check_weights()
             control.should_save = True
             self.saved = time.monotonic()
         control.should_training_stop = stop

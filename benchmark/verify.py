@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmark.data import Record
     from eval.score import ItemScore
 
-# Another processor or numpy may round the last bits of a logarithm otherwise; there, and only there, this much is equal.
+# Another processor or numpy may round the last bits of a logarithm otherwise; only there this much is equal.
 ROUNDING = 1e-9
 # What provenance.json must say, with the kinds of the values.
 PROVENANCE: dict[str, tuple[type, ...]] = {
@@ -157,8 +157,8 @@ def summary(found: Findings, root: Path) -> str:
         lines.append(f"{found.rounded} numbers differ in the last bits only, made on another processor or numpy.")
     part = "" if found.rescored == found.cells else f" (of {found.rescored} cells)"
     lines.append(
-        f"Verified {root}: {found.cells} cells, {found.files} file digests, {found.answers} answers scored again{part}, "
-        f"{found.tables} tables recomputed: {len(found.faults) or 'no'} fault{'s' * (len(found.faults) != 1)}."
+        f"Verified {root}: {found.cells} cells, {found.files} file digests, {found.answers} answers scored again{part}"
+        f", {found.tables} tables recomputed: {len(found.faults) or 'no'} fault{'s' * (len(found.faults) != 1)}."
     )
     return "\n".join(lines)
 
@@ -316,8 +316,7 @@ def _dataset(
 def _answers(path: Path) -> dict[str, str]:
     """Return item id -> text of plain or packed answers."""
     texts: dict[str, str] = {}
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-    with opened as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("item_id"), str) or (

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import UserError
@@ -100,7 +101,15 @@ def load_model(model: ModelSpec, dtype: str, device: str) -> LoadedModel:
     from benchmark.models import places
 
     path = places.checkpoint(model).path
-    loaded = models.load(replace(model, checkpoint=str(path)), getattr(torch, dtype))
+    try:
+        loaded = models.load(replace(model, checkpoint=str(path)), getattr(torch, dtype))
+    except UserError:
+        raise
+    except Exception as error:  # the libraries that read configs and tokenizers raise whatever they like
+        raise UserError(
+            f"The checkpoint {path} does not load: {type(error).__name__}: {shorten(str(error), 300)}. Fetch it again, "
+            "or correct model.checkpoint."
+        ) from error
     loaded.model.to(device)
     return loaded
 
@@ -323,6 +332,7 @@ class Worker:
     def _items(self, cell: CellSpec) -> dict[str, Any]:
         """Return how many items of each dataset the cell used, and the digest of their ids."""
         from benchmark.data import ids_digest
+        from benchmark.provenance import odd_answers
 
         used = [(dataset.id, cell.eval.split, cell.eval.limit) for dataset in cell.datasets]
         if cell.train is not None and cell.target is not None:
@@ -331,6 +341,9 @@ class Worker:
         for name, split, limit in used:
             records = self.records(cell, name, split, limit)
             found.setdefault(name, {})[split] = {"n": len(records), "ids": ids_digest(records)}
+        for dataset in cell.datasets:
+            path = self._store.folder(cell) / "answers" / f"{dataset.id}.jsonl"
+            found[dataset.id][cell.eval.split] |= odd_answers(path, dataset.max_new_tokens)
         return found
 
     def _training_records(self, cell: CellSpec) -> list[Record]:

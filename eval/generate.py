@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from benchmark.data.record import Record
 from benchmark.errors import UserError
@@ -22,6 +23,22 @@ from benchmark.models.prompt import render
 from benchmark.spec import DatasetSpec
 
 Progress = Callable[[int, int], None]
+
+
+class NotANumber(RuntimeError):
+    """The model's output overflowed: its largest logit is none, and an answer made of it would be scored as if."""
+
+
+class _Watch(LogitsProcessor):
+    """Notes the rows whose logits are NaN at some token; looked at once per batch, as a look waits for the device."""
+
+    def __init__(self) -> None:
+        self.bad: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        now = scores.isnan().any(-1)
+        self.bad = now if self.bad is None else self.bad | now
+        return scores
 
 
 def generate(
@@ -129,6 +146,9 @@ def answer_batch(
 
     Returns:
         (text, number of tokens without the end token) per item.
+
+    Raises:
+        NotANumber: names the items.
     """
     model = loaded.model
     # The system prompt is the same for every item and, where prompts are short, a third of the work: run it once.
@@ -145,8 +165,10 @@ def answer_batch(
     }
     if "pixel_values" in batch:
         inputs["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    watch = _Watch()
     output = model.generate(
         **inputs,
+        logits_processor=LogitsProcessorList([watch]),
         past_key_values=start_cache(model, start, len(items), pixels),
         generation_config=GenerationConfig(
             do_sample=False,
@@ -157,6 +179,12 @@ def answer_batch(
             bos_token_id=loaded.tokenizer.bos_token_id,
         ),
     )
+    lost = [item.item_id for item, bad in zip(items, watch.bad.tolist(), strict=True) if bad]
+    if lost:
+        raise NotANumber(
+            f"The model's output is not a number for {len(lost)} items, {', '.join(lost[:20])}. Its weights or its "
+            "activations overflow: check the checkpoint, try dtype=float32, or lower train.learning_rate."
+        )
     answers = []
     for row in output[:, inputs["input_ids"].shape[1] :].tolist():
         ids = row[: row.index(loaded.eos_token_id)] if loaded.eos_token_id in row else row

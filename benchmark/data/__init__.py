@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,6 +158,8 @@ def load(
     else:
         sample = (dataset_spec.options.get("sample") or {}).get(split)
         records = subset(records, sample, dataset_spec.options.get("sample_seed", 0))
+    if reader in DATASETS:
+        _check_places(records, Path(root))
     _check(records, dataset_spec, folder, split)
     return subset(records, limit, seed)
 
@@ -181,6 +184,28 @@ def _listed(records: list[Record], path: Path) -> list[Record]:
     return [record for record in records if record.item_id in wanted]
 
 
+def _check_places(records: Sequence[Record], root: Path) -> None:
+    """Raise UserError if an id or a file name leads out of the data folder; links that a user made are followed."""
+    inside = os.path.join(os.path.abspath(root), "")
+    for record in records:
+        if record.image is not None and not os.path.abspath(record.image).startswith(inside):
+            raise UserError(
+                f"Item {record.item_id} of {record.dataset}/{record.split} names the image {record.image}, outside of "
+                f"{root}. An id or a file name in the data is a path; correct it, or fetch the dataset again."
+            )
+
+
+def _check_texts(record: Record, spec: DatasetLike) -> None:
+    """Raise UserError if a text is no Unicode: JSON can hold half a character, which nothing can write."""
+    try:
+        for text in (record.item_id, record.group, record.prompt, record.target or "", *record.references):
+            text.encode()
+    except (UnicodeEncodeError, AttributeError) as error:
+        raise UserError(
+            f"Item {record.item_id} of {spec.id}/{record.split} holds a text that is none ({error}). {FIX}"
+        ) from None
+
+
 def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -> None:
     """Raise UserError if the number of records is not the spec's or an item id occurs twice."""
     expected = (spec.counts or {}).get(split)
@@ -193,6 +218,7 @@ def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -
         raise Absent(f"{spec.id}/{split} has no items in {folder}. Fetch or draw the dataset again.")
     seen: set[str] = set()
     for record in records:
+        _check_texts(record, spec)
         if record.item_id in seen:
             raise UserError(
                 f"{spec.id}/{split} in {folder} has item {record.item_id} twice. "

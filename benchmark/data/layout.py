@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
         raise Absent(f"{path} does not exist. {FIX}") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}. {FIX}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is truncated or not JSON ({error}). {FIX}") from error
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from benchmark.errors import UserError
 from benchmark.files import canonical_json, sha256_file
 
+# What the datasets come in; PIL also knows formats that start other programs.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+MOST_PIXELS = 2**26  # of a decoded image; a file of some kilobytes can hold more than the memory
+LONGEST_SIDE = 2**14
+LONGEST_RATIO = 200   # a strip is padded to a square, or its short edge stretched
 SUFFIXES = (".jpg", ".png", ".gif", ".jpeg")
 FIX = "Restore the file (fetch or draw the dataset again); items are never skipped."
 
@@ -67,8 +74,22 @@ def _read(path: Path) -> Image.Image:
     found = find_image(path)
     if found is None:
         raise FileNotFoundError("the file does not exist")
-    with Image.open(found) as image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
+        image = Image.open(found, formats=FORMATS)
+    with image:
+        short, long = sorted(image.size)
+        if short * long > MOST_PIXELS or long > LONGEST_SIDE or long > LONGEST_RATIO * short:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels; at most {MOST_PIXELS >> 20} million, {LONGEST_SIDE} a side "
+                f"and {LONGEST_RATIO} to 1 are read"
+            )
         image.load()
+        if image.mode.startswith("I"):
+            # A plain conversion would cut 16-bit greys off at 255, white.
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        if image.mode == "F":
+            raise ValueError("its pixels are floating point numbers of unknown range")
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             # A plain conversion would show the undefined colour behind transparent pixels.
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

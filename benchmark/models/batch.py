@@ -47,7 +47,7 @@ class Items:
     Args:
         loaded: tokenizer, image processor, tower and lengths; keeps the features.
         records: in the order of the indices.
-        supervised: append the record's target and label it.
+        supervised: append the record's target and label it; `cut` names those whose target's end did not fit.
 
     Raises:
         UserError: a text does not fit, a target is missing, images are missing or corrupt (all counted).
@@ -56,7 +56,12 @@ class Items:
     def __init__(self, loaded: LoadedModel, records: Sequence[Record], supervised: bool) -> None:
         self.loaded = loaded
         self.records = records
-        self.encoded = [self._encode(record, supervised) for record in records]
+        self.encoded = self._encode_all(supervised)
+        # The tail of a long training sample is cut, so it does not end with the end token.
+        self.cut = [
+            record.item_id for record, (ids, _) in zip(records, self.encoded, strict=True)
+            if supervised and ids[-1] != loaded.eos_token_id
+        ]
         self.rows: dict[Path, int] = {}
         for record in records:
             if record.image is not None:
@@ -93,6 +98,20 @@ class Items:
         else:
             image = self.features[self.rows[record.image]]
         return Item(record.item_id, *self.encoded[index], image)
+
+    def _encode_all(self, supervised: bool) -> list[tuple[list[int], list[int]]]:
+        """Return ids and labels of every record, or count those that cannot be encoded."""
+        encoded, faults = [], []
+        for record in self.records:
+            try:
+                encoded.append(self._encode(record, supervised))
+            except UserError as error:
+                faults.append(str(error))
+        if len(faults) > 1:
+            raise UserError(f"{len(faults)} of {len(self.records)} items cannot be used. The first: {faults[0]}")
+        if faults:
+            raise UserError(faults[0])
+        return encoded
 
     def _encode(self, record: Record, supervised: bool) -> tuple[list[int], list[int]]:
         if supervised and record.target is None:

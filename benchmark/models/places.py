@@ -58,9 +58,10 @@ def folders(model: ModelSpec) -> list[Path]:
     path = checkpoint(model).path
     try:
         config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return [path]
-    return [path, tower(path, config, model.vision_tower)] if is_original(config) else [path]
+    original = isinstance(config, dict) and is_original(config)
+    return [path, tower(path, config, model.vision_tower)] if original else [path]
 
 
 def is_original(config: Mapping[str, Any]) -> bool:
