@@ -17,7 +17,7 @@ from benchmark.errors import UserError
 from benchmark.files import canonical_json, sha256_file
 
 # What the datasets come in; PIL also knows formats that start other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MOST_PIXELS = 2**26  # of a decoded image; a file of some kilobytes can hold more than the memory
 LONGEST_SIDE = 2**14
 LONGEST_RATIO = 200   # a strip is padded to a square, or its short edge stretched

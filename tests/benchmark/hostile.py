@@ -166,9 +166,10 @@ VALUES = (
     "", "null", "true", "-1", "0", "1e400", "nan", "-inf", "1e-320", "range(0,1000000000)", "range(0,1e12,1e-3)",
     "choice(1,2)", "glob(*)", "[" * 3000, "[" * 40 + "]" * 40, "{a: 1}", "{a: {b: [1, 2]}}", "[1,2,3]", "1,2,2,x", "'",
     '"', "${oc.env:HOME}", "${nothing}", "${.}", "???", "../../../../tmp/evil", "/proc/self/mem", "/dev/full", "..",
-    "a/b", "x" * 300, "x" * 20_000, "\x00", "\x1b[2J", "\udcff", "\u202e", "<img src=x onerror=alert(1)>", "%s", "é", "😀",
-    "~", "int(3)", "shuffle(1,2,3)", "sort(3,1)", "interval(0,1)", "99999999999999999999999", "os:system", "builtins:eval",
-    "examples.my_method:TopKGradient", "tests:x", "spider,spider,spider", "1,2,3,4,5,6,7,8,9", "--help", "@file",
+    "a/b", "x" * 300, "x" * 20_000, "\x00", "\x1b[2J", "\udcff", "\u202e", "<img src=x onerror=alert(1)>", "%s", "é",
+    "😀", "~", "int(3)", "shuffle(1,2,3)", "sort(3,1)", "interval(0,1)", "99999999999999999999999", "os:system",
+    "builtins:eval", "examples.my_method:TopKGradient", "tests:x", "spider,spider,spider", "1,2,3,4,5,6,7,8,9",
+    "--help", "@file", "1", "2", "1e-3", "spider", "iconqa", "llava_pocket", "float32", "cpu", "table6", "single",
 )
 
 
@@ -393,15 +394,20 @@ def spoil_json(folder: Path, pick: random.Random) -> str:
     return f"{path.name}: {'.'.join(map(str, (*parents, last)))} = {str(node[last])[:40]!r}"
 
 
+def use_of(world: World) -> list[str]:
+    """Return a command that loads the checkpoint and answers with it."""
+    settings = world.settings("table=table6", "targets=iconqa", "methods=zero_shot", "eval.limit=1")
+    return ["run", *settings, "--cells-only"]
+
+
 def checkpoint_case(world: World, pick: random.Random) -> None:
     """A checkpoint with one fault, loaded, and used if it loads."""
     folder = world.root / "checkpoint"
     shutil.copytree(folder, world.root / "good")
     try:
         name = (spoil_weights if pick.random() < 0.5 else spoil_json)(folder, pick)
-        arguments = world.settings("table=table6", "targets=iconqa", "methods=zero_shot", "eval.limit=1")
         shutil.rmtree(world.results / "cells", ignore_errors=True)
-        world.case("checkpoint", name, ["run", *arguments, "--cells-only"])
+        world.case("checkpoint", name, use_of(world))
         if (world.root / "executed").exists():
             world.faults.append(f"checkpoint, {name}: a pickle was executed")
     finally:
@@ -489,8 +495,20 @@ def write_world(root: Path, patch: Any) -> World:
     return world
 
 
-def run(world: World, scale: float = 1.0) -> None:
+def sound(world: World) -> list[str]:
+    """Return what goes wrong before anything is changed; it must be nothing, or no case would mean anything."""
+    finished = world.root / "finished"
+    calls = [
+        *(plan_of(world, dataset) for dataset in ("iconqa", "scienceqa", "coco", "flickr30k")), use_of(world),
+        ["verify", str(finished), "--sample=100000"],
+        ["inspect", next((finished / "cells").iterdir()).name, f"results={finished}"],
+    ]
+    done = [(call, world.call(call)) for call in calls]
+    return [f"{call}: {one.out}{one.err}" for call, one in done if one.code != 0 or list(faults_of(one, ""))]
+
+
+def run(world: World) -> None:
     """Run all cases, the same in every run."""
     for make, count in CASES.items():
-        for number in range(round(count * scale)):
+        for number in range(count):
             make(world, random.Random(f"{SEED} {make.__name__} {number}"))

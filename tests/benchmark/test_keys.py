@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from benchmark.compose import request
 from benchmark.keys import STAGE_MODULES, Digests, code_digest, keys_of
-from benchmark.spec import ROOT, CellSpec
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, TrainSpec
 
 
 class Contents(Digests):
@@ -148,6 +148,75 @@ def test_the_code_of_a_method_changes_only_its_own_cells(cell, tmp_path, monkeyp
     assert len(with_spider) == 1 and "methods/l2_reg.py" not in with_spider[0]
     assert sum("benchmark/models/vila.py" in modules for modules in seen) >= 2
     assert not any("benchmark/models/llava.py" in modules for modules in seen)
+
+
+ALL = {"train", "generate", "score", "summary"}
+# Which kinds of stages a module is part of; what is trained with it is also answered and scored anew.
+MODULES = {
+    name: ALL if "train" in kinds else {
+        "posthoc": ALL, "generate": ALL - {"train"}, "score": {"score", "summary"}, "summary": {"summary"},
+    }[kinds[0]]
+    for name in {name for modules in STAGE_MODULES.values() for name in modules}
+    for kinds in [[kind for kind, modules in STAGE_MODULES.items() if name in modules]]
+} | {"methods/dare.py": ALL, "benchmark/models/vila.py": ALL, "methods/spider.py": set()}  # fmt: skip
+
+
+def test_a_change_of_any_module_redoes_its_stages_and_no_earlier_ones(monkeypatch):
+    full, dare = request(["methods=full_ft,dare", "model=vila_pocket", "dataset=iconqa"]).cells
+    altered = ""
+
+    def digest(modules):
+        return " ".join(f"{name}*" if name == altered else name for name in sorted(set(modules)))
+
+    monkeypatch.setattr("benchmark.keys.code_digest", digest)
+
+    def keys():
+        return keys_of(dare, Contents(), keys_of(full, Contents()))
+
+    before = keys()
+    for altered, kinds in MODULES.items():
+        redone = {stage.partition("/")[0] for stage in changed(before, keys())}
+        assert redone == kinds, altered
+        stages = [stage for stage in before.stages if stage.partition("/")[0] in kinds]
+        assert changed(before, keys()) == set(stages), altered
+
+
+def test_the_digest_of_a_module_follows_its_file(tmp_path, monkeypatch):
+    """The real digest on a copy of a real module: what `test_a_change_of_any_module` takes for granted."""
+    path = tmp_path / "vqa.py"
+    text = (ROOT / "eval/vqa.py").read_text()
+    path.write_text(text)
+    before = code_digest.__wrapped__((str(path),))
+    path.write_text(text + "\nMORE = 1\n")
+    assert code_digest.__wrapped__((str(path),)) != before
+
+
+OTHER = {
+    "prompt": "Other? {question}", "metric": "exact_lower", "max_new_tokens": 7, "options": {"reader": "gqa", "x": 1},
+    "splits": {"test": "other"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(DatasetSpec)])
+def test_every_field_of_a_protocol_counts(cell, name):
+    """Id and role have tests of their own; name and counts are words about the data, whose content counts."""
+    gqa = cell.dataset("gqa")
+    if name in ("id", "role", "name", "counts"):
+        return
+    other = replace(cell, datasets=tuple(replace(gqa, **{name: OTHER[name]}) if one is gqa else one
+                                         for one in cell.datasets))
+    expected = {"score/gqa", "summary"} if name == "metric" else chain("gqa")
+    assert changed(keys_of(cell, Contents()), keys_of(other, Contents())) == expected
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(TrainSpec)])
+def test_every_training_setting_counts(cell, name):
+    value = getattr(cell.train, name)
+    words = {"scope": "all", "scheduler": "linear", "limit": 3}
+    other = words[name] if name in words else not value if isinstance(value, bool) else value * 2 + 1
+    found = changed(keys_of(cell, Contents()),
+                    keys_of(replace(cell, train=replace(cell.train, **{name: other})), Contents()))
+    assert found == (set() if name == "gradient_checkpointing" else everything(cell))
 
 
 # Modules that make no number: they move data, check, name or report. Data readers count through the data's digest.

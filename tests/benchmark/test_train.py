@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmark.checkpoint import apply_delta, load_delta, snapshot
+from benchmark.checkpoint import apply_delta, load_delta, save_delta, snapshot
 from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.models import trainable_names
@@ -429,6 +429,56 @@ class Explodes(Method):
 def test_a_diverged_model_stops_the_cell(vila, records, tmp_path):
     with pytest.raises(TrainingFailed, match="at step 2, in the batch of items"):
         run(vila, records, tmp_path, method=Explodes(NoParams(), 0))
+
+
+class Overflows(Method):
+    """Everything is right up to one step, whose update overflows."""
+
+    at = 0
+
+    def before_step(self, shards):
+        self.step = getattr(self, "step", 0) + 1
+
+    def after_step(self, shards):
+        if self.step == self.at:
+            for shard in shards:
+                shard.weight[-1:] = float("inf")
+
+
+@pytest.mark.parametrize(("at", "saved"), [(4, 2), (6, 4)], ids=["a step that is saved", "the last step"])
+def test_weights_that_overflow_are_neither_saved_nor_scored(vila, records, tmp_path, monkeypatch, at, saved):
+    """Ten records in batches of four are three steps an epoch, six in all; a state is saved every two."""
+    monkeypatch.setattr(Overflows, "at", at)
+    with pytest.raises(TrainingFailed, match=f"largest weight is inf at step {at}, in the batch of items item") as stop:
+        run(vila, records, tmp_path, method=Overflows(NoParams(), 0), checkpoint_steps=2)
+    assert f"The last good state is that of step {saved}, in {tmp_path / 'checkpoint'}" in str(stop.value)
+    assert not (tmp_path / "delta.safetensors").exists()
+    assert [path.name for path in (tmp_path / "checkpoint").glob("step-*")] == [f"step-{saved:09}"]
+    monkeypatch.setattr(Overflows, "at", 0)
+    run(vila, records, tmp_path, method=Overflows(NoParams(), 0), checkpoint_steps=2)
+
+
+def test_without_a_state_the_message_says_so(vila, records, tmp_path):
+    with pytest.raises(TrainingFailed, match="No state was saved before"):
+        run(vila, records, tmp_path, method=Explodes(NoParams(), 0))
+
+
+def test_a_delta_with_overflown_numbers_is_not_written(vila, tmp_path):
+    base = {"weight": torch.zeros(3)}
+    with pytest.raises(UserError, match=r"1 tuned tensors hold numbers that are not finite \(first: weight\)"):
+        save_delta(tmp_path / "delta.safetensors", {"weight": torch.tensor([1.0, float("nan"), 0])}, base, base, "d")
+    assert not list(tmp_path.iterdir())
+
+
+def test_items_longer_than_the_maximum_are_counted(vila, records, tmp_path, capfd):
+    def long(name, prompt, target):
+        return Record(name, "toy", "train", None, prompt, target, (target,), None, name, {})
+
+    _, rows = run(vila, [*records, long("tail", "what?", "red " * 300), long("other", "what?", "a " * 400)], tmp_path)
+    assert rows[0]["items_cut"] == 2 and "items_cut" not in rows[1]
+    assert "2 of 12 items are longer than model.max_length=256 tokens" in capfd.readouterr().out
+    with pytest.raises(UserError, match="2 of 12 items cannot be used. The first: .*one of toy: max_length=256 cuts"):
+        run(vila, [*records, *(long(name, "what? " * 300, "red") for name in ("one", "two"))], tmp_path / "second")
 
 
 def test_bad_settings_and_records(vila, records, tmp_path):

@@ -13,8 +13,9 @@ import eval.generate
 from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.models.batch import Items, split_image
+from benchmark.provenance import odd_answers
 from benchmark.spec import DatasetSpec
-from eval.generate import answer_batch, cut, generate, prompt_hash
+from eval.generate import NotANumber, answer_batch, cut, generate, prompt_hash
 from tests.benchmark.models import tiny
 
 QUESTIONS = ["what?", "what colour is this animal?", "A or B?", "is this a dog? " * 6, "red or blue cat?", "1 2 3", "a"]
@@ -228,3 +229,35 @@ def test_batches_without_shared_images_are_those_of_ever():
     assert cut(lengths, [None] * 5, 2) == [[1, 2], [4, 0], [3]]
     images = ["a", "b", "a", "a", None]
     assert cut(lengths, images, 2) == [[1, 4], [2, 0], [3]]
+
+
+def test_an_output_that_is_no_number_is_no_answer(loaded, records):
+    """Not an unlucky token but an overflow: the items are named, and no answer is written."""
+    items = Items(loaded, records[:3], supervised=False)
+    norm = next(p for name, p in reversed(list(loaded.model.named_parameters())) if name.endswith("norm.weight"))
+    kept = norm.detach().clone()
+    try:
+        with torch.no_grad():
+            norm.fill_(float("nan"))
+        with pytest.raises(NotANumber, match=r"not a number for 3 items, q0, q1, q2\."):
+            answer_batch(loaded, [items[i] for i in range(3)], 6)
+    finally:
+        with torch.no_grad():
+            norm.copy_(kept)
+
+
+def test_an_answer_that_never_ends_is_cut_and_counted(loaded, records, tmp_path):
+    head = loaded.model.get_output_embeddings().weight
+    kept = head[loaded.eos_token_id].clone()
+    try:
+        with torch.no_grad():
+            head[loaded.eos_token_id] = 0.0  # its logit is 0, and of 200 others one is larger
+        generate(loaded, records[:4], dataset(3), tmp_path / "answers.jsonl", batch_size=2)
+    finally:
+        with torch.no_grad():
+            head[loaded.eos_token_id] = kept
+    rows = read(tmp_path / "answers.jsonl")
+    assert {row["n_tokens"] for row in rows.values()} == {3}
+    assert odd_answers(tmp_path / "answers.jsonl", 3)["unfinished"] == 4
+    (tmp_path / "odd.jsonl").write_text('{"text": " ", "n_tokens": 0}\n{"text": "a", "n_tokens": 3}\n{"text": "b"}\n')
+    assert odd_answers(tmp_path / "odd.jsonl", 3) == {"empty": 1, "unfinished": 1}
