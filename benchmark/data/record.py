@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from benchmark.errors import UserError
@@ -86,6 +85,8 @@ def _read(path: Path) -> Image.Image:
             )
         image.load()
         if image.mode.startswith("I"):
+            import numpy as np  # not needed to plan
+
             # A plain conversion would cut 16-bit greys off at 255, white.
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         if image.mode == "F":

@@ -30,6 +30,25 @@ from benchmark.spec import (
 ONE = ["method=spider", "model=vila_pocket", "dataset=iconqa"]
 
 
+@pytest.mark.parametrize(("text", "reason"), [
+    ("train.epochs=range(0,1000000000)", "asks for more than 10000 values"),
+    ("train.limit=" + "[" * 3000, "cannot be read"), ("seeds=1\x00", "control characters"),
+    ("model.checkpoint=\udcff", "control characters"), ("data_root=" + "x" * 10_001, "more than 10000 characters"),
+    ("dataset.gqa.id=../../evil", "a name of letters"), ("model.id=../evil", "a name of letters"),
+    ("table.id=../evil", "a name of letters"),
+])  # fmt: skip
+def test_settings_of_strangers(text, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        request(["table=table6", text])
+    assert len(str(caught.value)) < 3000
+
+
+def test_a_grid_has_an_end():
+    many = [f"train.{key}=range(1,60)" for key in ("epochs", "batch_size", "limit")]
+    with pytest.raises(UserError, match=r"205379 combinations, at most 10000 make a grid"):
+        request([*ONE, *many])
+
+
 def one(*more: str) -> CellSpec:
     (cell,) = request([*ONE, *more]).cells
     return cell

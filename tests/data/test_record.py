@@ -44,6 +44,48 @@ def test_grey_images_become_rgb(tmp_path):
     assert open_image(record("1", path)).getpixel((1, 1)) == (77, 77, 77)
 
 
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
+    """A plain conversion of PIL would make everything above 255 white."""
+    for suffix, kind in (("png", "I;16"), ("tiff", "I;16"), ("tiff", "I")):
+        path = tmp_path / f"deep.{suffix}"
+        image = Image.new(kind, (2, 1))
+        image.putpixel((0, 0), 77 * 257)
+        image.putpixel((1, 0), 65535)
+        image.save(path)
+        read = open_image(record("1", path))
+        assert [read.getpixel((x, 0)) for x in (0, 1)] == [(77, 77, 77), (255, 255, 255)]
+
+
+def test_print_colours_and_the_first_frame(tmp_path):
+    path = tmp_path / "print.jpg"
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, quality=95)
+    red, green, blue = open_image(record("1", path)).getpixel((4, 4))
+    assert red > 240 and green < 15 and blue < 15
+    frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
+    path = tmp_path / "moves.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert open_image(record("1", path)).getpixel((1, 1)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("mode", "size", "reason"), [
+    ("1", (16_385, 1), "16385 x 1 pixels"), ("1", (9000, 9000), "9000 x 9000 pixels; at most 64 million"),
+    ("1", (1, 201), "1 x 201 pixels; .* 200 to 1"), ("F", (2, 2), "floating point"),
+])  # fmt: skip
+def test_images_that_would_fill_the_memory_or_mean_nothing_are_refused(tmp_path, mode, size, reason, recwarn):
+    path = tmp_path / ("x.tiff" if mode == "F" else "x.png")
+    Image.new(mode, size).save(path)
+    with pytest.raises(UserError, match=reason):
+        open_image(record("1", path))
+    assert not recwarn.list
+
+
+def test_formats_that_start_other_programs_are_refused(tmp_path):
+    path = tmp_path / "page.png"
+    Image.new("RGB", (4, 4)).save(path, "EPS")
+    with pytest.raises(UserError, match="cannot identify image file"):
+        open_image(record("1", path))
+
+
 def test_a_missing_image_is_named(three):
     three[1].image.unlink()
     with pytest.raises(UserError, match=r"Cannot read the image .*1\.png \(item 1 of gqa/test\): .*Restore"):
