@@ -380,7 +380,7 @@ def list_(arguments: list[str]) -> int:
 
         store = Store(asked.results)
         for folder in store.all_cells():
-            print(f"{folder.name}  {store.status(folder)['state']}  {headline(folder)}".rstrip())
+            print(printable(f"{folder.name}  {store.status(folder)['state']}  {headline(folder)}").rstrip())
         return 0
     width = max(map(len, METHODS))
     print("methods   " + "\n          ".join(f"{name:<{width}}  {entry.name}" for name, entry in METHODS.items()))

@@ -484,7 +484,7 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
     checks = [("train.scope", config["train"]["scope"], SCOPES)]
     checks += [("model.family", model["family"], FAMILIES) for model in config["models"].values()]
     for key, value, valid in checks:
-        if value not in valid:
+        if not isinstance(value, str) or value not in valid:
             faults.add(f"{key}={value}: unknown value.{did_you_mean(str(value), valid)}")
     # These become names of files and folders.
     ids = {f"dataset.{name}.id": item["id"] for name, item in config["dataset"].items()}

@@ -40,10 +40,9 @@ def describe(store: Store, name: str) -> str:
     if (folder / "scores.json").is_file():
         lines += _scores(folder)
     for path in sorted((folder / "answers").glob("*.jsonl")):
-        with open(path, encoding="utf-8") as file:
-            rows = list(itertools.islice(file, ANSWERS))
         try:
-            texts = [str(json.loads(line)["text"]) for line in rows]
+            with open(path, encoding="utf-8") as file:
+                texts = [str(json.loads(line)["text"]) for line in itertools.islice(file, ANSWERS)]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path} is damaged. Delete the file and run the cell again.") from None
         lines.append(f"answers   {path.stem}: {' | '.join(texts)}")

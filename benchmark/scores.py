@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ def read_answers(path: Path) -> dict[str, str]:
                 try:
                     entry = json.loads(line)
                     answers[entry["item_id"]] = entry["text"]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     raise UserError(f"{path}, line {number} is damaged. Delete the file and run again.") from None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}. Run the cell again.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read {path}: {getattr(error, 'strerror', error)}. Run the cell again.") from error
     return answers
 
 
@@ -53,7 +54,7 @@ def read_items(path: Path) -> list[ItemScore]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [ItemScore(**json.loads(line)) for line in file]
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
         raise UserError(f"Cannot read {path}: {error}. Run `score` for this cell again.") from error
 
 
@@ -96,8 +97,12 @@ def read_scores(folder: Path) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        return json.loads((folder / "scores.json").read_text())
-    except (OSError, ValueError) as error:
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        entries = [*scores["datasets"].values(), *(one for of in scores["averages"].values() for one in of.values())]
+        if not all(isinstance(entry[key], float | int) for entry in entries for key in ("value", "low", "high")):
+            raise ValueError("a value or an interval is no number")
+        return scores
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"Cannot read {folder / 'scores.json'}: {error}. Run the cell again.") from error
 
 

@@ -363,9 +363,11 @@ class Worker:
 
 def headline(folder: Path) -> str:
     """Return the averages of a finished cell in one line."""
+    from benchmark.scores import read_scores
+
     try:
-        averages = json.loads((folder / "scores.json").read_text())["averages"]
-    except (OSError, ValueError, KeyError):
+        averages = read_scores(folder)["averages"]
+    except UserError:
         return ""
     parts = []
     for target, values in averages.items():

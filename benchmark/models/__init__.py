@@ -100,7 +100,27 @@ def load(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
             "checkpoint (python -m benchmark doctor says how), or give another path."
         )
     fields = _family(spec.family).load(path, spec, dtype)
-    return LoadedModel(**fields, max_length=spec.max_length, path=path)
+    loaded = LoadedModel(**fields, max_length=spec.max_length, path=path)
+    _settle(loaded)
+    return loaded
+
+
+def _settle(loaded: LoadedModel) -> None:
+    """Leave nothing to a checkpoint's generation_config.json: a penalty or sampling there would change greedy answers.
+
+    Raises:
+        UserError: a special token of the tokenizer is the image's.
+    """
+    from transformers import GenerationConfig
+
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: getattr(loaded.tokenizer, name) for name in names}
+    if loaded.image_token_id in ids.values():
+        raise UserError(
+            f"The tokenizer in {loaded.path} has the image's token {loaded.image_token_id} as its begin, end or padding "
+            "token. Fetch the checkpoint again, or correct model.checkpoint."
+        )
+    loaded.model.generation_config = GenerationConfig(**ids)
 
 
 def save(

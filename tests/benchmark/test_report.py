@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmark import cli, keys, report
+from benchmark import cli, keys, outputs, plan, report
 from benchmark.claims import Verdict
+from benchmark.compose import request
 from benchmark.page import Content, page, script_json
+from benchmark.store import Store
 from tests.benchmark import browser, fakes
 from tests.benchmark.table_rows import rows
 
@@ -164,6 +166,17 @@ def test_published_cells_of_older_code_are_shown_and_marked(world, monkeypatch):
     text = (world.results / "report.html").read_text()
     assert "<td>Full FT †</td>" in text and "<td>SPIDER †</td>" in text
     assert "† older code: the code of score has changed" in text and "2 of the cells are of older code" in text
+
+
+def test_a_cell_of_a_run_that_older_code_made_is_named_in_the_table(world, monkeypatch):
+    """Its number is not shown as today's; the note says that there was one, and what to do."""
+    assert cli.main(["run", *world.overrides("methods=full_ft"), "--cells-only"]) == 0
+    monkeypatch.setitem(keys.STAGE_MODULES, "score", (*keys.STAGE_MODULES["score"], "eval/java.py"))
+    asked = request(world.overrides("methods=full_ft"))
+    store = Store(asked.results)
+    table = outputs.build_table(asked, plan.make(asked, store), store)
+    assert table.frame["value"].isna().all()
+    assert any("older code, settings or data made it, run it again" in note for note in table.notes)
 
 
 def test_without_finished_cells_there_is_no_report(tmp_path, capsys):
