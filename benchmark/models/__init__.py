@@ -117,7 +117,7 @@ def _settle(loaded: LoadedModel) -> None:
     ids = {name: getattr(loaded.tokenizer, name) for name in names}
     if loaded.image_token_id in ids.values():
         raise UserError(
-            f"The tokenizer in {loaded.path} has the image's token {loaded.image_token_id} as its begin, end or padding "
+            f"The tokenizer in {loaded.path} has the image's token {loaded.image_token_id} as its begin, end or pad "
             "token. Fetch the checkpoint again, or correct model.checkpoint."
         )
     loaded.model.generation_config = GenerationConfig(**ids)
