@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -98,7 +99,9 @@ def train(cell: Any, loaded: Any, records: Any, method: Any, out: Path, on_progr
     on_progress(1, 2, {"loss": 2.0})
     digest = hashlib.sha256(f"{cell.method.id} {cell.seed} {cell.train.epochs}".encode()).digest()
     loaded.model.weight += digest[0] / 256
-    (out / "train.jsonl").write_text(json.dumps({"step": 2, "loss": 1.0, "rms_delta": 0.5}) + "\n")
+    steps = cell.train.epochs * math.ceil(len(records) / cell.train.batch_size)
+    rows = [{"step": step, "loss": 1.0, "grad_norm": 1.0, "rms_delta": 0.5} for step in range(1, steps + 1)]
+    (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "delta.safetensors").write_text(str(loaded.model.weight))
 
 

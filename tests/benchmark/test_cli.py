@@ -167,12 +167,16 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     names = {path.name for path in reference.rglob("*") if path.is_file()}
     assert names == {
         "protocol.md", "cell.yaml", "scores.json", "provenance.json", "train.jsonl", "table6.md", "table6.csv",
-        "table6.tex",
+        "table6.tex", "SHA256SUMS",
         *(f"{name}.jsonl.gz" for name in ("okvqa", "textvqa", "ocrvqa", "gqa", "iconqa")),
     }  # fmt: skip
     text = "".join(path.read_text() for path in reference.rglob("*.json"))
     assert os.uname().nodename not in text
     capsys.readouterr()
+    assert cli.main(["verify", str(reference)]) == 0
+    out = capsys.readouterr().out
+    assert "2 cells, " in out and f"{10 * fakes.ITEMS} answers scored again, 1 tables recomputed: no faults" in out
+    assert "older code" not in out and "no digest" not in out
     monkeypatch.setattr("benchmark.spec.at_root", lambda path: reference if path == "results/pocket" else Path(path))
     assert cli.main(["run", *arguments]) == 0
     assert "2 of 2 cells have identical item scores." in capsys.readouterr().out

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmark.compose import request
 from benchmark.data import DATASETS, Record, check_images, digest, load, open_image, subset
 from benchmark.errors import UserError
 
@@ -316,3 +317,25 @@ def test_a_missing_key_is_named(name, key, spec_of, request):
     with pytest.raises(UserError, match=f"lacks the key '{key}'") as caught:
         load(spec_of(name), root, "test")
     assert any(str(root / name / file) in str(caught.value) for file in FILES[name])
+
+
+def test_a_data_set_without_items_is_an_error(tmp_path):
+    spec = dataclasses.replace(request([], grid=False).datasets["gqa"], counts={})
+    (tmp_path / "gqa").mkdir()
+    (tmp_path / "gqa" / "testdev_balanced_questions.json").write_text("{}")
+    with pytest.raises(UserError, match=r"gqa/test has no items in .*gqa\. Fetch or draw the dataset again"):
+        load(spec, tmp_path, "test")
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"imageId": "../../secret"}, r"Item 7 of gqa/test names the image .*secret.*, outside of"),
+    ({"imageId": "/etc/passwd"}, "outside of"),
+    ({"question": "\ud800?"}, "Item 7 of gqa/test holds a text that is none"),
+])
+def test_ids_that_are_paths_and_halves_of_characters(tmp_path, changes, reason):
+    spec = dataclasses.replace(request([], grid=False).datasets["gqa"], counts={})
+    (tmp_path / "data" / "gqa").mkdir(parents=True)
+    entry = {"question": "what?", "answer": "a", "imageId": "1", "isBalanced": True, "types": {}, **changes}
+    (tmp_path / "data" / "gqa" / "testdev_balanced_questions.json").write_text(json.dumps({"7": entry}))
+    with pytest.raises(UserError, match=reason):
+        load(spec, tmp_path / "data", "test")
