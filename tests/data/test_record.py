@@ -328,14 +328,14 @@ def test_a_data_set_without_items_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
-    ({"imageId": "../../secret"}, r"Item 7 of gqa/test names the image .*secret.*, outside of"),
+    ({"imageId": "../../../secret"}, r"Item 7 of gqa/test names the image .*secret.*, outside of"),
     ({"imageId": "/etc/passwd"}, "outside of"),
     ({"question": "\ud800?"}, "Item 7 of gqa/test holds a text that is none"),
 ])
 def test_ids_that_are_paths_and_halves_of_characters(tmp_path, changes, reason):
     spec = dataclasses.replace(request([], grid=False).datasets["gqa"], counts={})
     (tmp_path / "data" / "gqa").mkdir(parents=True)
-    entry = {"question": "what?", "answer": "a", "imageId": "1", "isBalanced": True, "types": {}, **changes}
+    entry = {"question": "what?", "answer": "a", "imageId": "1", "types": {"detailed": "x"}, **changes}
     (tmp_path / "data" / "gqa" / "testdev_balanced_questions.json").write_text(json.dumps({"7": entry}))
     with pytest.raises(UserError, match=reason):
         load(spec, tmp_path / "data", "test")
