@@ -10,7 +10,7 @@ from rich.text import Text
 
 from benchmark import data, protocols
 from benchmark.data.layout import Absent
-from benchmark.errors import UserError
+from benchmark.errors import UserError, printable
 from benchmark.models.prompt import IGNORE, encode, render
 from benchmark.spec import DatasetSpec, ModelSpec, plain
 
@@ -54,9 +54,9 @@ def main(
                 console.print(f"{label}: no data ({absent})", markup=False)
                 continue
             shown += 1
-            console.print(f"{label}, item {record.item_id}:", markup=False)
-            target = record.target if split == "train" else None
-            text = sample(record.prompt, target, record.image is not None, tokenizer, model, plain_text)
+            console.print(f"{label}, item {printable(record.item_id)}:", markup=False)
+            target = printable(record.target or "") if split == "train" else None
+            text = sample(printable(record.prompt), target, record.image is not None, tokenizer, model, plain_text)
             console.print(text, soft_wrap=True)  # a break of the terminal's would not be the prompt's
     if not shown:
         raise UserError(f"There are no data in {root}. Get them first: data prepare, or make table5.")

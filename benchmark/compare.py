@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Gap:
         low: lower end of the 95 % interval of ours minus theirs, paired over items; NaN if items are missing.
         high: its upper end.
         why: what makes the cells not comparable.
+        older: the kinds of stages of a published second version that other code than today's made.
     """
 
     cell: str
@@ -37,6 +38,7 @@ class Gap:
     low: float = float("nan")
     high: float = float("nan")
     why: str = ""
+    older: tuple[str, ...] = ()
 
 
 def compare(ours: Path, theirs: Path) -> tuple[list[Gap], list[str]]:
@@ -62,7 +64,7 @@ def compare(ours: Path, theirs: Path) -> tuple[list[Gap], list[str]]:
     gaps, alone = [], []
     for name in sorted(mine):
         if name in other:
-            gaps.append(_gap(name, mine[name], other[name]))
+            gaps.append(replace(_gap(name, mine[name], other[name]), older=_older(other[name])))
             continue
         near = by_words.get(name.rpartition("-")[0], [])
         if near:
@@ -71,6 +73,13 @@ def compare(ours: Path, theirs: Path) -> tuple[list[Gap], list[str]]:
         else:
             alone.append(name)
     return gaps, alone
+
+
+def _older(folder: Path) -> tuple[str, ...]:
+    """Return which stages of a published cell older code made; a run's keys say that of its cells."""
+    from benchmark.provenance import older_code
+
+    return () if (folder / "status.json").is_file() else older_code(read_cell(folder), folder)
 
 
 def _finished(root: Path) -> dict[str, Path]:
@@ -156,7 +165,7 @@ def describe(gap: Gap) -> str:
     interval = "" if gap.low != gap.low else f", 95 % interval {gap.low:+.2f} to {gap.high:+.2f}"
     return (
         f"{gap.cell}  {gap.metric}: {gap.ours:.2f} | {gap.theirs:.2f} ({gap.ours - gap.theirs:+.2f}{interval}) "
-        f"{gap.verdict}"
+        f"{gap.verdict}{' (theirs: older code)' if gap.older else ''}"
     )
 
 
@@ -176,4 +185,7 @@ def line(gaps: list[Gap], theirs: Path) -> str:
         )
     if len(usable) < len(gaps):
         text += f"; {len(gaps) - len(usable)} cannot be compared"
+    older = sum(bool(gap.older) for gap in usable)
+    if older:
+        text += f"; {older} of theirs are of older code"
     return text + "."

@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, printable
 from benchmark.files import write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, ModelSpec, at_root
@@ -175,7 +175,8 @@ class Worker:
     def _failed(self, cell: CellSpec, error: Exception) -> Failure:
         """Record why a cell failed. A model that cannot be loaded leaves no folder behind."""
         user = isinstance(error, UserError)
-        message = str(error) if user else f"{type(error).__name__}: {error}"
+        # Item ids of strangers may stand in it.
+        message = printable(str(error) if user else f"{type(error).__name__}: {error}")
         if isinstance(error, ModelUnusable):
             return Failure(message, user=True, model=True)
         self._store.check_writable()

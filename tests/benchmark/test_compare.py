@@ -75,3 +75,19 @@ def test_another_schema_is_refused(folders):
         compare(*folders[:2])
     assert cli.main(["run", *folders[2].overrides("methods=full_ft", f"results={folders[1]}")]) == 2
     assert cli.main(["report", f"results={folders[1]}"]) == 2
+
+
+def test_a_published_cell_of_older_code_says_so(folders, monkeypatch):
+    ours, theirs, _ = folders
+    for path in theirs.glob("cells/*/status.json"):
+        path.unlink()
+    gaps, _ = compare(ours, theirs)
+    assert not any(gap.older for gap in gaps) and line(gaps, theirs).endswith("identical item scores.")
+    path = cell(theirs, "spider") / "provenance.json"
+    known = json.loads(path.read_text())
+    known["code"]["score"] = "0" * 64
+    path.write_text(json.dumps(known))
+    gaps, _ = compare(ours, theirs)
+    assert [gap.older for gap in gaps if gap.older] == [("score",)]
+    assert line(gaps, theirs).endswith("identical item scores; 1 of theirs are of older code.")
+    assert any(describe(gap).endswith("identical (theirs: older code)") for gap in gaps)
