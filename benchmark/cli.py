@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark import signals
 from benchmark.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from benchmark.compose import Request
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table.
 
@@ -37,7 +38,7 @@ Keys of run, plan, score, publish:
   hostfile=FILE              DeepSpeed's, to train each cell on several machines
   any.key=VALUE              any key of conf/, e.g. train.epochs=10 method.momentum=0.9; a comma list or range(a,b)
                              makes one cell per value
-Exit codes: 0 done, 1 cells failed, 2 something to correct, 75 stopped by SIGTERM, 130 stopped by ctrl-C.
+Exit codes: 0 done, 1 cells failed, 2 something to correct, 75 stopped by SIGTERM or SIGUSR1, 130 stopped by ctrl-C.
 """
 
 
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         if "-h" in rest or "--help" in rest:
             print(_help(), end="")
             return 0
-        return VERBS[verb](rest)
+        with signals.raising():
+            return VERBS[verb](rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -76,6 +78,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
+    except signals.Terminated:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return PREEMPTED
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

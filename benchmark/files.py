@@ -44,6 +44,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         ) from error
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk and not only in memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hex."""
     with open(path, "rb") as file:

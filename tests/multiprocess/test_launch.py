@@ -16,8 +16,8 @@ from PIL import Image
 from benchmark import launch
 from benchmark.data import load as load_records
 from benchmark.errors import UserError
+from benchmark.signals import Preempted
 from benchmark.spec import CellSpec, DatasetSpec, plain
-from benchmark.train import Preempted
 from benchmark.worker import load_model
 from eval.generate import generate
 from tests.benchmark.cells import cell_of_tiny
@@ -80,7 +80,7 @@ def trained(world, tmp_path_factory):
 def test_two_processes_train_and_answer(world, trained):
     spec, folder = trained
     assert sorted(path.name for path in folder.iterdir()) == [
-        "cell.yaml", "delta.safetensors", "speed.json", "train.jsonl", "train.log",
+        "cell.yaml", "checkpoint", "delta.safetensors", "speed.json", "train.jsonl", "train.log",
     ]
     speed = json.loads((folder / "speed.json").read_text())
     assert (speed["engine"], speed["processes"], speed["steps"], speed["samples"]) == ("zero2", 2, 6, 24)
