@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from benchmark import signals
 from benchmark.compose import Request
 from benchmark.cost import Costs
 from benchmark.errors import UserError
+from benchmark.files import sweep
 from benchmark.plan import Planned
 from benchmark.pool import Pool
 from benchmark.progress import Progress, progress
@@ -23,6 +25,7 @@ from benchmark.worker import Failure, Worker, prepare_process
 
 DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 WAIT_SECONDS = 2.0
+LEFTOVER_SECONDS = 3600.0  # no write takes as long: an older part of a file belongs to no living process
 
 
 @dataclass
@@ -95,6 +98,7 @@ def run(request: Request, show: Progress | None = None) -> int:
     try:
         with signals.raising():
             store.check_writable()
+            sweep(store.root, LEFTOVER_SECONDS)
             prepare(request, show)
             planning.check_inputs(request.cells)
             plan = planning.make(request, store)
@@ -180,6 +184,8 @@ def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
 
     # Two runs may start together on a new machine; the second waits and finds the work done.
     with short_lock(folder / ".lock"):
+        for left in folder.glob(".*.[0-9]*"):  # of a process that was killed while it drew; the others wait here
+            shutil.rmtree(left, ignore_errors=True)
         hook(folder, on_progress=told)
 
 

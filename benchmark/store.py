@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from benchmark.errors import UserError, did_you_mean
-from benchmark.files import sync, write_atomic
+from benchmark.files import sweep, sync, write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, cell_id, cell_of, plain
 
@@ -127,8 +127,9 @@ class Store:
         return {name: stage["seconds"] for name, stage in stages.items() if stage.get("state") == "done"}
 
     def begin(self, cell: CellSpec) -> None:
-        """Make the folder of a cell and record that it runs."""
+        """Make the folder of a cell and record that it runs; the caller holds its lock."""
         folder = self.folder(cell)
+        sweep(folder)
         write_atomic(folder / "cell.yaml", yaml.safe_dump(plain(cell), sort_keys=False, allow_unicode=True))
         about = {
             "model": cell.model.id, "method": cell.method.id, "posthoc": cell.method.posthoc, "target": cell.target,
