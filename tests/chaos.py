@@ -37,9 +37,11 @@ CODES = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGI
 TIMED = {"status.json", "provenance.json", "speed.json", "digests.json", ".lock"}  # they differ between any two runs
 HANGS = 900.0  # seconds after which a process counts as hanging
 # Java, which CIDEr needs, starts for seconds: the small form has a target without it.
-FULL = ["table=smoke", "methods=zero_shot,full_ft,dare,spider", "jobs=1", "checkpoint_steps=1"]
+FULL = ["table=smoke", "methods=zero_shot,full_ft,dare,spider", "jobs=1", "checkpoint_steps=1",
+        "train.epochs=2"]  # fmt: skip
 SMALL = ["table=smoke", "methods=full_ft,dare", "targets=iconqa", "jobs=1", "checkpoint_steps=1",
-         "train.limit=12", "train.batch_size=4", "train.micro_batch_size=4", "eval.limit=4"]  # fmt: skip
+         "train.epochs=2", "train.limit=12", "train.batch_size=4", "train.micro_batch_size=4",
+         "eval.limit=4"]  # fmt: skip
 SMALL_COUNTS = {"train": 12, "validation": 4, "test": 4}
 
 
@@ -221,7 +223,16 @@ def choose(quiet: Sequence[Span], count: int, seed: int) -> list[Kill]:
         stage = STAGES[number % len(STAGES)]
         span = rng.choice([span for span in quiet if span.stage == stage])
         drawn.append((span, rng.random() * span.length, SIGNALS[rng.randrange(len(SIGNALS))]))
-    drawn.sort(key=lambda item: item[0].start + item[1])
+    trains = {span.label.split()[1]: span.start for span in quiet if span.stage == "train"}
+
+    def moment(item: tuple[Span, float, signal.Signals]) -> tuple[float, int, float]:
+        # Those in the saving of states come before the others in the same training, or these would pass them by.
+        span, now = item[0], item[0].start + item[1]
+        if span.stage in ("train", "checkpoint"):
+            return trains[span.label.split()[1]], int(span.stage == "train"), now
+        return now, 0, now
+
+    drawn.sort(key=moment)
     return [
         Kill(span, frozenset(
             other.label for other in quiet
