@@ -231,6 +231,7 @@ class StateFolder:
             unfinished.rename(self.path / f"step-{step:09}")
             sync(self.path)
         except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
             # A process that waits for another in vain has a RuntimeError as well.
             if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in FULL):
                 raise

@@ -100,13 +100,14 @@ def test_a_state_that_does_not_fit_leaves_the_one_before(disk):
     state.create()
     with state.save(1) as folder:
         torch.save(torch.zeros(100_000), folder / "x.pt")
-    for size in (2_000_000, 600_000):  # within torch.save; with the first one still there
+    for size in (2_000_000, 700_000):  # more than the disk holds; more than it holds beside the first state
         with pytest.raises(UserError, match="Cannot write .*checkpoint"), state.save(2) as folder:
             torch.save(torch.zeros(size), folder / "x.pt")
+        assert [path.name for path in state.path.iterdir()] == ["step-000000001"]  # the space is free again
         assert state.latest().name == "step-000000001"
     disk("size=9m")
     with state.save(2) as folder:
-        torch.save(torch.zeros(600_000), folder / "x.pt")
+        torch.save(torch.zeros(700_000), folder / "x.pt")
     assert state.latest().name == "step-000000002"
 
 
