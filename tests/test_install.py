@@ -65,5 +65,19 @@ def test_an_installation_that_was_cut_off_is_made_anew(project, upgrade):
 def test_a_folder_of_the_users_keeps_its_files(project):
     (project / "mine").mkdir()
     (project / "mine" / "notes").write_text("keep")
+    (project / "tools" / "python3").write_text(PYTHON.replace("echo whole", "exit 1; echo whole"))
+    assert install(project, "mine").wait(30) == 1  # no network, say
+    assert not (project / "mine" / ".installing").exists()
+    (project / "tools" / "python3").write_text(PYTHON)
+    shutil.rmtree(project / "mine" / "bin")
     assert install(project, "mine").wait(30) == 0
     assert (project / "mine" / "notes").read_text() == "keep"
+
+
+def test_an_environment_behind_a_link_is_not_marked(project):
+    """It may serve other copies of the repository, which would make it anew."""
+    assert install(project, "shared").wait(30) == 0
+    (project / "mine").symlink_to("shared")
+    (project / "tools" / "python3").write_text(PYTHON.replace("echo whole", "exit 1; echo whole"))
+    assert install(project, "mine").wait(30) == 1
+    assert (project / "shared" / ".installed").exists() and not (project / "shared" / ".installing").exists()
