@@ -102,7 +102,7 @@ test: $(ready) lint ## all tests (and the linter)
 lint: $(ready) ## the linter alone
 	@$(python) -m ruff check .
 
-chaos: $(ready) ## kill a small table at KILLS=40 moments, finish it and compare with a quiet run (minutes)
+chaos: $(ready) ## kill a small table at KILLS=40 moments, finish it, compare with a quiet run
 	@$(python) -m tests.chaos kills=$(or $(KILLS),40) seed=$(or $(SEED),0) $(ARGS)
 
 pretrain: $(ready) ## make the two shipped base models again, from nothing (MODELS=one)

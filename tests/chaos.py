@@ -1,12 +1,12 @@
 """Pull the plug again and again: a smoke-sized table is killed inside every stage, then compared with a quiet run.
 
-    python -m tests.chaos kills=40 install=3 seed=0 out=build/chaos      (make chaos KILLS=40)
-    python -m tests.chaos kills=8 install=0 small=1                      what the tests run
+    python -m tests.chaos kills=40 sharded=6 install=3 seed=0 out=build/chaos      (make chaos KILLS=40)
+    python -m tests.chaos kills=7 sharded=0 install=0 small=1                      what the tests run
 
 All happens in a copy of the code below `out`, with data and results of its own. A quiet run comes first; from when it
 entered and left each stage the moments of the kills are drawn, seeded, as many in each stage. Then the same command is
 started and killed, again and again, and at last left to end. Every file must be equal, byte by byte, but for those that
-hold times. Processes are forks of one that has imported everything.
+hold times. Processes are forks of one that has imported everything. Two-process trainings and the installer follow.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("draw", "train", "checkpoint", "posthoc", "generate", "score", "table")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1)
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
-TIMED = {"status.json", "provenance.json", "speed.json", "digests.json", ".lock"}  # they differ between any two runs
+# They hold times or, the logs, what processes print: they differ between any two runs.
+TIMED = {"status.json", "provenance.json", "speed.json", "digests.json", ".lock", "train.log", "generate.log"}
 HANGS = 900.0  # seconds after which a process counts as hanging
 # Java, which CIDEr needs, starts for seconds: the small form has a target without it.
 FULL = ["table=smoke", "methods=zero_shot,full_ft,dare,spider", "jobs=1", "checkpoint_steps=1",
@@ -157,7 +158,9 @@ def instrument(watch: Callable[[], Watch]) -> None:
     wrap(outputs, "report", lambda *_: "table")
 
 
-def attempt(arguments: Sequence[str], events: Path, kill: Kill | None, log: Path) -> int:
+def attempt(
+    arguments: Sequence[str], events: Path, kill: Kill | None, log: Path, look: Callable[[int], None] | None = None
+) -> int:
     """Run the command line in a fork of this process.
 
     Args:
@@ -165,6 +168,7 @@ def attempt(arguments: Sequence[str], events: Path, kill: Kill | None, log: Path
         events: gets the stages.
         kill: when to kill it, and how.
         log: what it prints is appended to it.
+        look: called with its number all the while.
 
     Returns:
         Its exit code, minus the number of the signal that ended it.
@@ -197,6 +201,8 @@ def attempt(arguments: Sequence[str], events: Path, kill: Kill | None, log: Path
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        if look is not None:
+            look(child)
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -348,6 +354,99 @@ def _import_all() -> None:
         importlib.import_module(name)
 
 
+# -- several processes ----------------------------------------------------------------------------------------------
+
+VICTIMS = ("rank 0", "rank 1", "all ranks", "the program", "rank 1", "all ranks")
+
+
+class Hunter:
+    """Kills processes of a sharded training a moment after a step.
+
+    Args:
+        results: folder of the run.
+        step: the row of train.jsonl to wait for.
+        delay: seconds after it.
+        victim: one of VICTIMS.
+    """
+
+    def __init__(self, results: Path, step: int, delay: float, victim: str) -> None:
+        self.hit: str | None = None
+        self._results, self._step, self._delay, self._victim = results, step, delay, victim
+        self._seen: float | None = None
+        self._began = time.time_ns()
+
+    def __call__(self, program: int) -> None:
+        """Look, and kill if it is time; `program` is the process that started the others."""
+        if self.hit is not None:
+            return
+        if self._seen is None:
+            # A training that goes on puts its old rows back when it starts.
+            rows = sum(
+                path.read_bytes().count(b"\n") for path in self._results.glob("cells/*/train.jsonl")
+                if path.stat().st_mtime_ns > self._began
+            )
+            self._seen = time.monotonic() if rows >= self._step else None
+        elif time.monotonic() >= self._seen + self._delay:
+            ranks = self._ranks()
+            chosen = {"the program": [program], "all ranks": list(ranks.values())}.get(
+                self._victim, [number for rank, number in ranks.items() if self._victim == f"rank {rank}"]
+            )
+            for number in chosen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+                    self.hit = self._victim
+
+    def _ranks(self) -> dict[str, int]:
+        """Return the process numbers of this run's ranks."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if b"benchmark.ranks" in words and any(str(self._results).encode() in word for word in words):
+                    for item in (folder / "environ").read_bytes().split(b"\0"):
+                        if item.startswith(b"RANK="):  # torchrun itself has none
+                            found[item[5:].decode()] = int(folder.name)
+        return found
+
+
+def sharded(count: int, seed: int, out: Path) -> list[str]:
+    """Kill one rank, all, or the program that started them, in trainings of two processes under ZeRO-2 and ZeRO-3.
+
+    Returns:
+        What is wrong.
+    """
+    _import_all()
+    rng, log, wrong = random.Random(seed), out / "sharded.txt", []
+    for engine, kills in (("zero2", count - count // 2), ("zero3", count // 2)):
+        if not kills:
+            continue
+        # After its own data: a run without a table is a cell and its answers.
+        asked = ["run", "models=llava_pocket", "method=spider", *(item for item in SMALL if "table" not in item
+                 and "methods" not in item), f"engine={engine}", "gpus=2", "train.micro_batch_size=2"]  # fmt: skip
+        quiet, killed = out / f"quiet-{engine}", out / f"killed-{engine}"
+        events = out / "sharded.events"
+        began = time.monotonic()
+        if code := attempt([*asked, f"results={quiet}"], events, None, log):
+            return [*wrong, f"the quiet run of {engine} ended with {code}, see {log}"]
+        print(f"{engine}: quiet run {time.monotonic() - began:.1f} s", flush=True)
+        steps = sum(path.read_bytes().count(b"\n") for path in quiet.glob("cells/*/train.jsonl"))
+        first = 0 if engine == "zero2" else count - count // 2
+        for number, step in enumerate(sorted(rng.randrange(1, steps) for _ in range(kills)), first):
+            began = time.monotonic()
+            hunter = Hunter(killed, step, rng.random() * 0.2, VICTIMS[number % len(VICTIMS)])
+            code = attempt([*asked, f"results={killed}"], events, None, log, hunter)
+            expected = -9 if hunter.hit == "the program" else 1
+            print(f"{engine}, kill {number + 1}  after step {step} of {steps}: {hunter.hit or 'nothing hit'}, exit "
+                  f"code {code}, {time.monotonic() - began:.1f} s", flush=True)  # fmt: skip
+            if hunter.hit is None or code != expected:
+                wrong.append(f"{engine}, kill {number + 1}: exit code {code}, {expected} was expected, see {log}")
+        code = attempt([*asked, f"results={killed}"], events, None, log)
+        same, found, _ = differences(quiet, killed)
+        print(f"{engine}: left to end: exit code {code}; {same} files compared, {len(found)} differ", flush=True)
+        wrong += [f"{engine}: {text}" for text in found]
+    return wrong
+
+
 # -- installation ---------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +500,8 @@ def _stub_project(folder: Path) -> Path:
 
 def _make(folder: Path, log: Path, delay: float | None = None, chosen: int = signal.SIGKILL) -> int:
     """Install, and kill all processes of the installation after a while, as a terminal or a scheduler does."""
-    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "wheels")}
+    outer = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")}
+    environment = {**outer, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "wheels")}
     with open(log, "ab") as output:
         process = subprocess.Popen(
             ["make", ".venv/.installed"], cwd=folder, env=environment, stdout=output, stderr=output,
@@ -429,7 +529,8 @@ def _packages(folder: Path) -> set[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Copy the code and run there; see the module."""
-    given = {"kills": "40", "install": "3", "seed": "0", "small": "0", "out": str(ROOT / "build" / "chaos")}
+    given = {"kills": "40", "sharded": "6", "install": "3", "seed": "0", "small": "0"}
+    given["out"] = str(ROOT / "build" / "chaos")
     for item in arguments:
         key, equals, value = item.partition("=")
         if key not in given or not equals or (key != "out" and not value.isdigit()):
@@ -451,6 +552,7 @@ def main(arguments: Sequence[str]) -> int:
         return subprocess.run(command, cwd=tree, env=environment).returncode
     count, installs, seed = int(given["kills"]), int(given["install"]), int(given["seed"])
     wrong = table(count, seed, given["small"] == "1", out) if count else []
+    wrong += sharded(int(given["sharded"]), seed, out) if given["sharded"] != "0" else []
     wrong += installation(installs, seed, out) if installs else []
     print("\n".join([f"{len(wrong)} faults:", *wrong]) if wrong else "chaos: everything is equal, bit for bit.")
     return 1 if wrong else 0
