@@ -19,6 +19,19 @@ python3=$(command -v python3) || { echo "error: python3 is not on PATH; install 
 free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1024)}')
 [ "$free" -ge 3000 ] || { echo "error: $free MB free here, about 3000 MB are needed for the packages." >&2; exit 2; }
 
+# A folder whose making was cut off is made anew: half a package may look whole to pip. Only one that this script made
+# gets the mark, and no link: what is in another one belongs to the user.
+if [ ! -L "$venv" ]; then
+  if [ -e "$venv/.installing" ]; then
+    echo "The last installation into $venv was cut off: starting again."
+    find "$venv" -mindepth 1 ! -path "$venv/.installing" -delete
+  elif [ ! -e "$venv" ] || [ -e "$venv/.installed" ]; then
+    mkdir -p "$venv"
+    touch "$venv/.installing"
+    rm -f "$venv/.installed"
+  fi
+fi
+
 echo "Installing Python packages into $venv (once) ..."
 "$python3" -m venv "$venv"
 # The project itself runs from this folder and is not installed; its dependencies are read from pyproject.toml.
@@ -34,5 +47,6 @@ quiet=--quiet
 DS_BUILD_OPS=0 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check \
   --constraint constraints.txt --requirement "$venv/requirements.txt" < /dev/null
 "$venv/bin/python" -m benchmark.doctor --packages
+rm -f "$venv/.installing"
 touch "$venv/.installed"
 echo "Installed in $((SECONDS - started)) s, $(du -sm "$venv" | cut -f1) MB."

@@ -16,10 +16,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from benchmark.errors import UserError
-from benchmark.files import canonical_json, write_atomic
+from benchmark.files import canonical_json, sha256_file, sync, write_atomic
 
 # One key only: safetensors writes several in random order, and equal runs should give equal files.
 KEY = "spiderbench"
+MARK = "digests.json"  # of a saved state's files
+FULL = ("PytorchStreamWriter", "inline_container")  # in torch.save's RuntimeError on a full disk
 AGAIN = "Delete it and train the cell again."
 
 
@@ -157,7 +159,10 @@ def _metadata(path: Path, file: Any) -> dict[str, Any]:
 
 
 class StateFolder:
-    """The training state of an unfinished cell, one sub-folder per saved step, of which the newest is kept.
+    """The training state of an unfinished cell: a sub-folder per saved step, of which the two newest are kept.
+
+    Beside a state's files is the list of their digests, written last. A state that differs from it is not used, but
+    the one before.
 
     Args:
         path: out/checkpoint.
@@ -184,40 +189,88 @@ class StateFolder:
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
-    def latest(self) -> tuple[Path, int] | None:
-        """Return the saved state and its step; states of other settings and half-written ones are deleted."""
-        found = None
-        for folder in sorted(self.path.iterdir()):
-            mark = folder / "fingerprint"
-            if folder.name.startswith("step-") and mark.is_file() and mark.read_text() == self.fingerprint:
-                found = folder, int(folder.name.removeprefix("step-"))
-            else:
-                shutil.rmtree(folder)
-        return found
+    def latest(self, check: bool = True) -> Path | None:
+        """Return the newest state that is whole, or None.
+
+        Args:
+            check: compare the files with their digests, and delete damaged states (with a warning), half-written ones
+                and those of other settings; without, take it that another process has just done so.
+        """
+        states = self._states()
+        if not check:
+            return states[-1] if states else None
+        for path in set(self.path.iterdir()) - set(states):
+            _delete(path)
+        while states:
+            fault = self._fault(states[-1])
+            if fault is None:
+                return states[-1]
+            damaged = states.pop()
+            _delete(damaged)
+            if fault:
+                rest = f"goes on from {states[-1].name}" if states else "starts again"
+                print(f"warning: the training state {damaged} is damaged ({fault}); training {rest}.", flush=True)
+        return None
 
     @contextlib.contextmanager
     def save(self, step: int) -> Iterator[Path]:
-        """Give an empty folder to write a state into; it replaces the older state when all is written.
+        """Give an empty folder to write a state into; it becomes the newest one when all is on disk.
 
         Raises:
             UserError: the disk is full or not writable.
         """
         unfinished = self.unfinished
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            # The newest stays until this one is complete; the one before goes now: disks need room for two.
+            for old in (unfinished, *self._states()[:-1]):
+                _delete(old)
             unfinished.mkdir()
             yield unfinished
-            (unfinished / "fingerprint").write_text(self.fingerprint)
-            older = list(self.path.glob("step-*"))
+            digests = {}
+            for path in sorted(unfinished.rglob("*")):
+                if path.is_file():
+                    digests[path.relative_to(unfinished).as_posix()] = sha256_file(path)
+                sync(path)
+            mark = {"fingerprint": self.fingerprint, "sha256": digests}
+            write_atomic(unfinished / MARK, canonical_json(mark))
+            sync(unfinished)
             unfinished.rename(self.path / f"step-{step:09}")
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save: RuntimeError on a full disk
+            sync(self.path)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            # A process that waits for another in vain has a RuntimeError as well.
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in FULL):
+                raise
             raise _unwritable(self.path, error) from None
-        for folder in older:
-            shutil.rmtree(folder)
 
-    def remove(self) -> None:
-        """Delete the folder: the cell is trained."""
-        shutil.rmtree(self.path)
+    def _states(self) -> list[Path]:
+        return sorted(self.path.glob("step-*"))
+
+    def _fault(self, folder: Path) -> str | None:
+        """Return what is wrong with a state, None for a whole one and "" for one of other settings."""
+        try:
+            mark = json.loads((folder / MARK).read_text())
+            fingerprint, digests = mark["fingerprint"], dict(mark["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{MARK} is missing or cannot be read"
+        if fingerprint != self.fingerprint:
+            return ""
+        for name, digest in digests.items():
+            try:
+                if sha256_file(folder / name) != digest:
+                    return f"{name} differs from its digest"
+            except OSError as error:
+                return f"{name}: {error.strerror}"
+        return None
+
+
+def _delete(path: Path) -> None:
+    """Delete a state or a stray file; the digests first, so that what a kill leaves of it is no state."""
+    if path.is_dir() and not path.is_symlink():
+        (path / MARK).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: Exception) -> UserError:

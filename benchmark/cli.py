@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark import signals
 from benchmark.errors import UserError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from benchmark.compose import Request
 
-FAULTY, USER_ERROR, INTERRUPTED = 1, 2, 130
+FAULTY, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 
 HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table.
 
@@ -37,7 +38,7 @@ Keys of run, plan, score, publish:
   hostfile=FILE              DeepSpeed's, to train each cell on several machines
   any.key=VALUE              any key of conf/, e.g. train.epochs=10 method.momentum=0.9; a comma list or range(a,b)
                              makes one cell per value
-Exit codes: 0 done, 1 cells failed, 2 something to correct, 75 stopped by SIGTERM, 130 stopped by ctrl-C.
+Exit codes: 0 done, 1 cells failed, 2 something to correct, 75 stopped by SIGTERM or SIGUSR1, 130 stopped by ctrl-C.
 """
 
 
@@ -60,14 +61,15 @@ def main(arguments: Sequence[str]) -> int:
         if "-h" in rest or "--help" in rest:
             print(_help(), end="")
             return 0
-        return VERBS[verb](rest)
+        with signals.raising():
+            return VERBS[verb](rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `| head` has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         # What a command reads or writes is checked where it happens; this is a path that cannot exist at all.
         print(f"error: {printable(f'{error.filename}: {error.strerror}')}. Give another path.", file=sys.stderr)
         return USER_ERROR
@@ -83,6 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
+    except signals.Terminated:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return PREEMPTED
 
 
 def _help() -> str:

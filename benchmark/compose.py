@@ -432,7 +432,8 @@ def _cells(
     }
     trains = {name: _train_spec(config["train"], model, faults) for name, model in models.items() if model}
     evaluation = build(EvalSpec, config["eval"], "eval", faults)
-    place = {key: config[key] for key in ("data_root", "dtype", "device", "threads")}
+    keys = ("data_root", "dtype", "device", "threads", "checkpoint_minutes", "checkpoint_steps")
+    place = {key: config[key] for key in keys}
     place |= {"engine": config["engine"]["id"], "zero_optimization": config["engine"].get("zero_optimization", {})}
     place |= launch
     build(PlaceSpec, place, "", faults)

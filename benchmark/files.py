@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
 
+PART = ".part"  # end of the name of a file that is being written
 SUMS = "SHA256SUMS"
 
 
@@ -32,20 +35,45 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The temporary file lives in the same folder because rename is atomic only within a file system.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if not isinstance(error, OSError):  # ctrl-C or a signal
+            raise
         raise UserError(
             f"Cannot write {path}: {error.strerror}. "
             "Choose a writable folder with free space (RESULTS=dir for results)."
         ) from error
+
+
+def sweep(folder: Path, seconds: float = 0.0) -> None:
+    """Delete what killed processes left of files that they were writing below a folder.
+
+    Args:
+        folder: may be missing.
+        seconds: only files older than this, where other processes may be writing now.
+    """
+    for path in folder.rglob(f".*{PART}"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime <= time.time() - seconds:
+                path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk and not only in memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256_file(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmark import signals
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.spec import ROOT, CellSpec
@@ -102,10 +104,13 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
         RuntimeError: a process died; the message holds the end of train.log.
     """
     processes = processes_of(cell, visible)
-    for old in (*folder.glob(OUTCOME.format("*")), folder / STOP):
-        old.unlink(missing_ok=True)
     log = folder / f"{stage.partition('/')[0]}.log"
-    with open(log, "w") as output:
+    with open(log, "a") as output:
+        # The processes inherit this lock with the file. After a kill of their parent it tells when the last has gone.
+        fcntl.flock(output, fcntl.LOCK_EX)
+        output.truncate(0)
+        for old in (*folder.glob(OUTCOME.format("*")), folder / STOP):
+            old.unlink(missing_ok=True)
         # In a session of its own: ctrl-C reaches this process alone, which lets the others save their state.
         process = subprocess.Popen(
             command(cell, folder, processes, stage), cwd=ROOT, env=environment(cell, visible), stdout=output,
@@ -115,17 +120,22 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
             while process.poll() is None:
                 watch()
                 time.sleep(POLL)
-        except BaseException:
+        except BaseException as error:
             (folder / STOP).touch()
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.terminate()
                 process.wait()
-            raise
+            if process.returncode or not _all_done(folder):
+                raise
+            signals.note(error)  # they were at the end already
         finally:
             (folder / STOP).unlink(missing_ok=True)
     watch()
+    for line in log.read_text(errors="replace").splitlines():
+        if line.startswith("warning: the training state"):
+            print(line, flush=True)
     _raise(folder, process.returncode, log)
 
 
@@ -212,9 +222,20 @@ def _raise(folder: Path, code: int, log: Path) -> None:
         raise RuntimeError(f"training ended with code {code}: {'; '.join(others) or end} (see {log})")
 
 
-def _error(kind: str, message: str) -> Exception:
+def _all_done(folder: Path) -> bool:
+    """Return whether all processes noted that they came to their end."""
+    try:
+        kinds = [json.loads(path.read_text())["kind"] for path in folder.glob(OUTCOME.format("*"))]
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(kinds) and set(kinds) == {"done"}
+
+
+def _error(kind: str, message: str) -> BaseException:
     if kind == "UserError":
         return UserError(message)
-    from benchmark import train
+    if kind == "Preempted":
+        return signals.Preempted(message)
+    from benchmark.train import TrainingFailed
 
-    return getattr(train, kind)(message)
+    return TrainingFailed(message)

@@ -12,9 +12,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from benchmark import signals
 from benchmark.errors import UserError
 from benchmark.store import Locked, Store
 
+PATIENCE = 300.0  # seconds that a worker has to save its training state
 Handler = Callable[[int, tuple[Any, ...]], None]
 
 
@@ -28,27 +30,33 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | None], path:
         place: threads, device, GPU.
         path: the parent's sys.path, so that a user's own method is found.
     """
-    from benchmark.worker import Terminated, Worker, prepare_process
+    from benchmark.worker import Worker, prepare_process
 
     # The terminal sends ctrl-C to all; only the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.path[:] = path
-    try:
-        prepare_process(*place)
-        worker = Worker(Store(Path(root)))
-        while (task := pipe.recv()) is not None:
-            cell, keys, full_ft = task
-            try:
-                result = worker.run(cell, keys, full_ft, lambda *event: pipe.send(("step", *event)))
-            except Locked as error:
-                pipe.send(("locked", str(error)))
-            else:
-                pipe.send(("result", result))
-    except UserError as error:
-        pipe.send(("stop", str(error)))
-    except (EOFError, Terminated):
-        return  # the parent is gone, or wants this process to be
+
+    def told(*event: Any) -> None:
+        signals.check()
+        try:
+            pipe.send(("step", *event))
+        except OSError:  # the parent was killed: stop as if it had said so
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with contextlib.suppress(EOFError, BrokenPipeError, signals.Terminated), signals.raising():
+        try:
+            prepare_process(*place)
+            worker = Worker(Store(Path(root)))
+            while (task := pipe.recv()) is not None:
+                cell, keys, full_ft = task
+                try:
+                    result = worker.run(cell, keys, full_ft, told)
+                except Locked as error:
+                    pipe.send(("locked", str(error)))
+                else:
+                    pipe.send(("result", result))
+        except UserError as error:
+            pipe.send(("stop", str(error)))
 
 
 class Pool:
@@ -122,7 +130,7 @@ class Pool:
             else:
                 process.terminate()
         for process in self._processes.values():
-            process.join(20)
+            process.join(PATIENCE)
             if process.is_alive():
                 process.kill()
                 process.join()

@@ -8,16 +8,18 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from benchmark import signals
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.launch import OUTCOME, POLL, STOP
 from benchmark.spec import CellSpec, EvalSpec, at_root
-from benchmark.store import read_cell
+from benchmark.store import is_held, read_cell, read_lock
 
 if TYPE_CHECKING:
     from benchmark.data.record import Record
@@ -35,20 +37,37 @@ def main(folder: Path, stage: str) -> int:
         Exit code.
     """
     rank = int(os.environ.get("RANK", "0"))
+    owner = read_lock(folder / "lock")
     try:
         cell = read_cell(folder)
         _prepare(cell)
-        threading.Thread(target=_watch, args=(folder / STOP,), daemon=True).start()
+        threading.Thread(target=_watch, args=(folder, owner), daemon=True).start()
         kind, _, dataset = stage.partition("/")
-        _train(cell, folder) if kind == "train" else _generate(cell, folder, dataset, rank)
+        with signals.raising():
+            _train(cell, folder) if kind == "train" else _generate(cell, folder, dataset, rank)
         outcome = {"kind": "done", "message": ""}
-    except Exception as error:
+    except (Exception, signals.Terminated) as error:
         traceback.print_exc()
-        outcome = {"kind": type(error).__name__, "message": str(error)}
+        outcome = {"kind": type(error).__name__.replace("Terminated", "Preempted"), "message": str(error)}
         if outcome["kind"] not in ("UserError", "TrainingFailed", "Preempted"):
             outcome["message"] = f"{outcome['kind']}: {error}"
     write_atomic(folder / OUTCOME.format(rank), json.dumps(outcome))
+    if outcome["kind"] in ("done", "Preempted"):
+        leave_together(folder, int(os.environ.get("WORLD_SIZE", "1")))
     return 0 if outcome["kind"] in ("done", "Preempted") else 1
+
+
+def leave_together(folder: Path, processes: int, seconds: float = 60.0) -> None:
+    """Wait until every process has noted how it ended: one that leaves resets connections that others still read.
+
+    Args:
+        folder: the cell's.
+        processes: their number.
+        seconds: the most to wait; one that died notes nothing.
+    """
+    end = time.monotonic() + seconds
+    while len(list(folder.glob(OUTCOME.format("*")))) < processes and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def _prepare(cell: CellSpec) -> None:
@@ -138,11 +157,14 @@ def _answered(path: Path, ids: set[str]) -> str:
     return "".join(lines)
 
 
-def _watch(stop: Path) -> None:
-    """Send this process SIGTERM, on which training saves its state, when the file appears."""
+def _watch(folder: Path, owner: dict[str, Any] | None) -> None:
+    """Send this process SIGTERM, on which training saves its state, when the program that started all wants it to stop.
+
+    It puts a file into the cell's folder. If it was killed, the folder's lock is no longer held by it.
+    """
     event = threading.Event()
     while not event.wait(POLL):
-        if stop.exists():
+        if (folder / STOP).exists() or (owner is not None and not is_held(folder / "lock", owner)):
             os.kill(os.getpid(), signal.SIGTERM)
             return
 

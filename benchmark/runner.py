@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import signal
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any
 
 from benchmark import plan as planning
+from benchmark import signals
 from benchmark.compose import Request
 from benchmark.cost import Costs
 from benchmark.errors import UserError
+from benchmark.files import sweep
 from benchmark.plan import Planned
 from benchmark.pool import Pool
 from benchmark.progress import Progress, progress
 from benchmark.spec import CellSpec, ProfileSpec, at_root
 from benchmark.store import Locked, Store, short_lock
-from benchmark.worker import Failure, Terminated, Worker, prepare_process
+from benchmark.worker import Failure, Worker, prepare_process
 
 DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 WAIT_SECONDS = 2.0
+LEFTOVER_SECONDS = 3600.0  # no write takes as long: an older part of a file belongs to no living process
 
 
 @dataclass
@@ -83,8 +85,8 @@ def run(request: Request, show: Progress | None = None) -> int:
         show: told what happens; by default bars on a terminal and lines elsewhere.
 
     Returns:
-        Exit code: 0, or 1 if cells failed, 2 if only for reasons that the user can remove, 75 after SIGTERM, 130
-        after ctrl-C.
+        Exit code: 0, or 1 if cells failed, 2 if only for reasons that the user can remove, 75 after SIGTERM or SIGUSR1,
+        130 after ctrl-C.
 
     Raises:
         UserError: nothing was started: checkpoint or data missing, results folder not writable, no GPU.
@@ -94,8 +96,9 @@ def run(request: Request, show: Progress | None = None) -> int:
     show = show or progress(workers)
     schedule: Schedule | None = None
     try:
-        with _sigterm_raises():
+        with signals.raising():
             store.check_writable()
+            sweep(store.root, LEFTOVER_SECONDS)
             prepare(request, show)
             planning.check_inputs(request.cells)
             plan = planning.make(request, store)
@@ -111,14 +114,14 @@ def run(request: Request, show: Progress | None = None) -> int:
                     _one_by_one(request, schedule, cells, store, show)
                 else:
                     _several(request, schedule, cells, store, show, workers)
-    except (KeyboardInterrupt, Terminated) as stop:
+    except (KeyboardInterrupt, signals.Terminated) as stop:
         show.end()
         done = len(schedule.finished) if schedule else 0
         print(
             f"Stopped. Finished cells ({done}) are kept in {store.cells}. The same command goes on from there.",
             flush=True,
         )
-        return PREEMPTED if isinstance(stop, Terminated) else INTERRUPTED
+        return PREEMPTED if isinstance(stop, signals.Terminated) else INTERRUPTED
     finally:
         show.end()
     return _verdict(schedule.failures, store)
@@ -181,6 +184,8 @@ def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
 
     # Two runs may start together on a new machine; the second waits and finds the work done.
     with short_lock(folder / ".lock"):
+        for left in folder.glob(".*.[0-9]*"):  # of a process that was killed while it drew; the others wait here
+            shutil.rmtree(left, ignore_errors=True)
         hook(folder, on_progress=told)
 
 
@@ -213,6 +218,7 @@ def _one_by_one(
     prepare_process(place.threads, place.device, request.gpus[0] if request.gpus else None)
     worker, told = Worker(store), set()
     while (item := schedule.take()) is not None:
+        signals.check()
         show.cell(item.id)
         try:
             result = worker.run(*_task(item, cells), _step(show, item.id))
@@ -228,7 +234,11 @@ def _one_by_one(
 
 
 def _step(show: Progress, name: str) -> Any:
-    return lambda stage, done, total, info: show.step(name, stage, done, total, info)
+    def step(stage: str, done: int, total: int, info: str) -> None:
+        signals.check()
+        show.step(name, stage, done, total, info)
+
+    return step
 
 
 def _several(
@@ -281,19 +291,6 @@ def _several(
                 pool.receive(1.0, handle)
     finally:
         pool.close()
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that the cell in work is recorded as interrupted."""
-    def stop(*_: Any) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def rescore(plan: Sequence[Planned], store: Store, show: Progress) -> int:

@@ -120,6 +120,8 @@ class PlaceSpec:
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = field(default=2, metadata=bounds(low=1))
+    checkpoint_minutes: float = field(default=10.0, metadata=bounds(low=0))   # of training between two saved states
+    checkpoint_steps: int | None = field(default=None, metadata=bounds(low=1))  # or so many steps, whichever is first
     engine: Literal["single", "zero1", "zero2", "zero3"] = "single"
     zero_optimization: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's section, of the zero engines
     processes: int = field(default=1, metadata=bounds(low=0))  # of a zero engine, per machine; 0: one per visible GPU

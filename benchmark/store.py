@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from benchmark.errors import UserError, did_you_mean
-from benchmark.files import sha256_file, write_atomic
+from benchmark.files import sha256_file, sweep, sync, write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, cell_id, cell_of, plain
 
@@ -129,8 +129,9 @@ class Store:
         return {name: stage["seconds"] for name, stage in stages.items() if stage.get("state") == "done"}
 
     def begin(self, cell: CellSpec) -> None:
-        """Make the folder of a cell and record that it runs."""
+        """Make the folder of a cell and record that it runs; the caller holds its lock."""
         folder = self.folder(cell)
+        sweep(folder)
         write_atomic(folder / "cell.yaml", yaml.safe_dump(plain(cell), sort_keys=False, allow_unicode=True))
         about = {
             "model": cell.model.id, "method": cell.method.id, "posthoc": cell.method.posthoc, "target": cell.target,
@@ -148,12 +149,26 @@ class Store:
         self._update(folder, stages={**stages, stage: {"key": key, "state": "running"}})
 
     def finish_stage(self, cell: CellSpec, stage: str, key: str, seconds: float) -> None:
-        """Record that a stage's files are complete."""
+        """Record that a stage's files are complete.
+
+        Raises:
+            UserError: they, or the cell's folder, were taken away meanwhile.
+        """
         folder = self.folder(cell)
+        try:
+            # On the disk before the record is: it must not say more than the disk holds when the power goes.
+            for path in (folder / "cell.yaml", _outputs(folder, stage)[0]):
+                sync(path)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename} was deleted while {stage} ran ({error.strerror}). Run the same command again."
+            ) from error
         done = {"key": key, "state": "done", "seconds": round(seconds, 3)}
         if stage != "train":  # a delta holds the digest of its tensors
             done["sha256"] = sha256_file(output_of(folder, stage))
         self._update(folder, stages={**self.status(folder)["stages"], stage: done})
+        if stage == "train":  # only now: a kill just before loses the steps since the last state, no more
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
     def finish(self, cell: CellSpec, state: str, error: dict[str, str] | None = None) -> None:
         """Record the end of a cell: done, failed (with its error) or interrupted."""
@@ -183,7 +198,7 @@ class Store:
             raise UserError(f"Cannot make {folder}: {error.strerror}. Choose another with RESULTS=dir.") from error
         path, owner = folder / "lock", _owner()
         with short_lock(self.cells / ".lock"):
-            held = _read_lock(path)
+            held = read_lock(path)
             if held is not None and _alive(held, path):
                 raise Locked(f"process {held['pid']} on {held['host']}")
             write_atomic(path, json.dumps(owner))
@@ -195,7 +210,7 @@ class Store:
         finally:
             stop.set()
             thread.join()
-            if _read_lock(path) == owner:
+            if read_lock(path) == owner:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if nothing was written
@@ -262,13 +277,18 @@ def _started(pid: int) -> str | None:
         return None
 
 
-def _read_lock(path: Path) -> dict[str, Any] | None:
+def read_lock(path: Path) -> dict[str, Any] | None:
     """Return the owner named in a lock file, or None if there is no (whole) one."""
     try:
         owner = json.loads(path.read_text())
         return owner if {"host", "pid", "started"} <= owner.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def is_held(path: Path, owner: dict[str, Any]) -> bool:
+    """Return whether a lock file still names this owner, and the owner still works."""
+    return read_lock(path) == owner and _alive(owner, path)
 
 
 def _alive(owner: dict[str, Any], path: Path) -> bool:

@@ -8,8 +8,7 @@ import hashlib
 import json
 import math
 import os
-import signal
-import threading
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
 from benchmark.models.trainable import check_counts, trainable_table
 from benchmark.shards import Attachment, attach
+from benchmark.signals import noting, stopped
 from benchmark.spec import CellSpec, training_form
 from methods.base import Method
 
@@ -48,10 +48,6 @@ Progress = Callable[[int, int, dict[str, Any]], None]
 
 class TrainingFailed(RuntimeError):
     """The loss or the gradient is not finite: this cell has failed, others may go on."""
-
-
-class Preempted(RuntimeError):
-    """SIGTERM arrived; the state was saved and the same command continues from it."""
 
 
 @dataclass
@@ -68,9 +64,7 @@ class Run:
         state: where an unfinished training is kept.
         log: train.jsonl.
         on_progress: called after each step.
-        checkpoint_steps: save the state every so many steps.
-        checkpoint_seconds: save the state every so many seconds.
-        preempted: set by SIGTERM.
+        signals: those that arrived and ask for the state to be saved and the training to stop.
         attachment: the method on the optimizer.
     """
 
@@ -83,9 +77,7 @@ class Run:
     state: StateFolder
     log: Path
     on_progress: Progress | None
-    checkpoint_steps: int | None
-    checkpoint_seconds: float
-    preempted: threading.Event = field(default_factory=threading.Event)
+    signals: list[int] = field(default_factory=list)
     attachment: Attachment | None = None
 
 
@@ -96,9 +88,6 @@ def train(
     method: Method,
     out: Path,
     on_progress: Progress | None = None,
-    *,
-    checkpoint_steps: int | None = None,
-    checkpoint_minutes: float = 10.0,
 ) -> None:
     """Fine-tune a model as its cell says; continue from out/checkpoint if a run of the same cell left one.
 
@@ -108,19 +97,19 @@ def train(
     process only its part of each weight.
 
     Args:
-        cell: with train settings.
+        cell: with train settings; checkpoint_steps and checkpoint_minutes say how often the state is saved.
         loaded: the model with the base checkpoint's weights; changed in place.
         records: training records with targets.
         method: hooks around the optimizer step.
-        out: the cell's folder; gets train.jsonl and delta.safetensors, and checkpoint/ while training.
+        out: the cell's folder; gets train.jsonl and delta.safetensors, and checkpoint/, which the caller deletes when
+            it has recorded that the training is done.
         on_progress: called after each step with (step, steps, row of train.jsonl).
-        checkpoint_steps: save the training state every so many steps.
-        checkpoint_minutes: save the training state every so many minutes.
 
     Raises:
         UserError: bad settings, records or images; the folder cannot be written.
         TrainingFailed: loss or gradient became non-finite.
-        Preempted: SIGTERM, after saving the training state.
+        Preempted: SIGTERM or SIGUSR1, after saving the training state.
+        KeyboardInterrupt: ctrl-C, after the same; a second one stops at once.
     """
     settings = cell.train
     if not records:
@@ -168,10 +157,8 @@ def train(
         state=state,
         log=out / "train.jsonl",
         on_progress=on_progress,
-        checkpoint_steps=checkpoint_steps,
-        checkpoint_seconds=60 * checkpoint_minutes,
     )
-    with quiet(), _sigterm_sets(run.preempted):
+    with quiet(), noting() as run.signals:
         trainer = CellTrainer(run, items)
         trainer.run_cell()
         tuned = trainer.weights()
@@ -183,7 +170,6 @@ def train(
         # In the base's dtype: what the last forward pass used, and half the size of float32 masters.
         tuned = {name: tensor.to(pretrained[name].dtype) for name, tensor in tuned.items()}
         save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
-        state.remove()
     if sharded:
         trainer.model_wrapped.destroy()
         meet()
@@ -358,6 +344,7 @@ class CellTrainer(Trainer):
         self.waited = 0.0  # seconds for data
         self.began = time.monotonic()
         self.first_step = 0
+        self.found: Path | None = None  # the saved state that the training goes on from
         config = deepspeed_config(
             run.cell.zero_optimization,
             micro_batch_size=settings.micro_batch_size,
@@ -411,28 +398,31 @@ class CellTrainer(Trainer):
         Raises:
             UserError: the state is of another engine or number of processes.
             TrainingFailed: loss or gradient became non-finite.
-            Preempted: SIGTERM, after saving.
+            Preempted: SIGTERM or SIGUSR1, after saving.
+            KeyboardInterrupt: ctrl-C, after saving.
         """
-        found = in_turn(self.run.state.latest)
-        saved = self.place if found is None else (found[0] / PLACE).read_text()
+        # One process reads all files once to check them, and deletes what cannot be used.
+        self.found = found = in_turn(lambda: self.run.state.latest(check=self.rank == 0))
+        saved = self.place if found is None else (found / PLACE).read_text()
         if saved != self.place:
             raise UserError(
-                f"The training state in {found[0]} was saved with {saved}, this run has {self.place}. It is cut like "
+                f"The training state in {found} was saved with {saved}, this run has {self.place}. It is cut like "
                 f"the weights: go on with {_same(saved)}, or delete the folder to start again."
             )
         try:
             if self.rank == 0:
-                self.rows = _open_log(self.run.log, 0 if found is None else found[1])
-            self.train(resume_from_checkpoint=None if found is None else str(found[0]))
+                self.rows = _open_log(self.run.log, found)
+            self.train(resume_from_checkpoint=None if found is None else str(found))
         finally:
             if self.run.attachment is not None:
                 self.run.attachment.remove()
             if self.rows is not None:
                 self.rows.close()
         if self.state.global_step < self.state.max_steps:
-            raise Preempted(
-                f"Stopped by SIGTERM after step {self.state.global_step} of {self.state.max_steps}. The state "
-                f"is saved in {self.run.state.path}; the same command continues."
+            raise stopped(
+                self.run.signals,
+                f"Stopped after step {self.state.global_step} of {self.state.max_steps}. The state is saved in "
+                f"{self.run.state.path}; the same command continues.",
             )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -567,6 +557,7 @@ class CellTrainer(Trainer):
             if self.rank == 0:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
                 (folder / PLACE).write_text(self.place)
+                shutil.copyfile(self.run.log, folder / self.run.log.name)
             meet()
         meet()
 
@@ -585,9 +576,8 @@ class CellTrainer(Trainer):
         """Hook the method to the optimizer and give it its saved state."""
         run = self.run
         run.attachment = attach(self.optimizer, run.trained, run.pretrained, run.method)
-        found = run.state.latest()
-        if found is not None:
-            state = torch.load(found[0] / f"method{self.rank}.pt", weights_only=True)
+        if self.found is not None:
+            state = torch.load(self.found / f"method{self.rank}.pt", weights_only=True)
             run.attachment.load_state_dict(state)
 
 
@@ -611,10 +601,11 @@ class CellCallback(TrainerCallback):
         if state.global_step == state.max_steps:
             self.trainer.check_weights()  # no later loss would show it
             return
-        every = run.checkpoint_steps is not None and state.global_step % run.checkpoint_steps == 0
-        late = time.monotonic() - self.saved > run.checkpoint_seconds
+        steps = run.cell.checkpoint_steps
+        every = steps is not None and state.global_step % steps == 0
+        late = time.monotonic() - self.saved > 60 * run.cell.checkpoint_minutes
         # Clocks and signals differ between processes, but all must do the same.
-        save, stop = any_process(every or late, run.preempted.is_set(), device=args.device)
+        save, stop = any_process(every or late, bool(run.signals), device=args.device)
         if save or stop:
             self.trainer.check_weights()
             control.should_save = True
@@ -650,25 +641,7 @@ def _same(saved: str) -> str:
     return engine if engine == "engine=single" else f"{engine} and GPUS={rest.split()[0]} (gpus={rest.split()[0]})"
 
 
-def _open_log(path: Path, step: int) -> TextIO:
-    """Keep the rows up to a step and open the file for the next ones."""
-    kept = []
-    for line in path.read_text().splitlines() if step and path.is_file() else []:
-        # A kill may leave half a line, of a later step than the saved one, as rows are flushed singly.
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    write_atomic(path, "".join(f"{line}\n" for line in kept))
+def _open_log(path: Path, saved: Path | None) -> TextIO:
+    """Put back the rows that belong to a saved state, none without one, and open the file for the next."""
+    write_atomic(path, b"" if saved is None else (saved / path.name).read_bytes())
     return open(path, "a")
-
-
-@contextlib.contextmanager
-def _sigterm_sets(event: threading.Event) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -46,10 +46,6 @@ class Failure:
     model: bool = False
 
 
-class Terminated(BaseException):
-    """SIGTERM: the machine is wanted back. Not an Exception, so that nothing mistakes it for a failed cell."""
-
-
 class ModelUnusable(UserError):
     """The checkpoint cannot be loaded."""
 
@@ -162,11 +158,8 @@ class Worker:
                 self._provenance(cell, folder, seconds)
                 store.finish(cell, "done")
             except Exception as error:
-                if type(error).__name__ != "Preempted":
-                    return self._failed(cell, error)
-                store.finish(cell, "interrupted")
-                raise Terminated from error
-            except BaseException:  # ctrl-C or SIGTERM: what the stage has written lets it go on
+                return self._failed(cell, error)
+            except BaseException:  # ctrl-C, SIGTERM or SIGUSR1: what the stage has written lets it go on
                 if (folder / "status.json").is_file():
                     store.finish(cell, "interrupted")
                 raise

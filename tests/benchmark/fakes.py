@@ -29,7 +29,7 @@ from benchmark.pool import serve
 
 BASE = 1.0
 ITEMS = 12
-# "<stage> <method>=<what>": fail | user | interrupt | kill | sleep, comma list. Inherited by worker processes.
+# "<stage> <method>=<what>": fail | user | interrupt | kill | usr1 | pause | sleep, comma list. Workers inherit it.
 TROUBLE = "SPIDERBENCH_TEST_TROUBLE"
 FOLDER = "SPIDERBENCH_TEST_FOLDER"
 
@@ -49,6 +49,10 @@ def trouble(stage: str, method: str) -> None:
             raise KeyboardInterrupt
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "usr1":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if what == "pause":
+            time.sleep(0.3)
         if what == "sleep":
             (folder / "sleeping").write_text(str(os.getpid()))
             time.sleep(60)

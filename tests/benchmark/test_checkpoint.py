@@ -108,16 +108,35 @@ def test_state_folder_keeps_the_newest_whole_state(tmp_path):
     state = StateFolder(tmp_path / "checkpoint", "one")
     state.create()
     assert state.latest() is None
-    for step in (9, 10):
+    for step in (9, 10, 11):
+        with state.save(step) as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / "x").write_text(str(step))
+    folder = state.latest()
+    assert folder.name == "step-000000011" and (folder / "inner" / "x").read_text() == "11"
+    assert sorted(os.listdir(state.path)) == ["step-000000010", "step-000000011"]
+    with pytest.raises(KeyboardInterrupt), state.save(12) as unfinished:
+        (unfinished / "x").write_text("12")
+        assert "step-000000011" in os.listdir(state.path)  # it stays until the next is complete
+        raise KeyboardInterrupt
+    assert state.latest() == folder
+    assert os.listdir(state.path) == ["step-000000011"]
+
+
+def test_what_a_kill_left_of_a_state_is_no_state(tmp_path):
+    """Whatever part of the deletion of a state, or of its making, was done."""
+    state = StateFolder(tmp_path / "checkpoint", "one")
+    state.create()
+    for step in (1, 2):
         with state.save(step) as folder:
             (folder / "x").write_text(str(step))
-    folder, step = state.latest()
-    assert step == 10 and (folder / "x").read_text() == "10"
-    with pytest.raises(KeyboardInterrupt), state.save(11) as unfinished:
-        (unfinished / "x").write_text("11")
-        raise KeyboardInterrupt
-    assert state.latest()[1] == 10
-    assert os.listdir(state.path) == ["step-000000010"]
+    (state.path / "step-000000001" / "digests.json").unlink()
+    (state.path / "unfinished").mkdir()
+    (state.path / "stray").write_text("")
+    assert state.latest().name == "step-000000002"
+    with state.save(3) as folder:
+        (folder / "x").write_text("3")
+    assert sorted(os.listdir(state.path)) == ["step-000000002", "step-000000003"]
 
 
 def test_a_state_of_other_settings_is_dropped(tmp_path):

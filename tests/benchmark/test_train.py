@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
+from benchmark.signals import Preempted, Terminated, check, raising
 from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
-from benchmark.train import Order, Preempted, Share, TrainingFailed, batch_loss, permutation, train, training_batch
+from benchmark.train import Order, Share, TrainingFailed, batch_loss, permutation, train, training_batch
 from methods.base import Method, NoParams
 from methods.registry import build
 from tests.benchmark.models import tiny
@@ -86,11 +88,11 @@ def cell(seed=0, method="full_ft", dtype="float32", **changes):
 
 
 def run(loaded, records, out, spec=None, method=None, on_progress=None, **options):
-    """Train from the base weights and put them back; returns (delta, rows)."""
-    spec = spec or cell()
+    """Train from the base weights and put them back; returns (delta, rows). Options are the cell's."""
+    spec = replace(spec or cell(), **options)
     base = snapshot(loaded.model, [name for name, _ in loaded.model.named_parameters()])
     try:
-        train(spec, loaded, records, method or build(spec.method.id, {}, spec.seed), out, on_progress, **options)
+        train(spec, loaded, records, method or build(spec.method.id, {}, spec.seed), out, on_progress)
     finally:
         apply_delta(loaded.model, base)
     rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
@@ -371,7 +373,6 @@ def test_resume_is_bitwise_exact(vila, records, tmp_path, method):
     delta, resumed = run(vila, records, tmp_path / "cut", spec, on_progress=lambda step, *_: seen.append(step))
     assert seen == [11, 12]
     assert same(whole, delta) and resumed == rows
-    assert not (tmp_path / "cut" / "checkpoint").exists()
 
 
 def test_resume_at_the_end_of_an_epoch(vila, records, tmp_path):
@@ -383,21 +384,84 @@ def test_resume_at_the_end_of_an_epoch(vila, records, tmp_path):
     assert same(whole, delta) and resumed == rows
 
 
-def test_sigterm_saves_and_the_same_command_continues(vila, records, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "stops"),
+    [(signal.SIGTERM, Preempted), (signal.SIGUSR1, Preempted), (signal.SIGINT, KeyboardInterrupt)],
+)
+def test_a_signal_saves_and_the_same_command_continues(vila, records, tmp_path, sent, stops):
     spec = cell(method="spider")
     whole, rows = run(vila, records, tmp_path / "whole", spec)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="after step 3 of 6"):
-        run(vila, records, tmp_path / "cut", spec, on_progress=stop_at(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert signal.getsignal(signal.SIGTERM) == before
+    before = signal.getsignal(sent)
+    with pytest.raises(stops, match="after step 3 of 6"):
+        run(vila, records, tmp_path / "cut", spec, on_progress=stop_at(2, lambda: os.kill(os.getpid(), sent)))
+    assert signal.getsignal(sent) == before
     delta, resumed = run(vila, records, tmp_path / "cut", spec)
+    assert same(whole, delta) and resumed == rows
+
+
+def test_a_second_ctrl_c_stops_at_once(vila, records, tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(vila, records, tmp_path, on_progress=stop_at(2, twice))
+    assert list((tmp_path / "checkpoint").iterdir()) == []
+
+
+def test_a_signal_after_the_last_step_loses_nothing(vila, records, tmp_path):
+    """The weights are there: they are kept, and the run stops when that is recorded."""
+    with raising():
+        run(vila, records, tmp_path, on_progress=stop_at(6, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        assert (tmp_path / "delta.safetensors").is_file()
+        with pytest.raises(Terminated):
+            check()
+
+
+def cut_off(vila, records, out, spec):
+    """Leave the states of steps 4 and 6."""
+    with pytest.raises(Killed):
+        run(vila, records, out, spec, on_progress=stop_at(8, kill), checkpoint_steps=2)
+    states = sorted((out / "checkpoint").iterdir())
+    assert [path.name for path in states] == ["step-000000004", "step-000000006"]
+    return states
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.pt", "method0.pt", "train.jsonl", "digests.json"])
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used(vila, records, tmp_path, capsys, file):
+    spec = cell(method="spider", epochs=3)
+    whole, rows = run(vila, records, tmp_path / "whole", spec)
+    newest = cut_off(vila, records, tmp_path / "cut", spec)[1] / file
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    seen = []
+    capsys.readouterr()
+    delta, resumed = run(vila, records, tmp_path / "cut", spec, on_progress=lambda step, *_: seen.append(step))
+    said = capsys.readouterr().out
+    assert "warning: the training state" in said and "training goes on from step-000000004" in said
+    assert file in said or file == "digests.json"  # a byte of a file's digest makes that file the damaged one
+    assert seen == [5, 6, 7, 8, 9]
+    assert same(whole, delta) and resumed == rows
+
+
+def test_two_damaged_states_start_the_training_again(vila, records, tmp_path, capsys):
+    spec = cell(method="spider", epochs=3)
+    whole, rows = run(vila, records, tmp_path / "whole", spec)
+    older, newer = cut_off(vila, records, tmp_path / "cut", spec)
+    (older / "scheduler.pt").unlink()
+    (newer / "weights.safetensors").write_bytes((newer / "weights.safetensors").read_bytes()[:-1])
+    delta, resumed = run(vila, records, tmp_path / "cut", spec)
+    said = capsys.readouterr().out
+    assert said.count("warning: the training state") == 2 and "scheduler.pt: No such file" in said
+    assert "training starts again" in said
     assert same(whole, delta) and resumed == rows
 
 
 def test_the_state_is_saved_by_the_clock(vila, records, tmp_path):
     with pytest.raises(Killed):
         run(vila, records, tmp_path, on_progress=stop_at(4, kill), checkpoint_minutes=0.0)
-    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-000000003"]
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["step-000000002", "step-000000003"]
 
 
 def test_a_state_of_other_settings_is_not_used(vila, records, tmp_path):

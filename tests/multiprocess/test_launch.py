@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -13,11 +16,11 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmark import launch
+from benchmark import launch, ranks, signals, store
 from benchmark.data import load as load_records
 from benchmark.errors import UserError
+from benchmark.signals import Preempted
 from benchmark.spec import CellSpec, DatasetSpec, plain
-from benchmark.train import Preempted
 from benchmark.worker import load_model
 from eval.generate import generate
 from tests.benchmark.cells import cell_of_tiny
@@ -80,7 +83,7 @@ def trained(world, tmp_path_factory):
 def test_two_processes_train_and_answer(world, trained):
     spec, folder = trained
     assert sorted(path.name for path in folder.iterdir()) == [
-        "cell.yaml", "delta.safetensors", "speed.json", "train.jsonl", "train.log",
+        "cell.yaml", "checkpoint", "delta.safetensors", "speed.json", "train.jsonl", "train.log",
     ]
     speed = json.loads((folder / "speed.json").read_text())
     assert (speed["engine"], speed["processes"], speed["steps"], speed["samples"]) == ("zero2", 2, 6, 24)
@@ -131,10 +134,53 @@ def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trai
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
+def test_the_first_to_end_waits_for_the_others(tmp_path):
+    """Else its leaving resets connections that they still read, and their end looks like a crash."""
+    others = threading.Timer(0.5, lambda: (tmp_path / launch.OUTCOME.format(1)).touch())
+    (tmp_path / launch.OUTCOME.format(0)).touch()
+    others.start()
+    start = time.monotonic()
+    ranks.leave_together(tmp_path, 2)
+    assert 0.4 < time.monotonic() - start < 30 and (tmp_path / launch.OUTCOME.format(1)).exists()
+    start = time.monotonic()
+    ranks.leave_together(tmp_path, 3, seconds=0.2)  # one died
+    assert time.monotonic() - start < 30
+
+
 def _delta(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(folder / "delta.safetensors")
+
+
+def test_the_processes_of_a_killed_run_are_waited_for(world, monkeypatch, tmp_path):
+    """Their parent was killed; they inherited the log, and with it its lock."""
+    spec, folder = cell(world), folder_of(tmp_path / "orphans", cell(world))
+    left = "import fcntl, sys, time; fcntl.flock(1, fcntl.LOCK_EX); print('here', flush=True); time.sleep(2)"
+    with open(folder / "train.log", "w") as output:
+        orphan = subprocess.Popen([sys.executable, "-c", left], stdout=output)
+    while "here" not in (folder / "train.log").read_text():
+        time.sleep(0.02)
+    program = f"import os, sys; sys.exit(os.path.exists('/proc/{orphan.pid}/fd/1'))"
+    monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", program])
+    threading.Thread(target=orphan.wait, daemon=True).start()
+    launch.train_together(spec, folder, None)  # code 1 if the orphan still had its files open
+
+
+def test_a_process_stops_when_the_program_that_started_it_was_killed(tmp_path):
+    """Training then saves its state: it is told so by SIGTERM."""
+    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = {"host": socket.gethostname(), "pid": parent.pid, "started": store._started(parent.pid)}
+    (tmp_path / "lock").write_text(json.dumps(owner))
+    watch = threading.Thread(target=ranks._watch, args=(tmp_path, owner), daemon=True)
+    with pytest.raises(signals.Terminated), signals.raising():
+        watch.start()
+        watch.join(3 * launch.POLL)
+        assert watch.is_alive()
+        parent.kill()
+        parent.wait()
+        watch.join(30)
+        time.sleep(1)
 
 
 def test_commands_and_environment(world, monkeypatch):

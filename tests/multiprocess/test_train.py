@@ -14,8 +14,9 @@ import torch
 from benchmark.checkpoint import load_delta
 from benchmark.data.record import Record
 from benchmark.errors import UserError
+from benchmark.signals import Preempted
 from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
-from benchmark.train import Preempted, train
+from benchmark.train import train
 from methods.registry import build
 from tests.benchmark.models import tiny
 from tests.multiprocess.launch import launch
@@ -90,7 +91,6 @@ def single(folder, tmp_path_factory):
 def test_a_cell_gets_the_same_weights_and_resumes_exactly(engine, folder, single, tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert launch(run, 2, folder, straight, engine) == ["done", "done"]
-    assert not (straight / "checkpoint").exists()
     expected, found = delta(single, folder), delta(straight, folder)
     assert expected.keys() == found.keys()
     assert all((found[name] - value).abs().max() < 1e-6 for name, value in expected.items())
@@ -99,7 +99,7 @@ def test_a_cell_gets_the_same_weights_and_resumes_exactly(engine, folder, single
         assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
 
     ended = launch(run, 2, folder, stopped, engine, "float32", True)
-    assert all(text.startswith(f"Preempted: Stopped by SIGTERM after step {STOP} of 6") for text in ended), ended
+    assert all(text.startswith(f"Preempted: Stopped after step {STOP} of 6") for text in ended), ended
     refused = launch(run, 1, folder, stopped, engine)[0]
     assert f"was saved with engine={engine} on 2 process(es), this run has engine={engine} on 1" in refused
     assert launch(run, 2, folder, stopped, engine) == ["done", "done"]
