@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmark import cli, runner
+from benchmark import cli, pool, runner
+from benchmark import plan as planning
 from benchmark.checkpoint import StateFolder
 from benchmark.compose import request
 from benchmark.errors import UserError
@@ -159,6 +161,31 @@ def test_a_results_folder_that_vanishes_is_made_again(world):
     assert after_first_cell(world, lambda: shutil.rmtree(world.results)) == 0
     assert cli.main(["run", *world.overrides("methods=full_ft,spider")]) == 0
     assert trained() == ["full_ft", "spider", "full_ft"]
+
+
+def _serve_alone(ours, *arguments) -> None:
+    ours.close()
+    pool.serve(*arguments)
+
+
+@pytest.mark.multiprocess
+def test_a_worker_whose_parent_was_killed_stops_and_its_cell_can_be_had(world, capfd):
+    asked = request(world.overrides("methods=full_ft"))
+    store = Store(world.results)
+    (item,) = planning.make(asked, store)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    worker = context.Process(
+        target=_serve_alone, args=(ours, theirs, str(world.results), (1, "cpu", None), list(sys.path))
+    )
+    worker.start()
+    theirs.close()
+    ours.send((item.cell, item.keys, None))
+    ours.close()  # as the end of this process would
+    worker.join(60)
+    assert worker.exitcode == 0 and "Traceback" not in capfd.readouterr().err
+    assert store.status(store.folder(item.cell))["state"] == "interrupted"
+    assert cli.main(["run", *world.overrides("methods=full_ft")]) == 0
 
 
 def _run(arguments: list[str], number: int, codes) -> None:
