@@ -69,6 +69,8 @@ def main(arguments: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         # What a command reads or writes is checked where it happens; this is a path that cannot exist at all.
+        if error.filename is None:
+            raise
         print(f"error: {printable(f'{error.filename}: {error.strerror}')}. Give another path.", file=sys.stderr)
         return USER_ERROR
     except ModuleNotFoundError as error:
