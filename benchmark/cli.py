@@ -71,6 +71,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     except OSError as error:
         # What a command reads or writes is checked where it happens; this is a path that cannot exist at all.
+        if error.filename is None:
+            raise
         print(f"error: {printable(f'{error.filename}: {error.strerror}')}. Give another path.", file=sys.stderr)
         return USER_ERROR
     except ModuleNotFoundError as error:

@@ -5,24 +5,23 @@ Nothing is written into the folder. A published folder (benchmark.publish) and o
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import json
 import math
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import provenance
 from benchmark.errors import UserError
 from benchmark.files import SUMS, read_sums, sha256_file
+from benchmark.findings import Fault, Findings, Wrong
 from benchmark.scores import read_items, summarise
 from benchmark.spec import CellSpec, at_root, cell_id
 from benchmark.store import Store, output_of, read_cell
+from benchmark.verify_tables import check_table
 
 if TYPE_CHECKING:
     from benchmark.data import Record
@@ -38,68 +37,6 @@ PROVENANCE: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 Data = Callable[[CellSpec, str, str, int | None], Sequence["Record"]]
-
-
-class Wrong(Exception):
-    """A check found a fault; the message is its reason."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with one file of one cell; for files beside the cells the cell is '-'."""
-
-    cell: str
-    file: str
-    reason: str
-
-    def __str__(self) -> str:
-        """Return the fault in one line."""
-        return " ".join(f"{self.cell}: {self.file}: {self.reason}".split())
-
-
-@dataclass
-class Findings:
-    """What was checked and what was found.
-
-    Args:
-        show: told every fault as it is found.
-    """
-
-    show: Callable[[Fault], None]
-    faults: list[Fault] = field(default_factory=list)
-    cells: int = 0
-    unfinished: int = 0
-    rescored: int = 0
-    answers: int = 0
-    rounded: int = 0
-    files: int = 0
-    tables: int = 0
-    other_layout: int = 0
-    without_code: int = 0
-    without_items: int = 0
-    older: int = 0
-    dirty: int = 0
-
-    def add(self, cell: str, file: str, reason: str) -> None:
-        """Note a fault."""
-        fault = Fault(cell, file, reason)
-        if fault not in self.faults:
-            self.faults.append(fault)
-            self.show(fault)
-
-    @contextlib.contextmanager
-    def checking(self, cell: str, file: str) -> Iterator[None]:
-        """Turn whatever a damaged file makes fail into a fault of this file."""
-        try:
-            yield
-        except (Wrong, UserError) as error:
-            self.add(cell, file, str(error))
-        except KeyError as error:
-            self.add(cell, file, f"lacks the key {error}")
-        except OSError as error:
-            self.add(cell, file, error.strerror or str(error))
-        except (EOFError, ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
-            self.add(cell, file, f"cannot be read ({type(error).__name__}: {str(error)[:120]})")
 
 
 def verify(root: Path, show: Callable[[Fault], None], sample: int = 1, draw: bool = True) -> Findings:
@@ -132,7 +69,7 @@ def verify(root: Path, show: Callable[[Fault], None], sample: int = 1, draw: boo
             cells[name] = cell
     for path in sorted((root / "tables").glob("*.csv")):
         with found.checking("-", f"tables/{path.name}"):
-            _table(root, path, cells, found)
+            check_table(root, path, cells, found)
             found.tables += 1
     return found
 
@@ -523,119 +460,3 @@ def _delta(path: Path) -> None:
     wrong = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
     if wrong is not None:
         raise Wrong(f"{wrong} holds values that are not finite")
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Tables
-
-
-def _table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Findings) -> None:
-    """Build a table again from the item scores of its cells, and compare every number of its CSV, Markdown, LaTeX."""
-    import csv
-
-    from benchmark import render, tables
-    from benchmark.compose import options_of, request
-
-    stem = path.stem
-    if stem not in options_of("table"):
-        raise Wrong("is no table of conf/table, so nobody can make it again")
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    if not lines:
-        raise Wrong("is empty")
-    asked = request([f"table={stem}", f"profile={next(iter(cells.values())).profile}"]) if cells else None
-    layout = asked.layout if asked else {}
-    wanted = {cell_id(cell) for cell in asked.cells} if asked else set()
-    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
-    for line in lines:
-        groups.setdefault((line["model"], line["target"], line["method"]), []).append(line)
-    first = next(iter(groups.values()))
-    upstream = [line["metric"] for line in first[: [line["metric"] for line in first].index("A_S")]]
-    names = {dataset.id: dataset.name for cell in cells.values() for dataset in cell.datasets}
-    shown = tuple(layout.get("columns") or ())
-    rows = [_row(root, key, block, upstream, names, cells, wanted, layout) for key, block in groups.items()]
-    table = tables.build("", rows, {name: names[name] for name in upstream}, shown=shown)
-    again = list(csv.DictReader(render.to_csv(table).splitlines()))
-    if len(again) != len(lines):
-        raise Wrong(f"has {len(lines)} lines, from the cells it has {len(again)}")
-    for old, new in zip(lines, again, strict=True):
-        wrong = next((name for name in old if name in new and old[name] != new[name]), None)
-        if wrong is not None:
-            raise Wrong(
-                f"{old['method']} on {old['target']} ({old['model']}), {old['metric']}: {wrong} is {old[wrong]!r}, "
-                f"from the cells it is {new[wrong]!r}"
-            )
-    for suffix, text, picked in (
-        ("md", render.to_markdown(table), r"\|.*"), ("tex", render.to_latex(table), r".* & .* \\\\"),
-    ):
-        other = path.with_suffix(f".{suffix}")
-        with found.checking("-", f"tables/{other.name}"):
-            kept = re.findall(rf"^{picked}$", other.read_text(encoding="utf-8"), re.MULTILINE)
-            again = re.findall(rf"^{picked}$", text, re.MULTILINE)
-            if _heads(kept) != _heads(again):  # other columns; the CSV beside it has every number
-                found.other_layout += 1
-            else:
-                _lines(kept, again)
-
-
-def _heads(lines: Sequence[str]) -> list[str]:
-    """Return the lines that name columns."""
-    return [line for line in lines if re.match(r"\|? ?(Method)? [&|]", line)]
-
-
-def _lines(stored: Sequence[str], again: Sequence[str]) -> None:
-    if len(stored) != len(again):
-        raise Wrong(f"has {len(stored)} lines of numbers, from the cells it has {len(again)}")
-    for old, new in zip(stored, again, strict=True):
-        if old != new:
-            raise Wrong(f"a line is {old!r}, from the cells it is {new!r}")
-
-
-def _row(
-    root: Path, key: tuple[str, str, str], block: Sequence[Mapping[str, str]], upstream: Sequence[str],
-    names: Mapping[str, str], cells: Mapping[str, CellSpec], wanted: set[str], layout: Mapping[str, Any],
-) -> Any:
-    """Return a row of a table as the store has it, from the cells that the stored table names."""
-    from benchmark import measures, outputs, published, tables
-
-    model, target, method = key
-    seeds = sorted({int(seed) for line in block for seed in line["seeds"].split()})
-    items: dict[str, dict[int, Any]] = {name: {} for name in (*upstream, target)}
-    diagnostics = {}
-    columns = layout.get("columns") or ()
-    for seed in seeds:
-        folder, cell = _find(key, seed, cells, wanted)
-        for name in items:
-            items[name][seed] = read_items(root / "cells" / folder / "items" / f"{name}.jsonl.gz")
-        diagnostics[seed] = measures.recorded(cell, root / "cells" / folder, columns)
-    first = block[0]
-    return tables.RowResult(
-        model=model, model_name=first["model_name"], method=method, method_name=first["method_name"], target=target,
-        target_name=first["target_name"], items={name: found for name, found in items.items() if found},
-        seeds=tuple(seeds), tuned=method != outputs.ZERO_SHOT, diagnostics=diagnostics,
-        paper=published.of_row(model, target, method, outputs.name_of(method)),
-        reference=(layout.get("references") or {}).get(method) or tables.REFERENCE,
-    )
-
-
-def _find(
-    key: tuple[str, str, str], seed: int, cells: Mapping[str, CellSpec], wanted: set[str]
-) -> tuple[str, CellSpec]:
-    """Return the cell behind a row and seed; of several settings the one that the table asks for today."""
-    model, target, method = key
-    fits = {
-        name: cell for name, cell in cells.items()
-        if (cell.model.id, cell.method.id) == (model, method)
-        and (cell.target == target and cell.seed == seed or cell.train is None and target in _ids_of(cell))
-    }
-    if len(fits) > 1:
-        fits = {name: cell for name, cell in fits.items() if name in wanted} or fits
-    if len(fits) != 1:
-        what = "no cell" if not fits else f"{len(fits)} cells ({', '.join(sorted(fits))})"
-        raise Wrong(f"{what} of {method} on {target} ({model}), seed {seed}")
-    return next(iter(fits.items()))
-
-
-def _ids_of(cell: CellSpec) -> set[str]:
-    """Return the ids of a cell's datasets."""
-    return {dataset.id for dataset in cell.datasets}

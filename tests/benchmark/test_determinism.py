@@ -16,8 +16,7 @@ METHODS = "methods=zero_shot,full_ft,spider,dare"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> hostile.World:
     """Return small data and a tiny random model that the real programs train."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield hostile.write_world(tmp_path_factory.mktemp("world"), patch)
+    return hostile.write_world(tmp_path_factory.mktemp("world"))
 
 
 def result(world: hostile.World, name: str, *more: str) -> dict[str, dict[str, object]]:

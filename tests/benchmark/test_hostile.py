@@ -13,7 +13,7 @@ from tests.benchmark import hostile
 @pytest.mark.slow
 def test_three_hundred_hostile_inputs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    world = hostile.write_world(tmp_path, monkeypatch)
+    world = hostile.write_world(tmp_path)
     before = [hostile.tree(ROOT / name, ROOT / name / "runs") for name in ("results", "conf", "benchmark/checkpoints")]
     assert not hostile.sound(world)
     began = time.process_time()
