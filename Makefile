@@ -22,8 +22,8 @@ settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) 
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
 .PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
-	all report compare verify sbatch plan list test lint pretrain rates publish bench-methods gpu-check doctor chaos \
-	clean check-python
+	all report compare verify sbatch plan list test lint pretrain rates publish bench bench-scorers bench-methods gpu-check \
+	doctor chaos clean check-python
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -116,6 +116,11 @@ rates: $(ready) ## choose the learning rates again, on validation data
 
 publish: $(ready) ## copy your finished Tables 5 and 6 to results/ as the reference (SEEDS=0,1,2)
 	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(settings)
+
+bench: bench-scorers bench-methods ## what scoring and the methods' optimizer steps cost
+
+bench-scorers: $(ready) ## time the scorers on sets of the real sizes (ARGS=out=FILE)
+	@$(python) -m benchmark bench scorers $(ARGS)
 
 bench-methods: $(ready) ## time each method's optimizer step against Full FT's (SIZE=llava15_7b, DEVICE=cuda)
 	@$(python) -m benchmark bench $(if $(SIZE),size=$(SIZE)) $(if $(DEVICE),device=$(DEVICE)) \

@@ -545,10 +545,15 @@ def export(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """measure what each method's optimizer step costs (size=small or llava15_7b, methods=, device=, out=FILE)"""
-    from benchmark.bench_methods import main as bench_main
+    """measure what each method's optimizer step costs (size=small or llava15_7b, methods=, device=, out=FILE);
+    bench scorers: how long scoring takes"""
+    if arguments[:1] == ["scorers"]:
+        from benchmark.bench_scorers import main as bench_scorers
 
-    return bench_main(arguments)
+        return bench_scorers(arguments[1:])
+    from benchmark.bench_methods import main as bench_methods
+
+    return bench_methods(arguments)
 
 
 def doctor(arguments: list[str]) -> int:
