@@ -1,4 +1,4 @@
-"""How long the scorers take on sets of the real sizes: 5,000 images with captions, 25,000 answers of each other kind."""
+"""How long the scorers take on sets of the real sizes: 5,000 images with captions, 25,000 answers of other kinds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from eval.score import METRICS, score
 
 CAPTIONS, ANSWERS = 5_000, 25_000
 LIMITS = {"cider": 6.0, "vqa_lavis": 3.0, "vqa_official": 3.0, "textvqa": 3.0}  # seconds of one core
-WORDS = ["a", "an", "the", "one", "two", "three", "man", "woman", "dog", "cat", "red", "blue", "green", "street", "table", "on", "in", "with", "near", "of", "and", "is", "are", "doesn't", "it's", "sitting", "standing", "riding", "holding", "yes", "no", "10", "2:30", "coca-cola", "stop", "left", "right", "o'clock", "large", "small"]
+WORDS = [
+    "a", "an", "the", "one", "two", "three", "man", "woman", "dog", "cat", "red", "blue", "green", "street", "table", "on",
+    "in", "with", "near", "of", "and", "is", "are", "doesn't", "it's", "sitting", "standing", "riding", "holding", "yes",
+    "no", "10", "2:30", "coca-cola", "stop", "left", "right", "o'clock", "large", "small",
+]  # fmt: skip
 
 
 def texts(rng: random.Random, least: int, most: int) -> str:
