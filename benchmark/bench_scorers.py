@@ -17,9 +17,9 @@ from eval.score import METRICS, score
 CAPTIONS, ANSWERS = 5_000, 25_000
 LIMITS = {"cider": 6.0, "vqa_lavis": 3.0, "vqa_official": 3.0, "textvqa": 3.0}  # seconds of one core
 WORDS = [
-    "a", "an", "the", "one", "two", "three", "man", "woman", "dog", "cat", "red", "blue", "green", "street", "table", "on",
-    "in", "with", "near", "of", "and", "is", "are", "doesn't", "it's", "sitting", "standing", "riding", "holding", "yes",
-    "no", "10", "2:30", "coca-cola", "stop", "left", "right", "o'clock", "large", "small",
+    "a", "an", "the", "one", "two", "three", "man", "woman", "dog", "cat", "red", "blue", "green", "street", "table",
+    "on", "in", "with", "near", "of", "and", "is", "are", "doesn't", "it's", "sitting", "standing", "riding", "holding",
+    "yes", "no", "10", "2:30", "coca-cola", "stop", "left", "right", "o'clock", "large", "small",
 ]  # fmt: skip
 
 
