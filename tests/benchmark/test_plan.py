@@ -90,6 +90,7 @@ def test_costs_are_measured_where_they_can_be(tmp_path):
     for cell, seconds in ((full, 100.0), (dare, 1.0)):
         store.begin(cell)
         store.start_stage(cell, "train", "key")
+        (store.folder(cell) / "delta.safetensors").touch()
         store.finish_stage(cell, "train", "key", seconds)
     costs = Costs(store, asked.profile)
     assert costs.measured

@@ -261,7 +261,7 @@ def test_only_trainable_tensors_change_and_loss_falls(loaded, records, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "delta.safetensors", "speed.json", "train.jsonl",
+        "checkpoint", "delta.safetensors", "speed.json", "train.jsonl",  # states go when the store records the end
     ]
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     assert rows[0].keys() >= {"loss", "learning_rate", "grad_norm", "rms_delta"} and "rms_delta" not in rows[1]
@@ -517,7 +517,7 @@ def test_weights_that_overflow_are_neither_saved_nor_scored(vila, records, tmp_p
         run(vila, records, tmp_path, method=Overflows(NoParams(), 0), checkpoint_steps=2)
     assert f"The last good state is that of step {saved}, in {tmp_path / 'checkpoint'}" in str(stop.value)
     assert not (tmp_path / "delta.safetensors").exists()
-    assert [path.name for path in (tmp_path / "checkpoint").glob("step-*")] == [f"step-{saved:09}"]
+    assert max(path.name for path in (tmp_path / "checkpoint").glob("step-*")) == f"step-{saved:09}"
     monkeypatch.setattr(Overflows, "at", 0)
     run(vila, records, tmp_path, method=Overflows(NoParams(), 0), checkpoint_steps=2)
 
