@@ -537,7 +537,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"error: {item}: expected {', '.join(f'{name}=' for name in given)} with numbers.", file=sys.stderr)
             return 2
         given[key] = value
-    out, tree = Path(given["out"]).absolute(), Path(given["out"]).absolute() / "tree"
+    out = Path(given["out"]).absolute()
+    given["out"], tree = str(out), out / "tree"  # absolute, or the copy would copy itself below itself
     if tree != ROOT:
         if out.exists() and not (tree / "benchmark").is_dir():
             print(f"error: out={out} exists and is not from an earlier run. Name a new folder.", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -73,3 +74,16 @@ def test_a_folder_of_the_users_is_not_deleted(tmp_path: Path, capsys):
     assert chaos.main([f"out={tmp_path}"]) == 2
     assert (tmp_path / "mine").exists() and "not from an earlier run" in capsys.readouterr().err
     assert chaos.main(["kill=3"]) == 2
+
+
+def test_a_relative_folder_is_the_same_one_in_the_copy(tmp_path, monkeypatch):
+    """Else the copy copied itself below itself until the path was too long."""
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: calls.append(command) or subprocess.CompletedProcess(command, 0)
+    )
+    monkeypatch.setattr(shutil, "copytree", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "copy", lambda *_: None)
+    assert chaos.main(["kills=1", "out=build/other"]) == 0
+    assert f"out={tmp_path / 'build' / 'other'}" in calls[0]
