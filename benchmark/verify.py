@@ -92,7 +92,7 @@ def summary(found: Findings, root: Path) -> str:
     if found.dirty:
         lines.append(f"{found.dirty} cells were made with local changes to their commit.")
     if found.rounded:
-        lines.append(f"{found.rounded} numbers differ in the last bits only, made on another processor or numpy.")
+        lines.append(f"{found.rounded} numbers differ in the last bits only: another processor, numpy or number of threads.")
     if found.other_layout:
         lines.append(f"{found.other_layout} printed tables have other columns than today's: their CSV was compared.")
     part = "" if found.rescored == found.cells else f" (of {found.rescored} cells)"
@@ -327,7 +327,8 @@ def _same(stored: Any, again: Any, exact: bool, found: Findings, where: str = ""
         for key in {**again, **stored}:
             if key not in stored or key not in again:
                 raise Wrong(f"{where}{key} is {'missing' if key in again else 'no number of this cell'}")
-            _same(stored[key], again[key], exact, found, f"{where}{key}.")
+            # Bounds are quantiles of matrix products, whose last bits depend on the number of threads.
+            _same(stored[key], again[key], exact and key not in ("low", "high"), found, f"{where}{key}.")
     elif isinstance(stored, float | int) and isinstance(again, float | int) and not isinstance(stored, bool):
         if not _equal(stored, again, exact, found):
             raise Wrong(f"{where.rstrip('.')} is {stored!r}, from the item scores it is {again!r}")
