@@ -92,7 +92,7 @@ def summary(found: Findings, root: Path) -> str:
     if found.dirty:
         lines.append(f"{found.dirty} cells were made with local changes to their commit.")
     if found.rounded:
-        lines.append(f"{found.rounded} numbers differ in the last bits only: another processor, numpy or number of threads.")
+        lines.append(f"{found.rounded} numbers differ in the last bits only: other processor, numpy or threads.")
     if found.other_layout:
         lines.append(f"{found.other_layout} printed tables have other columns than today's: their CSV was compared.")
     part = "" if found.rescored == found.cells else f" (of {found.rescored} cells)"
