@@ -387,7 +387,7 @@ class Hunter:
             )
             self._seen = time.monotonic() if rows >= self._step else None
         elif time.monotonic() >= self._seen + self._delay:
-            ranks = self._ranks()
+            ranks = self._ranks(program)
             chosen = {"the program": [program], "all ranks": list(ranks.values())}.get(
                 self._victim, [number for rank, number in ranks.items() if self._victim == f"rank {rank}"]
             )
@@ -396,17 +396,25 @@ class Hunter:
                     os.kill(number, signal.SIGKILL)
                     self.hit = self._victim
 
-    def _ranks(self) -> dict[str, int]:
-        """Return the process numbers of this run's ranks."""
+    def _ranks(self, program: int) -> dict[str, int]:
+        """Return the process numbers of this program's ranks; those of one killed before may still be ending."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if b"benchmark.ranks" in words and any(str(self._results).encode() in word for word in words):
+                ours = b"benchmark.ranks" in words and any(str(self._results).encode() in word for word in words)
+                if ours and descends(int(folder.name), program):
                     for item in (folder / "environ").read_bytes().split(b"\0"):
                         if item.startswith(b"RANK="):  # torchrun itself has none
                             found[item[5:].decode()] = int(folder.name)
         return found
+
+
+def descends(number: int, ancestor: int) -> bool:
+    """Return whether a process was started by another one, or by one that it started."""
+    while number > 1 and number != ancestor:
+        number = int((Path("/proc") / str(number) / "stat").read_text().rpartition(")")[2].split()[1])
+    return number == ancestor
 
 
 def sharded(count: int, seed: int, out: Path) -> list[str]:

@@ -87,3 +87,13 @@ def test_a_relative_folder_is_the_same_one_in_the_copy(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copy", lambda *_: None)
     assert chaos.main(["kills=1", "out=build/other"]) == 0
     assert f"out={tmp_path / 'build' / 'other'}" in calls[0]
+
+
+def test_only_ranks_of_the_program_itself_are_hunted():
+    """Those of a program that was killed before live on for a moment."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert chaos.descends(child.pid, os.getpid()) and chaos.descends(child.pid, os.getppid())
+        assert not chaos.descends(os.getpid(), child.pid)
+    finally:
+        child.communicate(b"\n")
