@@ -41,9 +41,11 @@ def main(folder: Path, stage: str) -> int:
     try:
         cell = read_cell(folder)
         _prepare(cell)
-        threading.Thread(target=_watch, args=(folder, owner), daemon=True).start()
         kind, _, dataset = stage.partition("/")
+        for number in signals.PREEMPTING:  # one that comes when the work is over must not end this process unsaid
+            signal.signal(number, signal.SIG_IGN)
         with signals.raising():
+            threading.Thread(target=_watch, args=(folder, owner), daemon=True).start()
             _train(cell, folder) if kind == "train" else _generate(cell, folder, dataset, rank)
         outcome = {"kind": "done", "message": ""}
     except (Exception, signals.Terminated) as error:
