@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from benchmark.doctor import available_gb
 from benchmark.errors import UserError, did_you_mean
 from benchmark.files import write_atomic
+from benchmark.settings import names_of, read_settings
 from benchmark.shards import Attachment, Shards, attach
 from methods.base import Method
 from methods.registry import METHODS, build
@@ -408,13 +409,9 @@ def main(overrides: Sequence[str]) -> int:
     Raises:
         UserError: an unknown key or value, too little memory, or no GPU.
     """
-    given = {"size": "small", "methods": "", "device": "cpu", "threads": "1", "out": ""}
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals or key not in given:
-            raise UserError(f"bench {item}: no such setting.{did_you_mean(key, given)}")
-        given[key] = value
-    methods = [name.strip() for name in given["methods"].split(",") if name.strip()]
+    defaults = {"size": "small", "methods": "", "device": "cpu", "threads": "1", "out": ""}
+    given = read_settings("bench", defaults, overrides)
+    methods = names_of(given["methods"])
     faults = [
         f"{key}={value}: unknown value.{did_you_mean(value, valid)}"
         for key, value, valid in (

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmark.data.record import Record
 from benchmark.errors import UserError, did_you_mean
 from benchmark.files import write_atomic
+from benchmark.settings import names_of, read_settings
 from eval.caption import tokenise
 from eval.score import METRICS, score
 
@@ -91,13 +92,8 @@ def main(overrides: Sequence[str], measured: Callable[[str], tuple[int, float, f
     Raises:
         UserError: an unknown key or metric, or no Java.
     """
-    given = {"metrics": ",".join(METRICS), "out": ""}
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals or key not in given:
-            raise UserError(f"bench scorers {item}: no such setting.{did_you_mean(key, given)}")
-        given[key] = value
-    metrics = [name.strip() for name in given["metrics"].split(",") if name.strip()]
+    given = read_settings("bench scorers", {"metrics": ",".join(METRICS), "out": ""}, overrides)
+    metrics = names_of(given["metrics"])
     if faults := [f"metrics={name}: unknown metric.{did_you_mean(name, METRICS)}" for name in metrics
                   if name not in METRICS]:  # fmt: skip
         raise UserError(" ".join(faults))
