@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LlavaModel
 from benchmark import models
 from benchmark.checkpoint import apply_delta, load_delta
 from benchmark.errors import UserError
-from benchmark.files import write_atomic
+from benchmark.files import unfinished_folder, write_atomic
 from benchmark.models import LoadedModel
 from benchmark.scores import read_scores
 from benchmark.spec import CellSpec, plain
@@ -50,20 +50,16 @@ def export(store: Store, name: str, target: Path) -> Path:
         raise UserError(f"{target} exists and is not empty. Give a new folder.")
     loaded = load_model(cell.model, cell.dtype, "cpu")
     apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
-    unfinished = target.with_name(f".{target.name}.unfinished")
     try:
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(unfinished.parent, loaded)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        {"llava": _write_llava, "vila": _write_vila}[cell.model.family](loaded, cell, unfinished)
-        write_atomic(unfinished / "README.md", card(cell, folder))
-        if target.exists():
-            target.rmdir()
-        unfinished.rename(target)  # only now: an interrupted export leaves no folder that looks whole
+        with unfinished_folder(target.with_name(f".{target.name}.unfinished")) as unfinished:
+            _check_room(unfinished.parent, loaded)
+            {"llava": _write_llava, "vila": _write_vila}[cell.model.family](loaded, cell, unfinished)
+            write_atomic(unfinished / "README.md", card(cell, folder))
+            if target.exists():
+                target.rmdir()
+            unfinished.rename(target)  # only now: an interrupted export leaves no folder that looks whole
     except OSError as error:
         raise UserError(f"Cannot write {target}: {error.strerror or error}. Give another folder.") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return target
 
 

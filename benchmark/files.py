@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,24 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             f"Cannot write {path}: {error.strerror}. "
             "Choose a writable folder with free space (RESULTS=dir for results)."
         ) from error
+
+
+@contextlib.contextmanager
+def unfinished_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder to fill and to rename at the end; what is still there under its name afterwards is deleted.
+
+    Args:
+        path: beside the folder that it will become, since a rename is atomic only within a file system.
+
+    Yields:
+        The path; its parents exist, it does not.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep(folder: Path, seconds: float = 0.0) -> None:

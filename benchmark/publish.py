@@ -12,7 +12,7 @@ from benchmark import outputs
 from benchmark import plan as planning
 from benchmark.compose import Request
 from benchmark.errors import UserError
-from benchmark.files import canonical_json, write_atomic, write_sums
+from benchmark.files import canonical_json, unfinished_folder, write_atomic, write_sums
 from benchmark.spec import at_root
 from benchmark.store import Store
 
@@ -53,34 +53,31 @@ def publish(requests: Sequence[Request], partial_too: bool = False) -> Path:
             "Run them, then publish again."
         )
     target = at_root(profile.reference)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        for item in finished:
-            source = store.folder(item.cell)
-            for pattern in CELL_FILES:
-                for path in source.glob(pattern):
-                    _copy(path, partial / "cells" / item.id / path.relative_to(source))
-            for path in source.glob("answers/*.jsonl"):
-                _pack(path, partial / "cells" / item.id / "answers" / f"{path.name}.gz")
-        for path in (path for folder in FOLDERS for path in (store.root / folder).glob("*")):
-            _copy(path, partial / path.relative_to(store.root))
-        for request, plan in zip(requests, plans, strict=True):
-            if request.table is not None and any(item.done for item in plan):
-                outputs.write(request, outputs.build_table(request, plan, store), partial)
-        # The text files that people write may change; all else is what it was when it was published.
-        write_sums(partial, (str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()))
-        for path in target.glob("*.md"):
-            _copy(path, partial / path.name)
-        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6
-        if size > LIMIT_MEGABYTES:
-            raise UserError(f"The reference would take {size:.1f} MB, {LIMIT_MEGABYTES:.0f} MB are allowed.")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with unfinished_folder(target.with_name(f".{target.name}.partial")) as partial:
+            for item in finished:
+                source = store.folder(item.cell)
+                for pattern in CELL_FILES:
+                    for path in source.glob(pattern):
+                        _copy(path, partial / "cells" / item.id / path.relative_to(source))
+                for path in source.glob("answers/*.jsonl"):
+                    _pack(path, partial / "cells" / item.id / "answers" / f"{path.name}.gz")
+            for path in (path for folder in FOLDERS for path in (store.root / folder).glob("*")):
+                _copy(path, partial / path.relative_to(store.root))
+            for request, plan in zip(requests, plans, strict=True):
+                if request.table is not None and any(item.done for item in plan):
+                    outputs.write(request, outputs.build_table(request, plan, store), partial)
+            # The text files that people write may change; all else is what it was when it was published.
+            write_sums(partial, (str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()))
+            for path in target.glob("*.md"):
+                _copy(path, partial / path.name)
+            size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6
+            if size > LIMIT_MEGABYTES:
+                raise UserError(f"The reference would take {size:.1f} MB, {LIMIT_MEGABYTES:.0f} MB are allowed.")
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
     except OSError as error:
         raise UserError(f"Cannot write {target}: {error.strerror}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from benchmark.data.record import SUFFIXES
 from benchmark.errors import UserError
-from benchmark.files import digest_of
+from benchmark.files import digest_of, unfinished_folder
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -149,18 +149,15 @@ def unpack(archive: Path, folder: Path) -> Path:
     target = folder / f"{archive.name.split('.')[0]}-{name}"
     if target.is_dir():
         return target
-    partial = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        (_unzip if archive.name.endswith(".zip") else _untar)(archive, partial)
-        partial.rename(target)
+        with unfinished_folder(folder / f".{target.name}.{os.getpid()}") as partial:
+            partial.mkdir()
+            (_unzip if archive.name.endswith(".zip") else _untar)(archive, partial)
+            partial.rename(target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} is damaged or no archive that can be read ({error}). Fetch it again.") from None
     except OSError as error:
         raise UserError(f"Cannot unpack {archive} into {folder}: {error.strerror or error}. Free some space.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
