@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from benchmark.data.pocket.splits import TARGETS, UPSTREAM, owner
 from benchmark.data.pocket.targets import Choice, captions, letter
 from benchmark.data.pocket.upstream import Question
 from benchmark.errors import UserError
-from benchmark.files import write_atomic
+from benchmark.files import unfinished_folder, write_atomic
 
 COUNTS = {
     **{name: {"train": 1000, "validation": 200, "test": 500} for name in UPSTREAM},
@@ -117,20 +116,19 @@ def _draw_dataset(name: str, folder: Path, stamp: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} holds files that this program did not write. Move them away or choose another data_root."
         )
-    partial = folder.with_name(f".{name}.{os.getpid()}")
+    drawn, old = (folder.with_name(f".{name}.{os.getpid()}{end}") for end in ("", ".old"))
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        WRITERS[name](partial, name)
-        write_atomic(partial / "drawn.json", json.dumps(stamp, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with unfinished_folder(drawn), unfinished_folder(old):
+            drawn.mkdir()
+            WRITERS[name](drawn, name)
+            write_atomic(drawn / "drawn.json", json.dumps(stamp, indent=1))
+            if folder.exists():
+                folder.rename(old)  # renamed before it is deleted: a kill never leaves half of it under its name
+            drawn.rename(folder)
     except OSError as error:
         raise UserError(
             f"Cannot write {folder}: {error.strerror}. Choose a writable data_root with 100 MB free."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def code_version() -> str:

@@ -164,3 +164,24 @@ def test_diagram_counts_are_true():
             plural = item.question.removeprefix("Count the ").removesuffix(".")
             number = sum(targets.SHAPE_PLURAL[s.kind] == plural for s in item.picture.shapes)
             assert item.options[item.answer] == targets.NUMBERS[number]
+
+
+def test_a_kill_while_data_of_an_older_version_are_replaced_leaves_nothing_that_the_next_run_refuses(
+    tmp_path, monkeypatch
+):
+    """The kill comes in the middle of the deletion of the old folder: its stamp is gone, its pictures are not."""
+    monkeypatch.setattr(drawer, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, FEW))
+    drawer.draw(tmp_path, only=("gqa",))
+    stamp = tmp_path / "gqa" / "drawn.json"
+    stamp.write_text(json.dumps({"version": "older"}))
+
+    def killed(path, ignore_errors=False):
+        if (path / "drawn.json").is_file() and json.loads((path / "drawn.json").read_text()) == {"version": "older"}:
+            (path / "drawn.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", killed)
+        drawer.draw(tmp_path, only=("gqa",))
+    drawer.draw(tmp_path, only=("gqa",))
+    assert json.loads(stamp.read_text())["version"] == drawer.code_version()
