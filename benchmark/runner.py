@@ -124,7 +124,9 @@ def run(request: Request, show: Progress | None = None) -> int:
         return PREEMPTED if isinstance(stop, signals.Terminated) else INTERRUPTED
     finally:
         show.end()
-    return _verdict(schedule.failures, store)
+    gone = [item.id for item in plan if item.id in schedule.finished and store.missing(item.cell, item.keys)]
+    vanished = Failure("finished, but its results were deleted while other cells ran", user=True)
+    return _verdict(schedule.failures | dict.fromkeys(gone, vanished), store)
 
 
 def _verdict(failures: dict[str, Failure], store: Store) -> int:
