@@ -97,8 +97,8 @@ def test_the_gradient_is_that_of_the_mean_loss_at_the_given_weights():
     for batch in batches:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         scores, losses = model(**inputs).logits.log_softmax(-1), []
-        for row in range(3):  # what position t predicts is token t + 1
-            losses += [-scores[row, t, batch["labels"][row, t + 1]] for t in range(4) if batch["labels"][row, t + 1] >= 0]
+        for row, tokens in enumerate(batch["labels"].tolist()):  # what position t predicts is token t + 1
+            losses += [-scores[row, t, tokens[t + 1]] for t in range(4) if tokens[t + 1] >= 0]
         (torch.stack(losses).mean() / 3).backward()
     assert list(found) == [name for name, _ in model.named_parameters() if name in weights]
     for name, value in found.items():
