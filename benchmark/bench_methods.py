@@ -382,7 +382,7 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
         "",
         f"{size.name}: {size.numel() / 1e6:.2f} M trained weights, float32 masters, AdamW, one process. {place}; torch "
         f"{torch.__version__}. {size.rounds} rounds, each method's step in turns with Full FT's. SPIDER's passes are "
-        f"{'compiled' if device in fused.DEVICES else 'not compiled'}.",
+        f"{'compiled' if device in fused.devices else 'not compiled'}.",
         "",
         "| method | step, ms | step / Full FT's (quartiles) | kept, units of |M| float32 | moved, bytes per weight | "
         "host waits per step |".replace("|M|", "\\|M\\|"),
@@ -397,10 +397,9 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
     lines += [
         "",
         "Kept and moved are beyond Full FT's step: tensors that the method holds between steps (w* included, in the "
-        "checkpoint's 16 bits), and what its operations read and write if nothing stays in a cache (of a compiled pass, "
-        "its arguments and its result). A host wait: "
-        "Python reads a result, which on a GPU stops it until all work before is done (AdamW's step counters and "
-        "half_ft_step's draws, which are always on the CPU, are counted too). "
+        "checkpoint's 16 bits), and what its operations read and write if nothing stays in a cache (a compiled pass: "
+        "its arguments and its result). A host wait: Python reads a result, which on a GPU stops it until all work "
+        "before is done (AdamW's step counters and half_ft_step's draws, which are always on the CPU, are counted too). "
         f"{RELEASED}: the released SPIDER trainer's copies and reads, re-created for one process "
         "(benchmark/bench_methods.py).",
     ]
@@ -449,12 +448,12 @@ def main(overrides: Sequence[str]) -> int:
         raise UserError(" ".join(faults))
     torch.set_num_threads(int(given["threads"]))
     size = SIZES[given["size"]]
-    devices = set(fused.DEVICES)
-    fused.DEVICES.update(filter(None, [given["compiled"]]))
+    devices = set(fused.devices)
+    fused.devices.update(filter(None, [given["compiled"]]))
     try:
         table = report(size, given["device"], run(size, methods or size.methods, given["device"]))
     finally:
-        fused.DEVICES.intersection_update(devices)
+        fused.devices.intersection_update(devices)
     print(table)
     if given["out"]:
         write_atomic(Path(given["out"]), table + "\n")

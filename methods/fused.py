@@ -12,7 +12,7 @@ import torch
 from methods.ops import ROW
 
 # Where functions are compiled. On a CPU they run as written: its numbers need no compiler and keep their bits.
-DEVICES = {"cuda"}
+devices = {"cuda"}
 # For the bench: is given a function and its arguments in place of a compiled call.
 watch: Callable[..., Any] | None = None
 
@@ -41,7 +41,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():  # within another fused function
             return function(*arguments)
-        if arguments[0].device.type not in DEVICES or arguments[0].numel() < ROW:
+        if arguments[0].device.type not in devices or arguments[0].numel() < ROW:
             return function(*arguments)
         if watch is not None:
             return watch(function, arguments)
@@ -50,7 +50,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the compilers raise
-            DEVICES.clear()
+            devices.clear()
             reason = str(error).strip().partition("\n")[0]
             logging.getLogger(__name__).warning(
                 "torch.compile does not work here (%s: %s). Methods go on uncompiled: the same results, a slower step.",

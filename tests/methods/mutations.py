@@ -122,14 +122,14 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     "spider: gradient masked instead of weights": (
         "spider",
         "spider",
-        "shard.weight.copy_(ops.blend(shard.pretrained, shard.weight, self.mask(shard)))",
+        "_blend(shard.weight, *self._known(shard), self._mean.get(shard.name))",
         "shard.grad.mul_(self.mask(shard))",
     ),
     "spider: projector left out": (
         "spider",
         "spider",
-        "            shard.weight.copy_(",
-        "            if 'projector' not in shard.name:\n                shard.weight.copy_(",
+        "            _blend(shard.weight",
+        "            if 'projector' not in shard.name:\n                _blend(shard.weight",
     ),
     # L2-Reg and Grafting
     "l2: sign": ("l2_reg", "l2_reg", "alpha=2 *", "alpha=-2 *"),

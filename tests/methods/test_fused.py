@@ -22,7 +22,7 @@ STEPS = 3
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(fused, "DEVICES", {"cpu"})
+    monkeypatch.setattr(fused, "devices", {"cpu"})
 
 
 def trained():
@@ -57,14 +57,14 @@ def test_compiled_passes_give_the_numbers_and_move_each_element_once(monkeypatch
     from torch._inductor import config, metrics
 
     written = trained()
-    monkeypatch.setattr(fused, "DEVICES", {"cpu"})
+    monkeypatch.setattr(fused, "devices", {"cpu"})
     monkeypatch.setattr(config, "force_disable_caches", True)  # what is cached is not counted
     monkeypatch.setattr(config, "cpp_cache_precompile_headers", False)  # they take longer than these few files
     torch.compiler.reset()
     counters.clear()
     metrics.reset()
     compiled = trained()
-    assert fused.DEVICES, "compiling failed"
+    assert fused.devices, "compiling failed"
     differing = total = 0
     for name in LENGTHS:
         other = (compiled[1][name] != 0) != (written[1][name] != 0)
@@ -85,7 +85,7 @@ def test_a_pass_counts_what_it_must_move(monkeypatch):
     bench = Bench(size, "cpu")
     optimizer, _ = bench.attach(build("spider", {}, 0))
     plain, written = (bench.count(which)[0] for which in (bench.plain, optimizer))
-    monkeypatch.setattr(fused, "DEVICES", {"cpu"})
+    monkeypatch.setattr(fused, "devices", {"cpu"})
     moved, waits = bench.count(optimizer)
     plain_moved, plain_waits = bench.count(bench.plain)
     assert (moved - plain_moved) / size.numel() == pytest.approx(36, rel=0.02)
@@ -99,9 +99,9 @@ def test_on_a_cpu_and_for_short_tensors_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", compile_nothing)
     values = torch.ones(2 * ops.ROW)
     assert spider._abs_sums(values).tolist() == [2 * ops.ROW] * 3
-    monkeypatch.setattr(fused, "DEVICES", {"cpu"})
+    monkeypatch.setattr(fused, "devices", {"cpu"})
     assert spider._abs_sums(values[:-ops.ROW - 1]).tolist() == [ops.ROW - 1] * 3
-    assert fused.DEVICES == {"cpu"}
+    assert fused.devices == {"cpu"}
 
 
 def test_where_compiling_fails_it_says_so_once_and_goes_on(on_cpu, monkeypatch, caplog):
@@ -125,4 +125,4 @@ def test_too_little_memory_is_no_failure_to_compile(on_cpu, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: full)
     with pytest.raises(torch.OutOfMemoryError):
         fused.fused(lambda values: values)(torch.ones(ops.ROW))
-    assert fused.DEVICES == {"cpu"}
+    assert fused.devices == {"cpu"}

@@ -28,7 +28,7 @@ def train(
     patch = (np.abs(change) > (order[count] if count < change.size else -1)).astype(float)
     scores, scale = np.zeros(change.size), None
     for _ in range(steps):
-        squashed = 1 / (1 + np.exp(-(scores - bias)))
+        squashed = 0.5 * (1 + np.tanh((scores - bias) / 2))  # the logistic function
         gamma = patch + (1 - 2 * patch) * squashed
         slope = gradient(pretrained + gamma * change) * change * (1 - 2 * patch) * squashed * (1 - squashed)
         scale = np.sqrt(np.mean(slope**2)) if scale is None else scale
