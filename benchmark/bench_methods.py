@@ -399,7 +399,7 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
         "Kept and moved are beyond Full FT's step: tensors that the method holds between steps (w* included, in the "
         "checkpoint's 16 bits), and what its operations read and write if nothing stays in a cache (a compiled pass: "
         "its arguments and its result). A host wait: Python reads a result, which on a GPU stops it until all work "
-        "before is done (AdamW's step counters and half_ft_step's draws, which are always on the CPU, are counted too). "
+        "before is done (AdamW's step counters and half_ft_step's draws, always on the CPU, are counted too). "
         f"{RELEASED}: the released SPIDER trainer's copies and reads, re-created for one process "
         "(benchmark/bench_methods.py).",
     ]

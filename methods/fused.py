@@ -24,7 +24,8 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     everything, after one line in the log, where compiling fails (no Triton, no C compiler).
 
     Args:
-        function: of tensors that are all on the first one's device; full-length ones are 1-D and equally long.
+        function: of tensors (or None) that are all on the first one's device; full-length ones are 1-D and equally long. It calls
+            no other fused function.
 
     Returns:
         The function, with the same results up to rounding.
@@ -39,14 +40,13 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():  # within another fused function
-            return function(*arguments)
         if arguments[0].device.type not in devices or arguments[0].numel() < ROW:
             return function(*arguments)
         if watch is not None:
             return watch(function, arguments)
         try:
-            return kernel()(*arguments)
+            # As plain tensors: a view's graph holds only for views of tensors with as many dimensions.
+            return kernel()(*(value if value is None else value.data for value in arguments))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the compilers raise

@@ -40,9 +40,6 @@ class SpiderParams:
             raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1.")
 
 
-_abs_sums = fused(ops.abs_sums)
-
-
 def _ranks(accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor) -> tuple[Tensor, Tensor]:
     """Return G and I."""
     return ops.rank(accumulated, special), ops.rank(source.to(accumulated.dtype), generic)
@@ -54,8 +51,7 @@ def _mask_sums(accumulated: Tensor, source: Tensor, special: Tensor, generic: Te
     return ops.mask_sums(ops.importance_mask(*_ranks(accumulated, source, special, generic)))
 
 
-@fused
-def _mask(accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor, mean: Tensor | None) -> Tensor:
+def _scaled(accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor, mean: Tensor | None) -> Tensor:
     """Return Eq. 8's mask, or Eq. 5's if there is no mean."""
     ranks = _ranks(accumulated, source, special, generic)
     return ops.selection(*ranks) if mean is None else ops.rescale(ops.importance_mask(*ranks), mean)
@@ -66,8 +62,11 @@ def _blend(
     weight: Tensor, accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor, mean: Tensor | None
 ) -> Tensor:
     """Set w to w M + w* (1 - M), in place."""
-    mask = _mask(accumulated, source, special, generic, mean)
+    mask = _scaled(accumulated, source, special, generic, mean)
     return weight.copy_(ops.blend(source.to(weight.dtype), weight, mask))
+
+
+_abs_sums, _mask = fused(ops.abs_sums), fused(_scaled)
 
 
 def _rows(function: Callable[[Tensor], Tensor], sums: dict[str, Tensor]) -> dict[str, Tensor]:
