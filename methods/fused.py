@@ -24,8 +24,8 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     everything, after one line in the log, where compiling fails (no Triton, no C compiler).
 
     Args:
-        function: of tensors (or None) that are all on the first one's device; full-length ones are 1-D and equally long. It calls
-            no other fused function.
+        function: of tensors (or None) that are all on the first one's device; full-length ones are 1-D and equally
+            long. It calls no other fused function.
 
     Returns:
         The function, with the same results up to rounding.
