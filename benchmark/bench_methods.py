@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.files import write_atomic
 from benchmark.settings import names_of, read_settings
 from benchmark.shards import Attachment, Shards, attach
+from methods import fused
 from methods.base import Method
 from methods.registry import METHODS, build
 
@@ -141,6 +142,18 @@ class Traffic(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
+        self.paused = False
+
+    def fused(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        """Count a function that a compiler makes one pass of: it reads its arguments and writes its result."""
+        self.paused = True
+        result = function(*arguments)
+        self.paused = False
+        self._add((arguments, result))
+        return result
+
+    def _add(self, tensors: Any) -> None:
+        self.bytes += sum(leaf.nbytes for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -148,10 +161,10 @@ class Traffic(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if not func.is_view and not name.startswith("empty"):
+        if not self.paused and not func.is_view and not name.startswith("empty"):
             read = [value for key, value in kwargs.items() if key != "out"]
             read += args[1:] if name in self.ONLY_WRITTEN else args
-            self.bytes += sum(leaf.nbytes for leaf in tree_leaves((read, result)) if isinstance(leaf, Tensor))
+            self._add((read, result))
         return result
 
 
@@ -280,7 +293,11 @@ class Bench:
         """Return (bytes that one step moves, times that the host waits in it)."""
         self.fresh_gradients()
         with Waits() as waits, Traffic() as traffic:
-            optimizer.step()
+            fused.watch = traffic.fused
+            try:
+                optimizer.step()
+            finally:
+                fused.watch = None
         return traffic.bytes, waits.count
 
     def measure(self, method: Method, rounds: int) -> Cost:
@@ -364,7 +381,8 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
         "# What each method's optimizer step costs",
         "",
         f"{size.name}: {size.numel() / 1e6:.2f} M trained weights, float32 masters, AdamW, one process. {place}; torch "
-        f"{torch.__version__}. {size.rounds} rounds, each method's step in turns with Full FT's.",
+        f"{torch.__version__}. {size.rounds} rounds, each method's step in turns with Full FT's. SPIDER's passes are "
+        f"{'compiled' if device in fused.devices else 'not compiled'}.",
         "",
         "| method | step, ms | step / Full FT's (quartiles) | kept, units of |M| float32 | moved, bytes per weight | "
         "host waits per step |".replace("|M|", "\\|M\\|"),
@@ -379,9 +397,9 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
     lines += [
         "",
         "Kept and moved are beyond Full FT's step: tensors that the method holds between steps (w* included, in the "
-        "checkpoint's 16 bits), and what its operations read and write if nothing stays in a cache. A host wait: "
-        "Python reads a result, which on a GPU stops it until all work before is done (AdamW's step counters and "
-        "half_ft_step's draws, which are always on the CPU, are counted too). "
+        "checkpoint's 16 bits), and what its operations read and write if nothing stays in a cache (a compiled pass: "
+        "its arguments and its result). A host wait: Python reads a result, which on a GPU stops it until all work "
+        "before is done (AdamW's step counters and half_ft_step's draws, always on the CPU, are counted too). "
         f"{RELEASED}: the released SPIDER trainer's copies and reads, re-created for one process "
         "(benchmark/bench_methods.py).",
     ]
@@ -401,7 +419,8 @@ def main(overrides: Sequence[str]) -> int:
     """Run the bench and print its table.
 
     Args:
-        overrides: size=, methods= (a comma list), device=, threads=, out= (a file for the table).
+        overrides: size=, methods= (a comma list), device=, threads=, compiled=cpu (also on the CPU, where methods do
+            not compile anything by default), out= (a file for the table).
 
     Returns:
         Exit code.
@@ -409,13 +428,14 @@ def main(overrides: Sequence[str]) -> int:
     Raises:
         UserError: an unknown key or value, too little memory, or no GPU.
     """
-    defaults = {"size": "small", "methods": "", "device": "cpu", "threads": "1", "out": ""}
+    defaults = {"size": "small", "methods": "", "device": "cpu", "threads": "1", "compiled": "", "out": ""}
     given = read_settings("bench", defaults, overrides)
     methods = names_of(given["methods"])
     faults = [
         f"{key}={value}: unknown value.{did_you_mean(value, valid)}"
         for key, value, valid in (
             ("size", given["size"], SIZES), ("device", given["device"], ("cpu", "cuda")),
+            ("compiled", given["compiled"], ("", "cpu")),
             *(("methods", name, (*TRAINED, RELEASED)) for name in methods),
         )
         if value not in valid
@@ -428,7 +448,12 @@ def main(overrides: Sequence[str]) -> int:
         raise UserError(" ".join(faults))
     torch.set_num_threads(int(given["threads"]))
     size = SIZES[given["size"]]
-    table = report(size, given["device"], run(size, methods or size.methods, given["device"]))
+    devices = set(fused.devices)
+    fused.devices.update(filter(None, [given["compiled"]]))
+    try:
+        table = report(size, given["device"], run(size, methods or size.methods, given["device"]))
+    finally:
+        fused.devices.intersection_update(devices)
     print(table)
     if given["out"]:
         write_atomic(Path(given["out"]), table + "\n")

@@ -1,13 +1,17 @@
-"""Second moments of the inputs of tuned linear layers, measured on a few training samples."""
+"""What post-hoc methods measure on a few training samples: inputs of tuned linear layers, gradients of the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmark.models.prompt import IGNORE
 from methods.blocks import split_layer
 
 
@@ -17,7 +21,7 @@ class Calibration:
     Args:
         model: maps a batch's keyword arguments to its output; its own weights are never changed.
         batches: keyword arguments of forward passes; each has `attention_mask` (batch, tokens), 0 for
-            padding. `labels` are dropped: no loss is needed.
+            padding, and `labels` (batch, tokens), -100 where nothing is supervised, which only `gradient` reads.
         names: trained tensors; those that are no weight of a linear layer are ignored.
 
     Attributes:
@@ -67,20 +71,55 @@ class Calibration:
 
             return add
 
-        own = {name: tensor for name, tensor in self._model.named_parameters() if name in weights}
-        loaded = {name: weights[name].to(tensor) for name, tensor in own.items()}
-        training = self._model.training
-        self._model.eval()
         handles = [self._modules[name].register_forward_pre_hook(hook(name)) for name in names]
         try:
             count = 0
-            for batch in self._batches:
-                inputs = {key: value for key, value in batch.items() if key != "labels"}
-                mask = inputs["attention_mask"].bool()
-                count += int(mask.sum())
-                functional_call(self._model, loaded, args=(), kwargs=inputs)
+            with self._at(weights) as loaded:
+                for batch in self._batches:
+                    mask = batch["attention_mask"].bool()
+                    count += int(mask.sum())
+                    self._forward(loaded, batch)
         finally:
             for handle in handles:
                 handle.remove()
-            self._model.train(training)
         return {name: 2 * total / count for name, total in totals.items()}
+
+    def gradient(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradient of the loss: the mean over the batches of their supervised tokens' mean cross-entropy.
+
+        Args:
+            weights: values to run the model with, by name; the rest of the model stays as it is.
+
+        Returns:
+            float32 tensors (or the model's float64) by the same names; zeros for a tensor that the loss does not read.
+        """
+        with self._at(weights) as loaded:
+            leaves = [tensor.detach().requires_grad_() for tensor in loaded.values()]
+            found = {name: torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+                     for name, tensor in loaded.items()}  # fmt: skip
+            for batch in self._batches:
+                outputs = self._forward(dict(zip(loaded, leaves, strict=True)), batch)
+                logits, labels = outputs.logits[:, :-1], batch["labels"][:, 1:]
+                supervised = labels != IGNORE
+                loss = F.cross_entropy(logits[supervised].float(), labels[supervised]) / len(self._batches)
+                for name, part in zip(loaded, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True):
+                    if part is not None:
+                        found[name] += part
+        return found
+
+    @contextlib.contextmanager
+    def _at(self, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Give values in the model's own dtype; meanwhile it evaluates, and its own weights take no part in graphs."""
+        own = dict(self._model.named_parameters())
+        training, needed = self._model.training, [tensor for tensor in own.values() if tensor.requires_grad]
+        self._model.eval().requires_grad_(False)
+        try:
+            yield {name: weights[name].to(own[name]) for name in own if name in weights}
+        finally:
+            for tensor in needed:
+                tensor.requires_grad_()
+            self._model.train(training)
+
+    def _forward(self, weights: dict[str, Tensor], batch: Mapping[str, Tensor]) -> Any:
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        return functional_call(self._model, weights, args=(), kwargs=inputs)

@@ -39,7 +39,7 @@ ROUNDS, STEPS = 3, 6
 FIXED = ("shards", "extra_step", "params")  # of a method: the engine's, not its own
 CODE = (
     "benchmark/footprint.py", "benchmark/shards.py", "benchmark/train.py", "methods/base.py", "methods/ops.py",
-    "methods/blocks.py", "methods/masks.py", "methods/penalty.py", "methods/threshold.py",
+    "methods/blocks.py", "methods/fused.py", "methods/masks.py", "methods/penalty.py", "methods/threshold.py",
 )  # fmt: skip
 
 

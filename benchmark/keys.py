@@ -28,7 +28,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "benchmark/shards.py",
         "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
         "benchmark/models/prompt.py", "benchmark/models/vision.py", "methods/base.py", "methods/ops.py",
-        "methods/blocks.py", "methods/masks.py", "methods/penalty.py", "methods/threshold.py",
+        "methods/blocks.py", "methods/fused.py", "methods/masks.py", "methods/penalty.py", "methods/threshold.py",
     ),
     "posthoc": ("benchmark/posthoc.py", "benchmark/calibration.py"),
     "generate": (

@@ -69,8 +69,8 @@ class Shards:
         """Sum a 1-D float64 tensor over the processes; every process calls it, with the same length."""
         return self._reduce(values)
 
-    def sums(self, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
-        """Sum some numbers of every tensor over its parts, all tensors in one reduction.
+    def totals(self, function: Callable[[Shard], Tensor]) -> dict[str, Tensor]:
+        """Sum some numbers of every tensor over its parts, all tensors in one reduction, without waiting for it.
 
         Args:
             function: maps a shard to a 1-D float64 tensor, the same length for all.
@@ -80,8 +80,13 @@ class Shards:
         """
         shards = list(self)
         rows = torch.stack([function(shard) for shard in shards])
-        totals = self.reduce_sum(rows.flatten()).view_as(rows).tolist()
+        totals = self.reduce_sum(rows.flatten()).view_as(rows)
         return {shard.name: total for shard, total in zip(shards, totals, strict=True)}
+
+    def sums(self, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
+        """Return `totals` as numbers; for them the host waits until a GPU has computed them, once for all tensors."""
+        totals = self.totals(function)
+        return dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
 
 
 class Attachment:

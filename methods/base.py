@@ -80,7 +80,8 @@ class Method:
         Args:
             finetuned: trained tensors by name, full shapes.
             pretrained: w* for the same names.
-            calibration: inputs of the linear layers, for methods with `calibration_samples`.
+            calibration: inputs of the linear layers and gradients of the loss, for methods with
+                `calibration_samples`.
 
         Returns:
             New float32 tensors for the same names; the arguments are not changed.

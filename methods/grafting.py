@@ -27,9 +27,8 @@ class Grafting(Penalty):
     l1_reg option of the Grafting code (Panigrahi et al., ICML 2023), a sum there too.
     Disagreements: Grafting's main algorithm learns a sparse binary mask after training; the paper does not
     use it. The authors' sibling repository NRCA takes a mean of tensor means and two optimizer steps.
-    Variants: grafting_mean, grafting_two_step (engine=single only), grafting_scaled: as those of L2-Reg. Grafting's
-    mask training is none of them: it needs gradients of the task's loss at grafted weights and scores on validation
-    data, after training; `finish` gets neither.
+    Variants: grafting_mean, grafting_two_step (engine=single only), grafting_scaled: as those of L2-Reg. grafting_mask:
+    the main algorithm, another method, see methods/grafting_mask.py.
     """
 
     Params = GraftingParams

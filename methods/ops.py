@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 # Elements converted to float64 at a time on a CPU: a sum stays in cache and needs no second copy of a tensor.
 CHUNK = 1 << 18
+# Elements that a compiled sum adds up first. Rows of a fixed length fill a GPU, however long a tensor is.
+ROW = 4096
 # Below this relative variance a tensor counts as constant; float64 sums of a constant leave about 1e-15.
 CONSTANT = 1e-12
 
@@ -29,50 +30,52 @@ def generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _chunks(values: Tensor) -> Sequence[Tensor]:
-    """Cut a tensor that is on a CPU; on a GPU thousands of small kernels would cost more than a copy in float64."""
+def _parts(values: Tensor) -> Sequence[Tensor]:
+    """Cut a tensor into what is summed together; to be summed over the last dimension, then over the others.
+
+    A CPU gets chunks. A GPU gets the whole, as thousands of small kernels would cost more than a copy in float64;
+    within a compiled kernel there is no copy, and zeros that exist nowhere fill the last row.
+    """
+    if torch.compiler.is_compiling():
+        return [torch.nn.functional.pad(values, (0, -values.numel() % ROW)).view(-1, ROW)]
     return values.split(CHUNK) if values.device.type == "cpu" else [values]
 
 
 def abs_sums(values: Tensor) -> Tensor:
-    """Return [sum |x|, sum x^2] in float64, the sums that mean and deviation of Eq. 2b need.
+    """Return [sum |x|, sum x^2, number of x] in float64, the sums that mean and deviation of Eq. 2b need.
 
     Args:
         values: 1-D, any length including 0 (a rank without a fragment adds zeros).
 
     Returns:
-        float64, shape (2,).
+        float64, shape (3,).
     """
-    parts = (part.double() for part in _chunks(values))
-    return torch.stack([torch.stack([part.abs().sum(), part.square().sum()]) for part in parts]).sum(0)
+    parts = (part.double() for part in _parts(values))
+    rows = [torch.stack([part.abs().sum(-1).sum(), part.square().sum(-1).sum()]) for part in parts]
+    sums = torch.stack(rows).sum(0)
+    return torch.cat([sums, sums.new_full((1,), values.numel())])
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and unbiased standard deviation of |x| over one whole tensor.
+def moments(sums: Tensor) -> Tensor:
+    """Turn sums over a whole tensor into what `rank` subtracts and divides by, on the device, without a wait.
 
-    `std` is 0 for a constant |x| and for a single element; `mean` is 0 only for an all-zero tensor.
+    Args:
+        sums: float64 (..., 3), from `abs_sums` and added up over the tensor's parts.
+
+    Returns:
+        float64 (..., 2): mean and unbiased standard deviation of |x|. Where there is no deviation they are such that
+        `rank` is right: (inf, 1) for an all-zero tensor, (mean, inf) for a constant |x| and for a single element.
     """
-
-    mean: float
-    std: float
-
-    @classmethod
-    def from_sums(cls, total: float, squares: float, count: int) -> Moments:
-        """Build from reduced sums.
-
-        Args:
-            total: sum of |x| over the whole tensor.
-            squares: sum of x^2 over the whole tensor.
-            count: number of elements of the whole tensor.
-        """
-        mean = total / count
-        variance = (squares - count * mean * mean) / (count - 1) if count > 1 else 0.0
-        # Written as "not <=" so that a diverged run (NaN) stays NaN instead of turning into a constant.
-        return cls(mean, variance**0.5 if not variance <= CONSTANT * mean * mean else 0.0)
+    total, squares, count = sums.unbind(-1)
+    mean = total / count
+    variance = (squares - count * mean * mean) / (count - 1).clamp(min=1)
+    # A diverged run (NaN) compares as false, so it stays NaN instead of turning into a constant.
+    deviation = torch.where(variance <= CONSTANT * mean * mean, torch.inf, variance**0.5)
+    zero = mean == 0
+    return torch.stack([torch.where(zero, torch.inf, mean), torch.where(zero, 1.0, deviation)], -1)
 
 
-def rank(values: Tensor, moments: Moments) -> Tensor:
+def rank(values: Tensor, moments: Tensor) -> Tensor:
     """Importance of each element, Eqs. 2a-2c and 4: sigmoid((|x| - mean) / std).
 
     An all-zero tensor ranks 0 (no importance at all, as in the released code); a constant tensor and a
@@ -80,21 +83,17 @@ def rank(values: Tensor, moments: Moments) -> Tensor:
 
     Args:
         values: 1-D fragment of a tensor.
-        moments: of the whole tensor.
+        moments: of the whole tensor, shape (2,).
 
     Returns:
         Same shape, in [0, 1].
     """
-    if moments.mean == 0:
-        return torch.zeros_like(values)
-    if moments.std == 0:
-        return torch.full_like(values, 0.5)
-    return values.abs().sub_(moments.mean).div_(moments.std).sigmoid_()
+    return values.abs().sub_(moments[0]).div_(moments[1]).sigmoid_()
 
 
 def whole_rank(values: Tensor) -> Tensor:
     """Return `rank` of a tensor that is here as a whole; any shape."""
-    return rank(values, Moments.from_sums(*abs_sums(values.flatten()).tolist(), values.numel()))
+    return rank(values, moments(abs_sums(values.flatten())))
 
 
 def selection(specialization: Tensor, generalization: Tensor) -> Tensor:
@@ -120,21 +119,34 @@ def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
 
 def mask_sums(mask: Tensor) -> Tensor:
     """Return [sum M, number of M != 0] in float64, the sums that Eq. 8 needs; shape (2,)."""
-    parts = (part.double() for part in _chunks(mask))
-    return torch.stack([torch.stack([part.sum(), part.sign().sum()]) for part in parts]).sum(0)
+    parts = (part.double() for part in _parts(mask))
+    return torch.stack([torch.stack([part.sum(-1).sum(), part.sign().sum(-1).sum()]) for part in parts]).sum(0)
 
 
-def rescale(mask: Tensor, mean: float) -> Tensor:
+def mask_mean(sums: Tensor) -> Tensor:
+    """Return Mean(M[M != 0]) of Eq. 8, 1 where nothing is selected.
+
+    Args:
+        sums: (..., 2), from `mask_sums` and added up over the tensor's parts.
+
+    Returns:
+        float64 (...).
+    """
+    total, count = sums.unbind(-1)
+    return torch.where(count == 0, 1.0, total / count)
+
+
+def rescale(mask: Tensor, mean: Tensor) -> Tensor:
     """Rescale a mask by the mean over its nonzero elements and cut at 1, Eq. 8.
 
     Args:
         mask: from `importance_mask`.
-        mean: Mean(M[M != 0]) over the whole tensor, or 0 when nothing is selected.
+        mean: from `mask_mean`, of the whole tensor; one number.
 
     Returns:
         Same shape, 0 or in (0, 1].
     """
-    return (mask / mean).clamp_(max=1.0) if mean else mask
+    return (mask / mean).clamp_(max=1.0)
 
 
 def blend(pretrained: Tensor, weight: Tensor, mask: Tensor) -> Tensor:

@@ -65,6 +65,9 @@ METHODS: dict[str, MethodEntry] = {
     "grafting_scaled": MethodEntry(
         "methods.grafting:Grafting", "Grafting, scaled by size", "SpiderBench", "training"
     ),
+    "grafting_mask": MethodEntry(
+        "methods.grafting_mask:GraftingMask", "Grafting, learned mask", "Panigrahi et al., ICML 2023", "posthoc"
+    ),
     # Halves, and the paper's Table 3
     "half_ft_step": MethodEntry(
         "methods.half_ft:HalfFT", "Half FT, drawn every step", "Huang et al., ICML 2025, App. B", "training"

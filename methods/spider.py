@@ -12,6 +12,7 @@ from benchmark.errors import UserError
 from methods import ops
 from methods.base import Method
 from methods.blocks import split_layer
+from methods.fused import fused
 from methods.masks import OUTSIDE, MaskLog, load_accumulated, save_accumulated
 
 if TYPE_CHECKING:
@@ -37,6 +38,40 @@ class SpiderParams:
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1.")
+
+
+def _ranks(accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor) -> tuple[Tensor, Tensor]:
+    """Return G and I."""
+    return ops.rank(accumulated, special), ops.rank(source.to(accumulated.dtype), generic)
+
+
+@fused
+def _mask_sums(accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor) -> Tensor:
+    """Return the sums that Eq. 8 needs, of Eq. 7's mask."""
+    return ops.mask_sums(ops.importance_mask(*_ranks(accumulated, source, special, generic)))
+
+
+def _scaled(accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor, mean: Tensor | None) -> Tensor:
+    """Return Eq. 8's mask, or Eq. 5's if there is no mean."""
+    ranks = _ranks(accumulated, source, special, generic)
+    return ops.selection(*ranks) if mean is None else ops.rescale(ops.importance_mask(*ranks), mean)
+
+
+@fused
+def _blend(
+    weight: Tensor, accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor, mean: Tensor | None
+) -> Tensor:
+    """Set w to w M + w* (1 - M), in place."""
+    mask = _scaled(accumulated, source, special, generic, mean)
+    return weight.copy_(ops.blend(source.to(weight.dtype), weight, mask))
+
+
+_abs_sums, _mask = fused(ops.abs_sums), fused(_scaled)
+
+
+def _rows(function: Callable[[Tensor], Tensor], sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Apply a function of rows to the sums of all tensors at once, as few kernels as one tensor's would be."""
+    return dict(zip(sums, function(torch.stack([*sums.values()])), strict=True))
 
 
 class Spider(Method):
@@ -79,8 +114,8 @@ class Spider(Method):
         for shard in shards:
             self._groups.setdefault(self._group(shard.name), {})[shard.name] = shard.numel
         self._generic = self._moments(shards, lambda shard: shard.pretrained)
-        self._special: dict[str, ops.Moments] = {}
-        self._mean: dict[str, float] = {}
+        self._special: dict[str, Tensor] = {}
+        self._mean: dict[str, Tensor] = {}
         self._log = MaskLog()
         self.accumulated = {shard.name: torch.zeros_like(shard.weight) for shard in shards}
 
@@ -102,35 +137,31 @@ class Spider(Method):
         """Set w to w M + w* (1 - M)."""
         self._measure(shards)
         for shard in shards:
-            shard.weight.copy_(ops.blend(shard.pretrained, shard.weight, self.mask(shard)))
+            _blend(shard.weight, *self._known(shard), self._mean.get(shard.name))
 
     def mask(self, shard: Shard) -> Tensor:
         """Return M of one tensor at the last step, in [0, 1]; recomputed, because storing it costs 1 |M|."""
-        mask = self._unscaled(shard)
-        return mask if self.params.mask == "hard" else ops.rescale(mask, self._mean[shard.name])
+        return _mask(*self._known(shard), self._mean.get(shard.name))
 
-    def _unscaled(self, shard: Shard) -> Tensor:
-        """Return Eq. 5's or Eq. 7's mask of one tensor."""
-        special = ops.rank(self.accumulated[shard.name], self._special[shard.name])
-        generic = ops.rank(shard.pretrained, self._generic[shard.name])
-        return (ops.selection if self.params.mask == "hard" else ops.importance_mask)(special, generic)
+    def _known(self, shard: Shard) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what both ranks of a tensor are made of: A, w*, and the moments of |A| and |w*|."""
+        name = shard.name
+        return self.accumulated[name], shard.source, self._special[name], self._generic[name]
 
     def _measure(self, shards: Shards) -> None:
         """Update what masks need to know about whole tensors or groups, from A as it is."""
         self._special |= self._moments(shards, lambda shard: self.accumulated[shard.name])
         if self.params.mask == "soft":
-            sums = self._sums(shards, lambda shard: ops.mask_sums(self._unscaled(shard)))
-            self._mean |= {name: total / count if count else 0.0 for name, (total, count) in sums.items()}
+            sums = self._sums(shards, lambda shard: _mask_sums(*self._known(shard)))
+            self._mean |= _rows(ops.mask_mean, sums)
 
-    def _moments(self, shards: Shards, values: Callable[[Shard], Tensor]) -> dict[str, ops.Moments]:
+    def _moments(self, shards: Shards, values: Callable[[Shard], Tensor]) -> dict[str, Tensor]:
         """Return the moments of `values(shard)` for every tensor, in one reduction."""
-        sums = self._sums(shards, lambda shard: ops.abs_sums(values(shard)))
-        sizes = {group: sum(tensors.values()) for group, tensors in self._groups.items()}
-        return {name: ops.Moments.from_sums(*both, sizes[self._group(name)]) for name, both in sums.items()}
+        return _rows(ops.moments, self._sums(shards, lambda shard: _abs_sums(values(shard))))
 
-    def _sums(self, shards: Shards, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
-        """Return two sums per tensor, over the tensor or over its group."""
-        sums = shards.sums(function)
+    def _sums(self, shards: Shards, function: Callable[[Shard], Tensor]) -> dict[str, Tensor]:
+        """Return some sums per tensor, over the tensor or over its group; they stay on the device."""
+        sums = shards.totals(function)
         if self.params.scope == "tensor":
             return sums
         result = {}
@@ -143,8 +174,7 @@ class Spider(Method):
                     f"{sum(tensors.values())} or more, or train on engine=zero2."
                 )
             if not missing:
-                pooled = [sum(column) for column in zip(*(sums[name] for name in tensors), strict=True)]
-                result |= dict.fromkeys(tensors, pooled)
+                result |= dict.fromkeys(tensors, sum(sums[name] for name in tensors))
         return result
 
     def _group(self, name: str) -> str:

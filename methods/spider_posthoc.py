@@ -39,6 +39,6 @@ class SpiderPosthoc(Method):
         for name, weight in finetuned.items():
             before, after = pretrained[name].float().to(weight.device), weight.float()
             mask = ops.importance_mask(ops.whole_rank(after - before), ops.whole_rank(before))
-            total, count = ops.mask_sums(mask.flatten()).tolist()
-            result[name] = ops.blend(before, after, ops.rescale(mask, total / count if count else 0.0))
+            mean = ops.mask_mean(ops.mask_sums(mask.flatten()))
+            result[name] = ops.blend(before, after, ops.rescale(mask, mean))
         return result

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from benchmark.calibration import Calibration
 from methods.tailor import Tailor, TailorParams
 from tests.methods import toy
+
+
+class Scores(torch.nn.Module):
+    """A toy model whose outputs are logits over 6 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = toy.build()
+
+    def forward(self, **inputs):
+        return SimpleNamespace(logits=self.inner(**inputs))
 
 
 def make(batches: int = 2) -> tuple[toy.Toy, Calibration]:
@@ -61,6 +74,38 @@ def test_the_given_weights_are_used_and_the_model_is_left_alone():
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert calibration.gram(changed, []) == {}
+
+
+def test_the_gradient_is_that_of_the_mean_loss_at_the_given_weights():
+    model, source = Scores(), torch.Generator().manual_seed(3)
+    names = [name for name, _ in model.named_parameters() if "layers.1" in name or "unused" in name]
+    batches = []
+    for index in range(3):
+        labels = torch.randint(0, 6, (3, 5), generator=source)
+        labels[:, : 2 + index % 2] = -100
+        batches.append(toy.batch(index)[0] | {"labels": labels})
+    weights = {name: model.get_parameter(name).detach().float() + 0.1 for name in names}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train().requires_grad_(False)
+    model.inner.gate.requires_grad_()
+    found = Calibration(model, batches, names).gradient(weights)
+    assert model.training and [name for name, p in model.named_parameters() if p.requires_grad] == ["inner.gate"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    model.load_state_dict(before | {name: value.double() for name, value in weights.items()})
+    model.requires_grad_()
+    for batch in batches:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        scores, losses = model(**inputs).logits.log_softmax(-1), []
+        for row, tokens in enumerate(batch["labels"].tolist()):  # what position t predicts is token t + 1
+            losses += [-scores[row, t, tokens[t + 1]] for t in range(4) if tokens[t + 1] >= 0]
+        (torch.stack(losses).mean() / 3).backward()
+    assert list(found) == [name for name, _ in model.named_parameters() if name in weights]
+    for name, value in found.items():
+        expected = model.get_parameter(name).grad
+        torch.testing.assert_close(value, torch.zeros_like(value) if expected is None else expected, rtol=0, atol=1e-6)
+    assert any(value.abs().max() > 1e-3 for value in found.values())
+    assert not found["inner.unused"].any()
 
 
 def test_a_layer_with_other_positions_than_the_mask_is_refused():

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from benchmark.checkpoint import load_delta, save_delta, snapshot
+from benchmark.data import Record
 from benchmark.models import trainable_names
+from benchmark.models.batch import Items, collate
 from benchmark.posthoc import moved, transform
 from methods.registry import build
 from tests.benchmark.models import tiny
 from tests.benchmark.test_train import cell
+
+ANSWERS = ["red", "a blue dog", "cat"]
 
 
 def test_where_and_how_far_the_weights_moved():
@@ -47,3 +51,45 @@ def test_a_delta_and_one_row_of_log(method, share, tmp_path):
     expected = 0.0625 if method == "wise_ft" else 1.25 * share**0.5
     assert row["rms_delta"] == pytest.approx(expected, rel=0.05)
     assert len([name for name in row if name.startswith("selected/")]) == len(base)
+
+
+def test_a_learned_mask_fits_the_training_items_better_than_a_random_one(tmp_path):
+    """The whole path on a small real model: weights are w* or w_ft bit for bit, and the loss says that it learned."""
+    loaded = tiny.load("llava", tiny.write("llava", tmp_path / "model"))
+    records = [
+        Record(f"item{i}", "toy", "train", None, f"what is {i} ?", ANSWERS[i % 3], (), None, str(i), {})
+        for i in range(6)
+    ]  # fmt: skip
+    base = snapshot(loaded.model, trainable_names(loaded, "last_layers", 1))
+    source = torch.Generator().manual_seed(0)
+    tuned = {name: tensor + 0.05 * torch.randn(tensor.shape, generator=source) for name, tensor in base.items()}
+    for folder in ("full_ft", "grafting_mask"):
+        (tmp_path / folder).mkdir()
+    save_delta(tmp_path / "full_ft" / "delta.safetensors", tuned, base, list(base), loaded.digest)
+    out = tmp_path / "grafting_mask" / "delta.safetensors"
+    method = build("grafting_mask", {"samples": 6, "steps": 6}, 0)
+    transform(
+        cell(method="grafting_mask"), loaded, records, method, base, tmp_path / "full_ft" / "delta.safetensors", out
+    )
+    result = {**base, **load_delta(out, loaded.digest)}
+    size = sum(tensor.numel() for tensor in base.values())
+    grafted = {name: result[name] != base[name] for name in base}
+    count = sum(mask.sum().item() for mask in grafted.values())
+    assert 0 < count <= 0.1 * size
+    for name, mask in grafted.items():
+        assert torch.equal(result[name], torch.where(mask, tuned[name], base[name])), name
+    chosen = torch.zeros(size, dtype=torch.bool)
+    chosen[torch.randperm(size, generator=source)[:count]] = True
+    parts = dict(zip(base, chosen.split([tensor.numel() for tensor in base.values()]), strict=True))
+    drawn = {name: torch.where(parts[name].view_as(w), tuned[name], w) for name, w in base.items()}
+    items = Items(loaded, records, supervised=True)
+    batch = collate(loaded, [items[i] for i in range(6)], "right")
+
+    def loss(weights):
+        with torch.no_grad():
+            logits = torch.func.functional_call(
+                loaded.model, weights, (), {k: v for k, v in batch.items() if k != "labels"}
+            ).logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).item()
+
+    assert loss(result) < min(loss(base), loss(drawn)) - 1e-3

@@ -14,7 +14,7 @@ import yaml
 
 import methods
 from tests.methods import toy
-from tests.reference import dare, half_ft, penalties, select, spider, tailor, wise_ft
+from tests.reference import dare, grafting_mask, half_ft, penalties, select, spider, tailor, wise_ft
 from tests.reference.adamw import AdamW
 
 Load = Callable[[str], ModuleType]
@@ -354,6 +354,10 @@ class FixedInputs:
             ]
             self.inputs[name][0][:, 1] = self.inputs[name][1][:, 1] = 0  # an input that is never active
 
+    def gradient(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of a loss that waves, so that some changes help and others harm."""
+        return {name: torch.sin(7 * value) for name, value in weights.items()}
+
     def gram(self, weights: dict[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
         result = {}
         for name in names:
@@ -363,6 +367,30 @@ class FixedInputs:
             x = self.inputs[name][0] + amount * self.inputs[name][1]
             result[name] = 2 * x.T @ x / len(x)
         return result
+
+
+def check_grafting_mask(load: Load = original) -> None:
+    module = load("grafting_mask")
+    pretrained, finetuned = random_weights(0, POSTHOC)
+    params = module.GraftingMaskParams(**configured("grafting_mask"))
+    assert params == module.GraftingMaskParams()
+    assert (params.share, params.bias, params.samples) == (0.1, 10.0, 128)
+    # Of which the third lets more than a third cross, and the last takes everything that helps.
+    for changed in (
+        {}, {"share": 0.3, "steps": 3}, {"share": 0.3, "rate": 5.0}, {"share": 1.0, "bias": 4.0, "rate": 2.0},
+    ):  # fmt: skip
+        params = module.GraftingMaskParams(**changed)
+        result = module.GraftingMask(params, 0).finish(finetuned, pretrained, FixedInputs([], {}))
+        before, after = (
+            np.concatenate([value.ravel() for value in double(weights).values()]) for weights in (pretrained, finetuned)
+        )
+        flat = grafting_mask.train(
+            before, after,
+            lambda weights: np.sin(7 * weights), params.share, params.steps, params.rate, params.bias,
+        )  # fmt: skip
+        ends = np.cumsum([value.numel() for value in pretrained.values()])
+        expected = dict(zip(pretrained, np.split(flat, ends[:-1]), strict=True))
+        check_transform(result, finetuned, lambda name, e=expected: e[name].reshape(pretrained[name].shape))
 
 
 TAILORED = {
@@ -435,6 +463,7 @@ CHECKS = {
     "grafting_mean": check_penalty_mean("grafting_mean", penalties.l1_gradient, 1e-6),
     "grafting_two_step": check_penalty_mean("grafting_two_step", penalties.l1_gradient, 1e-6),
     "grafting_scaled": check_penalty_scaled("grafting_scaled", penalties.l1_gradient, 1e-6),
+    "grafting_mask": check_grafting_mask,
     "half_ft_step": check_half_ft_step,
     "half_ft_elements": check_half_ft_elements,
     "spider_magnitude": check_spider_magnitude,

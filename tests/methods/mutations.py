@@ -30,36 +30,41 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "momentum: float = 0.9",
     ),
     # SPIDER: rank (Eqs. 2 and 4)
-    "spider: biased deviation": ("spider", "ops", "/ (count - 1) if count", "/ count if count"),
+    "spider: biased deviation": ("spider", "ops", "/ (count - 1).clamp(min=1)", "/ count"),
     "spider: no absolute value": ("spider", "ops", "values.abs().sub_(", "values.sub("),
-    "spider: mean not removed": ("spider", "ops", ".sub_(moments.mean)", ""),
-    "spider: not divided by the deviation": ("spider", "ops", ".div_(moments.std)", ""),
-    "spider: variance instead of deviation": ("spider", "ops", "variance**0.5", "variance"),
+    "spider: mean not removed": ("spider", "ops", ".sub_(moments[0])", ""),
+    "spider: not divided by the deviation": ("spider", "ops", ".div_(moments[1])", ""),
+    "spider: variance instead of deviation": ("spider", "ops", "torch.inf, variance**0.5", "torch.inf, variance"),
     "spider: no sigmoid": ("spider", "ops", ".sigmoid_()", ""),
     "spider: all-zero tensors rank 1/2": (
         "spider",
         "ops",
-        "torch.zeros_like(values)\n    if moments.std",
-        "torch.full_like(values, 0.5)\n    if moments.std",
+        "torch.where(zero, torch.inf, mean)",
+        "mean",
     ),
     "spider: constant tensors rank 0": (
         "spider",
         "ops",
-        "torch.full_like(values, 0.5)",
-        "torch.zeros_like(values)",
+        "torch.stack([torch.where(zero, torch.inf, mean)",
+        "torch.stack([torch.where(deviation == torch.inf, torch.inf, mean)",
     ),
-    "spider: constant tensors give NaN": ("spider", "ops", "if moments.std == 0:", "if False:"),
+    "spider: constant tensors give NaN": (
+        "spider",
+        "ops",
+        "CONSTANT * mean * mean, torch.inf",
+        "CONSTANT * mean * mean, 0.0",
+    ),
     "spider: rank over all tensors": (
         "spider",
         "spider",
-        "sums = shards.sums(function)",
-        "sums = (s := shards.sums(function)) and dict.fromkeys(s, [*map(sum, zip(*s.values()))])",
+        "sums = shards.totals(function)",
+        "sums = (s := shards.totals(function)) and dict.fromkeys(s, sum(s.values()))",
     ),
     "spider: importance of current weights": (
         "spider",
         "spider",
-        "ops.rank(shard.pretrained, self._generic",
-        "ops.rank(shard.weight, self._generic",
+        "self.accumulated[name], shard.source, self",
+        "self.accumulated[name], shard.weight, self",
     ),
     # SPIDER: mask (Eqs. 5, 7, 8)
     "spider: > becomes >=": (
@@ -92,19 +97,19 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "(specialization / total).mul_(selected)",
         "selected",
     ),
-    "spider: no rescale": ("spider", "ops", "(mask / mean).clamp_(max=1.0) if mean else mask", "mask"),
+    "spider: no rescale": ("spider", "ops", "(mask / mean).clamp_(max=1.0)", "mask"),
     "spider: no upper bound": ("spider", "ops", "(mask / mean).clamp_(max=1.0)", "(mask / mean)"),
     "spider: mean over all elements": (
         "spider",
         "ops",
-        "part.sign().sum()",
-        "part.sign().abs().add(1).sign().sum()",
+        "part.sign().sum(-1)",
+        "part.sign().abs().add(1).sign().sum(-1)",
     ),
     "spider: mean of Eq. 8 over all tensors": (
         "spider",
         "spider",
-        "for name, (total, count) in sums.items()}",
-        "for name in sums for total, count in [map(sum, zip(*sums.values()))]}",
+        "_rows(ops.mask_mean, sums)",
+        "_rows(ops.mask_mean, dict.fromkeys(sums, sum(sums.values())))",
     ),
     # SPIDER: blend (Eq. 6)
     "spider: w and w* swapped": (
@@ -117,14 +122,14 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     "spider: gradient masked instead of weights": (
         "spider",
         "spider",
-        "shard.weight.copy_(ops.blend(shard.pretrained, shard.weight, self.mask(shard)))",
+        "_blend(shard.weight, *self._known(shard), self._mean.get(shard.name))",
         "shard.grad.mul_(self.mask(shard))",
     ),
     "spider: projector left out": (
         "spider",
         "spider",
-        "            shard.weight.copy_(",
-        "            if 'projector' not in shard.name:\n                shard.weight.copy_(",
+        "            _blend(shard.weight",
+        "            if 'projector' not in shard.name:\n                _blend(shard.weight",
     ),
     # L2-Reg and Grafting
     "l2: sign": ("l2_reg", "l2_reg", "alpha=2 *", "alpha=-2 *"),
@@ -472,7 +477,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "threshold: other prefixes": ("spider_gradient", "threshold", "DIGIT == prefix[", "DIGIT >= prefix["),
     # SPIDER: variants
-    "idm: soft": ("spider_idm", "spider", "ops.selection if self", "ops.importance_mask if self"),
+    "idm: soft": ("spider_idm", "spider", 'self.params.mask == "soft"', "True"),
     "idm: >=": ("spider_idm", "ops", "torch.gt(specialization", "torch.ge(specialization"),
     "idm: selects the important ones": (
         "spider_idm",
@@ -528,12 +533,12 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "ops.blend(before, after",
         "ops.blend(after, before",
     ),
-    "posthoc: no rescale": ("spider_posthoc", "spider_posthoc", "total / count if count else 0.0", "0.0"),
+    "posthoc: no rescale": ("spider_posthoc", "spider_posthoc", "ops.rescale(mask, mean)", "mask"),
     "posthoc: mean over all elements": (
         "spider_posthoc",
         "spider_posthoc",
-        "total / count if",
-        "total / mask.numel() if",
+        "ops.mask_mean(ops.mask_sums(mask.flatten()))",
+        "mask.mean()",
     ),
     # DARE: variants, and WiSE-FT
     "drop only: rescaled": (
@@ -585,6 +590,31 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "wise_ft",
         "torch.lerp(pretrained[name].float()",
         "torch.lerp(0 * pretrained[name].float()",
+    ),
+    # Grafting's mask
+    "mask: not learned": ("grafting_mask", "grafting_mask", "alpha=rate", "alpha=0.0"),
+    "mask: ascent": ("grafting_mask", "grafting_mask", "z.sub_(", "z.add_("),
+    "mask: slope of the weight": ("grafting_mask", "grafting_mask", ".mul_(change[name])", ".mul_(after[name])"),
+    "mask: slope of gamma": ("grafting_mask", "grafting_mask", ".mul_(gamma * (1 - gamma))", ""),
+    "mask: every step as long": ("grafting_mask", "grafting_mask", "if rate is None:", "if True:"),
+    "mask: no bound": ("grafting_mask", "grafting_mask", "max(0.0, exceeded_by(params.share, scores))", "0.0"),
+    "mask: always the whole share": (
+        "grafting_mask",
+        "grafting_mask",
+        "max(0.0, exceeded_by(params.share, scores))",
+        "exceeded_by(params.share, scores)",
+    ),
+    "mask: the smallest changes first": (
+        "grafting_mask",
+        "grafting_mask",
+        "values.abs() > limit",
+        "values.abs() < limit",
+    ),
+    "mask: the other weights": (
+        "grafting_mask",
+        "grafting_mask",
+        "z > limit, after[name], before[name]",
+        "z > limit, before[name], after[name]",
     ),
     # Tailor: variants
     "official: the right sign": ("tailor_official", "tailor", '"add": 1.0', '"add": -1.0'),

@@ -135,7 +135,7 @@ def decision_margin(method: Method, shard: Shard) -> Tensor:
         return (special - ops.rank(shard.pretrained, method._generic[name])).abs()
     if isinstance(method, Select) and method.params.by == "gradient":
         values = method.accumulated[name]
-        moments = ops.Moments.from_sums(*ops.abs_sums(values).tolist(), shard.numel)
+        moments = ops.moments(ops.abs_sums(values))
         limit = torch.full_like(values, method._limit[name])
         return (ops.rank(values, moments) - ops.rank(limit, moments)).abs()
     if isinstance(method, Grafting):  # the sign of the change

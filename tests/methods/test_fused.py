@@ -1,0 +1,125 @@
+"""Compiled passes: the numbers of the functions as written, and one graph for all lengths."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.nn import Parameter
+
+from benchmark.bench_methods import Bench, Size
+from benchmark.shards import attach
+from methods import fused, ops, spider
+from methods.registry import build
+
+LENGTHS = ((70, 701), (3, ops.ROW), (4100,), (70,), (128, 128))  # the fourth is too short to be compiled
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(fused, "devices", {"cpu"})
+    torch.compiler.reset()
+    counters.clear()
+
+
+def train(steps: int = 3) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return weights, masks and distances to the threshold after steps of spider on random gradients."""
+    source = torch.Generator().manual_seed(0)
+    base = {str(size): torch.randn(size, generator=source).mul_(0.02).bfloat16() for size in LENGTHS}
+    base["(4100,)"].fill_(1.0)
+    named = {name: Parameter(values.float()) for name, values in base.items()}
+    optimizer, method = torch.optim.AdamW(named.values(), lr=1e-3, weight_decay=0.0), build("spider", {}, 0)
+    attachment = attach(optimizer, named, base, method)
+    for _ in range(steps):
+        for parameter in named.values():
+            parameter.grad = torch.randn(parameter.shape, generator=source)
+        optimizer.step()
+    masks, margins, devices = [], [], fused.devices
+    fused.devices = set()  # what is compared is what the steps have left behind
+    for shard in attachment.shards:
+        special = ops.rank(method.accumulated[shard.name], method._special[shard.name])
+        margins.append((special - ops.rank(shard.pretrained, method._generic[shard.name])).abs())
+        masks.append(method.mask(shard))
+        exact = shard.weight == shard.pretrained
+        assert exact[(masks[-1] == 0) & (margins[-1] > 1e-5)].all(), "w* bit for bit where nothing is selected"
+    fused.devices = devices
+    return [parameter.detach().flatten() for parameter in named.values()], masks, margins
+
+
+def check_equal(written: tuple, compiled: tuple) -> None:
+    """Masks differ in at most one element of 10^4, each at its threshold; all else is equal up to rounding."""
+    differing = 0
+    for w, m, margin, other_w, other_m in zip(*written, *compiled[:2], strict=True):
+        other = (m != 0) != (other_m != 0)
+        assert (margin[other] < 1e-5).all()
+        differing += other.sum().item()
+        torch.testing.assert_close(other_m[~other], m[~other], rtol=0, atol=1e-6)
+        torch.testing.assert_close(other_w[~other], w[~other], rtol=0, atol=1e-6)
+    assert differing <= 1e-4 * sum(len(w) for w in written[0])
+
+
+def test_every_length_is_in_one_graph_per_pass(on_cpu, monkeypatch):
+    """Traced, but run by torch's own operations: no C++ compiler is needed."""
+    monkeypatch.setattr(fused, "devices", set())
+    written = train()
+    monkeypatch.setattr(fused, "devices", {"cpu"})
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    passes = [fused.fused(function.__wrapped__) for function in (spider._abs_sums, spider._mask_sums, spider._blend)]
+    for name, function in zip(("_abs_sums", "_mask_sums", "_blend"), passes, strict=True):
+        monkeypatch.setattr(spider, name, function)
+    check_equal(written, train())
+    assert fused.devices, "compiling failed"
+    assert counters["stats"]["unique_graphs"] == len(passes)
+
+
+def test_a_pass_counts_what_it_must_move(monkeypatch):
+    """A's lerp 12; A for its moments 4; A and w* in 16 bits for Eq. 8's mean 6; these, w and w again 14: 36 bytes."""
+    size = Size("Toy", 256, 512, 128, rounds=1, methods=("spider",))
+    bench = Bench(size, "cpu")
+    optimizer, _ = bench.attach(build("spider", {}, 0))
+    plain, written = (bench.count(which)[0] for which in (bench.plain, optimizer))
+    monkeypatch.setattr(fused, "devices", {"cpu"})
+    moved, waits = bench.count(optimizer)
+    plain_moved, plain_waits = bench.count(bench.plain)
+    assert (moved - plain_moved) / size.numel() == pytest.approx(36, rel=0.02)
+    assert (written - plain) / size.numel() > 300 and waits == plain_waits
+
+
+def test_on_a_cpu_and_for_short_tensors_nothing_is_compiled(monkeypatch):
+    def compile_nothing(*args, **kwargs):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    values = torch.ones(2 * ops.ROW)
+    assert spider._abs_sums(values).tolist() == [2 * ops.ROW] * 3
+    monkeypatch.setattr(fused, "devices", {"cpu"})
+    assert spider._abs_sums(values[:-ops.ROW - 1]).tolist() == [ops.ROW - 1] * 3
+    assert fused.devices == {"cpu"}
+
+
+def test_where_compiling_fails_it_says_so_once_and_goes_on(on_cpu, monkeypatch, caplog):
+    def fails(function, **kwargs):
+        raise RuntimeError("Cannot find a working triton installation.\nMore lines.")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    function = fused.fused(lambda values: values + 1)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert (function(torch.ones(ops.ROW)) == 2).all()
+    (record,) = caplog.records
+    assert "RuntimeError: Cannot find a working triton installation.)" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_too_little_memory_is_no_failure_to_compile(on_cpu, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused.fused(lambda values: values)(torch.ones(ops.ROW))
+    assert fused.devices == {"cpu"}

@@ -1,0 +1,96 @@
+"""The learned graft: binary, bounded, better than chance, and the same every time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmark.errors import UserError
+from methods.grafting_mask import exceeded_by
+from methods.registry import build
+from tests.methods.checks import random_weights
+
+SHAPES = {"a": (30, 40), "b": (7,), "same": (50,)}
+
+
+class Task:
+    """A quadratic loss that half of the changes serve and half harm."""
+
+    def __init__(self, pretrained: dict, finetuned: dict) -> None:
+        source = torch.Generator().manual_seed(5)
+        self.best = {
+            name: value + (finetuned[name] - value) * (2 * torch.randint(0, 2, value.shape, generator=source) - 1)
+            for name, value in pretrained.items()
+        }
+
+    def loss(self, weights: dict) -> float:
+        return sum((value - self.best[name]).square().sum().item() for name, value in weights.items())
+
+    def gradient(self, weights: dict) -> dict:
+        return {name: 2 * (value - self.best[name]) for name, value in weights.items()}
+
+
+@pytest.fixture
+def world():
+    pretrained, finetuned = random_weights(1, SHAPES)
+    finetuned["same"] = pretrained["same"].clone()
+    return pretrained, finetuned, Task(pretrained, finetuned)
+
+
+def merged(pretrained: dict, finetuned: dict, chosen: torch.Tensor) -> dict:
+    parts = chosen.split([value.numel() for value in pretrained.values()])
+    return {
+        name: torch.where(part.view_as(value), finetuned[name], value)
+        for (name, value), part in zip(pretrained.items(), parts, strict=True)
+    }
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.4, 1.0])
+def test_a_bounded_part_of_the_change_that_serves_better_than_chance_or_size(world, share):
+    pretrained, finetuned, task = world
+    result = build("grafting_mask", {"share": share}, 0).finish(finetuned, pretrained, task)
+    size, grafted = sum(value.numel() for value in pretrained.values()), 0
+    for name, value in result.items():
+        mask = value != pretrained[name]
+        assert torch.equal(value[mask], finetuned[name][mask]) and value.dtype == torch.float32
+        grafted += mask.sum().item()
+    assert 0 < grafted <= share * size
+    again = build("grafting_mask", {"share": share}, 7).finish(finetuned, pretrained, task)
+    assert all(torch.equal(again[name], value) for name, value in result.items()), "nothing is drawn"
+    change = torch.cat([(finetuned[name] - value).abs().flatten() for name, value in pretrained.items()])
+    drawn = torch.zeros(size, dtype=torch.bool)
+    drawn[torch.randperm(size, generator=torch.Generator().manual_seed(2))[:grafted]] = True
+    largest = torch.zeros(size, dtype=torch.bool)
+    largest[change.argsort(descending=True)[:grafted]] = True
+    for other in (drawn, largest):
+        assert task.loss(result) < task.loss(merged(pretrained, finetuned, other))
+
+
+def test_a_loss_without_a_gradient_leaves_the_largest_changes(world):
+    pretrained, finetuned, task = world
+    task.gradient = lambda weights: {name: torch.zeros_like(value) for name, value in weights.items()}
+    result = build("grafting_mask", {"share": 0.1}, 0).finish(finetuned, pretrained, task)
+    change = {name: (finetuned[name] - value).abs() for name, value in pretrained.items()}
+    limit = torch.cat([value.flatten() for value in change.values()]).sort(descending=True).values[125]
+    for name, value in result.items():
+        assert torch.equal(value, torch.where(change[name] > limit, finetuned[name], pretrained[name]))
+
+
+def test_the_limit_of_a_share():
+    values = {"a": torch.tensor([[5.0, 1.0], [3.0, 3.0]]), "b": torch.tensor([0.0])}
+    limits = [exceeded_by(share, values) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert limits == [5.0, 3.0, 3.0, 1.0, 0.0, -torch.inf]
+
+
+@pytest.mark.parametrize(
+    "params", [{"share": 0.0}, {"share": 1.5}, {"steps": 0}, {"samples": 0}, {"rate": 0.0}, {"bias": -1.0}]
+)
+def test_mistakes(params):
+    (name,) = params
+    with pytest.raises(UserError, match=f"grafting_mask: .*{name}="):
+        build("grafting_mask", params, 0)
+
+
+def test_it_needs_calibration_data(world):
+    with pytest.raises(UserError, match="training split"):
+        build("grafting_mask", {}, 0).finish(*world[1::-1], None)
