@@ -15,7 +15,7 @@ from benchmark.models.prompt import IGNORE, encode, render
 from benchmark.spec import DatasetSpec, ModelSpec, plain
 
 SUPERVISED = "bold white on dark_green"
-STOP = "stops at </s> (vicuna_v1's separator) or after {} new tokens; greedy; outer white space is cut"
+STOP = "stops at </s> (vicuna_v1's separator){} or after {} new tokens; greedy; outer white space is cut"
 
 
 def main(
@@ -70,7 +70,7 @@ def describe(spec: DatasetSpec) -> list[str]:
     lines = [
         f"protocol {chosen}: {known[chosen].about}" if chosen in known else f"protocol {chosen}",
         f"prompt {spec.prompt!r}, metric {spec.metric}",
-        STOP.format(spec.max_new_tokens),
+        STOP.format("".join(f", at {word!r}" for word in spec.stop), spec.max_new_tokens),
         f"splits {spec.splits}, counts {spec.counts}, options {spec.options}",
     ]
     others = [name for name in known if name != chosen]
