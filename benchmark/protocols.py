@@ -105,6 +105,8 @@ def _follows(values: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
     """
     defaults = {"target_format": "{letter}", "ocr_tokens": True, "captions_per_image": 1}
     for key, value in {"stop": [], **changes}.items():
+        if key == "counts":  # they follow from the splits
+            continue
         if isinstance(value, Mapping):
             if any(values[key].get(name, defaults.get(name)) != item for name, item in value.items()):
                 return False
