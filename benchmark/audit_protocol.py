@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from benchmark import data, protocols
+from benchmark import data, models, protocols
 from benchmark.data.layout import Absent
 from benchmark.errors import UserError, printable
-from benchmark.models.prompt import IGNORE, encode, render
+from benchmark.models.prompt import IGNORE, IMAGE_TAG, encode, render
 from benchmark.spec import DatasetSpec, ModelSpec, plain
 
 SUPERVISED = "bold white on dark_green"
-STOP = "stops at </s> (vicuna_v1's separator) or after {} new tokens; greedy; outer white space is cut"
+STOP = "stops at </s> (vicuna_v1's separator){} or after {} new tokens; greedy; outer white space is cut"
 
 
 def main(
@@ -70,7 +71,7 @@ def describe(spec: DatasetSpec) -> list[str]:
     lines = [
         f"protocol {chosen}: {known[chosen].about}" if chosen in known else f"protocol {chosen}",
         f"prompt {spec.prompt!r}, metric {spec.metric}",
-        STOP.format(spec.max_new_tokens),
+        STOP.format("".join(f", at {word!r}" for word in spec.stop), spec.max_new_tokens),
         f"splits {spec.splits}, counts {spec.counts}, options {spec.options}",
     ]
     others = [name for name in known if name != chosen]
@@ -98,8 +99,12 @@ def sample(
     answer = whole[len(asked) :]
     if tokenizer is not None and model is not None:
         image = len(tokenizer)  # any id that no token has
-        ids, labels = encode(tokenizer, prompt, target, has_image, image, 1, model.max_length)
+        family = models.family_of(model.family)
+        ids, labels = family.encode(tokenizer, prompt, target, has_image, image, 1, model.max_length)
         supervised = [token for token, label in zip(ids, labels, strict=True) if label != IGNORE]
+        if family.encode is not encode:  # another conversation: its text is what its tokens say
+            runs = itertools.groupby(ids[: len(ids) - len(supervised)], image.__eq__)
+            asked = "".join(IMAGE_TAG if is_image else tokenizer.decode(list(run)) for is_image, run in runs)
         answer = " " + tokenizer.decode(supervised) if supervised else ""
         whole = asked + answer
     text = Text(whole[: len(whole) - len(answer)])

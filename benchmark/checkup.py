@@ -103,6 +103,8 @@ def _layout(model: ModelSpec, path: Path) -> tuple[str, int]:
         if "llm_cfg" not in config:
             raise UserError(f"{path} is no VILA folder (its config.json has no llm_cfg). Correct model.checkpoint.")
         name, parts = "VILA folders", [path / part for part in ("llm", "vision_tower", "mm_projector")]
+    elif model.family != "llava":
+        name, parts = f"family {model.family}", [path]  # its own loader knows the layout
     elif places.is_original(config):
         name, parts = "LLaVA's own layout", [path, places.tower(path, config, model.vision_tower)]
     elif config.get("model_type") == "llava" and "text_config" in config:

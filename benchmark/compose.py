@@ -438,6 +438,7 @@ def _cells(
     place |= launch
     build(PlaceSpec, place, "", faults)
     _check_names(config, profile, faults)
+    _check_stops([dataset for dataset in datasets.values() if dataset], faults)
     _check_methods(config, axes["methods"], faults)
     if faults.messages:
         return []
@@ -497,6 +498,16 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
     for name in (*profile.upstream, *profile.targets, *profile.extra):
         if name not in config["dataset"]:
             faults.add(f"profile {profile.id} names the dataset {name!r}.{did_you_mean(name, config['dataset'])}")
+
+
+def _check_stops(datasets: Sequence[DatasetSpec], faults: Faults) -> None:
+    """Note stop strings that would end every answer at once, or none: overrides know no escape for a line break."""
+    for dataset in datasets:
+        named = "first_line" in protocols.known(dataset.id)
+        hint = f" For the first line use protocol.{dataset.id}=first_line." if named else ""
+        for word in dataset.stop:
+            if not word or "\\" in word:
+                faults.add(f"dataset.{dataset.id}.stop={word!r}: expected text without backslash, e.g. ['###'].{hint}")
 
 
 def _check_methods(config: Mapping[str, Any], methods: Sequence[Any], faults: Faults) -> None:

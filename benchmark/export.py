@@ -46,6 +46,8 @@ def export(store: Store, name: str, target: Path) -> Path:
     cell = read_cell(folder)
     if cell.train is None:
         raise UserError(f"{folder.name} is the untuned base model, which is {cell.model.checkpoint} already.")
+    if cell.model.family not in WRITERS:
+        raise UserError(f"No writer for family {cell.model.family}: add one to WRITERS in benchmark/export.py.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Give a new folder.")
     loaded = load_model(cell.model, cell.dtype, "cpu")
@@ -53,7 +55,7 @@ def export(store: Store, name: str, target: Path) -> Path:
     try:
         with unfinished_folder(target.with_name(f".{target.name}.unfinished")) as unfinished:
             _check_room(unfinished.parent, loaded)
-            {"llava": _write_llava, "vila": _write_vila}[cell.model.family](loaded, cell, unfinished)
+            WRITERS[cell.model.family](loaded, cell, unfinished)
             write_atomic(unfinished / "README.md", card(cell, folder))
             if target.exists():
                 target.rmdir()
@@ -115,6 +117,9 @@ def _write_vila(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
         if (loaded.path / name).is_file():
             text = (loaded.path / name).read_text()
             write_atomic(path / name, DTYPE.sub(rf"\g<1>{cell.dtype}\g<2>", text))
+
+
+WRITERS = {"llava": _write_llava, "vila": _write_vila}
 
 
 def card(cell: CellSpec, folder: Path) -> str:

@@ -184,8 +184,11 @@ def _notes(request: Request, rows: Sequence[RowResult]) -> list[str]:
         ("training", cell.train.limit if cell.train else None), ("evaluation", cell.eval.limit)) if limit is not None]
     if limited:
         notes.append(f"NOT THE WHOLE PROTOCOL: limited to {' and '.join(limited)} per dataset.")
-    parts = sorted({item.name for cell in request.cells for item in cell.datasets if item.metric == "cider"})
-    if cell.eval.limit is not None and parts:
+    parts = sorted({
+        item.name for cell in request.cells for item in cell.datasets if item.metric == "cider"
+        and (cell.eval.limit is not None or (item.options.get("sample") or {}).get(cell.eval.split) is not None)
+    })
+    if parts:
         # Its document frequencies come from the evaluated images, so another subset is another metric.
         notes.append(f"CIDEr of a part of a test set is NOT COMPARABLE with any other ({', '.join(parts)}).")
     return notes

@@ -173,7 +173,10 @@ def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
     if not all(item.verified for item in plan):
         lines.append("Unverified: checkpoints or data that have not been read yet here; `run` reads them once.")
     if any(item.keys is None and item.verified for item in plan):
-        lines.append(f"The data are not there yet ({request.cells[0].data_root}); `run` gets them first.")
+        root, profile = request.cells[0].data_root, request.profile
+        drawn = profile.prepare and root == f"data/{profile.id}"
+        how = "`run` gets them first" if drawn else f"`data prepare profile={profile.id}` gets them (docs/data.md)"
+        lines.append(f"The data are not there yet ({root}); {how}.")
     return "\n".join(lines)
 
 

@@ -99,9 +99,14 @@ def _settings(changes: Mapping[str, Any]) -> int:
 
 
 def _follows(values: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-    """Return whether values hold what a choice sets; an option that is not there counts as its reader's default."""
+    """Return whether values hold what a choice sets.
+
+    An option that is not there counts as its reader's default, and a choice without a stop rule means the end token.
+    """
     defaults = {"target_format": "{letter}", "ocr_tokens": True, "captions_per_image": 1}
-    for key, value in changes.items():
+    for key, value in {"stop": [], **changes}.items():
+        if key == "counts":  # they follow from the splits
+            continue
         if isinstance(value, Mapping):
             if any(values[key].get(name, defaults.get(name)) != item for name, item in value.items()):
                 return False

@@ -135,11 +135,10 @@ def share(
         rank: number of the process.
         processes: their number.
     """
-    from benchmark.models.prompt import encode
     from eval.generate import cut
 
     def length(record: Record) -> int:
-        return len(encode(
+        return len(loaded.encode(
             loaded.tokenizer, record.prompt, None, record.image is not None, loaded.image_token_id,
             loaded.image_seq_length, loaded.max_length,
         )[0])  # fmt: skip

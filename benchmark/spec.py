@@ -60,7 +60,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset with its protocol: prompt, metric, answer length, splits, asserted counts."""
+    """A dataset with its protocol: prompt, metric, answer length, stop rule, splits, asserted counts."""
 
     id: str
     name: str
@@ -71,6 +71,7 @@ class DatasetSpec:
     splits: dict[str, Any]
     counts: dict[str, Any]
     options: dict[str, Any]
+    stop: tuple[str, ...] = ()       # strings that end an answer, beside the end token; they are no part of it
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,8 @@ def cell_of(values: Mapping[str, Any], where: str = "cell") -> CellSpec:
 
 def protocol(dataset: DatasetSpec) -> dict[str, Any]:
     """Return what makes the numbers of a dataset comparable; pretty names and asserted counts do not."""
-    return {key: value for key, value in plain(dataset).items() if key not in ("name", "counts", "role")}
+    form = {key: value for key, value in plain(dataset).items() if key not in ("name", "counts", "role")}
+    return form if dataset.stop else {key: value for key, value in form.items() if key != "stop"}
 
 
 def input_form(model: ModelSpec) -> dict[str, Any]:

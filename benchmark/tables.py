@@ -142,13 +142,14 @@ def protocol(spec: DatasetSpec, split: str) -> str:
         split: train, validation or test.
 
     Returns:
-        Metric, official name of the split, prompt and answer length.
+        Metric, official name of the split, prompt, answer length and stop rule.
     """
     prompt = spec.prompt.replace("\n", "\\n")
     official = spec.splits.get(split) or split
+    stop = "".join(f", up to {word!r}" for word in spec.stop)
     return (
         f'{METRICS[spec.metric]}; {split} split ({official}); prompt "{prompt}"; '
-        f"at most {spec.max_new_tokens} new tokens, greedy"
+        f"at most {spec.max_new_tokens} new tokens, greedy{stop}"
     )
 
 

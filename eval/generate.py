@@ -12,7 +12,14 @@ from typing import TextIO
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from benchmark.data.record import Record
 from benchmark.errors import UserError
@@ -41,6 +48,37 @@ class _Watch(LogitsProcessor):
         return scores
 
 
+class _Stop(StoppingCriteria):
+    """Ends the rows whose answer holds a stop string; notes how many tokens they had before the one that completed it.
+
+    Args:
+        tokenizer: of the model.
+        stop: the strings.
+        start: tokens of the prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
+        self.tokenizer, self.stop, self.start = tokenizer, stop, start
+        self.tokens: dict[int, int] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        # Text, not ids: a stop string may be spelled by several tokens, and by a part of one.
+        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
+        for row, text in enumerate(texts):
+            if before_stop(text, self.stop) != text.lstrip():
+                self.tokens.setdefault(row, input_ids.shape[1] - self.start - 1)
+        return torch.tensor([row in self.tokens for row in range(len(texts))], device=input_ids.device)
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """Return what an answer says before the first stop string, without white space in front.
+
+    White space goes first: an answer that begins with an empty line is not ended by it.
+    """
+    text = text.lstrip()
+    return min((text.partition(word)[0] for word in stop), key=len, default=text)
+
+
 def generate(
     loaded: LoadedModel,
     records: Sequence[Record],
@@ -58,8 +96,8 @@ def generate(
     Args:
         loaded: the model with the weights to evaluate.
         records: questions; targets are not read.
-        spec: gives max_new_tokens.
-        out_jsonl: one line per item: item_id, prompt_hash, text, n_tokens (end token not counted).
+        spec: gives max_new_tokens and the stop strings.
+        out_jsonl: one line per item: item_id, prompt_hash, text, n_tokens (what ends an answer not counted).
         batch_size: items per forward pass.
         on_progress: called after each batch with (answered, all).
         share_images: run an image once for all questions on it.
@@ -93,7 +131,7 @@ def generate(
         for indices, batch in zip(batches, loader, strict=True):
             one_image = share_images and len({records[index].image for index in indices} - {None}) == 1 < len(batch)
             one_image = one_image and all(item.image is not None for item in batch)
-            texts = answer_batch(loaded, batch, spec.max_new_tokens, one_image)
+            texts = answer_batch(loaded, batch, spec.max_new_tokens, one_image, spec.stop)
             lines = []
             for item, (text, n_tokens) in zip(batch, texts, strict=True):
                 if item.item_id not in answered:
@@ -134,7 +172,7 @@ def cut(lengths: Sequence[int], images: Sequence[Path | None], batch_size: int) 
 
 @torch.inference_mode()
 def answer_batch(
-    loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int, one_image: bool = False
+    loaded: LoadedModel, items: Sequence[Item], max_new_tokens: int, one_image: bool = False, stop: Sequence[str] = ()
 ) -> list[tuple[str, int]]:
     """Answer some items in one batch.
 
@@ -143,9 +181,10 @@ def answer_batch(
         items: encoded without target.
         max_new_tokens: longest answer, tokens.
         one_image: all items have the same image; it is run once.
+        stop: strings that end an answer, beside the end token.
 
     Returns:
-        (text, number of tokens without the end token) per item.
+        (text, number of tokens without the one that ended it) per item.
 
     Raises:
         NotANumber: names the items.
@@ -165,10 +204,11 @@ def answer_batch(
     }
     if "pixel_values" in batch:
         inputs["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    watch = _Watch()
+    watch, ended = _Watch(), _Stop(loaded.tokenizer, stop, inputs["input_ids"].shape[1])
     output = model.generate(
         **inputs,
         logits_processor=LogitsProcessorList([watch]),
+        stopping_criteria=StoppingCriteriaList([ended] if stop else []),
         past_key_values=start_cache(model, start, len(items), pixels),
         generation_config=GenerationConfig(
             do_sample=False,
@@ -186,9 +226,10 @@ def answer_batch(
             "activations overflow: check the checkpoint, try dtype=float32, or lower train.learning_rate."
         )
     answers = []
-    for row in output[:, inputs["input_ids"].shape[1] :].tolist():
+    for index, row in enumerate(output[:, ended.start :].tolist()):
         ids = row[: row.index(loaded.eos_token_id)] if loaded.eos_token_id in row else row
-        answers.append((loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids)))
+        text = before_stop(loaded.tokenizer.decode(ids, skip_special_tokens=True), stop)
+        answers.append((text.strip(), ended.tokens.get(index, len(ids))))
     return answers
 
 

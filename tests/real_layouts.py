@@ -22,6 +22,7 @@ from benchmark.data.prepare.forms import Row
 
 COUNTS = {"train": 24, "validation": 4, "test": 12}
 SAMPLE = 16
+RESTVAL = 3   # images of COCO's training split that Karpathy's file calls restval
 OFFICIAL = {
     "okvqa": ["val2014"], "textvqa": ["val"], "ocrvqa": ["3"], "gqa": ["testdev"], "flickr30k": ["train", "test"],
     "coco": ["train", "test"], "iconqa": ["train", "test"], "scienceqa": ["train", "test"],
@@ -39,6 +40,7 @@ def overrides() -> list[str]:
     for name in ("flickr30k", "coco", "iconqa", "scienceqa"):
         given += [f"dataset.{name}.counts.{key}={value}" for key, value in (COUNTS | {"train": SAMPLE}).items()]
         given.append(f"dataset.{name}.options.sample.train={SAMPLE}")
+        given.append(f"dataset.{name}.counts.train_rows={COUNTS['train'] - RESTVAL * (name == 'coco')}")
     return given
 
 
@@ -56,7 +58,7 @@ def draw_official(root: Path, patch: Any) -> Path:
     draw.draw(root)
     path = root / "coco" / "dataset_coco.json"
     karpathy = json.loads(path.read_text())
-    for entry in [entry for entry in karpathy["images"] if entry["split"] == "train"][-3:]:
+    for entry in [entry for entry in karpathy["images"] if entry["split"] == "train"][-RESTVAL:]:
         entry["split"] = "restval"
     path.write_text(json.dumps(karpathy))
     path = root / "iconqa" / "iconqa_data" / "problems.json"

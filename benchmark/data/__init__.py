@@ -72,7 +72,7 @@ def own_target(module: str) -> dict[str, Any]:
     given = dict(found.DATASET)
     if given.get("id") in DATASETS or not str(given.get("id", "")).isidentifier():
         raise UserError(f"DATASET of {module!r} needs an id of its own, such as my_target, got {given.get('id')!r}.")
-    defaults = {"name": given["id"], "role": "target", "splits": {}, "counts": {}, "options": {}}
+    defaults = {"name": given["id"], "role": "target", "splits": {}, "counts": {}, "options": {}, "stop": []}
     return {**defaults, **given, "options": {**(given.get("options") or {}), "reader": module}}
 
 

@@ -1,4 +1,4 @@
-"""The models: a literal table from family to module; a new architecture is one module and one line here."""
+"""The models: a literal table from family to module; a new architecture is one module of three functions (Family)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmark.errors import UserError, did_you_mean
+from benchmark.models import prompt
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,28 @@ FAMILIES = {
     "llava": "benchmark.models.llava",
     "vila": "benchmark.models.vila",
 }
+
+
+class Family(Protocol):
+    """What a module of FAMILIES provides; training, methods, generation and keys need no more of an architecture.
+
+    `save(model, tokenizer, preprocessor, path)` is a fourth function only for families whose checkpoints we write.
+    """
+
+    @staticmethod
+    def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+        """Read a checkpoint strictly and return the fields of LoadedModel that depend on the architecture."""
+
+    @staticmethod
+    def encode(
+        tokenizer: PreTrainedTokenizerBase, prompt: str, target: str | None, has_image: bool, image_token_id: int,
+        image_seq_length: int, max_length: int,
+    ) -> tuple[list[int], list[int]]:
+        """Return (input_ids, labels) of a conversation with its image positions, as benchmark.models.prompt.encode."""
+
+    @staticmethod
+    def blocks(model: PreTrainedModel) -> tuple[str, list[str]]:
+        """Return the prefixes of parameter names of the projector, and of each language-model block in order."""
 
 
 @dataclass
@@ -43,6 +66,7 @@ class LoadedModel:
         vocab_size: rows of the output embedding.
         max_length: longest training sequence, tokens.
         path: the checkpoint folder.
+        encode: the family's: prompt and image positions to tokens and labels.
         tower_path: the folder that the vision tower came from, if the checkpoint has none.
         features: of whole image sets, kept because no cell changes the tower.
         checked: image sets too large for that, all of whose files could be read.
@@ -60,6 +84,7 @@ class LoadedModel:
     vocab_size: int
     max_length: int
     path: Path
+    encode: Callable[..., tuple[list[int], list[int]]] = prompt.encode
     tower_path: Path | None = None
     features: dict[Any, Tensor] = field(default_factory=dict, repr=False)
     checked: set[Any] = field(default_factory=set, repr=False)
@@ -99,8 +124,13 @@ def load(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
             f"model.checkpoint={spec.checkpoint!r} of model {spec.id!r} is not a folder. Fetch or make the "
             "checkpoint (python -m benchmark doctor says how), or give another path."
         )
-    fields = _family(spec.family).load(path, spec, dtype)
-    loaded = LoadedModel(**fields, max_length=spec.max_length, path=path)
+    family = family_of(spec.family)
+    fields = family.load(path, spec, dtype)
+    projector, blocks = family.blocks(fields["model"])
+    loaded = LoadedModel(
+        **fields, projector_prefix=projector, block_prefixes=blocks, max_length=spec.max_length, path=path,
+        encode=family.encode,
+    )
     _settle(loaded)
     return loaded
 
@@ -139,7 +169,7 @@ def save(
         preprocessor: content of preprocessor_config.json.
         path: folder, created.
     """
-    _family(family).save(model, tokenizer, preprocessor, Path(path))
+    family_of(family).save(model, tokenizer, preprocessor, Path(path))  # type: ignore[attr-defined]
 
 
 def digest(path: str | Path, tower: Path | None = None) -> str:
@@ -214,7 +244,16 @@ def trainable_names(loaded: LoadedModel, scope: str, last_layers: int) -> list[s
     ]
 
 
-def _family(family: str) -> Any:
+def family_of(family: str) -> Family:
+    """Return the module of a family.
+
+    Raises:
+        UserError: unknown family, or its module lacks one of the three functions.
+    """
     if family not in FAMILIES:
         raise UserError(f"model.family={family!r} is unknown.{did_you_mean(family, FAMILIES)}")
-    return importlib.import_module(FAMILIES[family])
+    module = importlib.import_module(FAMILIES[family])
+    lacking = [name for name in ("load", "encode", "blocks") if not hasattr(module, name)]
+    if lacking:
+        raise UserError(f"The module {FAMILIES[family]} of model.family={family} lacks {', '.join(lacking)}.")
+    return module

@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 from benchmark.data.record import Record, check_images, find_image, open_image
 from benchmark.errors import UserError
 from benchmark.models import LoadedModel
-from benchmark.models.prompt import IGNORE, encode
+from benchmark.models.prompt import IGNORE
 
 FEATURE_BYTES = 2**30
 TOWER_BATCH = 32
@@ -117,7 +117,7 @@ class Items:
         if supervised and record.target is None:
             raise UserError(f"Item {record.item_id} of {record.dataset} has no target to train on.")
         try:
-            return encode(
+            return self.loaded.encode(
                 self.loaded.tokenizer,
                 record.prompt,
                 record.target if supervised else None,

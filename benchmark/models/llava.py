@@ -16,6 +16,7 @@ from benchmark.files import canonical_json, write_atomic
 from benchmark.models import folder as folders
 from benchmark.models import llava_original as original
 from benchmark.models import places
+from benchmark.models.prompt import encode as encode  # vicuna_v1
 from benchmark.models.vision import load_image_processor
 
 if TYPE_CHECKING:
@@ -116,13 +117,16 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
         "image_processor": processor,
         "image_token_id": config.image_token_id,
         "image_seq_length": length,
-        "projector_prefix": PROJECTOR_PREFIX,
-        "block_prefixes": [f"{BLOCK_PREFIX}{i}." for i in range(config.text_config.num_hidden_layers)],
         "tower": model.model.get_tower_features,
         "feature_shape": (length, vision.hidden_size),
         "vocab_size": rows or config.text_config.vocab_size,
         "tower_path": tower_path,
     }
+
+
+def blocks(model: LlavaForConditionalGeneration) -> tuple[str, list[str]]:
+    """Return the prefixes of parameter names of the projector, and of each block of the language model in order."""
+    return PROJECTOR_PREFIX, [f"{BLOCK_PREFIX}{i}." for i in range(model.config.text_config.num_hidden_layers)]
 
 
 def limit(model: LlavaForConditionalGeneration, rows: int, path: Path) -> None:

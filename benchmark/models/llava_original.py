@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -178,10 +181,15 @@ def _file(path: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     yield name, file.get_tensor(name)
         else:
-            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-        raise UserError(f"Checkpoint file {path} is truncated or corrupt ({str(error)[:200]}). {folders.FIX}") from None
-    except Exception as error:  # pickle's UnpicklingError: what weights_only=True refuses to run
-        raise UserError(
-            f"Checkpoint file {path} is no plain file of tensors ({type(error).__name__}). {folders.FIX}"
-        ) from None
+            # A file of torch before 1.6 is no archive, which alone can be mapped into memory.
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            others = [name for name, value in found.items() if not isinstance(value, Tensor)]
+            if others:
+                raise pickle.UnpicklingError(f"{others[0]!r} is a {type(found[others[0]]).__name__}")
+            yield from found.items()
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = shorten(str(error), 120) or "it ends too early"
+        raise UserError(f"Checkpoint file {path} is truncated or corrupt ({reason}). {folders.FIX}") from None
+    except Exception as error:  # what weights_only=True refuses to run, and what is no dict of tensors
+        reason = shorten(str(error), 120) if "weights_only" not in str(error) else "weights_only=True refuses it"
+        raise UserError(f"Checkpoint file {path} is no plain file of tensors ({reason}). {folders.FIX}") from None

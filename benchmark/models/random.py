@@ -43,19 +43,20 @@ def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
         "image_size": sizes.tower.image, "patch_size": sizes.tower.patch,
     }
     if sizes.family == "llava":
-        cls, prefixes, mode = LlavaForConditionalGeneration, llava, "pad"
+        cls, family, mode = LlavaForConditionalGeneration, llava, "pad"
         config = LlavaConfig(
             vision_config=CLIPVisionConfig(**tower), text_config=text, image_token_index=LLAVA_WORDS,
             image_seq_length=sizes.image_tokens,
         )
     else:
-        cls, prefixes, mode = vila.VilaForConditionalGeneration, vila, "resize"
+        cls, family, mode = vila.VilaForConditionalGeneration, vila, "resize"
         config = vila.VilaConfig(text_config=text, vision_config=SiglipVisionConfig(**tower))
     with torch.device(device):
         model = cls._from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
     if sizes.family == "llava":
         model.model.__class__ = llava.FrozenTowerLlava
         llava.limit(model, LLAVA_WORDS, Path("random"))
+    projector, blocks = family.blocks(model)
     side = sizes.tower.image
     loaded = LoadedModel(
         model=model,
@@ -63,8 +64,8 @@ def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
         image_processor=ImageProcessor(mode, side, side, side, MEAN, STD),
         image_token_id=config.image_token_id,
         image_seq_length=sizes.image_tokens,
-        projector_prefix=prefixes.PROJECTOR_PREFIX,
-        block_prefixes=[f"{prefixes.BLOCK_PREFIX}{i}." for i in range(sizes.layers)],
+        projector_prefix=projector,
+        block_prefixes=blocks,
         tower=model.model.get_tower_features if sizes.family == "llava" else model.get_tower_features,
         feature_shape=(sizes.tower.patches, sizes.tower.hidden),
         vocab_size=LLAVA_WORDS if sizes.family == "llava" else sizes.vocab,

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from benchmark.errors import UserError
 from benchmark.files import canonical_json, write_atomic
 from benchmark.models import folder as folders
+from benchmark.models.prompt import encode as encode  # vicuna_v1
 from benchmark.models.vision import load_image_processor
 
 if TYPE_CHECKING:
@@ -330,12 +331,15 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
         "image_processor": processor,
         "image_token_id": config.image_token_id,
         "image_seq_length": config.image_seq_length,
-        "projector_prefix": PROJECTOR_PREFIX,
-        "block_prefixes": [f"{BLOCK_PREFIX}{i}." for i in range(config.text_config.num_hidden_layers)],
         "tower": model.get_tower_features,
         "feature_shape": ((vision.image_size // vision.patch_size) ** 2, vision.hidden_size),
         "vocab_size": config.text_config.vocab_size,
     }
+
+
+def blocks(model: VilaForConditionalGeneration) -> tuple[str, list[str]]:
+    """Return the prefixes of parameter names of the projector, and of each block of the language model in order."""
+    return PROJECTOR_PREFIX, [f"{BLOCK_PREFIX}{i}." for i in range(model.config.text_config.num_hidden_layers)]
 
 
 def save(

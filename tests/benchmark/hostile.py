@@ -181,8 +181,8 @@ KEYS = (
     "model.family",
     "model.max_length", "model.preprocess", "model.checkpoint", "method.momentum", "method.nothing", "dataset.coco.id",
     "dataset.gqa.prompt", "dataset.gqa.metric", "dataset.gqa.max_new_tokens", "dataset.gqa.counts.test",
-    "dataset.iconqa.options", "protocol.iconqa", "hostfile", "checkpoints", "gate", "gpu", "nothing",
-    "zero_optimization",
+    "dataset.gqa.stop", "dataset.iconqa.options", "protocol.iconqa", "hostfile", "checkpoints", "gate", "gpu",
+    "nothing", "zero_optimization",
 )
 VALUES = (
     "", "null", "true", "-1", "0", "1e400", "nan", "-inf", "1e-320", "range(0,1000000000)", "range(0,1e12,1e-3)",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from benchmark.audit_protocol import SUPERVISED, sample
+from dataclasses import replace
+
+from benchmark import tables
+from benchmark.audit_protocol import SUPERVISED, describe, sample
+from benchmark.compose import request
 from benchmark.models.prompt import render
 from tests.benchmark.models import tiny
 
@@ -20,6 +24,14 @@ def test_the_text_is_the_prompt_byte_for_byte_and_only_the_answer_is_coloured():
     asked = sample(PROMPT, None, False, None, None)
     assert asked.plain == render(PROMPT, None, False) and coloured(asked) == ""
     assert "ASSISTANT:« B</s>»" in sample(PROMPT, "B", True, None, None, marks=True).plain
+
+
+def test_the_stop_rule_is_shown():
+    spec = request(["profile=paper"], grid=False).datasets["gqa"]
+    assert "stops at </s> (vicuna_v1's separator) or after 128 new tokens" in "\n".join(describe(spec))
+    lines = describe(replace(spec, stop=("\n", "###")))
+    assert "stops at </s> (vicuna_v1's separator), at '\\n', at '###' or after 128" in "\n".join(lines)
+    assert tables.protocol(replace(spec, stop=("\n",)), "test").endswith(r"greedy, up to '\n'")
 
 
 def test_with_a_tokenizer_the_colour_is_the_label_mask():

@@ -83,6 +83,7 @@ def test_content_redoes_what_depends_on_it(cell, contents, redone):
         (lambda c: replace(c, datasets=(replace(c.datasets[0], metric="vqa_official"), *c.datasets[1:])),
          {"score/okvqa", "summary"}),
         (lambda c: replace(c, datasets=(replace(c.datasets[0], max_new_tokens=3), *c.datasets[1:])), chain("okvqa")),
+        (lambda c: replace(c, datasets=(replace(c.datasets[0], stop=("\n",)), *c.datasets[1:])), chain("okvqa")),
         (lambda c: replace(c, datasets=(replace(c.datasets[0], name="Other"), *c.datasets[1:])), set()),
         (lambda c: replace(c, datasets=(replace(c.datasets[0], role="extra"), *c.datasets[1:])), {"summary"}),
     ],
@@ -193,7 +194,7 @@ def test_the_digest_of_a_module_follows_its_file(tmp_path, monkeypatch):
 
 OTHER = {
     "prompt": "Other? {question}", "metric": "exact_lower", "max_new_tokens": 7, "options": {"reader": "gqa", "x": 1},
-    "splits": {"test": "other"},
+    "splits": {"test": "other"}, "stop": ("\n",),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,11 @@ def test_a_plan_without_data_says_so(world):
     asked = request(world.overrides("methods=full_ft", f"data_root={world.root}/nowhere"))
     plan = planning.make(asked, Store(asked.results))
     assert plan[0].keys is None and plan[0].missing[0] == "train" and plan[0].missing[-1] == "summary"
-    assert "data are not there yet" in planning.describe(plan, asked, Costs(Store(asked.results), asked.profile))
+    costs = Costs(Store(asked.results), asked.profile)
+    text = planning.describe(plan, asked, costs)
+    assert "data are not there yet" in text and "`data prepare profile=pocket` gets them" in text
+    ours = dataclasses.replace(asked, cells=tuple(dataclasses.replace(c, data_root="data/pocket") for c in asked.cells))
+    assert "(data/pocket); `run` gets them first" in planning.describe(plan, ours, costs)
 
 
 # -- cost ---------------------------------------------------------------------------------------------------------

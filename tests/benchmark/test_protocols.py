@@ -49,6 +49,24 @@ def test_the_default_by_name_is_the_same_cell_and_a_key_has_the_last_word():
     assert len({cell_id(cell) for cell in both}) == 2
 
 
+def test_a_stop_rule_is_part_of_the_protocol():
+    default, chosen = one("dataset=iconqa"), one("dataset=iconqa", 'dataset.iconqa.stop=["###","</s>"]')
+    assert default.dataset("iconqa").stop == () and chosen.dataset("iconqa").stop == ("###", "</s>")
+    assert "stop" not in protocol(default.dataset("iconqa")) and cell_id(default) != cell_id(chosen)
+    assert protocols.name_of(plain(chosen.dataset("iconqa")), "iconqa") == "own"
+    assert one("dataset=iconqa", "protocol.iconqa=first_line").dataset("iconqa").stop == ("\n",)
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    ('["\\n"]', r"'\\\\n': expected text without backslash, .*use protocol.gqa=first_line"),
+    ('[""]', "stop='': expected text"), ("[1]", "stop=1: expected text"), ("stop", "expected a list"),
+    ("null", "expected a list"),
+])
+def test_wrong_stop_rules(value, message):
+    with pytest.raises(UserError, match=message):
+        one("dataset=iconqa", f"dataset.gqa.stop={value}")
+
+
 @pytest.mark.parametrize(("override", "message"), [
     ("protocol.iconqa=lettre", "Did you mean 'letter'"), ("protocol.icon=letter", "Did you mean 'iconqa'"),
     ("protocol.textvqa_no_ocr=ocr", "has no named protocols"), ("gate=maybe", "Valid: stop, warn"),

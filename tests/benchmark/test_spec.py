@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -150,6 +151,15 @@ def test_a_method_parameter_reaches_only_the_methods_that_have_it():
         "full_ft": {}, "spider": {"momentum": 0.85}, "dare": {"keep": 0.2}
     }
     assert {c.method.id: c.method.posthoc for c in cells} == {"full_ft": False, "spider": False, "dare": True}
+
+
+def test_a_cell_of_several_processes_has_the_machine_to_itself():
+    """Cells at a time are the profile's two only where each is one process; a zero engine asked for two refuses."""
+    assert request(ONE).jobs == min(2, os.cpu_count())
+    assert request([*ONE, "engine=zero2"]).jobs == request([*ONE, "engine=zero3", "gpus=2"]).jobs == 1
+    assert request([*ONE, "engine=zero2", "jobs=1"]).jobs == 1
+    with pytest.raises(UserError, match="jobs=2: with engine=zero1 one cell takes all GPUs. Leave jobs out"):
+        request([*ONE, "engine=zero1", "jobs=2"])
 
 
 def test_results_folder_and_workers(tmp_path):

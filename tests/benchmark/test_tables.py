@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from benchmark import render, tables
+from benchmark.compose import request
 from benchmark.errors import UserError
 from benchmark.published import Published
 from eval import stats
@@ -384,3 +385,15 @@ def test_structural_numbers_of_the_paper_stand_at_every_scale():
     assert paper["H"].value == 70.60 and "memory" not in paper
     table = build([row("spider", paper=found, diagnostics={0: {"memory": 2.25}})], shown=("memory", "H"))
     assert "| 2.25 | " in render.to_markdown(table) and "2.00 (+0.25)" in render.to_markdown(table)
+
+
+@pytest.mark.parametrize(("setting", "names"), [
+    ("eval.limit=5", "COCO-Caption"), ("dataset.coco.options.sample.test=5", "COCO-Caption"), ("seed=0", None),
+])
+def test_cider_on_a_part_of_a_test_set_is_labelled(setting, names):
+    from benchmark.outputs import _notes
+
+    given = ["profile=paper", "method=full_ft", "model=llava15_7b", "dataset=coco", setting]
+    notes = " ".join(_notes(request(given), []))
+    label = f"CIDEr of a part of a test set is NOT COMPARABLE with any other ({names})."
+    assert (label in notes) == (names is not None) and ("NOT COMPARABLE" in notes) == (names is not None)

@@ -15,7 +15,7 @@ from benchmark.errors import UserError
 from benchmark.models.batch import Items, split_image
 from benchmark.provenance import odd_answers
 from benchmark.spec import DatasetSpec
-from eval.generate import NotANumber, answer_batch, cut, generate, prompt_hash
+from eval.generate import NotANumber, answer_batch, before_stop, cut, generate, prompt_hash
 from tests.benchmark.models import tiny
 
 QUESTIONS = ["what?", "what colour is this animal?", "A or B?", "is this a dog? " * 6, "red or blue cat?", "1 2 3", "a"]
@@ -93,6 +93,46 @@ def test_the_language_head_runs_on_the_last_position_only(loaded, records, monke
     answer_batch(loaded, [items[i] for i in range(3)], 3)
     hook.remove()
     assert set(seen) == {1}
+
+
+def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(loaded, records):
+    """What a stop rule leaves is the plain answer up to the string, whoever shares the batch; the model stops there."""
+    items = Items(loaded, records, supervised=False)
+    batch = [items[i] for i in range(len(records))]
+    plain = answer_batch(loaded, batch, 6)
+    letters = "".join(text[1:] for text, _ in plain if len(text) > 1)
+    stop = (max(sorted(set(letters)), key=letters.count), "never said")
+    stopped = answer_batch(loaded, batch, 6, stop=stop)
+    for (text, count), (before, fewer) in zip(plain, stopped, strict=True):
+        assert before == text.partition(stop[0])[0].strip()
+        assert fewer < count if stop[0] in text else fewer == count
+    assert 0 < sum(stop[0] in text for text, _ in plain) < len(plain)
+    assert [answer_batch(loaded, [item], 6, stop=stop)[0] for item in batch] == stopped
+    assert answer_batch(loaded, batch, 6, stop=("never said",)) == plain
+    early = min(range(len(plain)), key=lambda i: (stop[0] not in plain[i][0], stopped[i][1]))
+    steps, saved = [], min(plain[early][1] + 1, 6) - (stopped[early][1] + 1)
+    hook = loaded.model.get_output_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    answer_batch(loaded, [batch[early]], 6)
+    whole = len(steps)
+    answer_batch(loaded, [batch[early]], 6, stop=stop)
+    hook.remove()
+    assert whole - (len(steps) - whole) == saved > 0  # the token that completes the string is the last
+
+
+def test_an_empty_first_line_is_no_answer():
+    assert before_stop("\n red\nblue", ["\n"]) == "red" and before_stop(" a ### b", ["###", "b"]) == "a "
+    assert before_stop("red ", []) == "red " and before_stop("", ["\n"]) == ""
+
+
+def test_the_stop_rule_of_the_protocol_reaches_the_answers(loaded, records, tmp_path):
+    generate(loaded, records, dataset(), tmp_path / "plain.jsonl", 5)
+    letter = next(row["text"] for row in read(tmp_path / "plain.jsonl").values() if len(row["text"]) > 1)[1]
+    generate(loaded, records, dataclasses.replace(dataset(), stop=(letter,)), tmp_path / "stop.jsonl", 5)
+    plain, stopped = read(tmp_path / "plain.jsonl"), read(tmp_path / "stop.jsonl")
+    assert plain != stopped
+    assert {name: row["text"].partition(letter)[0].strip() for name, row in plain.items()} == {
+        name: row["text"] for name, row in stopped.items()
+    }
 
 
 @pytest.fixture
@@ -202,9 +242,9 @@ def test_a_shared_image_changes_no_answer(loaded, records, tmp_path, batch_size,
     calls = []
     answer = eval.generate.answer_batch
 
-    def noting(loaded, items, tokens, one_image=False):
+    def noting(loaded, items, tokens, one_image=False, stop=()):
         calls.append((one_image, len(items)))
-        return answer(loaded, items, tokens, one_image)
+        return answer(loaded, items, tokens, one_image, stop)
 
     monkeypatch.setattr(eval.generate, "answer_batch", noting)
     generate(loaded, questions, dataset(), tmp_path / "plain.jsonl", batch_size)

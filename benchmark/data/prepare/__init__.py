@@ -39,6 +39,7 @@ SOURCES = Path(__file__).resolve().parents[3] / "conf" / "sources.yaml"
 MANIFEST, MARKER, UNPACKED, KNOWN = "prepared.json", ".preparing", ".unpacked", "ids.json"
 BY_IMAGE = ("okvqa", "textvqa", "gqa")  # several questions share an image: images are filed under their own id
 PROGRESS_SECONDS = 10.0
+GROUP = "the group's files"
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def _prepare(name: str, spec: data.DatasetLike, root: Path, asked: Asked, say: S
         if all(record.image is None or data.find_image(record.image) for split in splits for record in records[split]):
             return ["prepared already", *_summary(before)]
     index, found, origin, notes = _rows(name, spec, splits, asked, root, say)
+    _check_rows(name, spec, found, origin)
     if name == "ocrvqa":
         found, gone = _drop_books(found, index, folder)
         notes += gone
@@ -250,7 +252,7 @@ def _rows(
     def left() -> dict[str, list[str]]:
         return {split: officials[split] for split in splits if split not in origin}
 
-    for source, load in (("official files", official.load), ("the group's files", group.load)):
+    for source, load in (("official files", official.load), (GROUP, group.load)):
         for parts in ([part for names in left().values() for part in names], *left().values()):
             if left() and parts and not all(part in found for part in parts):
                 take(load(name, parts, index), source)
@@ -318,6 +320,27 @@ def _drop_books(
 def _cover(row: Row, index: Index, folder: Path) -> Path | None:
     path = folder / "images" / f"{row.id}.jpg"
     return index.image(path) or data.find_image(path)
+
+
+def _check_rows(
+    name: str, spec: data.DatasetLike, found: Mapping[str, list[Row]], origin: Mapping[str, str]
+) -> None:
+    """Refuse a split with more or fewer rows than the official one: a sample of it would be other items.
+
+    The group's files are not whole splits, but samples of them.
+
+    Raises:
+        UserError: names the split, its source and both counts.
+    """
+    for split, source in origin.items():
+        expected = (spec.counts or {}).get(f"{split}_rows")
+        parts = official_names(spec, split, _module(name).SPLITS)
+        rows = sum(len(found[part]) for part in parts)
+        if expected is not None and source != GROUP and rows != expected:
+            raise UserError(
+                f"{split} ({'+'.join(parts)}) has {rows:,} rows in {source}, the official split has {expected:,}: a "
+                f"sample of it would be other items. Fetch it again, or set dataset.{spec.id}.counts.{split}_rows."
+            )
 
 
 def _load_checked(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import benchmark.models
 from benchmark.errors import UserError
 from benchmark.models import places
 from benchmark.models.batch import collate
-from benchmark.models.llava_original import padded_vocabulary
+from benchmark.models.llava_original import padded_vocabulary, tensors
 from benchmark.models.trainable import check_counts, trainable_table
 from tests.benchmark.models import tiny
 from tests.benchmark.models.test_models import item
@@ -262,6 +264,43 @@ def test_wrong_checkpoints_are_refused_by_name(original, fault, monkeypatch, tmp
     change(original)
     with pytest.raises(UserError, match=message):
         load(original)
+
+
+def whole(state: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+STATE = {"model.norm.weight": torch.ones(3000)}
+BROKEN_PICKLES = {
+    **{f"{share:.0%} of a file": (whole(STATE)[: int(share * len(whole(STATE)))], "truncated or corrupt")
+       for share in (0.01, 0.3, 0.9, 0.999)},
+    "empty": (b"", "truncated or corrupt .it ends too early"),
+    "a pointer of git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "no plain file"),
+    "noise": (whole(STATE)[:64] + bytes(range(256)) * 2 + whole(STATE)[576:], "truncated or corrupt|no plain file"),
+    "a pickle of code": (pickle.dumps({"x": print}), "no plain file of tensors .weights_only=True refuses it"),
+    "a list": (whole([torch.ones(2)]), "no plain file of tensors"),
+    "a training state": (whole({"state_dict": STATE}), "'state_dict' is a dict"),
+    "a number": (whole(STATE | {"step": 3}), "'step' is a int"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN_PICKLES)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_broken_pickled_file_is_one_message_with_its_name(fault, tmp_path):
+    content, message = BROKEN_PICKLES[fault]
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        list(tensors(tmp_path))
+    text = str(error.value)
+    assert str(tmp_path / "pytorch_model.bin") in text and "\n" not in text and "Fetch the checkpoint again" in text
+
+
+def test_a_pickled_file_of_an_old_torch_is_read(tmp_path):
+    torch.save(STATE, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (found,) = tensors(tmp_path)
+    assert found[0] == "model.norm.weight" and torch.equal(found[1], STATE[found[0]])
 
 
 def test_a_tokenizer_with_too_many_words_is_refused(hf, tmp_path):

@@ -83,6 +83,24 @@ def test_official_files_hub_tables_and_group_files_give_the_same_records(specs, 
     assert ours == listed and len(listed) == 10
 
 
+def test_a_training_split_that_lost_rows_is_refused(drawn, hub, tmp_path):
+    """10,000 of 12,000 rows are 10,000 rows, but other ones: the whole split is counted before it is sampled."""
+    whole = request([*overrides(), "dataset.scienceqa.counts.train_rows=12726"], grid=False).datasets
+    for given, source in ((own(drawn, ["scienceqa"]), "official files"), (["--from", str(hub)], "hub")):
+        with pytest.raises(UserError, match=rf"train .train. has 24 rows in {source}, the official split has 12,726"):
+            prepared(whole, tmp_path, *given, "scienceqa")
+        assert not (tmp_path / "scienceqa").exists()
+
+
+def test_the_paper_profile_counts_whole_training_splits():
+    specs = request(["profile=paper"], grid=False).datasets
+    assert {name: specs[name].counts.get("train_rows") for name in ("flickr30k", "coco", "iconqa", "scienceqa")} == {
+        "flickr30k": 29_000, "coco": 82_783, "iconqa": 18_946, "scienceqa": 12_726,
+    }
+    restval = request(["profile=paper", "protocol.coco=karpathy_restval"], grid=False).datasets["coco"]
+    assert restval.counts["train_rows"] == 113_287
+
+
 def test_prepared_again_is_a_check_and_an_interrupted_one_goes_on(specs, drawn, tmp_path, capsys, monkeypatch):
     import benchmark.data.prepare as preparing
 
@@ -175,7 +193,8 @@ def test_subsets_nest(specs, drawn, tmp_path):
     kept = [{record.item_id for record in load(specs["coco"], tmp_path, "train", limit)} for limit in (2, 5, 11, None)]
     assert [len(ids) for ids in kept] == [2, 5, 11, SAMPLE]
     assert all(small < large for small, large in zip(kept, kept[1:], strict=False))
-    restval = request([*overrides(), "dataset.coco.splits.train=[train,restval]"], grid=False).datasets["coco"]
+    both = ["dataset.coco.splits.train=[train,restval]", f"dataset.coco.counts.train_rows={COUNTS['train']}"]
+    restval = request([*overrides(), *both], grid=False).datasets["coco"]
     other = tmp_path / "with_restval"
     main(["--no-hub", *own(drawn, ["coco"]), "coco"], {"coco": restval}, other)
     every = json.loads((other / "coco" / "dataset_coco.json").read_text())["images"]
