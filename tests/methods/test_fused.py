@@ -1,9 +1,11 @@
-"""Compiled passes: the numbers of the functions as written, and one graph for all lengths."""
+"""Compiled passes: the numbers of the functions as written, one graph for all lengths, one kernel each."""
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
+import shutil
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from benchmark.shards import attach
 from methods import fused, ops, spider
 from methods.registry import build
 
+COMPILER = os.environ.get("CXX", "g++")
 LENGTHS = ((70, 701), (3, ops.ROW), (4100,), (70,), (128, 128))  # the fourth is too short to be compiled
 
 
@@ -74,6 +77,23 @@ def test_every_length_is_in_one_graph_per_pass(on_cpu, monkeypatch):
     check_equal(written, train())
     assert fused.devices, "compiling failed"
     assert counters["stats"]["unique_graphs"] == len(passes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ compiler ({COMPILER})")
+def test_a_pass_is_one_kernel_with_the_numbers_of_the_function_as_written(on_cpu, monkeypatch):
+    from torch._inductor import config
+    from torch._inductor.utils import run_and_get_code
+
+    monkeypatch.setattr(fused, "devices", set())
+    written = train()
+    monkeypatch.setattr(fused, "devices", {"cpu"})
+    monkeypatch.setattr(config, "force_disable_caches", True)  # what is cached shows no code
+    monkeypatch.setattr(config, "cpp_cache_precompile_headers", False)  # they take longer than these few files
+    compiled, modules = run_and_get_code(train)
+    check_equal(written, compiled)
+    assert fused.devices, "compiling failed"
+    assert [module.count("async_compile.cpp_pybinding(") for module in modules] == [1, 1, 1], "one kernel per pass"
 
 
 def test_a_pass_counts_what_it_must_move(monkeypatch):
