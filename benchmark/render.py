@@ -57,7 +57,7 @@ def _paper_heads(table: Table) -> dict[str, str]:
     return {metric: f"Paper {table.columns()[metric]}" for metric in table.paper_metrics()}
 
 
-def _against(table: Table) -> str:
+def against(table: Table) -> str:
     """Return the heading of the arrows; with several references each row names its own."""
     return "vs FT" if set(table.frame["reference"]) <= {"", REFERENCE} else "vs"
 
@@ -65,7 +65,7 @@ def _against(table: Table) -> str:
 def difference(table: Table, line: pd.Series) -> str:
     """Return arrow, size and star, with the reference where rows have different ones."""
     text = _arrow(line)
-    return f"{text} {line['reference']}" if _against(table) == "vs" and text != MISSING else text
+    return f"{text} {line['reference']}" if against(table) == "vs" and text != MISSING else text
 
 
 def name_of(line: pd.Series) -> str:
@@ -93,7 +93,7 @@ def _rich_block(table: Table, title: str, block: pd.DataFrame, plain: bool) -> r
     for metric, name in table.columns().items():
         grid.add_column(name, justify="right", no_wrap=True)
         if metric in table.compared():
-            grid.add_column(_against(table), justify="left", no_wrap=True)
+            grid.add_column(against(table), justify="left", no_wrap=True)
     for head in _paper_heads(table).values():
         grid.add_column(head, justify="right", no_wrap=True)
     for name, lines in _methods(block):
@@ -171,8 +171,8 @@ def _markdown_details(table: Table, block: pd.DataFrame) -> list[str]:
             cells = [_markdown_escape(name), title, number(line["value"]), interval, delta, p, seeds]
             cells.append(_markdown_escape(paper(line)))
             rows.append(_markdown_row(cells))
-    against = "Full FT" if _against(table) == "vs FT" else "its reference"
-    head = ["Method", "Metric", "Value", "95 % interval", f"Difference from {against}", "p (Holm)", "By seed", "Paper"]
+    than = "Full FT" if against(table) == "vs FT" else "its reference"
+    head = ["Method", "Metric", "Value", "95 % interval", f"Difference from {than}", "p (Holm)", "By seed", "Paper"]
     rule = ["---", "---", *["--:"] * 6]
     grid = [_markdown_row(head), _markdown_row(rule), *rows]
     return ["<details><summary>Intervals</summary>", "", *grid, "", "</details>"]
@@ -184,7 +184,7 @@ def to_markdown(table: Table) -> str:
     for model, target, block in table.blocks():
         head = ["Method"]
         for metric, name in table.columns().items():
-            head += [name, _against(table)] if metric in table.compared() else [name]
+            head += [name, against(table)] if metric in table.compared() else [name]
         head += _paper_heads(table).values()
         out += [f"### {_markdown_escape(model)}, fine-tuned on {_markdown_escape(target)}", ""]
         out += [_markdown_row(head), _markdown_row(["---", *["--:"] * (len(head) - 1)])]
