@@ -217,7 +217,8 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "|": r"\textbar{}", '"': r"\texttt{\char34}",  # \textquotedbl needs another font encoding
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     "†": r"$\dagger$",
 }  # fmt: skip
 

@@ -146,8 +146,8 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     others = len(list(store.cells.glob("*/scores.json"))) - len({item.id for item in done})
     if others > 0:
         lead.append(
-            f"{others} more finished cells of this folder are not on this page: of other settings, of seeds that are "
-            "not complete, or of older code, settings, data or base models (run those again)."
+            f"Not on this page: {others} finished cell{'s' * (others != 1)} of this folder, of other settings, of seeds "
+            "that are not complete, or of older code, data or base models (run those again)."
         )
     older = [item for item in done if item.keys is None and provenance.older_code(item.cell, store.folder(item.cell))]
     if older:

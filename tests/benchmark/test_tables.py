@@ -323,7 +323,7 @@ def test_latex_specials_are_escaped():
     table = build([row("full_ft", method_name="my_method & co")], notes=['prompt "{q}\\n" 50 %'])
     text = render.to_latex(table)
     assert r"my\_method \& co" in text
-    assert r"prompt \textquotedbl{}\{q\}\textbackslash{}n\textquotedbl{} 50 \%" in text
+    assert r"prompt \texttt{\char34}\{q\}\textbackslash{}n\texttt{\char34} 50 \%" in text
     assert text.isascii()
 
 
