@@ -146,7 +146,7 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     others = len(list(store.cells.glob("*/scores.json"))) - len({item.id for item in done})
     if others > 0:
         lead.append(
-            f"Not on this page: {others} finished cell{'s' * (others != 1)} of this folder, of other settings, of seeds "
+            f"Not on this page: {others} finished cell{'s' * (others != 1)} of this folder, of other settings, seeds "
             "that are not complete, or of older code, data or base models (run those again)."
         )
     older = [item for item in done if item.keys is None and provenance.older_code(item.cell, store.folder(item.cell))]
