@@ -17,6 +17,7 @@ from benchmark.files import write_atomic
 from benchmark.tables import MEASURES, OLDER, REFERENCE, Table
 
 MISSING = "-"
+BELOW = "Below each score: its 95 % interval."
 WIDTH = 110
 
 
@@ -40,6 +41,16 @@ def value(line: pd.Series, column: str = "value") -> str:
     if measure is None or pd.isna(line[column]):
         return number(line[column])
     return f"{line[column] * measure.scale:.{measure.digits}f}"
+
+
+def interval(line: pd.Series) -> str:
+    """Return a score's 95 % interval like "79.1-82.4", or nothing where there is none."""
+    return "" if pd.isna(line["low"]) or line["metric"] in MEASURES else f"{line['low']:.1f}-{line['high']:.1f}"
+
+
+def _half(line: pd.Series) -> str:
+    """Return half the width of that interval, which a terminal has room for."""
+    return f"±{(line['high'] - line['low']) / 2:.1f}"
 
 
 def paper(line: pd.Series) -> str:
@@ -101,10 +112,8 @@ def _rich_block(table: Table, title: str, block: pd.DataFrame, plain: bool) -> r
         for metric in table.columns():
             line = lines[metric]
             text = value(line)
-            if line["best"]:
-                cells.append(Text(f"[{text}]") if plain else Text(text, style="bold"))
-            else:
-                cells.append(Text(text))
+            cell = Text(f"[{text}]" if plain else text, style="" if plain else "bold") if line["best"] else Text(text)
+            cells.append(cell.append(f"\n{_half(line)}", style="not bold dim") if interval(line) else cell)
             if metric in table.compared():
                 cells.append(Text(difference(table, line)))
         cells += [Text(paper(lines[metric])) for metric in _paper_heads(table)]
@@ -129,7 +138,7 @@ def show(table: Table, console: Console) -> None:
         wide.print(grid)
         console.print(Text.from_ansi(wide.file.getvalue().rstrip()), soft_wrap=True)
     console.print()
-    for note in table.notes:
+    for note in ("±: half the width of the 95 % interval.", *table.notes):
         if plain and note.startswith("Bold:"):
             note = note.replace("Bold:", "[Brackets]:", 1)
         console.print(Padding(Text(note), (0, 0, 0, 2)))
@@ -249,6 +258,13 @@ def _latex_cells(table: Table, lines: dict[str, pd.Series] | None) -> list[str]:
     return cells + [latex_escape(paper(lines[metric])) for metric in papers]
 
 
+def _latex_intervals(table: Table, lines: dict[str, pd.Series] | None) -> list[str]:
+    """Return what stands below the cells of `_latex_cells`: intervals, and nothing below the paper's numbers."""
+    papers = [""] * len(_latex_papers(table))
+    found = [interval(lines[metric]) if lines else "" for metric in table.columns()]
+    return [rf"{{\tiny {text.replace('-', '--')}}}" if text else "" for text in found] + papers
+
+
 def _latex_papers(table: Table) -> list[str]:
     """Return the metrics with a column for the paper's number: only where it has one."""
     given = set(table.frame.loc[table.frame["paper"].notna(), "metric"])
@@ -283,8 +299,11 @@ def to_latex(table: Table) -> str:
             parts = [_latex_cells(table, dict(blocks[target]).get(name)) for target in targets]
             cells = [cell for part in parts for cell in part]
             out.append(f"{latex_escape(name)} & {' & '.join(cells)} " + r"\\")
+            parts = [_latex_intervals(table, dict(blocks[target]).get(name)) for target in targets]
+            if any(below := [cell for part in parts for cell in part]):
+                out.append(f" & {' & '.join(below)} " + r"\\")
     out += [r"\bottomrule", r"\end{tabular}", "", r"\vspace{2pt}\raggedright"]
-    out += [rf"{latex_escape(note)}\par" for note in table.notes]
+    out += [rf"{latex_escape(note)}\par" for note in (BELOW, *table.notes)]
     return "\n".join([*out, r"\end{table*}"]) + "\n"
 
 
