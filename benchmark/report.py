@@ -182,11 +182,14 @@ def _planned(asked: Request, store: Store, whole: bool) -> tuple[Request, list[P
     plan = plan_of(asked, store)
     if not whole:
         return asked, plan
-    done = Counter(item.cell.seed for item in plan if item.done and item.cell.train is not None)
-    seeds = {seed for seed, count in done.items() if count == max(done.values())} or {asked.cells[0].seed}
+    trained = [cell for cell in asked.cells if cell.train is not None]
+    finished = {item.id for item in plan if item.done}
+    done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
+    seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
     kept = [cell.train is None or cell.seed in seeds for cell in asked.cells]
     cells, settings = (tuple(compress(values, kept)) for values in (asked.cells, asked.settings))
-    return replace(asked, cells=cells, settings=settings), plan
+    shown = [item for item in plan if item.cell.train is None or item.cell.seed in seeds]
+    return replace(asked, cells=cells, settings=settings), shown
 
 
 def _sweeps(

@@ -185,6 +185,7 @@ def serve_fake_gpu(*arguments: Any) -> None:
     patch = pytest.MonkeyPatch()
     install(patch)
     patch.setattr(worker, "prepare_process", lambda threads, device, gpu: note("on", device, gpu))
+    patch.setattr("torch.cuda.get_device_name", lambda *_: "stand-in")
     serve(*arguments)
 
 
