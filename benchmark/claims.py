@@ -74,24 +74,33 @@ class Evidence:
     sweep_groups: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     pid: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
-    _samples: dict[Place, stats.Sample | None] = field(default_factory=dict)
+    _samples: dict[tuple[Place, tuple[int, ...]], stats.Sample] = field(default_factory=dict)
 
-    def sample(self, model: str, target: str, method: str, point: Point = None) -> stats.Sample | None:
-        """Return the bootstrap sample of a row over the seeds that have all test sets, or None."""
-        place = (model, target, method, point)
-        if place not in self._samples:
-            self._samples[place] = self._resample(self.rows.get(place))
-        return self._samples[place]
-
-    def _resample(self, row: RowResult | None) -> stats.Sample | None:
+    def seeds(self, place: Place) -> set[int]:
+        """Return the seeds of a row that have all test sets."""
+        row = self.rows.get(place)
         if row is None:
-            return None
-        names = [*self.upstream, row.target]
-        seeds = sorted(set.intersection(*(set(row.items.get(name, {})) for name in names)))
-        if not seeds:
-            return None
-        items = {name: {seed: row.items[name][seed] for seed in seeds} for name in names}
-        return stats.resample(items, row.target, self.upstream, DRAWS)
+            return set()
+        return set.intersection(*(set(row.items.get(name, {})) for name in (*self.upstream, row.target)))
+
+    def pair(self, one: Place, other: Place) -> tuple[stats.Sample, stats.Sample] | None:
+        """Return the bootstrap samples of two rows over the seeds that both have; None without any.
+
+        An untuned row has no seed of its own: it goes with any.
+        """
+        ours, theirs = self.seeds(one), self.seeds(other)
+        if ours and theirs and self.rows[one].tuned and self.rows[other].tuned:
+            ours = theirs = ours & theirs
+        return (self.sample(one, ours), self.sample(other, theirs)) if ours and theirs else None
+
+    def sample(self, place: Place, seeds: set[int]) -> stats.Sample:
+        """Return the bootstrap sample of a row over some of its seeds."""
+        key = (place, tuple(sorted(seeds)))
+        if key not in self._samples:
+            row = self.rows[place]
+            items = {name: {seed: row.items[name][seed] for seed in key[1]} for name in (*self.upstream, row.target)}
+            self._samples[key] = stats.resample(items, row.target, self.upstream, DRAWS)
+        return self._samples[key]
 
     def label(self, *ids: str) -> str:
         """Return printed names, joined."""
@@ -102,9 +111,10 @@ class Evidence:
         label: str = "",
     ) -> Difference | None:
         """Return metric(higher) - metric(lower), each at a point of a sweep; None if one of them is missing."""
-        one, other = self.sample(model, target, higher, at[0]), self.sample(model, target, lower, at[1])
-        if one is None or other is None:
+        found = self.pair((model, target, higher, at[0]), (model, target, lower, at[1]))
+        if found is None:
             return None
+        one, other = found
         if one.shapes != other.shapes:
             raise UserError(f"{self.label(model, target)}: {higher} and {lower} were scored on different items.")
         text = label or f"{self.label(higher)} above {self.label(lower)}"
@@ -128,7 +138,7 @@ def judge(identity: str, claim: str, where: str, differences: Differences) -> Ve
     found = [item for item in everything if item is not None]
     missing = len(everything) - len(found)
     if not found:
-        return Verdict(identity, claim, where, NOT_RUN, f"none of {len(everything)} differences has its cells")
+        return Verdict(identity, claim, where, NOT_RUN, f"none of the {len(everything)} differences has finished cells")
     tail = ERROR / len(everything) / 2
     lines = []
     for item in found:
@@ -177,10 +187,11 @@ def _shift(e: Evidence) -> Differences:
             continue
         whole = frame[(frame["part"] == "tuned") & (frame["role"] == "target")].set_index("dataset")["value"]
         far, near = whole.idxmax(), whole.idxmin()
-        one, other = e.sample(model, far, "full_ft"), e.sample(model, near, "full_ft")
-        if one is None or other is None:
+        found = e.pair((model, far, "full_ft", None), (model, near, "full_ft", None))
+        if found is None:
             yield None
             continue
+        one, other = found
         # Both begin at the same untuned model, so the larger loss is the lower A^S.
         label = f"{e.label(model)}: loss after {e.label(far)} (PID {whole[far]:.2f}) above that after "
         label += f"{e.label(near)} ({whole[near]:.2f})"
@@ -240,9 +251,10 @@ def _interpolation(e: Evidence) -> Differences:
     for model, target in e.groups:
         best: tuple[float, float] | None = None
         for alpha in e.points.get("method.alpha", ()):
-            sample = e.sample(model, target, "wise_ft", ("method.alpha", alpha))
-            if sample is not None and (best is None or sample.values["H"] > best[0]):
-                best = (sample.values["H"], alpha)
+            place: Place = (model, target, "wise_ft", ("method.alpha", alpha))
+            found = e.pair(place, place)
+            if found is not None and (best is None or found[0].values["H"] > best[0]):
+                best = (found[0].values["H"], alpha)
         if best is None:
             yield None
         else:

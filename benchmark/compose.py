@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from benchmark import external, protocols
+from benchmark import external, protocols, watch
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import (
     ROOT,
@@ -100,6 +100,8 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     engine = config["engine"]["id"]
     if engine != "single" and "jobs" not in given:
         run["jobs"] = 1
+    elif "jobs" not in given and given.get("device", [config["device"]])[0] == "cuda":
+        run["jobs"] = max(run["jobs"], len(run["gpus"]))  # one cell per GPU that is named
     launch = _launch(run, engine, faults)
     left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
     axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
@@ -432,11 +434,13 @@ def _cells(
     }
     trains = {name: _train_spec(config["train"], model, faults) for name, model in models.items() if model}
     evaluation = build(EvalSpec, config["eval"], "eval", faults)
-    keys = ("data_root", "dtype", "device", "threads", "checkpoint_minutes", "checkpoint_steps")
+    keys = ("data_root", "dtype", "device", "threads", "checkpoint_minutes", "checkpoint_steps", "report_to")
     place = {key: config[key] for key in keys}
     place |= {"engine": config["engine"]["id"], "zero_optimization": config["engine"].get("zero_optimization", {})}
     place |= launch
-    build(PlaceSpec, place, "", faults)
+    known = build(PlaceSpec, place, "", faults)
+    if known is not None and (lacking := watch.fault(known.report_to)):
+        faults.add(lacking)
     _check_names(config, profile, faults)
     _check_stops([dataset for dataset in datasets.values() if dataset], faults)
     _check_methods(config, axes["methods"], faults)

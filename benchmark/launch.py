@@ -174,13 +174,25 @@ def processes_of(cell: CellSpec, visible: str | None) -> int:
         return cell.processes
     if cell.device == "cpu" or cell.hostfile:
         return 1
+    return len(gpus_in_sight(visible))
+
+
+def gpus_in_sight(visible: str | None) -> tuple[str, ...]:
+    """Return the names of the GPUs that a process may use, in order.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES of the user; None: every GPU of the machine.
+
+    Raises:
+        UserError: there is no GPU.
+    """
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip()])
+        return tuple(name.strip() for name in visible.split(",") if name.strip())
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         raise UserError("device=cuda, but nvidia-smi finds no GPU. Use a machine with GPUs, or say gpus=N.") from None
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+    return tuple(str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines())))
 
 
 def _show(rows: Path, shown: int, steps: int, told: Told | None) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from benchmark import render
-from benchmark.claims import Verdict
+from benchmark.claims import CONTRADICTED, HOLDS, NOT_RUN, NOT_SHOWN, Verdict
 from benchmark.tables import MEASURES, Table
 
 PAGE = Path(__file__).with_name("report.html")
@@ -33,7 +35,6 @@ class Content:
     provenance: Sequence[tuple[str, int]]
 
 
-
 def page(content: Content) -> str:
     """Return the page. Every text is escaped; answers of models reach the page only as text nodes.
 
@@ -42,12 +43,15 @@ def page(content: Content) -> str:
     """
     parts = {
         "TITLE": html.escape(content.title),
-        "LEAD": "".join(f"<p>{html.escape(text)}</p>" for text in content.lead),
+        "LEAD": "".join(f"<p>{_prose(text)}</p>" for text in content.lead),
+        "VERDICTS": _counts(content.verdicts),
         "CLAIMS": _claims(content.verdicts),
         "TABLES": "".join(_table(table, index) for index, table in enumerate(content.tables)) or "<p>None.</p>",
         "FIGURES": "".join(_figure(name, data) for name, data in content.figures) or "<p>None are drawn yet.</p>",
         "CELLS": _cells(content.cells),
-        "PROVENANCE": "".join(f"<li>{count} cells: {html.escape(text)}</li>" for text, count in content.provenance),
+        "PROVENANCE": "".join(
+            f"<li>{count} cell{'s' * (count != 1)}: {html.escape(text)}</li>" for text, count in content.provenance
+        ) or "<li>None.</li>",
         "DATA": script_json(content.predictions),
     }
     text = PAGE.read_text(encoding="utf-8")
@@ -68,34 +72,48 @@ def script_json(value: Any) -> str:
     return text
 
 
+def _prose(text: str) -> str:
+    """Return escaped text with A^S and A^T as the paper prints them."""
+    return re.sub(r"\bA\^([ST])\b", r"A<sup>\1</sup>", html.escape(text))
+
+
+def _counts(verdicts: Sequence[Verdict]) -> str:
+    """Return how many claims have each verdict, in the order in which a reader asks."""
+    found = Counter(item.verdict for item in verdicts)
+    return ", ".join(f"{found[name]} {name}" for name in (HOLDS, CONTRADICTED, NOT_SHOWN, NOT_RUN) if found[name])
+
+
 def _claims(verdicts: Sequence[Verdict]) -> str:
     rows = []
     for item in verdicts:
         css = item.verdict.replace(" ", "-")
         lines = "".join(
-            f"<tr><td>{html.escape(label)}</td><td class=n>{value:+.2f}</td>"
+            f"<tr><td>{_prose(label)}</td><td class=n>{value:+.2f}</td>"
             f"<td class=n>{low:+.2f} to {high:+.2f}</td></tr>"
             for label, value, low, high in item.lines
         )
         details = (
-            f"<details><summary>{len(item.lines)} differences</summary><table><thead><tr><th>difference</th>"
-            f"<th>value</th><th>corrected interval</th></tr></thead><tbody>{lines}</tbody></table></details>"
+            f"<details><summary>{len(item.lines)} difference{'s' * (len(item.lines) != 1)}</summary>"
+            '<table><thead><tr><th>difference</th><th class="n">value</th><th class="n">corrected interval</th></tr>'
+            f"</thead><tbody>{lines}</tbody></table></details>"
         ) if item.lines else ""
         rows.append(
-            f"<tr><td>{html.escape(item.claim)}<br><small>{html.escape(item.where)}</small></td>"
+            f"<tr><td>{_prose(item.claim)}<small>{_prose(item.where)}</small></td>"
             f'<td data-value="{html.escape(item.verdict)}"><span class="verdict {css}">'
-            f"{html.escape(item.verdict)}</span></td><td>{html.escape(item.text)}{details}</td></tr>"
+            f"{html.escape(item.verdict)}</span></td><td>{_prose(item.text)}{details}</td></tr>"
         )
-    return _sortable("claims", ["Claim", "Verdict", "Evidence"], rows)
+    return _sortable("claims", ["Claim", "Verdict", "Evidence"], rows, numbers=False)
 
 
-def _sortable(name: str, heads: Sequence[str], rows: Sequence[str]) -> str:
-    """Return a table whose headings are buttons that sort it."""
+def _sortable(name: str, heads: Sequence[str], rows: Sequence[str], numbers: bool = True) -> str:
+    """Return a table whose headings are buttons that sort it; with numbers, all columns but the first are numbers."""
     cells = "".join(
-        f'<th scope="col" aria-sort="none"><button type="button">{html.escape(head)}</button></th>' for head in heads
+        f'<th scope="col" aria-sort="none"{" class=n" * (numbers and place > 0)}>'
+        f'<button type="button">{_prose(head)}</button></th>' for place, head in enumerate(heads)
     )
     body = "".join(rows)
-    return f'<table class="sortable" id="{name}"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
+    table = f'<table class="sortable" id="{name}"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="wide" tabindex="0" role="region" aria-label="Table {name}">{table}</div>'
 
 
 def _cell(text: str, value: float | None = None, css: str = "n", below: str = "") -> str:
@@ -107,12 +125,14 @@ def _cell(text: str, value: float | None = None, css: str = "n", below: str = ""
 
 def _table(table: Table, index: int) -> str:
     """Return a table of results: a sortable block per model and target, then the notes."""
-    out = [f"<h3>{html.escape(table.title)}</h3>"]
+    out = [f"<h3>{_prose(table.title)}</h3>"]
+    given = set(table.frame.loc[table.frame["paper"].notna(), "metric"])
+    shown = [metric for metric in table.paper_metrics() if metric in given]  # a column of dashes says nothing
     for number, (model, target, block) in enumerate(table.blocks()):
         heads = ["Method"]
         for metric, name in table.columns().items():
-            heads += [name, "difference"] if metric in table.compared() else [name]
-        heads += [f"Paper {table.columns()[metric]}" for metric in table.paper_metrics()]
+            heads += [name, render.against(table)] if metric in table.compared() else [name]
+        heads += [f"Paper {table.columns()[metric]}" for metric in shown]
         rows = []
         for _, lines in block.groupby("method", sort=False):
             by_metric = {line["metric"]: line for _, line in lines.iterrows()}
@@ -125,20 +145,25 @@ def _table(table: Table, index: int) -> str:
                 cells.append(_cell(render.value(line), line["value"], "n best" if line["best"] else "n", interval))
                 if metric in table.compared():
                     cells.append(_cell(render.difference(table, line), line["delta"]))
-            papers = [by_metric[metric] for metric in table.paper_metrics()]
+            papers = [by_metric[metric] for metric in shown]
             cells += [_cell(render.paper(line), line["paper"]) for line in papers]
             rows.append(f"<tr>{''.join(cells)}</tr>")
         out.append(f"<h4>{html.escape(f'{model}, fine-tuned on {target}')}</h4>")
-        out.append(f'<div class="wide">{_sortable(f"table{index}-{number}", heads, rows)}</div>')
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
-    return f"<section>{''.join(out)}<details><summary>Notes and protocol</summary><ul>{notes}</ul></details></section>"
+        out.append(_sortable(f"table{index}-{number}", heads, rows))
+    notes = "".join(f"<li>{_prose(note)}</li>" for note in table.notes)
+    below = f"<details class=notes><summary>Notes and protocol</summary><ul>{notes}</ul></details>"
+    return f"<section>{''.join(out)}{below}</section>"
 
 
 def _figure(name: str, data: bytes) -> str:
+    """Return a picture; one that is not much wider than high takes half a line."""
     uri = base64.b64encode(data).decode()
     text = html.escape(name)
+    # Width and height stand at this place of every PNG file.
+    width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+    css = ' class="half"' if 0 < width < 1.8 * height else ""
     image = f'<img alt="Figure {text}" src="data:image/png;base64,{uri}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+    return f"<figure{css}>{image}<figcaption>{text} (beside this page also as PDF and CSV)</figcaption></figure>"
 
 
 def _cells(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -149,7 +174,7 @@ def _cells(cells: Sequence[Mapping[str, Any]]) -> str:
     for cell in cells:
         row = [f"<td>{html.escape(cell['cell'])}</td>"]
         for head in heads[1:]:
-            value = cell[head]
-            row.append(_cell("-" if value is None else f"{value:.4g}", value))
+            value, digits = cell[head], ".1f" if head.endswith((" %", " s")) else ".3g"
+            row.append(_cell("-" if value is None else f"{value:{digits}}", value))
         rows.append(f"<tr>{''.join(row)}</tr>")
-    return f'<div class="wide">{_sortable("cells", heads, rows)}</div>'
+    return _sortable("cells", heads, rows)

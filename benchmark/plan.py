@@ -84,8 +84,9 @@ def make(request: Request, store: Store, compute: bool = True) -> list[Planned]:
         Cells in the order in which they should run.
 
     Raises:
-        UserError: a checkpoint is missing, or data are there but broken.
+        UserError: a checkpoint is missing, data are there but broken, or the results are of another schema version.
     """
+    store.check_schema()
     digests = Digests(store.root / "digests.json", compute)
     keys: dict[str, Keys | None] = {}
     plan = []

@@ -20,7 +20,7 @@ PATIENCE = 300.0  # seconds that a worker has to save its training state
 Handler = Callable[[int, tuple[Any, ...]], None]
 
 
-def serve(pipe: Connection, root: str, place: tuple[int, str, int | None], path: list[str]) -> None:
+def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None], path: list[str]) -> None:
     """Body of a worker process: run what comes through the pipe until None comes.
 
     Args:
@@ -72,7 +72,7 @@ class Pool:
     """
 
     def __init__(
-        self, count: int, store: Store, threads: int, device: str, gpus: tuple[int, ...],
+        self, count: int, store: Store, threads: int, device: str, gpus: tuple[int | str, ...],
         body: Callable[..., None] = serve,
     ) -> None:
         if count * threads > (os.cpu_count() or 1):

@@ -17,6 +17,7 @@ from benchmark.files import write_atomic
 from benchmark.tables import MEASURES, OLDER, REFERENCE, Table
 
 MISSING = "-"
+BELOW = "Below each score: its 95 % interval."
 WIDTH = 110
 
 
@@ -42,6 +43,16 @@ def value(line: pd.Series, column: str = "value") -> str:
     return f"{line[column] * measure.scale:.{measure.digits}f}"
 
 
+def interval(line: pd.Series) -> str:
+    """Return a score's 95 % interval like "79.1-82.4", or nothing where there is none."""
+    return "" if pd.isna(line["low"]) or line["metric"] in MEASURES else f"{line['low']:.1f}-{line['high']:.1f}"
+
+
+def _half(line: pd.Series) -> str:
+    """Return half the width of that interval, which a terminal has room for."""
+    return f"±{(line['high'] - line['low']) / 2:.1f}"
+
+
 def paper(line: pd.Series) -> str:
     """Return the paper's number, and how far ours lies from it, like "55.16 (+1.20)"."""
     text = value(line, "paper") + "?" * bool(line["paper_suspect"])
@@ -57,7 +68,7 @@ def _paper_heads(table: Table) -> dict[str, str]:
     return {metric: f"Paper {table.columns()[metric]}" for metric in table.paper_metrics()}
 
 
-def _against(table: Table) -> str:
+def against(table: Table) -> str:
     """Return the heading of the arrows; with several references each row names its own."""
     return "vs FT" if set(table.frame["reference"]) <= {"", REFERENCE} else "vs"
 
@@ -65,7 +76,7 @@ def _against(table: Table) -> str:
 def difference(table: Table, line: pd.Series) -> str:
     """Return arrow, size and star, with the reference where rows have different ones."""
     text = _arrow(line)
-    return f"{text} {line['reference']}" if _against(table) == "vs" and text != MISSING else text
+    return f"{text} {line['reference']}" if against(table) == "vs" and text != MISSING else text
 
 
 def name_of(line: pd.Series) -> str:
@@ -93,7 +104,7 @@ def _rich_block(table: Table, title: str, block: pd.DataFrame, plain: bool) -> r
     for metric, name in table.columns().items():
         grid.add_column(name, justify="right", no_wrap=True)
         if metric in table.compared():
-            grid.add_column(_against(table), justify="left", no_wrap=True)
+            grid.add_column(against(table), justify="left", no_wrap=True)
     for head in _paper_heads(table).values():
         grid.add_column(head, justify="right", no_wrap=True)
     for name, lines in _methods(block):
@@ -101,10 +112,8 @@ def _rich_block(table: Table, title: str, block: pd.DataFrame, plain: bool) -> r
         for metric in table.columns():
             line = lines[metric]
             text = value(line)
-            if line["best"]:
-                cells.append(Text(f"[{text}]") if plain else Text(text, style="bold"))
-            else:
-                cells.append(Text(text))
+            cell = Text(f"[{text}]" if plain else text, style="" if plain else "bold") if line["best"] else Text(text)
+            cells.append(cell.append(f"\n{_half(line)}", style="not bold dim") if interval(line) else cell)
             if metric in table.compared():
                 cells.append(Text(difference(table, line)))
         cells += [Text(paper(lines[metric])) for metric in _paper_heads(table)]
@@ -129,7 +138,7 @@ def show(table: Table, console: Console) -> None:
         wide.print(grid)
         console.print(Text.from_ansi(wide.file.getvalue().rstrip()), soft_wrap=True)
     console.print()
-    for note in table.notes:
+    for note in ("±: half the width of the 95 % interval.", *table.notes):
         if plain and note.startswith("Bold:"):
             note = note.replace("Bold:", "[Brackets]:", 1)
         console.print(Padding(Text(note), (0, 0, 0, 2)))
@@ -171,8 +180,8 @@ def _markdown_details(table: Table, block: pd.DataFrame) -> list[str]:
             cells = [_markdown_escape(name), title, number(line["value"]), interval, delta, p, seeds]
             cells.append(_markdown_escape(paper(line)))
             rows.append(_markdown_row(cells))
-    against = "Full FT" if _against(table) == "vs FT" else "its reference"
-    head = ["Method", "Metric", "Value", "95 % interval", f"Difference from {against}", "p (Holm)", "By seed", "Paper"]
+    than = "Full FT" if against(table) == "vs FT" else "its reference"
+    head = ["Method", "Metric", "Value", "95 % interval", f"Difference from {than}", "p (Holm)", "By seed", "Paper"]
     rule = ["---", "---", *["--:"] * 6]
     grid = [_markdown_row(head), _markdown_row(rule), *rows]
     return ["<details><summary>Intervals</summary>", "", *grid, "", "</details>"]
@@ -184,7 +193,7 @@ def to_markdown(table: Table) -> str:
     for model, target, block in table.blocks():
         head = ["Method"]
         for metric, name in table.columns().items():
-            head += [name, _against(table)] if metric in table.compared() else [name]
+            head += [name, against(table)] if metric in table.compared() else [name]
         head += _paper_heads(table).values()
         out += [f"### {_markdown_escape(model)}, fine-tuned on {_markdown_escape(target)}", ""]
         out += [_markdown_row(head), _markdown_row(["---", *["--:"] * (len(head) - 1)])]
@@ -217,7 +226,8 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "|": r"\textbar{}", '"': r"\texttt{\char34}",  # \textquotedbl needs another font encoding
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     "†": r"$\dagger$",
 }  # fmt: skip
 
@@ -246,6 +256,13 @@ def _latex_cells(table: Table, lines: dict[str, pd.Series] | None) -> list[str]:
             cell += rf" {{\tiny {latex_escape(difference(table, line))}}}"
         cells.append(cell)
     return cells + [latex_escape(paper(lines[metric])) for metric in papers]
+
+
+def _latex_intervals(table: Table, lines: dict[str, pd.Series] | None) -> list[str]:
+    """Return what stands below the cells of `_latex_cells`: intervals, and nothing below the paper's numbers."""
+    papers = [""] * len(_latex_papers(table))
+    found = [interval(lines[metric]) if lines else "" for metric in table.columns()]
+    return [rf"{{\tiny {text.replace('-', '--')}}}" if text else "" for text in found] + papers
 
 
 def _latex_papers(table: Table) -> list[str]:
@@ -282,8 +299,11 @@ def to_latex(table: Table) -> str:
             parts = [_latex_cells(table, dict(blocks[target]).get(name)) for target in targets]
             cells = [cell for part in parts for cell in part]
             out.append(f"{latex_escape(name)} & {' & '.join(cells)} " + r"\\")
+            parts = [_latex_intervals(table, dict(blocks[target]).get(name)) for target in targets]
+            if any(below := [cell for part in parts for cell in part]):
+                out.append(f" & {' & '.join(below)} " + r"\\")
     out += [r"\bottomrule", r"\end{tabular}", "", r"\vspace{2pt}\raggedright"]
-    out += [rf"{latex_escape(note)}\par" for note in table.notes]
+    out += [rf"{latex_escape(note)}\par" for note in (BELOW, *table.notes)]
     return "\n".join([*out, r"\end{table*}"]) + "\n"
 
 

@@ -6,9 +6,11 @@ import base64
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from benchmark import claims, drawing, gallery, measures, outputs, provenance, s
 from benchmark import plan as planning
 from benchmark.claims import Evidence
 from benchmark.compose import Request, request
+from benchmark.cost import clock
 from benchmark.data import Record, load, open_image
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
@@ -112,9 +115,9 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     base = request(["table=table5", *overrides])
     groups: dict[tuple[str, str], None] = {}
     names: dict[str, str] = {}
+    more = _more_seeds(overrides, store)
     for name in TABLES:
-        asked = replace(request([f"table={name}", *overrides]), results=store.root)
-        plan = plan_of(asked, store)
+        asked, plan = _planned(request([f"table={name}", *overrides, *more]), store, bool(more))
         rows = outputs.build_rows(asked, plan, store)
         for row in rows:
             evidence.setdefault((row.model, row.target, row.method, None), row)
@@ -126,7 +129,7 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
         planned |= {item.id: _merged(planned.get(item.id), item) for item in plan}
         if any(item.done for item in plan):
             found_tables.append(outputs.build_table(asked, plan, store))
-    points, sweep_groups, swept = _sweeps(overrides, store, evidence, planned)
+    points, sweep_groups, swept = _sweeps(overrides, more, store, evidence, planned)
     verdicts = claims.verdicts(Evidence(
         rows=evidence, upstream=[dataset.id for dataset in base.cells[0].upstream], groups=list(groups), points=points,
         swept=swept, sweep_groups=sweep_groups, pid=_pid(store), names=names,
@@ -134,11 +137,18 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     done = [item for item in planned.values() if item.done]
     seeds = sorted({item.cell.seed for item in done if item.cell.train is not None})
     lead = [
-        f"{base.profile.name}; {len(done)} finished cells; training seeds {', '.join(map(str, seeds)) or 'none'}.",
+        f"{base.profile.name}; {len(done)} finished cells; training seeds: {', '.join(map(str, seeds)) or 'none'}"
+        f"{' (the notes of each table name its own)' if len(seeds) > 1 else ''}.",
         "Verdicts follow rules that were written down before the results (docs/claims.md); they are about this scale.",
     ]
     if len(seeds) == 1:
         lead.append("With one training seed, intervals cover the choice of test items and not another training run.")
+    others = len(list(store.cells.glob("*/scores.json"))) - len({item.id for item in done})
+    if others > 0:
+        lead.append(
+            f"Not on this page: {others} finished cell{'s' * (others != 1)} of this folder, of other settings, seeds "
+            "that are not complete, or of older code, data or base models (run those again)."
+        )
     older = [item for item in done if item.keys is None and provenance.older_code(item.cell, store.folder(item.cell))]
     if older:
         lead.append(f"{len(older)} of the cells are of older code than this; their rows carry {OLDER}.")
@@ -151,8 +161,39 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     )
 
 
+def _more_seeds(overrides: Sequence[str], store: Store) -> list[str]:
+    """Return an override for every seed that some finished cell has, unless seeds are named."""
+    if any(item.startswith(("seeds=", "seed=")) for item in overrides):
+        return []
+    names = (path.parent.name for path in store.cells.glob("*/scores.json"))
+    found = {int(match[1]) for name in names if (match := re.search(r"-s(\d+)-[0-9a-f]+$", name))}
+    return [f"seeds={','.join(map(str, sorted(found)))}"] if found else []
+
+
+def _planned(asked: Request, store: Store, whole: bool) -> tuple[Request, list[Planned]]:
+    """Return a request of this store and its plan.
+
+    Args:
+        asked: the request.
+        store: the results.
+        whole: leave seeds out of which fewer cells are finished than of another: they are under way.
+    """
+    asked = replace(asked, results=store.root)
+    plan = plan_of(asked, store)
+    if not whole:
+        return asked, plan
+    trained = [cell for cell in asked.cells if cell.train is not None]
+    finished = {item.id for item in plan if item.done}
+    done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
+    seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
+    kept = [cell.train is None or cell.seed in seeds for cell in asked.cells]
+    cells, settings = (tuple(compress(values, kept)) for values in (asked.cells, asked.settings))
+    shown = [item for item in plan if item.cell.train is None or item.cell.seed in seeds]
+    return replace(asked, cells=cells, settings=settings), shown
+
+
 def _sweeps(
-    overrides: Sequence[str], store: Store, evidence: dict, planned: dict[str, Planned]
+    overrides: Sequence[str], more: Sequence[str], store: Store, evidence: dict, planned: dict[str, Planned]
 ) -> tuple[dict[str, list[float]], dict[str, list[tuple[str, str]]], list[str]]:
     """Add the rows of the sweeps and of WiSE-FT's curve; return points, groups and methods of the sweeps."""
     points: dict[str, list[float]] = {}
@@ -160,23 +201,25 @@ def _sweeps(
     swept: dict[str, None] = {}
     kept = [item for item in overrides if not item.startswith("table=")]
     for name in SWEEPS:
-        asked = sweep.ask([*drawing.defaults(drawing.read(name)), *kept])
-        _add_points(replace(asked, results=store.root), sweep.axes(asked)[0], store, evidence, planned, points, groups)
+        asked = sweep.ask([*drawing.defaults(drawing.read(name)), *kept, *more])
+        asked, plan = _planned(asked, store, bool(more))
+        _add_points(asked, plan, sweep.axes(asked)[0], store, evidence, planned, points, groups)
         swept |= dict.fromkeys(cell.method.id for cell in asked.cells)
     figure = drawing.read("plane")
     curve = figure["curve"]
     asked = sweep.ask([
         f"methods={curve['method']}", f"targets={','.join(figure['targets'])}",
-        f"{curve['key']}={','.join(map(str, curve['values']))}", *kept,
+        f"{curve['key']}={','.join(map(str, curve['values']))}", *kept, *more,
     ])  # fmt: skip
-    _add_points(replace(asked, results=store.root), curve["key"], store, evidence, planned, points, {})
+    asked, plan = _planned(asked, store, bool(more))
+    _add_points(asked, plan, curve["key"], store, evidence, planned, points, {})
     return points, groups, list(swept)
 
 
 def _add_points(
-    asked: Request, key: str, store: Store, evidence: dict, planned: dict[str, Planned], points: dict, groups: dict
+    asked: Request, plan: Sequence[Planned], key: str, store: Store, evidence: dict, planned: dict[str, Planned],
+    points: dict, groups: dict,
 ) -> None:
-    plan = plan_of(asked, store)
     planned |= {item.id: _merged(planned.get(item.id), item) for item in plan}
     for value in dict.fromkeys(setting[key] for setting in asked.settings):
         cells = [cell for cell, setting in zip(asked.cells, asked.settings, strict=True) if setting[key] == value]
@@ -247,12 +290,15 @@ def _kept_weights(folder: Path) -> dict[str, float]:
 def _provenance(done: Iterable[Planned], store: Store) -> list[tuple[str, int]]:
     """Return what made the cells, without their times, and how many cells each describes."""
     found: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
     for item in done:
         try:
             known = json.loads((store.folder(item.cell) / "provenance.json").read_text())
         except (OSError, ValueError):
             found["no provenance.json"] += 1
             continue
+        for stage, value in known.get("seconds", {}).items():
+            seconds[stage.partition("/")[0]] += value
         packages = ", ".join(f"{name} {version}" for name, version in known.get("packages", {}).items() if version)
         dirty = " with local changes" if known.get("dirty") else ""
         found[
@@ -260,6 +306,9 @@ def _provenance(done: Iterable[Planned], store: Store) -> list[tuple[str, int]]:
             f"({' '.join(known.get('cpu_flags', []))}), {known.get('threads')} thread(s), {known.get('dtype')}; "
             f"{packages}"
         ] += 1
+    if seconds:
+        times = ", ".join(f"{stage} {clock(value)}" for stage, value in seconds.items())
+        found[f"wall time, summed over them: {times}"] = len(done) - found["no provenance.json"]
     return found.most_common()
 
 

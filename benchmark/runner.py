@@ -16,12 +16,13 @@ from benchmark.compose import Request
 from benchmark.cost import Costs
 from benchmark.errors import UserError
 from benchmark.files import sweep
+from benchmark.launch import gpus_in_sight
 from benchmark.plan import Planned
 from benchmark.pool import Pool
 from benchmark.progress import Progress, progress
 from benchmark.spec import CellSpec, ProfileSpec, at_root
 from benchmark.store import Locked, Store, short_lock
-from benchmark.worker import Failure, Worker, prepare_process
+from benchmark.worker import VISIBLE, Failure, Worker, prepare_process
 
 DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 WAIT_SECONDS = 2.0
@@ -248,7 +249,10 @@ def _several(
 ) -> None:
     """Run cells in worker processes."""
     place = request.cells[0]
-    pool = Pool(min(workers, len(schedule.waiting)), store, place.threads, place.device, request.gpus)
+    gpus: tuple[int | str, ...] = request.gpus
+    if place.device == "cuda" and not gpus:
+        gpus = gpus_in_sight(VISIBLE)  # one cell per GPU; more cells than GPUs share them in turn
+    pool = Pool(min(workers, len(schedule.waiting)), store, place.threads, place.device, gpus)
     tasks: dict[int, Planned] = {}
     models: dict[int, str] = {}
     not_before: dict[str, float] = {}

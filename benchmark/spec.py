@@ -128,6 +128,7 @@ class PlaceSpec:
     processes: int = field(default=1, metadata=bounds(low=0))  # of a zero engine, per machine; 0: one per visible GPU
     devices: tuple[int, ...] = ()                              # the GPUs of these processes; empty: the first ones
     hostfile: str | None = None                                # DeepSpeed's, for several machines
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"  # where the Trainer sends the rows of train.jsonl too
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,8 +124,10 @@ def tidy(asked: Request, store: Store, keys: Sequence[str]) -> pd.DataFrame:
     frame = pd.concat(frames, ignore_index=True)
     # A point that a key does not change (a method without that parameter) is one comparison, not several.
     tested = frame[(frame["metric"] == "H") & frame["tuned"] & frame["p"].notna()]
-    adjusted = stats.holm(tested["p"].tolist())
-    frame["p_holm"] = pd.Series(adjusted, index=tested.index, dtype=float)
+    same = ["model", "target", "method", "value", "delta", "p"]
+    compared = tested[same].drop_duplicates()
+    adjusted = tested[same].merge(compared.assign(p_holm=stats.holm(compared["p"].tolist())), on=same, how="left")
+    frame["p_holm"] = pd.Series(adjusted["p_holm"].to_numpy(), index=tested.index, dtype=float)
     frame["star"] = frame["p_holm"] < LEVEL
     return frame
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from benchmark import watch
 from benchmark.checkpoint import StateFolder, apply_delta, save_delta, snapshot
 from benchmark.data.record import Record
 from benchmark.engine import any_process, deepspeed_config, in_turn, join, meet, place
@@ -36,7 +37,7 @@ from benchmark.models.prompt import IGNORE
 from benchmark.models.trainable import check_counts, trainable_table
 from benchmark.shards import Attachment, attach
 from benchmark.signals import noting, stopped
-from benchmark.spec import CellSpec, training_form
+from benchmark.spec import CellSpec, cell_id, training_form
 from methods.base import Method
 
 # Files of a saved state, beside the optimizer's and the method's.
@@ -366,13 +367,15 @@ class CellTrainer(Trainer):
             logging_steps=1,
             logging_nan_inf_filter=False,
             save_strategy="no",
-            report_to="none",
+            report_to=run.cell.report_to if self.rank == 0 else watch.NONE,
+            run_name=cell_id(run.cell),
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_num_workers=_workers(items),
             dataloader_pin_memory=device == "cuda",
             deepspeed=config and config | {"bf16": {"enabled": False}},
         )
+        watch.start(run.cell.report_to, run.log.parent)
         # With several GPUs in sight the Trainer would otherwise cut each batch up among them (DataParallel).
         arguments._n_gpu = min(arguments.n_gpu, 1)
         blank = items.blank if self.sharded else None
@@ -418,6 +421,7 @@ class CellTrainer(Trainer):
                 self.run.attachment.remove()
             if self.rows is not None:
                 self.rows.close()
+                watch.finish(self.run.cell.report_to)
         if self.state.global_step < self.state.max_steps:
             raise stopped(
                 self.run.signals,
@@ -506,6 +510,8 @@ class CellTrainer(Trainer):
             self.rows.flush()
         except OSError as error:
             raise UserError(f"Cannot write {self.run.log}: {error.strerror}. Free some space.") from None
+        numbers = {key: value for key, value in row.items() if key != "step"}
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, numbers)
         if self.run.on_progress is not None:
             self.run.on_progress(step, last, row)
 

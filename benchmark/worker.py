@@ -50,7 +50,7 @@ class ModelUnusable(UserError):
     """The checkpoint cannot be loaded."""
 
 
-def prepare_process(threads: int, device: str, gpu: int | None) -> None:
+def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
     """Set what must be set before torch is imported, then the number of threads.
 
     Args:

@@ -5,10 +5,12 @@ Set SPIDERBENCH_BROWSER to a Chromium or Chrome binary, or have one in PATH.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,15 +20,20 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-zygote", "--single-process", "--no-first-run",
-    "--disable-dev-shm-usage", "--remote-debugging-pipe", "--window-size=1200,900",
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage", "--disable-quic",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
+    "--remote-debugging-pipe", "--window-size=1200,900",
 )  # fmt: skip
 
 
 def find() -> str | None:
-    """Return the path of a browser, or None."""
+    """Return the path of a browser that can say its version (a stub of Ubuntu's snap cannot), or None."""
     named = os.environ.get("SPIDERBENCH_BROWSER")
-    return named or next((path for name in NAMES if (path := shutil.which(name))), None)
+    for path in filter(None, [named] if named else map(shutil.which, NAMES)):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0:
+                return path
+    return None
 
 
 class Browser:
@@ -37,10 +44,11 @@ class Browser:
         seconds: how long an answer may take.
     """
 
-    def __init__(self, binary: str, seconds: float = 60.0) -> None:
+    def __init__(self, binary: str, seconds: float = 180.0) -> None:
         self._seconds, self._number, self._rest = seconds, 0, b""
         self.events: list[dict[str, Any]] = []
         self._profile = tempfile.mkdtemp(prefix="browser-")
+        self._log = Path(self._profile) / "stderr.txt"
         to_browser, ours_out = os.pipe()
         ours_in, from_browser = os.pipe()
         self._out, self._in = ours_out, ours_in
@@ -55,7 +63,7 @@ class Browser:
 
         self._process = subprocess.Popen(
             [binary, *FLAGS, f"--user-data-dir={self._profile}"], preexec_fn=place, close_fds=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log.open("wb"), start_new_session=True,
         )  # fmt: skip
         os.close(to_browser)
         os.close(from_browser)
@@ -68,7 +76,8 @@ class Browser:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # its renderers too: the session is its own
         self._process.wait()
         os.close(self._out)
         os.close(self._in)
@@ -95,7 +104,7 @@ class Browser:
             ready, _, _ = select.select([self._in], [], [], max(0.0, until - time.monotonic()))
             piece = os.read(self._in, 1 << 16) if ready else b""
             if not piece:
-                raise TimeoutError("the browser does not answer")
+                raise TimeoutError(f"the browser does not answer: {self._log.read_text(errors='replace')[-1000:]}")
             self._rest += piece
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)

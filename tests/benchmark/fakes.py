@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from benchmark import worker
 from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.pool import serve
@@ -176,6 +177,15 @@ def install(patch: pytest.MonkeyPatch) -> None:
 def serve_fake(*arguments: Any) -> None:
     """Body of a worker process with the stand-ins."""
     install(pytest.MonkeyPatch())
+    serve(*arguments)
+
+
+def serve_fake_gpu(*arguments: Any) -> None:
+    """The same where there are GPUs: notes which one the process would use."""
+    patch = pytest.MonkeyPatch()
+    install(patch)
+    patch.setattr(worker, "prepare_process", lambda threads, device, gpu: note("on", device, gpu))
+    patch.setattr("torch.cuda.get_device_name", lambda *_: "stand-in")
     serve(*arguments)
 
 

@@ -82,6 +82,19 @@ def test_claims_read_the_right_rows_and_directions(evidence):
     assert found["epochs"].verdict == found["layers"].verdict == found["interpolation"].verdict == NOT_RUN
 
 
+def test_differences_pair_the_seeds_that_both_sides_have():
+    places = {name: ("llava", "coco", name, None) for name in ("zero_shot", "full_ft", "half_ft", "spider")}
+    seeds = {"zero_shot": (0,), "full_ft": (0, 1, 2), "half_ft": (3,), "spider": (1, 2)}
+    found = Evidence({place: row(name, target="coco", seeds=seeds[name]) for name, place in places.items()},
+                     list(UPSTREAM), [("llava", "coco")])  # fmt: skip
+    one, other = found.pair(places["spider"], places["full_ft"])
+    assert set(one.by_seed) == set(other.by_seed) == {1, 2}
+    one, other = found.pair(places["zero_shot"], places["spider"])  # an untuned model goes with any seed
+    assert set(one.by_seed) == {0} and set(other.by_seed) == {1, 2}
+    assert found.pair(places["half_ft"], places["spider"]) is None
+    assert found.above("H", "llava", "coco", "spider", "half_ft") is None
+
+
 def test_rows_on_other_items_are_refused(evidence):
     rows = {**evidence.rows, ("llava", "coco", "spider", None): row("spider", target="coco", n=100)}
     with pytest.raises(claims.UserError, match="different items"):

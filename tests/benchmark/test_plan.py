@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark import cli
 from benchmark import plan as planning
 from benchmark.compose import Request, request
 from benchmark.cost import Costs, clock
@@ -173,3 +174,10 @@ def test_a_failure_takes_what_depends_on_it_along():
     assert {item.cell.model.id for item, _ in gone} == {"llava_pocket"} and len(gone) == 3
     assert [item.cell.method.id for item in queue.waiting] == ["spider"]
     assert len(queue.failures) == 5
+
+
+def test_results_of_another_schema_are_not_planned_over(world, capsys):
+    world.results.mkdir(exist_ok=True)
+    (world.results / "schema").write_text("99")
+    assert cli.main(["plan", *world.overrides("methods=full_ft")]) == 2
+    assert "schema version 99" in capsys.readouterr().err

@@ -184,28 +184,52 @@ def test_without_finished_cells_there_is_no_report(tmp_path, capsys):
     assert "no finished cells" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
 
 
+def test_every_complete_seed_is_taken_and_what_is_left_out_is_said(world, capsys):
+    own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]
+    for methods, seeds in (("full_ft,spider", "0,1"), ("full_ft", "2")):
+        run = world.overrides(f"methods={methods}", f"seeds={seeds}")
+        assert cli.main(["run", *run, "--cells-only"]) == 0
+    assert cli.main(["report", "models=llava_pocket", *own]) == 0
+    text = (world.results / "report.html").read_text()
+    # Of seed 2 only Full FT is there: it is under way, and no row mixes it in.
+    assert "training seeds: 0, 1 (" in text and "Not on this page: 1 finished cell of" in text
+    assert "Training seeds: 0, 1; values are means" in text and "seed 2 left out" not in text
+    assert cli.main(["report", "models=llava_pocket", *own, "seeds=2"]) == 0
+    text = (world.results / "report.html").read_text()
+    assert "training seeds: 2." in text and "Not on this page: 4 finished cells" in text
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(browser.find() is None, reason="no Chromium: set SPIDERBENCH_BROWSER to one")
 def test_in_a_browser(tmp_path):
+    binary = browser.find()
+    if binary is None:
+        pytest.skip("no Chromium that starts: install one or set SPIDERBENCH_BROWSER to it")
     path = tmp_path / "report.html"
     path.write_text(page(content()))
-    with browser.Browser(browser.find()) as tab:
+    with browser.Browser(binary) as tab:
         tab.open(path)
         assert tab.run("document.title").startswith("<script>") and tab.run("window.hacked") is None
         column = "[...document.querySelectorAll('#cells tbody tr')].map(r => r.cells[0].textContent[0]).join('')"
         sorted_by = "document.querySelectorAll('#cells th')[1].ariaSort"
-        # Sorting with the keyboard: numbers as numbers, empty cells last in both directions.
+        # Sorting with the keyboard: numbers as numbers, empty cells last in both directions, then as it was.
+        before = tab.run(column)
         tab.run("document.querySelectorAll('#cells th button')[1].focus()")
-        tab.press("Enter", 13)
-        assert tab.run(column) == "<ab" and tab.run(sorted_by) == "ascending"
-        tab.press("Enter", 13)
-        assert tab.run(column) == "a<b" and tab.run(sorted_by) == "descending"
+        for expected, way in (("<ab", "ascending"), ("a<b", "descending"), (before, "none")):
+            tab.press("Enter", 13)
+            assert tab.run(column) == expected and tab.run(sorted_by) == way
+        # A table of scores: by H, from the lowest.
+        place = "[...document.querySelectorAll('#table0-0 th')].findIndex(h => h.textContent === 'H')"
+        tab.run(f"document.querySelectorAll('#table0-0 th button')[{place}].click()")
+        rows = "[...document.querySelectorAll('#table0-0 tbody tr')]"
+        values = tab.run(f"{rows}.map(row => +row.cells[{place}].dataset.value)")
+        assert values == sorted(values) and len(set(values)) == 3
         # Filters and steps through the answers.
         place, card = "document.getElementById('place').textContent", "document.getElementById('card').textContent"
         choose = "s = document.getElementById('{}'); s.value = '{}'; s.dispatchEvent(new Event('change'))"
         assert tab.run(place) == "1 of 6" and EVIL in tab.run(card)
         tab.run(choose.format("filter", "lost"))
         assert tab.run(place) == "1 of 2"
+        assert tab.run("document.querySelector('#card .judged').cells[0].textContent") == "FULL_FT"
         tab.run("document.getElementById('card').focus()")
         tab.press("ArrowRight", 39)
         tab.press("ArrowRight", 39)
@@ -216,6 +240,12 @@ def test_in_a_browser(tmp_path):
         assert tab.run(place) == "no item" and "No item passes" in tab.run(card)
         tab.run(choose.format("filter", "won"))
         assert tab.run(place) == "1 of 1"
+        # On paper the notes are open, and closed again afterwards.
+        assert tab.run("document.querySelectorAll('details[open]').length") == 0
+        tab.run("dispatchEvent(new Event('beforeprint'))")
+        assert tab.run("document.querySelectorAll('details.notes[open]').length") == 1
+        tab.run("dispatchEvent(new Event('afterprint'))")
+        assert tab.run("document.querySelectorAll('details[open]').length") == 0
         # Text of models stayed text, and nothing was asked for beside the file.
         assert tab.run("window.hacked") is None and tab.run("document.querySelectorAll('#card img').length") == 1
         assert tab.requests() == [path.resolve().as_uri()]

@@ -313,6 +313,17 @@ def test_several_workers_give_the_same_results_whatever_happens_to_one(world, fa
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
+def test_cells_are_spread_over_the_gpus_in_sight(world, monkeypatch):
+    monkeypatch.setattr(runner, "Pool", functools.partial(runner.Pool, body=fakes.serve_fake_gpu))
+    monkeypatch.setattr(runner, "VISIBLE", "GPU-a, GPU-b")
+    arguments = world.overrides("methods=full_ft,l2_reg,spider", "device=cuda", "jobs=2", "--cells-only")
+    assert cli.main(["run", *arguments]) == 0
+    assert sorted(line for line in fakes.calls() if line.startswith("on ")) == ["on cuda GPU-a", "on cuda GPU-b"]
+    assert sum(line.startswith("train ") for line in fakes.calls()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_two_runs_at_once_share_the_work(world, monkeypatch):
     """The second run waits for a cell that the first one holds, and does not repeat it."""
     monkeypatch.setenv(fakes.TROUBLE, "train full_ft=sleep")

@@ -165,6 +165,7 @@ def test_a_cell_of_several_processes_has_the_machine_to_itself():
 def test_results_folder_and_workers(tmp_path):
     asked = request([*ONE, f"results={tmp_path}/a,b [1]", "jobs=3", "gpus=0,1"])
     assert asked.results == tmp_path / "a,b [1]" and asked.jobs == 3 and asked.gpus == (0, 1)
+    assert request([*ONE, "device=cuda", "gpus=0,1,2"]).jobs == 3  # one cell per GPU unless jobs says otherwise
     assert request(ONE).results == ROOT / "results" / "runs" / "pocket"
     assert request(["table=smoke"]).results == ROOT / "results" / "runs" / "pocket-smoke"
 
@@ -263,6 +264,7 @@ def test_an_engine_that_a_method_refuses():
         ("dataset.coco=3", "a group of keys"),
         ("eval.split=dev", "eval.split=dev: unknown value"),
         ("engine=zero9", "Unknown engine 'zero9'"),
+        ("report_to=tensorbord", "Did you mean 'tensorboard'?"),
         ("threads=0", "threads=0: must be at least 1"),
         ("gpus=first", "gpus=first: expected device numbers"),
         ("~train.epochs", "is not of the form key=value"),
@@ -341,7 +343,7 @@ def test_no_field_is_forgotten():
         "checkpoint", "name", "learning_rate", "projector_learning_rate", "counts", "role", "posthoc", "data_root",
         "device", "threads", "checkpoint_minutes", "checkpoint_steps", "engine", "zero_optimization", "batch_size",
         "repository", "vision_tower", "architecture",
-        "processes", "devices", "hostfile",
+        "processes", "devices", "hostfile", "report_to",
     }  # fmt: skip
     changed = {int: 99, float: 0.123, str: "other", dict: {"other": 1}, type(None): 99, tuple: ()}
     for spec, place in ((cell, None), (cell.model, "model"), (cell.train, "train"), (cell.method, "method"),

@@ -314,6 +314,16 @@ def test_latex_has_the_layout_of_the_paper(full):
     assert text.count(r"\midrule") == 2
     assert rf"\textbf{{{line(full, 'spider', 'H').value:.2f}}}" in text
     assert r"$\mathcal{A}^{S}$" in text
+    own = line(full, "spider", "H")
+    below = text.splitlines()[text.splitlines().index(body[7]) + 1]  # the intervals of the last method
+    assert below.count("&") == 16 and rf"{{\tiny {own.low:.1f}--{own.high:.1f}}}" in text
+
+
+def test_a_terminal_shows_the_interval_below_each_score(full):
+    own = line(full, "spider", "H")
+    lines = render.to_text(full).splitlines()
+    place = next(number for number, text in enumerate(lines) if text.startswith(" SPIDER"))
+    assert lines[place + 1].count("±") == 8 and f"±{(own.high - own.low) / 2:.1f}" in lines[place + 1]
 
 
 def test_latex_specials_are_escaped():
@@ -324,7 +334,7 @@ def test_latex_specials_are_escaped():
     table = build([row("full_ft", method_name="my_method & co")], notes=['prompt "{q}\\n" 50 %'])
     text = render.to_latex(table)
     assert r"my\_method \& co" in text
-    assert r"prompt \textquotedbl{}\{q\}\textbackslash{}n\textquotedbl{} 50 \%" in text
+    assert r"prompt \texttt{\char34}\{q\}\textbackslash{}n\texttt{\char34} 50 \%" in text
     assert text.isascii()
 
 

@@ -7,10 +7,13 @@ import math
 import os
 import signal
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from benchmark.checkpoint import apply_delta, load_delta, save_delta, snapshot
 from benchmark.data.record import Record
@@ -18,7 +21,7 @@ from benchmark.errors import UserError
 from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
 from benchmark.signals import Preempted, Terminated, check, raising
-from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
+from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec, cell_id
 from benchmark.train import Order, Share, TrainingFailed, batch_loss, permutation, train, training_batch
 from methods.base import Method, NoParams
 from methods.registry import build
@@ -325,6 +328,40 @@ def test_progress_is_reported_and_nothing_printed(vila, records, tmp_path, capfd
     assert seen == [(i, 6, i) for i in range(1, 7)]
     printed = capfd.readouterr()
     assert printed.out == "" and "loss" not in printed.err
+
+
+class Recorder(TrainerCallback):
+    """Stands in for a tracker's callback."""
+
+    seen: ClassVar[list] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.seen.append((args.run_name, os.environ["TENSORBOARD_LOGGING_DIR"]))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen.append((state.global_step, logs))
+
+
+def test_a_tracker_gets_every_row_and_changes_no_number(vila, records, tmp_path, monkeypatch):
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    monkeypatch.setattr(Recorder, "seen", [])
+    plain = run(vila, records, tmp_path / "a")
+    assert Recorder.seen == []
+    spec = replace(cell(), report_to="tensorboard")
+    watched = run(vila, records, tmp_path / "b", spec)
+    rows = [json.loads(line) for line in (tmp_path / "b" / "train.jsonl").read_text().splitlines()]
+    (name, folder), *logs = Recorder.seen
+    assert name == cell_id(spec) == cell_id(cell()) and folder == str(tmp_path / "b" / "tensorboard")
+    assert [{"step": step, **numbers} for step, numbers in logs] == rows and len(rows) > 3
+    assert same(plain[0], watched[0]) and plain[1] == watched[1]
+
+
+def test_tensorboard_writes_below_the_cell(vila, records, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    run(vila, records, tmp_path, replace(cell(), report_to="tensorboard"))
+    assert list((tmp_path / "tensorboard").glob("events.*")) and not (tmp_path / "checkpoint" / "runs").exists()
 
 
 def test_bfloat16_trains_float32_master_weights(vila, records, tmp_path):
