@@ -218,7 +218,7 @@ def test_protocol_names_metric_split_prompt_and_length():
     from types import SimpleNamespace
 
     spec = SimpleNamespace(
-        metric="gqa", prompt="{question}\nOne word.", max_new_tokens=12, splits={"test": "testdev"}
+        metric="gqa", prompt="{question}\nOne word.", max_new_tokens=12, splits={"test": "testdev"}, stop=()
     )
     assert tables.protocol(spec, "test") == (
         "exact match, lower case, final periods dropped; test split (testdev); "

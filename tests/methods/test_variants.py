@@ -170,9 +170,9 @@ def test_group_ranks_need_the_whole_group():
         def __iter__(self):
             return iter(list(run.attachment.shards)[:5])
 
-        def sums(self, function):
+        def totals(self, function):
             names = [shard.name for shard in self]
-            return {name: row for name, row in run.attachment.shards.sums(function).items() if name in names}
+            return {name: row for name, row in run.attachment.shards.totals(function).items() if name in names}
 
     with pytest.raises(UserError, match="sub_group_size"):
         built.after_step(Part())
