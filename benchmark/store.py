@@ -88,14 +88,19 @@ class Store:
             )
 
     def all_cells(self) -> list[Path]:
-        """Return the folders of all cells, by name."""
+        """Return the folders of all cells, by name.
+
+        Raises:
+            UserError: see `check_schema`.
+        """
+        self.check_schema()
         return sorted(path.parent for path in self.cells.glob("*/cell.yaml"))
 
     def find(self, name: str) -> Path:
         """Return the folder of a cell by its name, or by a beginning that only it has.
 
         Raises:
-            UserError: no such cell, or several.
+            UserError: no such cell, or several, or another schema version.
         """
         names = [folder.name for folder in self.all_cells()]
         found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]

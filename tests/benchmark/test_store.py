@@ -209,3 +209,12 @@ def test_of_several_processes_one_gets_a_stale_lock(store, cell):
     for process in processes:
         process.join()
     assert found == ["got it"] + ["refused"] * 5
+
+
+def test_cells_of_another_schema_version_are_neither_listed_nor_found(store):
+    store.root.mkdir()
+    (store.root / "schema").write_text("99")
+    with pytest.raises(UserError, match="schema version 99, this program reads and writes version 1"):
+        store.all_cells()
+    with pytest.raises(UserError, match="schema version 99"):
+        store.find("anything")
