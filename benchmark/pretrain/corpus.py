@@ -412,6 +412,40 @@ def _lettered_scene(rng: random.Random, scene: Scene) -> Turn:
     return _lettered(rng, "Pick what is present.", rng.choice(scene.things).icon, names)
 
 
+def scene_choices(rng: random.Random, scene: Scene, count: int) -> list[Turn]:
+    """Different multiple-choice turns on what a scene shows: things, categories, facts, colors, places, counts.
+
+    Args:
+        rng: seeded generator.
+        scene: what the picture shows.
+        count: turns, fewer where the scene answers fewer.
+    """
+    pool = [_lettered_scene(rng, scene)]
+    for thing in scene.things:
+        icon, spot = ICON[thing.icon], _spot(thing.cell)
+        alone = sum(other.icon == thing.icon for other in scene.things) == 1
+        other_spots = [_spot((r, c)) for r in range(3) for c in range(3)]
+        other_spots = [s for s in other_spots if s not in [_spot(t.cell) for t in scene.things if t.icon == thing.icon]]
+        if alone:
+            colours = [colour for colour in COLOURS if colour != thing.colour]
+            pool.append(_lettered(rng, f"What color is the {thing.icon}?", thing.colour, colours))
+            pool.append(_lettered(rng, f"Where is the {thing.icon}?", spot, other_spots))
+        names = [other.name for other in ICONS if other is not icon]
+        pool.append(_lettered(rng, f"What is at the {spot}?", thing.icon, names))
+        number = NUMBERS[sum(other.icon == thing.icon for other in scene.things)]
+        numbers = [word for word in NUMBERS[1:6] if word != number]
+        pool.append(_lettered(rng, f"How many {icon.plural} are there?", number, numbers))
+        same = {ICON[t.icon].fact for t in scene.things}
+        facts = [other.fact for other in ICONS if other.category == icon.category and other.fact not in same]
+        if sum(ICON[t.icon].category == icon.category for t in scene.things) == 1:
+            pool += [_lettered(rng, rng.choice(KNOWLEDGE[icon.category]), icon.fact, facts)] * 2
+    for sign in scene.signs:
+        words = [word.lower() for word in SIGN_WORDS if word not in [other.word for other in scene.signs]]
+        pool.append(_lettered(rng, f"What does the {sign.colour} sign say?", sign.word.lower(), words))
+    different = list({turn.prompt: turn for turn in pool}.values())
+    return rng.sample(different, min(count, len(different)))
+
+
 MIXTURE = {"okvqa": 14, "textvqa": 16, "ocrvqa": 14, "gqa": 28, "describe": 14, "text": 14}
 """Share of pictures per source in the instruction stage (percent)."""
 TRANSCRIPTS = 0.2
@@ -426,6 +460,11 @@ LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 4
 CHOICE_STAGE = {"okvqa": 12, "textvqa": 10, "gqa": 15, "describe": 8, "text": 55}
 """The same in the choice stage: keys that mean an option, from the text or the picture."""
 CHOICE_STAGES = ("choices", "more_choices")
+POINTING = {"okvqa": 15, "textvqa": 10, "ocrvqa": 6, "gqa": 27, "describe": 7, "text": 35}
+"""The same in the pointing stage: letters, from text and picture, with inner labels."""
+FINAL = {"okvqa": 13, "textvqa": 18, "ocrvqa": 20, "gqa": 25, "describe": 12, "text": 12}
+"""The same in the final stage: the instruction stage with more to read, and more letters of scenes."""
+INSTRUCTION_STAGES = ("instruction", "final")
 TRANSCRIPT_STAGES = ("alignment", "reading")
 
 
@@ -449,13 +488,15 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
                 chosen = [letter_look_ups(rng) for _ in range(3)] + chosen[:2]
             elif stage in CHOICE_STAGES:
                 chosen = [letter_keys(rng) for _ in range(4)] + chosen[:3]
+            elif stage == "pointing":
+                chosen = [letter_look_ups(rng) for _ in range(2)] + [letter_keys(rng) for _ in range(3)] + chosen[:4]
             else:
                 chosen[0] = letter_keys(rng)
             yield Conversation(None, tuple(chosen), rng.getrandbits(32))
             continue
         picture, item, _ = next(streams[name])
         listed, *turns = turns_of(name, picture, item, rng, prompts)
-        if stage == "instruction" and name == "describe" and isinstance(picture, Scene):
+        if stage in INSTRUCTION_STAGES and name == "describe" and isinstance(picture, Scene):
             turns[2:] = [Turn(OTHER_WORDS, other_words(rng, picture)) for _ in range(2)]
         if stage in TRANSCRIPT_STAGES:
             turns = [listed]
@@ -473,6 +514,13 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             turns = [letter_things(rng, picture) for _ in range(3)] if isinstance(picture, Scene) else []
             turns += choices
             turns += [] if isinstance(picture, Diagram) else [Turn(QUIZ, quiz(rng, name, picture, item, 4))]
+        elif stage == "pointing":
+            turns = rng.sample(turns, min(2, len(turns)))
+            if isinstance(picture, Scene):
+                turns += [letter_things(rng, picture) for _ in range(3)] + scene_choices(rng, picture, 5)
+            turns += [] if isinstance(picture, Diagram) else [Turn(QUIZ, quiz(rng, name, picture, item, 4))]
         elif rng.random() < TRANSCRIPTS:
             turns = [listed, *_look_up_turns(rng, picture, 1), *rng.sample(turns, len(turns) // 2)]
+        if stage == "final" and isinstance(picture, Scene):
+            turns += scene_choices(rng, picture, 2)
         yield Conversation(picture, tuple(turns), rng.getrandbits(32))

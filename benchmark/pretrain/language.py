@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from benchmark.data.pocket.words import LETTERS
 from benchmark.models.prompt import IGNORE, encode
 from benchmark.models.vision import ImageProcessor
 from benchmark.pretrain.corpus import Conversation, conversations, text_ids
@@ -61,15 +63,67 @@ def train_language(
             log(f"language step {step + 1}/{steps} loss {loss.item():.3f}")
 
 
+INNER_BLOCK, OPTION_BLOCK = 5, 4
+"""Blocks (of 8, counted from 1) whose output the inner labels supervise, see `Inner`."""
+
+
+class Inner:
+    """Labels for blocks below the last one, in texts with lettered options.
+
+    A letter can only be looked up by a block that already finds the option's word in its input, so where a letter is
+    due, the output of block INNER_BLOCK must say the first word of the option that the letter stands for. And what is
+    looked up must be there: at the first word of each option, block OPTION_BLOCK must say the option's letter.
+
+    Args:
+        tokenizer: writes each letter and the full stop behind it as one token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.letters = {tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in LETTERS}
+        self.stop = tokenizer(".", add_special_tokens=False).input_ids[-1]
+
+    def labels(self, ids: list[int], wanted: list[int]) -> tuple[list[int], list[int], list[int]]:
+        """Return (due, words, options), each as long as ids and IGNORE elsewhere.
+
+        Args:
+            ids: tokens of one turn.
+            wanted: its labels.
+
+        Returns:
+            due: the letter where one is a label; words: the first word of its option there; options: at the first word
+            of each option its letter.
+        """
+        due, words, options = ([IGNORE] * len(ids) for _ in range(3))
+        first: dict[int, int] = {}
+        for place, (letter, stop) in enumerate(zip(ids, ids[1:], strict=False)):
+            if letter in self.letters and stop == self.stop and wanted[place] == IGNORE and place + 2 < len(ids):
+                first[letter] = ids[place + 2]
+                options[place + 2] = letter
+        for place, label in enumerate(wanted):
+            if label in first:
+                due[place], words[place] = label, first[label]
+        return due, words, options
+
+
 class Packed:
     """A batch of conversations whose turns share the prefix (system text and image).
 
     Every turn sees the prefix and itself only, with positions as if it stood alone: the same numbers as one
     conversation per turn, for a third of the work.
+
+    Args:
+        rows: of `pack`.
+        pixels: of the pictures, in the order of the rows that have one.
+        pad: padding token.
+        inner: adds the inner labels; without it `due`, `words` and `options` are None.
     """
 
     def __init__(
-        self, rows: list[tuple[list[int], list[int], list[int], list[int]]], pixels: Tensor | None, pad: int
+        self,
+        rows: list[tuple[list[int], list[int], list[int], list[int]]],
+        pixels: Tensor | None,
+        pad: int,
+        inner: Inner | None = None,
     ) -> None:
         # Few different lengths: torch keeps a compiled product for every shape that it has seen.
         longest = -(-max(len(ids) for ids, *_ in rows) // 64) * 64
@@ -87,6 +141,26 @@ class Packed:
         prefix = (branch == 0)[:, None, :]
         allowed = causal & (same | prefix)
         self.allowed = allowed[:, None]
+        self.due = self.words = self.options = None
+        if inner is not None:
+            found = [_inner_row(row, inner) for row in rows]
+            self.due, self.words, self.options = (
+                torch.tensor([row[k] + [IGNORE] * (longest - len(row[k])) for row in found]) for k in range(3)
+            )
+
+
+def _inner_row(
+    row: tuple[list[int], list[int], list[int], list[int]], inner: Inner
+) -> tuple[list[int], list[int], list[int]]:
+    """Return the inner labels of a packed row: a letter belongs to the options of its own turn."""
+    ids, labels, _, branches = row
+    found: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for branch in range(max(branches) + 1):
+        places = [place for place, number in enumerate(branches) if number == branch]
+        turn = inner.labels([ids[p] for p in places], [labels[p] for p in places])
+        for whole, part in zip(found, turn, strict=True):
+            whole += part
+    return found
 
 
 def pack(
@@ -127,7 +201,9 @@ class _Conversations(IterableDataset):
         batch: int,
         prompts: dict[str, str],
         mixture: dict[str, int],
+        inner: bool,
     ) -> None:
+        self.inner = Inner(tokenizer) if inner else None
         self.processor, self.tokenizer, self.image = processor, tokenizer, image
         self.seed, self.stage, self.first, self.steps, self.batch = seed, stage, first, steps, batch
         self.prompts, self.mixture = prompts, mixture
@@ -141,7 +217,7 @@ class _Conversations(IterableDataset):
             images = [c.picture.draw(random.Random(c.seed)) for c in chosen if c.picture is not None]
             pixels = torch.stack([self.processor.to_uint8(image) for image in images]) if images else None
             rows = [pack(c, self.tokenizer, *self.image) for c in chosen]
-            yield Packed(rows, pixels, self.tokenizer.pad_token_id)
+            yield Packed(rows, pixels, self.tokenizer.pad_token_id, self.inner)
 
 
 class Parts:
@@ -153,6 +229,7 @@ class Parts:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.letters: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
         if hasattr(model, "mm_projector"):
             self.tower, self.projector = model.vision_tower, model.mm_projector
             self.decoder, self.head = model.llm.model, model.llm.lm_head
@@ -161,9 +238,14 @@ class Parts:
             self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
             self.decoder, self.head = model.model.language_model, model.lm_head
             self.image_token_id = model.config.image_token_id
+        self.end_token_id = self.decoder.config.eos_token_id
 
     def loss(self, batch: Packed, processor: ImageProcessor) -> Tensor:
-        """Return the mean cross-entropy over the supervised tokens of a packed batch."""
+        """Return the mean cross-entropy over the supervised tokens of a packed batch.
+
+        With inner labels it is the sum of four means: letters, all other supervised tokens (so that the letters weigh
+        as much as everything else), the words and the options of `Inner`.
+        """
         is_image = batch.input_ids == self.image_token_id
         embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
         if batch.pixels is not None:
@@ -172,18 +254,61 @@ class Parts:
             embeds = embeds.masked_scatter(is_image[..., None], self.projector(patches))
         mask = torch.zeros(batch.allowed.shape, dtype=embeds.dtype)
         mask = mask.masked_fill(~batch.allowed, torch.finfo(embeds.dtype).min)
-        hidden = self.decoder(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
+        output = self.decoder(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False,
+            output_hidden_states=batch.due is not None,
+        )  # fmt: skip
+        last = output.last_hidden_state[:, :-1]
         wanted = batch.labels[:, 1:]
+        if batch.due is None:
+            return self._entropy(last, wanted)
+        is_letter = batch.due[:, 1:] != IGNORE
+        middle = self.decoder.norm(output.hidden_states[INNER_BLOCK])[:, :-1]
+        earlier = self.decoder.norm(output.hidden_states[OPTION_BLOCK])
+        self._count_letters(batch, last, middle)
+        return (
+            self._entropy(last, wanted.masked_fill(is_letter, IGNORE))
+            + self._entropy(last, batch.due[:, 1:])
+            + self._entropy(middle, batch.words[:, 1:])
+            + self._entropy(earlier, batch.options)
+        )
+
+    def _entropy(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the output layer on hidden (batch, length, width); 0 without a label."""
         keep = wanted != IGNORE
-        return F.cross_entropy(self.head(hidden[:, :-1][keep]).float(), wanted[keep])
+        if not keep.any():
+            return hidden.sum() * 0.0
+        return F.cross_entropy(self.head(hidden[keep]).float(), wanted[keep])
+
+    @torch.no_grad()
+    def _count_letters(self, batch: Packed, last: Tensor, middle: Tensor) -> None:
+        """Add to `letters` how many are right, by what answers them, and how many words INNER_BLOCK says."""
+        due, words = batch.due[:, 1:], batch.words[:, 1:]
+        keep = due != IGNORE
+        right = self.head(last[keep]).argmax(-1) == due[keep]
+        end = F.pad(batch.labels, (0, 1), value=IGNORE)[:, 2:]
+        single = (end == self.end_token_id)[keep]
+        picture = (batch.input_ids == self.image_token_id).any(1, keepdim=True).expand_as(keep)[keep]
+        for kind, hits in (
+            ("text list", right[~picture & ~single]),
+            ("text single", right[~picture & single]),
+            ("picture list", right[picture & ~single]),
+            ("picture single", right[picture & single]),
+            ("picture word", (self.head(middle[keep]).argmax(-1) == words[keep])[picture]),
+        ):
+            self.letters[kind] += torch.tensor([hits.sum().item(), hits.numel()])
+
+    def letters_line(self) -> str:
+        """Return the shares of right letters since the last call, in percent, for the log."""
+        found = [f"{kind} {100 * hits / max(1, n):.0f}" for kind, (hits, n) in self.letters.items()]
+        self.letters.clear()
+        return f" letters: {', '.join(found)}" if found else ""
 
 
 def train_joint(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
     stage: str, steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float,
-    log: Log, batch: int = 16, horizon: int | None = None, cooldown: int = 0,
+    log: Log, batch: int = 16, horizon: int | None = None, cooldown: int = 0, inner: bool = False,
 ) -> None:  # fmt: skip
     """Train projector and language model on packed conversations: both alignment stages and instruction tuning.
 
@@ -203,6 +328,7 @@ def train_joint(
         batch: pictures per step.
         horizon: steps of the cosine, see `Schedule`.
         cooldown: last steps over which the rate falls linearly.
+        inner: train letters with inner labels, see `Inner`.
     """
     torch.manual_seed(seed)
     parts = Parts(model)
@@ -225,6 +351,7 @@ def train_joint(
         batch,
         prompts,
         mixture,
+        inner,
     )
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     low = Replica({"model": model})
@@ -240,7 +367,7 @@ def train_joint(
         low.refresh()
         running.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}")
+            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}{low_parts.letters_line()}")
             running = []
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 save(out, trained, optimizer, step + 1)

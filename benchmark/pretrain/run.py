@@ -1,7 +1,7 @@
 """`python -m benchmark pretrain`: make a shipped small model from nothing, stage by stage, resumable.
 
 Stages: tokenizer, language, tower, (VILA: names,) alignment, reading, matching, quiz,
-letters, choices, instruction. Each leaves its result in
+letters, choices, instruction, pointing, final. Each leaves its result in
 build/pretrain/<model>/ and is skipped when it is there.
 """
 
@@ -37,7 +37,9 @@ from benchmark.files import write_atomic
 from benchmark.models.vila import VilaConfig, VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
 from benchmark.pretrain import card, language, projector, tower
-from benchmark.pretrain.corpus import ALIGNMENT, CHOICE_STAGE, LETTER_STAGE, MATCHING, MIXTURE, READING
+from benchmark.pretrain.corpus import (
+    ALIGNMENT, CHOICE_STAGE, FINAL, LETTER_STAGE, MATCHING, MIXTURE, POINTING, READING,
+)  # fmt: skip
 from benchmark.pretrain.tokenizer import corpus, train_tokenizer
 from benchmark.spec import ROOT, ModelSpec, at_root
 
@@ -77,6 +79,8 @@ class Recipe:
         choices_steps: the same with keys that mean an option.
         more_choices_steps: the same again from the full learning rate (LLaVA finds letters later).
         instruction_steps: of 16 pictures with all their questions.
+        pointing_steps: of 16 pictures or texts with lettered options and inner labels.
+        final_steps: as instruction, with inner labels and more to read.
     """
 
     family: str
@@ -93,6 +97,8 @@ class Recipe:
     choices_steps: int = 1000
     more_choices_steps: int = 0
     instruction_steps: int = 900
+    pointing_steps: int = 800
+    final_steps: int = 800
 
 
 RECIPES = {
@@ -171,11 +177,20 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
             rate, log, **schedule,
         )  # fmt: skip
+    model.half().float()  # the last two stages were made from the float16 weights that an earlier version shipped
+    for stage, steps, mixture, schedule in (
+        ("pointing", recipe.pointing_steps, POINTING, {"horizon": 1600}),
+        ("final", recipe.final_steps, FINAL, {"horizon": 1300, "cooldown": 250}),
+    ):
+        language.train_joint(
+            model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
+            1e-3, log, inner=True, **schedule,
+        )  # fmt: skip
     model.half()
     path = at_root(spec.checkpoint)
     benchmark.models.save(recipe.family, model, tokenizer, preprocessor, path)
     shares = {"mixture": MIXTURE, "alignment": ALIGNMENT, "reading": READING, "matching": MATCHING}
-    shares |= {"letters": LETTER_STAGE, "choices": CHOICE_STAGE}
+    shares |= {"letters": LETTER_STAGE, "choices": CHOICE_STAGE, "pointing": POINTING, "final": FINAL}
     record = {"recipe": vars(recipe), "text": TEXT, "vision": VISION, **shares, "tower_probe": probe}
     write_atomic(path / "training.json", json.dumps(record, indent=1, sort_keys=True))
     log(f"written {path} digest {benchmark.models.digest(path)[:16]}")
