@@ -489,7 +489,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             elif stage in CHOICE_STAGES:
                 chosen = [letter_keys(rng) for _ in range(4)] + chosen[:3]
             elif stage == "pointing":
-                chosen = [letter_look_ups(rng) for _ in range(2)] + [letter_keys(rng) for _ in range(3)] + chosen[:4]
+                chosen = [letter_look_ups(rng), *(letter_keys(rng) for _ in range(2)), *chosen[:4]]
             else:
                 chosen[0] = letter_keys(rng)
             yield Conversation(None, tuple(chosen), rng.getrandbits(32))
@@ -517,7 +517,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
         elif stage == "pointing":
             turns = rng.sample(turns, min(2, len(turns)))
             if isinstance(picture, Scene):
-                turns += [letter_things(rng, picture) for _ in range(3)] + scene_choices(rng, picture, 5)
+                turns += [letter_things(rng, picture) for _ in range(2)] + scene_choices(rng, picture, 4)
             turns += [] if isinstance(picture, Diagram) else [Turn(QUIZ, quiz(rng, name, picture, item, 4))]
         elif rng.random() < TRANSCRIPTS:
             turns = [listed, *_look_up_turns(rng, picture, 1), *rng.sample(turns, len(turns) // 2)]

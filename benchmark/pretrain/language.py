@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmark.data.pocket.words import LETTERS
 from benchmark.models.prompt import IGNORE, encode
@@ -63,16 +64,17 @@ def train_language(
             log(f"language step {step + 1}/{steps} loss {loss.item():.3f}")
 
 
-INNER_BLOCK, OPTION_BLOCK = 5, 4
-"""Blocks (of 8, counted from 1) whose output the inner labels supervise, see `Inner`."""
+OPTION_BLOCK, WORD_BLOCK, POINTER_BLOCK = 4, 5, 7
+"""Blocks (of 8, counted from 1) that the inner labels supervise, see `Inner`."""
 
 
 class Inner:
     """Labels for blocks below the last one, in texts with lettered options.
 
     A letter can only be looked up by a block that already finds the option's word in its input, so where a letter is
-    due, the output of block INNER_BLOCK must say the first word of the option that the letter stands for. And what is
-    looked up must be there: at the first word of each option, block OPTION_BLOCK must say the option's letter.
+    due, the output of block WORD_BLOCK must say the first word of the option that the letter stands for. What is looked
+    up must be there: at the first word of each option, the output of block OPTION_BLOCK must say the option's letter.
+    Between them, the first attention head of block POINTER_BLOCK must look from the one to the other.
 
     Args:
         tokenizer: writes each letter and the full stop behind it as one token.
@@ -82,27 +84,27 @@ class Inner:
         self.letters = {tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in LETTERS}
         self.stop = tokenizer(".", add_special_tokens=False).input_ids[-1]
 
-    def labels(self, ids: list[int], wanted: list[int]) -> tuple[list[int], list[int], list[int]]:
-        """Return (due, words, options), each as long as ids and IGNORE elsewhere.
+    def labels(self, ids: list[int], wanted: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Return (due, words, pointers, options), each as long as ids and IGNORE elsewhere.
 
         Args:
             ids: tokens of one turn.
             wanted: its labels.
 
         Returns:
-            due: the letter where one is a label; words: the first word of its option there; options: at the first word
-            of each option its letter.
+            due: the letter where one is a label; words: the first word of its option there; pointers: that word's place
+            in the turn; options: at the first word of each option its letter.
         """
-        due, words, options = ([IGNORE] * len(ids) for _ in range(3))
+        due, words, pointers, options = ([IGNORE] * len(ids) for _ in range(4))
         first: dict[int, int] = {}
         for place, (letter, stop) in enumerate(zip(ids, ids[1:], strict=False)):
             if letter in self.letters and stop == self.stop and wanted[place] == IGNORE and place + 2 < len(ids):
-                first[letter] = ids[place + 2]
+                first[letter] = place + 2
                 options[place + 2] = letter
         for place, label in enumerate(wanted):
             if label in first:
-                due[place], words[place] = label, first[label]
-        return due, words, options
+                due[place], words[place], pointers[place] = label, ids[first[label]], first[label]
+        return due, words, pointers, options
 
 
 class Packed:
@@ -115,7 +117,7 @@ class Packed:
         rows: of `pack`.
         pixels: of the pictures, in the order of the rows that have one.
         pad: padding token.
-        inner: adds the inner labels; without it `due`, `words` and `options` are None.
+        inner: adds the inner labels; without it `due`, `words`, `pointers` and `options` are None.
     """
 
     def __init__(
@@ -141,24 +143,23 @@ class Packed:
         prefix = (branch == 0)[:, None, :]
         allowed = causal & (same | prefix)
         self.allowed = allowed[:, None]
-        self.due = self.words = self.options = None
+        self.due = self.words = self.pointers = self.options = None
         if inner is not None:
             found = [_inner_row(row, inner) for row in rows]
-            self.due, self.words, self.options = (
-                torch.tensor([row[k] + [IGNORE] * (longest - len(row[k])) for row in found]) for k in range(3)
+            self.due, self.words, self.pointers, self.options = (
+                torch.tensor([row[k] + [IGNORE] * (longest - len(row[k])) for row in found]) for k in range(4)
             )
 
 
-def _inner_row(
-    row: tuple[list[int], list[int], list[int], list[int]], inner: Inner
-) -> tuple[list[int], list[int], list[int]]:
+def _inner_row(row: tuple[list[int], list[int], list[int], list[int]], inner: Inner) -> list[list[int]]:
     """Return the inner labels of a packed row: a letter belongs to the options of its own turn."""
     ids, labels, _, branches = row
-    found: tuple[list[int], list[int], list[int]] = ([], [], [])
+    found: list[list[int]] = [[], [], [], []]
     for branch in range(max(branches) + 1):
         places = [place for place, number in enumerate(branches) if number == branch]
-        turn = inner.labels([ids[p] for p in places], [labels[p] for p in places])
-        for whole, part in zip(found, turn, strict=True):
+        due, words, pointers, options = inner.labels([ids[p] for p in places], [labels[p] for p in places])
+        pointers = [place if place == IGNORE else places[place] for place in pointers]
+        for whole, part in zip(found, (due, words, pointers, options), strict=True):
             whole += part
     return found
 
@@ -243,8 +244,8 @@ class Parts:
     def loss(self, batch: Packed, processor: ImageProcessor) -> Tensor:
         """Return the mean cross-entropy over the supervised tokens of a packed batch.
 
-        With inner labels it is the sum of four means: letters, all other supervised tokens (so that the letters weigh
-        as much as everything else), the words and the options of `Inner`.
+        With inner labels it is the sum of five means: letters, all other supervised tokens (so that the letters weigh
+        as much as everything else), and the words, pointers and options of `Inner`.
         """
         is_image = batch.input_ids == self.image_token_id
         embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
@@ -263,13 +264,14 @@ class Parts:
         if batch.due is None:
             return self._entropy(last, wanted)
         is_letter = batch.due[:, 1:] != IGNORE
-        middle = self.decoder.norm(output.hidden_states[INNER_BLOCK])[:, :-1]
+        middle = self.decoder.norm(output.hidden_states[WORD_BLOCK])[:, :-1]
         earlier = self.decoder.norm(output.hidden_states[OPTION_BLOCK])
         self._count_letters(batch, last, middle)
         return (
             self._entropy(last, wanted.masked_fill(is_letter, IGNORE))
             + self._entropy(last, batch.due[:, 1:])
             + self._entropy(middle, batch.words[:, 1:])
+            + self._pointing(output.hidden_states[POINTER_BLOCK - 1], batch)
             + self._entropy(earlier, batch.options)
         )
 
@@ -280,9 +282,31 @@ class Parts:
             return hidden.sum() * 0.0
         return F.cross_entropy(self.head(hidden[keep]).float(), wanted[keep])
 
+    def _pointing(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """Return the mean cross-entropy of where the first head of POINTER_BLOCK looks from each letter's place.
+
+        Args:
+            hidden: input of the block, (batch, length, width).
+            batch: with pointers.
+        """
+        block = self.decoder.layers[POINTER_BLOCK - 1]
+        attention = block.self_attn
+        states = block.input_layernorm(hidden)
+        cos, sin = self.decoder.rotary_emb(states, batch.positions)
+        query, key = (
+            project(states)[..., : attention.head_dim][:, None] for project in (attention.q_proj, attention.k_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        row, place = (batch.pointers[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        if not len(row):
+            return hidden.sum() * 0.0
+        scores = torch.einsum("nd,nld->nl", query[row, 0, place], key[row, 0]).float() * attention.scaling
+        scores = scores.masked_fill(~batch.allowed[row, 0, place], -torch.inf)
+        return F.cross_entropy(scores, batch.pointers[row, place + 1])
+
     @torch.no_grad()
     def _count_letters(self, batch: Packed, last: Tensor, middle: Tensor) -> None:
-        """Add to `letters` how many are right, by what answers them, and how many words INNER_BLOCK says."""
+        """Add to `letters` how many are right, by what answers them, and how many words WORD_BLOCK says."""
         due, words = batch.due[:, 1:], batch.words[:, 1:]
         keep = due != IGNORE
         right = self.head(last[keep]).argmax(-1) == due[keep]

@@ -38,7 +38,14 @@ from benchmark.models.vila import VilaConfig, VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
 from benchmark.pretrain import card, language, projector, tower
 from benchmark.pretrain.corpus import (
-    ALIGNMENT, CHOICE_STAGE, FINAL, LETTER_STAGE, MATCHING, MIXTURE, POINTING, READING,
+    ALIGNMENT,
+    CHOICE_STAGE,
+    FINAL,
+    LETTER_STAGE,
+    MATCHING,
+    MIXTURE,
+    POINTING,
+    READING,
 )  # fmt: skip
 from benchmark.pretrain.tokenizer import corpus, train_tokenizer
 from benchmark.spec import ROOT, ModelSpec, at_root
