@@ -104,8 +104,8 @@ class Recipe:
     choices_steps: int = 1000
     more_choices_steps: int = 0
     instruction_steps: int = 900
-    pointing_steps: int = 800
-    final_steps: int = 800
+    pointing_steps: int = 500
+    final_steps: int = 700
 
 
 RECIPES = {

@@ -53,6 +53,43 @@ def test_lettered_answers_name_the_right_option():
         assert not present & {text for letter, text in options.items() if letter != turn.answer}
 
 
+def test_choices_on_a_scene_are_true_and_have_one_right_option():
+    rng = random.Random(0)
+    kinds: Counter[str] = Counter()
+    for _ in range(200):
+        scene, _ = rng.choice((upstream.gqa, upstream.textvqa, upstream.okvqa))(rng)
+        for turn in corpus.scene_choices(rng, scene, 6):
+            question, *lines, _ = turn.prompt.split("\n")
+            options = dict(line.split(". ", 1) for line in lines)
+            right = {letter for letter, option in options.items() if fits(scene, question, option)}
+            assert right == {turn.answer}, turn
+            kinds[question.split()[0] + question.split()[1]] += 1
+    assert {"Whatcolor", "Whereis", "Whatis", "Howmany", "Whatdoes", "Pickwhat", "Whichsort"} <= set(kinds)
+
+
+def fits(scene: Scene, question: str, option: str) -> bool:
+    """Whether an option answers a question of `scene_choices`."""
+    icons = [ICON[thing.icon] for thing in scene.things]
+    for sign in scene.signs:
+        if question == f"What does the {sign.colour} sign say?":
+            return option == sign.word.lower()
+    for thing in scene.things:
+        if question == f"What color is the {thing.icon}?":
+            return option == thing.colour
+        if question == f"Where is the {thing.icon}?":
+            return option == corpus._spot(thing.cell)
+        if question == f"What is at the {corpus._spot(thing.cell)}?":
+            return option == thing.icon
+        if question == f"How many {ICON[thing.icon].plural} are there?":
+            return option == corpus.NUMBERS[sum(icon.name == thing.icon for icon in icons)]
+    if question == "Pick what is present.":
+        return option in {icon.name for icon in icons}
+    if question == "Which sort of thing is present?":
+        return option in {icon.category for icon in icons}
+    category = next(name for name, texts in upstream.KNOWLEDGE.items() if question in texts)
+    return option in {icon.fact for icon in icons if icon.category == category}
+
+
 def _letters(turn: corpus.Turn) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Return the options by letter and the pairs (key, letter) of a turn that lists letters."""
     options = dict(line.split(". ", 1) for line in turn.prompt.split("\n")[:-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -66,8 +66,11 @@ def test_every_target_token_is_a_label_500_times(tokenizer, prompts):
 def test_no_target_sentence_is_in_pretraining(prompts):
     rng = random.Random(1)
     pretraining = {corpus.sentence(rng).lower() for _ in range(30_000)}
-    stream = corpus.conversations(0, "instruction", prompts, corpus.MIXTURE)
-    turns = [turn for conversation in islice(stream, 3000) for turn in conversation.turns]
+    streams = [
+        islice(corpus.conversations(0, stage, prompts, mixture), 1500)
+        for stage, mixture in (("instruction", corpus.MIXTURE), ("pointing", corpus.POINTING), ("final", corpus.FINAL))
+    ]
+    turns = [turn for conversation in chain(*streams) for turn in conversation.turns]
     pretraining |= {turn.answer.lower() for turn in turns if len(turn.answer.split()) > 1}
     pretraining |= {turn.prompt.lower() for turn in turns}
     asked, answered = target_texts(prompts)
@@ -109,6 +112,74 @@ def test_packed_turns_equal_single_turns(family, size, tokenizer, prompts):
     together, count = loss(conversation.turns)
     assert count == sum(n for _, n in single)
     assert together == pytest.approx(sum(value * n for value, n in single) / count, abs=1e-5)
+
+
+def whole_model(family, size, tokenizer):
+    recipe = run.Recipe(family, size)
+    torch.manual_seed(0)
+    llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **run.TEXT))
+    model, length = run.assemble(recipe, tokenizer, llm, run.make_tower(recipe))
+    return language.Parts(model.eval()), run.make_processor(recipe)[0], length
+
+
+def letters_batch(conversations, tokenizer, image_token_id, length):
+    rows = [language.pack(c, tokenizer, image_token_id, length) for c in conversations]
+    return language.Packed(rows, None, 0, language.Inner(tokenizer))
+
+
+def test_inner_labels_name_the_option_of_each_letter_and_where_it_stands(tokenizer, prompts):
+    stream = corpus.conversations(0, "pointing", prompts, corpus.POINTING)
+    conversations = list(islice(stream, 30))
+    batch = letters_batch(conversations, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 16)
+    wanted = []
+    for row, conversation in enumerate(conversations):
+        for turn in conversation.turns:
+            options = dict(line.split(". ", 1) for line in turn.prompt.split("\n") if line[1:3] == ". ")
+            entries = turn.answer.rstrip(".").split("; ") if options else []
+            wanted += [(row, entry.split()[-1], options[entry.split()[-1]].split()[0]) for entry in entries]
+    rows, places = (batch.due != language.IGNORE).nonzero(as_tuple=True)
+    found = []
+    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+        pointed = batch.pointers[row, place]
+        assert batch.due[row, place] == batch.labels[row, place] == batch.options[row, pointed]
+        assert batch.words[row, place] == batch.input_ids[row, pointed]
+        assert batch.allowed[row, 0, place - 1, pointed]
+        found.append((row, *tokenizer.convert_ids_to_tokens([batch.due[row, place], batch.words[row, place]])))
+    assert len(wanted) > 100
+    for (row, letter, word), (found_row, found_letter, piece) in zip(wanted, found, strict=True):
+        assert (row, letter) == (found_row, found_letter.strip("▁")) and word.startswith(piece.strip("▁"))
+
+
+@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
+def test_the_pointing_loss_is_the_attention_of_the_model_itself(family, size, tokenizer):
+    parts, processor, length = whole_model(family, size, tokenizer)
+    turns = tuple(corpus.letter_keys(random.Random(seed)) for seed in range(3))
+    conversations = [corpus.Conversation(None, turns, 0), corpus.Conversation(None, turns[:1], 0)]
+    batch = letters_batch(conversations, tokenizer, parts.image_token_id, length)
+    seen = []
+    block = parts.decoder.layers[language.POINTER_BLOCK - 1]
+    block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    block.self_attn.register_forward_hook(lambda _, inputs, outputs: seen.append(outputs[1]))
+    parts.decoder.config._attn_implementation = "eager"
+    with torch.no_grad():
+        parts.loss(batch, processor)
+        loss = parts._pointing(seen[0], batch)
+    rows, places = (batch.pointers != language.IGNORE).nonzero(as_tuple=True)
+    looks = seen[1][rows, 0, places - 1, batch.pointers[rows, places]]
+    assert len(rows) > 5
+    assert loss.item() == pytest.approx(-looks.log().mean().item(), abs=1e-5)
+
+
+def test_letters_weigh_as_much_as_all_other_words_and_inner_labels_reach_only_the_blocks_below(tokenizer):
+    parts, processor, length = whole_model("llava", 96, tokenizer)
+    turn = corpus.knowledge_choice(random.Random(0))
+    batch = letters_batch([corpus.Conversation(None, (turn,), 0)], tokenizer, parts.image_token_id, length)
+    plain = language.Packed([language.pack(corpus.Conversation(None, (turn,), 0), tokenizer, 0, length)], None, 0)
+    inner = parts.loss(batch, processor) - 2 * parts.loss(plain, processor)  # one letter and one end token
+    assert inner.item() > 0
+    inner.backward()
+    assert parts.decoder.layers[language.WORD_BLOCK - 1].mlp.up_proj.weight.grad.abs().max() > 0
+    assert parts.decoder.layers[-1].mlp.up_proj.weight.grad.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
