@@ -17,7 +17,7 @@ from benchmark.spec import at_root
 from benchmark.store import Store
 
 CELL_FILES = (
-    "cell.yaml", "scores.json", "provenance.json", "train.jsonl", "items/*.jsonl.gz", "weights.json", "footprint.json",
+    "cell.yaml", "scores.json", "provenance.json", "items/*.jsonl.gz", "weights.json", "footprint.json",
 )  # fmt: skip
 FOLDERS = ("rates", "audit", "sweeps", "pid", "figures")
 LIMIT_MEGABYTES = 15.0
@@ -62,6 +62,9 @@ def publish(requests: Sequence[Request], partial_too: bool = False) -> Path:
                         _copy(path, partial / "cells" / item.id / path.relative_to(source))
                 for path in source.glob("answers/*.jsonl"):
                     _pack(path, partial / "cells" / item.id / "answers" / f"{path.name}.gz")
+                for path in source.glob("train.jsonl"):
+                    packed = gzip.compress(path.read_bytes(), mtime=0)
+                    write_atomic(partial / "cells" / item.id / f"{path.name}.gz", packed)
             for path in (path for folder in FOLDERS for path in (store.root / folder).glob("*")):
                 _copy(path, partial / path.relative_to(store.root))
             for request, plan in zip(requests, plans, strict=True):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import provenance
 from benchmark.errors import UserError
-from benchmark.files import SUMS, read_sums, sha256_file
+from benchmark.files import SUMS, read_sums, read_text, sha256_file
 from benchmark.findings import Fault, Findings, Wrong
 from benchmark.scores import read_items, summarise
 from benchmark.spec import CellSpec, at_root, cell_id
@@ -410,14 +410,14 @@ def stages_of(cell: CellSpec) -> list[str]:
 
 def _training(cell: CellSpec, folder: Path, records: Data) -> None:
     """Check that the log has every step with a finite loss; a post-hoc cell has a row without a loss, or no log."""
-    path = folder / "train.jsonl"
+    there = any(folder.glob("train.jsonl*"))
     if cell.train is None or cell.target is None:
-        if path.exists():
+        if there:
             raise Wrong("is there, but the cell is not trained")
         return
-    if cell.method.posthoc and not path.exists():
+    if cell.method.posthoc and not there:
         return
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in read_text(folder / "train.jsonl").splitlines()]
     if not rows:
         raise Wrong("is empty")
     if cell.method.posthoc:

@@ -106,8 +106,17 @@ def _recipe(training: Mapping[str, Any]) -> list[str]:
         f"   {recipe['choices_steps']} steps with keys that mean an option (a fact, a synonym, a place){again}.",
         f"7. Instruction: {recipe['instruction_steps']} steps of 16 pictures with all their questions, descriptions",
         "   (also in synonyms) and transcripts; pictures in percent:",
-        f"   {', '.join(f'{k} {v}' for k, v in training['mixture'].items())}.",
+        f"   {_percent(training['mixture'])}.",
+        f"8. Pointing: {recipe['pointing_steps']} steps with lettered options, answered from the text or the picture;",
+        "   letters weigh as much as all other words, and blocks below the last are shown what a letter stands for and",
+        "   where that option is (inner labels, docs/pocket.md). Starts from the float16 weights of stage 7.",
+        f"9. Final: {recipe['final_steps']} steps as in 7 with inner labels and more to read; pictures in percent:",
+        f"   {_percent(training['final'])}.",
     ]
+
+
+def _percent(mixture: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {share}" for name, share in mixture.items())
 
 
 def _text(name: str, digest: str, training: Mapping[str, Any], reports: Mapping[str, Report], gate_line: str) -> str:

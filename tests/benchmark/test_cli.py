@@ -166,7 +166,7 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     assert cli.main(["publish", *arguments]) == 0
     names = {path.name for path in reference.rglob("*") if path.is_file()}
     assert names == {
-        "protocol.md", "cell.yaml", "scores.json", "provenance.json", "train.jsonl", "table6.md", "table6.csv",
+        "protocol.md", "cell.yaml", "scores.json", "provenance.json", "train.jsonl.gz", "table6.md", "table6.csv",
         "table6.tex", "SHA256SUMS",
         *(f"{name}.jsonl.gz" for name in ("okvqa", "textvqa", "ocrvqa", "gqa", "iconqa")),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pandas as pd
@@ -33,6 +34,11 @@ def test_only_rows_with_diagnostics_are_read(tmp_path):
     assert read(path) == []
     path.write_text("".join(json.dumps(line) + "\n" for line in (ROWS[0], {"step": 2, "loss": 1.0}, ROWS[1])))
     assert read(path) == ROWS[:2]
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert read(path) == ROWS[:2]
+    (tmp_path / "train.jsonl.gz").write_bytes(b"\x1f\x8b")
+    assert read(path) == []
 
 
 def test_layers_in_order_and_kinds_by_their_names():
