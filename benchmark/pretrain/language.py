@@ -324,7 +324,7 @@ class Parts:
 
     def letters_line(self) -> str:
         """Return the shares of right letters since the last call, in percent, for the log."""
-        found = [f"{kind} {100 * hits / max(1, n):.0f}" for kind, (hits, n) in self.letters.items()]
+        found = [f"{kind} {100 * hits / n:.0f}" for kind, (hits, n) in self.letters.items() if n]
         self.letters.clear()
         return f" letters: {', '.join(found)}" if found else ""
 

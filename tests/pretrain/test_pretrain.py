@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+import benchmark.models
 from benchmark.compose import request
 from benchmark.data.pocket import targets
 from benchmark.data.pocket.draw import distinct
 from benchmark.data.pocket.splits import TARGETS, UPSTREAM
 from benchmark.models.prompt import encode
-from benchmark.pretrain import corpus, language, run, tower
+from benchmark.pretrain import corpus, language, projector, run, tower
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +224,35 @@ def test_tower_labels_name_what_is_drawn():
     assert tower.HEADS["colour"][1][found["colour"][position] - 1] == thing.colour
     assert sum(label != tower.NONE for label in found["icon"]) == len(scene.things)
     assert found["sign"] == [tower.NONE] * 3
+
+
+def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cut(prompts, tmp_path, monkeypatch):
+    spec = request(["profile=pocket", "table=table5", "models=llava_pocket"], grid=False).models[0]
+    spec = replace(spec, checkpoint=str(tmp_path / "out"))
+    names = [name for name in vars(run.RECIPES["llava_pocket"]) if name.endswith("_steps") and name != "names_steps"]
+    recipe = replace(run.RECIPES["llava_pocket"], image_size=32, **dict.fromkeys(names, 1))
+    monkeypatch.setattr(projector, "condition", partial(projector.condition, count=128))
+    monkeypatch.setattr(run.tower, "train", partial(run.tower.train, batch=8))
+    done = []
+    whole = language.train_joint
+
+    def cut(*args, **settings):
+        done.append(args[5])
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        whole(*args, **settings, batch=2)
+
+    monkeypatch.setattr(language, "train_joint", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run.make(spec, recipe, prompts, tmp_path / "a")
+    path = run.make(spec, recipe, prompts, tmp_path / "a")
+    digest = benchmark.models.digest(path)
+    assert done[3:] == ["alignment", "reading", "matching", "quiz", "letters", "choices", "more_choices", "instruction",
+                        "pointing", "final"]  # fmt: skip
+    assert digest == benchmark.models.digest(run.make(spec, recipe, prompts, tmp_path / "b"))
+    training = json.loads((path / "training.json").read_text())
+    assert training["recipe"]["final_steps"] == 1 and training["final"] == corpus.FINAL
+    loaded = benchmark.models.load(spec, torch.float32)
+    before = torch.load(tmp_path / "a" / "llava_pocket" / "quiz" / "checkpoint.pt", weights_only=True)["parts"]["head"]
+    assert loaded.image_seq_length == 4
+    assert not torch.equal(loaded.model.lm_head.weight, before["weight"].half().float())
