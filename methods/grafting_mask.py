@@ -53,6 +53,7 @@ class GraftingMask(Method):
     is drawn. It keeps the mask that answers best on validation data; here the last one. It bounds only the base
     patch's share (1e-7 to 1e-5 of the weights); here the result's, at 10 % as in DARE and Tailor: if more
     elements have gamma > 1/2, those with the largest z are grafted.
+    Variants: none; it is itself one of Grafting's.
     Decided: elements that tie with the limit of a share are not taken; a loss without a gradient leaves the base patch.
     """
 
