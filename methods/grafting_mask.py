@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmark.errors import UserError
 from methods.base import Method
 
 if TYPE_CHECKING:
@@ -60,15 +59,10 @@ class GraftingMask(Method):
     Params = GraftingMaskParams
     posthoc = True
 
-    @property
-    def calibration_samples(self) -> int:
-        return self.params.samples
-
     def finish(
         self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None
     ) -> dict[str, Tensor]:
-        if calibration is None:
-            raise UserError("grafting_mask needs calibration data: samples of the target's training split.")
+        assert calibration is not None
         params = self.params
         after = {name: weight.float() for name, weight in finetuned.items()}
         before = {name: pretrained[name].float().to(weight.device) for name, weight in after.items()}

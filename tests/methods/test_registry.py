@@ -65,6 +65,7 @@ def test_table_class_and_configuration_agree(method):
         build(method, {}, 3).seed == 3
         and build(method, {}, 3).params == build(method, config["params"], 3).params
     )
+    assert build(method, {}, 0).calibration_samples == config["params"].get("samples", 0)
     if method in TABLE_5:
         assert params == asdict(cls.Params()), "the paper's row is the class as it is"
     else:
