@@ -53,7 +53,8 @@ def test_table_class_and_configuration_agree(method):
         return
     cls = load_class(item.cls)
     assert issubclass(cls, Method) and cls.__doc__
-    for word in (" = ", "Granularity: ", "Tensors: ", "Acts: ", "|M|", "Source: ", "Disagreements: ", "Variants: "):
+    assert " = " in cls.__doc__ or " <- " in cls.__doc__, f"{item.cls} has no equation"
+    for word in ("Granularity: ", "Tensors: ", "Acts: ", "|M|", "Source: ", "Disagreements: ", "Variants: "):
         assert word in " ".join(cls.__doc__.split()), f"{item.cls} does not say: {word}"
     assert item.kind == ("posthoc" if cls.posthoc else "training")
     params = asdict(make_params(method, {}))
