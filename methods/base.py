@@ -38,7 +38,6 @@ class Method:
         Params: frozen dataclass of the hyper-parameters; raises ValueError for values out of range.
         posthoc: the method needs a finished Full FT run instead of a training run.
         uses_pretrained: hooks read `shard.pretrained`, so w* is kept on the weights' device.
-        calibration_samples: training samples that `finish` wants as calibration data; 0 for none.
         shards: every trainable tensor, set by `attach`, for `diagnostics`.
         extra_step: steps the optimizer once more on the gradients as they are, without hooks; set by `attach`
             before `start`. None where the step belongs to the engine (ZeRO).
@@ -47,13 +46,17 @@ class Method:
     Params: ClassVar[type] = NoParams
     posthoc: ClassVar[bool] = False
     uses_pretrained: ClassVar[bool] = True
-    calibration_samples: int = 0
     shards: Shards
     extra_step: Callable[[], None] | None = None
 
     def __init__(self, params: Any, seed: int) -> None:
         self.params = params
         self.seed = seed
+
+    @property
+    def calibration_samples(self) -> int:
+        """How many training samples `finish` wants as calibration data: the parameter `samples`, 0 without it."""
+        return getattr(self.params, "samples", 0)
 
     def refuses(self, engine: str) -> str | None:
         """Return why this method cannot train on an engine, and what to do instead; None if it can.
@@ -80,8 +83,8 @@ class Method:
         Args:
             finetuned: trained tensors by name, full shapes.
             pretrained: w* for the same names.
-            calibration: inputs of the linear layers and gradients of the loss, for methods with
-                `calibration_samples`.
+            calibration: inputs of the linear layers and gradients of the loss, on `calibration_samples` of the
+                target's training samples; None if that is 0.
 
         Returns:
             New float32 tensors for the same names; the arguments are not changed.

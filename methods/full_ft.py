@@ -13,6 +13,7 @@ class FullFT(Method):
     Source: SPIDER paper, App. B (De Boer et al., 2005).
     Disagreements: the loss and gradient clipping are the trainer's matter, see DESIGN.md; the released
     LLaVA configurations probably ran without clipping, ours clips at 1.0 for every method.
+    Variants: none.
     """
 
     uses_pretrained = False

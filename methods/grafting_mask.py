@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmark.errors import UserError
 from methods.base import Method
 
 if TYPE_CHECKING:
@@ -53,21 +52,17 @@ class GraftingMask(Method):
     is drawn. It keeps the mask that answers best on validation data; here the last one. It bounds only the base
     patch's share (1e-7 to 1e-5 of the weights); here the result's, at 10 % as in DARE and Tailor: if more
     elements have gamma > 1/2, those with the largest z are grafted.
+    Variants: none; it is itself one of Grafting's.
     Decided: elements that tie with the limit of a share are not taken; a loss without a gradient leaves the base patch.
     """
 
     Params = GraftingMaskParams
     posthoc = True
 
-    @property
-    def calibration_samples(self) -> int:
-        return self.params.samples
-
     def finish(
         self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None
     ) -> dict[str, Tensor]:
-        if calibration is None:
-            raise UserError("grafting_mask needs calibration data: samples of the target's training split.")
+        assert calibration is not None
         params = self.params
         after = {name: weight.float() for name, weight in finetuned.items()}
         before = {name: pretrained[name].float().to(weight.device) for name, weight in after.items()}

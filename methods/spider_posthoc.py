@@ -24,6 +24,7 @@ class SpiderPosthoc(Method):
     of gradients, and the scale cancels in z (spider_code's mask); AdamW divides each element by its own scale.
     Disagreements: the paper masks at every step, so an element with M < 1 loses part of every update and moves at most
     about M / (1 - M) steps; here it loses 1 - M of its total change once. Elements of unit mask are Full FT's.
+    Variants: none; it is itself one of SPIDER's.
     Decided as in SPIDER: a tensor without a change is w*; w* = 0 keeps Full FT's weights; constant w* ranks 1/2.
     """
 

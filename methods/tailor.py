@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from benchmark.errors import UserError
 from methods.base import Method
 from methods.blocks import split_layer
 from methods.ops import row_scores
@@ -118,15 +117,10 @@ class Tailor(Method):
     Params = TailorParams
     posthoc = True
 
-    @property
-    def calibration_samples(self) -> int:
-        return self.params.samples
-
     def finish(
         self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None
     ) -> dict[str, Tensor]:
-        if calibration is None:
-            raise UserError("tailor needs calibration data: samples of the target's training split.")
+        assert calibration is not None
         weights = {name: tensor.float().clone() for name, tensor in finetuned.items()}
         for names in calibration.blocks:
             # All of a layer's inputs are measured before any of its weights is patched.

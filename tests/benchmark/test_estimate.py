@@ -52,6 +52,16 @@ def test_counts_are_the_public_ones():
         architecture_of({"widht": 1}, "a")
 
 
+def test_spiders_added_time_is_below_its_target_by_arithmetic():
+    """The numbers of docs/methods.md; test_fused counts the 36 bytes, and no GPU has measured the time."""
+    llava, card = setting(checkpointing=False), GPUS["h100"]
+    work, moved = llava.batch * sum(sample_flops(llava).values()), 36 * llava.trained
+    added, fastest = moved / (1e9 * card.bandwidth), work / (1e12 * card.peak)
+    usual = fastest / estimate.UTILISATION[1]
+    assert f"{moved / 1e9:.0f} GB, {1e3 * added:.1f} ms, {work / 1e12:.0f} TFLOP" == "15 GB, 4.6 ms, 284 TFLOP"
+    assert f"{usual:.2f} s, {added / usual:.1%}; {fastest:.2f} s, {added / fastest:.1%}" == "0.64 s, 0.7%; 0.29 s, 1.6%"
+
+
 @pytest.mark.parametrize("family", ["llava", "vila"])
 def test_operations_are_those_that_torch_counts(family, tmp_path):
     """Blocks, projector and attention of a forward pass; the output layer is left out on both sides."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -29,18 +31,22 @@ def on_cpu(monkeypatch):
     counters.clear()
 
 
-def train(steps: int = 3) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return weights, masks and distances to the threshold after steps of spider on random gradients."""
+def train(steps: int = 3, device: str = "cpu") -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return weights, masks and distances to the threshold after steps of spider on random gradients.
+
+    On a GPU, torch raises an error if the host waits for it in a later step than the first, which compiles.
+    """
     source = torch.Generator().manual_seed(0)
     base = {str(size): torch.randn(size, generator=source).mul_(0.02).bfloat16() for size in LENGTHS}
     base["(4100,)"].fill_(1.0)
-    named = {name: Parameter(values.float()) for name, values in base.items()}
+    named = {name: Parameter(values.float().to(device)) for name, values in base.items()}
     optimizer, method = torch.optim.AdamW(named.values(), lr=1e-3, weight_decay=0.0), build("spider", {}, 0)
     attachment = attach(optimizer, named, base, method)
-    for _ in range(steps):
+    for step in range(steps):
         for parameter in named.values():
-            parameter.grad = torch.randn(parameter.shape, generator=source)
-        optimizer.step()
+            parameter.grad = torch.randn(parameter.shape, generator=source).to(device)
+        with no_waits() if device == "cuda" and step else contextlib.nullcontext():
+            optimizer.step()
     masks, margins, devices = [], [], fused.devices
     fused.devices = set()  # what is compared is what the steps have left behind
     for shard in attachment.shards:
@@ -50,7 +56,18 @@ def train(steps: int = 3) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         exact = shard.weight == shard.pretrained
         assert exact[(masks[-1] == 0) & (margins[-1] > 1e-5)].all(), "w* bit for bit where nothing is selected"
     fused.devices = devices
-    return [parameter.detach().flatten() for parameter in named.values()], masks, margins
+    weights = [parameter.detach().flatten() for parameter in named.values()]
+    return tuple([values.cpu() for values in part] for part in (weights, masks, margins))
+
+
+@contextlib.contextmanager
+def no_waits() -> Iterator[None]:
+    """Make torch raise an error where the host waits for a GPU."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def check_equal(written: tuple, compiled: tuple) -> None:
@@ -94,6 +111,14 @@ def test_a_pass_is_one_kernel_with_the_numbers_of_the_function_as_written(on_cpu
     check_equal(written, compiled)
     assert fused.devices, "compiling failed"
     assert [module.count("async_compile.cpp_pybinding(") for module in modules] == [1, 1, 1], "one kernel per pass"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_numbers_of_a_cpu_and_the_host_never_waits():
+    torch.compiler.reset()
+    check_equal(train(), train(device="cuda"))
+    assert fused.devices == {"cuda"}, "compiling failed"
 
 
 def test_a_pass_counts_what_it_must_move(monkeypatch):

@@ -89,8 +89,3 @@ def test_mistakes(params):
     (name,) = params
     with pytest.raises(UserError, match=f"grafting_mask: .*{name}="):
         build("grafting_mask", params, 0)
-
-
-def test_it_needs_calibration_data(world):
-    with pytest.raises(UserError, match="training split"):
-        build("grafting_mask", {}, 0).finish(*world[1::-1], None)

@@ -53,8 +53,9 @@ def test_table_class_and_configuration_agree(method):
         return
     cls = load_class(item.cls)
     assert issubclass(cls, Method) and cls.__doc__
-    for word in ("Granularity", "Tensors", "Acts", "Extra memory", "Source", "Disagreements"):
-        assert word in cls.__doc__, f"{item.cls} does not say: {word}"
+    assert " = " in cls.__doc__ or " <- " in cls.__doc__, f"{item.cls} has no equation"
+    for word in ("Granularity: ", "Tensors: ", "Acts: ", "|M|", "Source: ", "Disagreements: ", "Variants: "):
+        assert word in " ".join(cls.__doc__.split()), f"{item.cls} does not say: {word}"
     assert item.kind == ("posthoc" if cls.posthoc else "training")
     params = asdict(make_params(method, {}))
     assert config["params"].items() <= params.items()
@@ -65,6 +66,7 @@ def test_table_class_and_configuration_agree(method):
         build(method, {}, 3).seed == 3
         and build(method, {}, 3).params == build(method, config["params"], 3).params
     )
+    assert build(method, {}, 0).calibration_samples == config["params"].get("samples", 0)
     if method in TABLE_5:
         assert params == asdict(cls.Params()), "the paper's row is the class as it is"
     else:
@@ -211,11 +213,13 @@ def test_the_rows_of_the_paper_keep_their_cells():
 
 
 def test_the_document_lists_every_method_with_its_parameters():
-    rows = {}
+    rows, before = {}, ""
     for line in (ROOT / "docs" / "methods.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `"):
+            assert before.startswith("|"), f"{cells[0]} is in no table"
             rows[cells[0].strip("`")] = cells[1], cells[3]
+        before = line
     assert set(rows) == set(METHODS)
     for name, (kind, listed) in rows.items():
         config = yaml.safe_load((ROOT / "conf" / "method" / f"{name}.yaml").read_text())["params"]

@@ -39,7 +39,7 @@ not run: with three processes one variant of each class is.
 
 Made by `.venv/bin/python -m tests.multiprocess.matrix` with torch {torch}, DeepSpeed {deepspeed}, gloo, on CPU
 processes; `tests/multiprocess/test_parity.py` asserts it in the normal test run, together with the log's numbers, the
-hook calls, and that all processes end with the same weights bit for bit.
+hook calls, and that all processes end with the same weights bit for bit. NCCL and GPUs have not been run.
 
 ## float32
 

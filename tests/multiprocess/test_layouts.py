@@ -126,20 +126,23 @@ def test_a_change_outside_of_the_hooks_is_noticed(folder):
             assert right == [] and len(wrong) == 22
 
 
-def accumulated_in_bfloat16(folder: Path) -> tuple[str, list[str]]:
-    """Train with DeepSpeed's own choice for bfloat16, which takes the other optimizer of stage 1."""
-    training = Training(Data.read(folder), "zero1", build("spider", {}, 0), "bfloat16", data_types={})
-    faults = []
-    for number in range(2):
-        training.step(number)
-        training.attachment.diagnostics()
-        faults += forward_faults(training)
-    return type(training.optimizer).__name__, faults
+def accumulated_both_ways(folder: Path) -> dict[str, list[str]]:
+    """Train with gradients summed in float32, as the trainer does, and with DeepSpeed's own choice for bfloat16."""
+    data, made = Data.read(folder), {}
+    for config in ({}, {"data_types": {}}):
+        training = Training(data, "zero1", build("spider", {}, 0), "bfloat16", **config)
+        faults = made[type(training.optimizer).__name__] = []
+        for number in range(2):
+            training.step(number)
+            training.attachment.diagnostics()
+            faults += forward_faults(training)
+        training.close()
+    return made
 
 
 def test_both_optimizers_of_stage_1(folder):
-    for name, faults in launch(accumulated_in_bfloat16, 2, folder):
-        assert name == "DeepSpeedZeroOptimizer" and faults == []
+    for made in launch(accumulated_both_ways, 2, folder):
+        assert made == {"BF16_Optimizer": [], "DeepSpeedZeroOptimizer": []}
 
 
 # ---- settings that a method cannot work with
