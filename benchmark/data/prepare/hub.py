@@ -149,7 +149,7 @@ def _table(entry: Mapping[str, Any], places: Sequence[Place], alone: bool, onlin
         if ident in REFUSED:
             raise UserError(f"{ident} is refused: {REFUSED[ident]}. Take another id in conf/sources.yaml.")
         folder = local(ident, places, alone)
-        paths = [folder] if folder else [*([ident] if online else []), *filter(None, [_cached(ident)])]
+        paths: list[Path | str] = [folder] if folder else [*([ident] if online else []), *filter(None, [_cached(ident)])]
         for path in paths:
             try:
                 return _open(str(path), ident, entry.get("config"), entry["split"])

@@ -48,6 +48,16 @@ def test_the_users_folder_comes_before_the_network(tmp_path):
     assert [(row.id, row.image, row.stored) for row in rows] == [("12", "1", None), ("25", "2", None)]
 
 
+def test_the_second_flickr30k_table_has_its_captions_under_another_name(tmp_path):
+    """AnyModal's alt_text is rewritten; Karpathy's captions are in original_alt_text."""
+    _table(tmp_path, "AnyModal/flickr30k", None, "test", {
+        "image": [{"bytes": b"x", "path": "7.jpg"}], "alt_text": [["rewritten"]], "original_alt_text": [["a", "b"]],
+        "sentids": [["0"]], "split": ["test"], "img_id": ["3"], "filename": ["7.jpg"],
+    })
+    (row,) = hub.load("flickr30k", {"test": "test"}, sources()["flickr30k"]["hub"], [Place(tmp_path)], False)["test"]
+    assert (row.id, row.image, row.fields["captions"], row.stored.read()) == ("3", "7.jpg", ["a", "b"], b"x")
+
+
 def test_a_folder_of_the_dataset_alone_may_be_the_table(tmp_path):
     """`hf download lmms-lab/OK-VQA --local-dir anything` and then --from okvqa=anything."""
     _table(tmp_path, "anything", None, "val2014", TABLE)

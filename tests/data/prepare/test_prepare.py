@@ -286,9 +286,7 @@ def test_a_list_of_ids_stays_until_the_folder_is_deleted(specs, drawn, tmp_path,
 def test_books_whose_cover_is_broken_are_drawn_anew(specs, drawn, tmp_path, capsys):
     """Hundreds of the covers that Amazon served are no images, and cannot be fetched again."""
     shutil.copytree(drawn / "ocrvqa", tmp_path / "source" / "ocrvqa")
-    books = [key for key, book in json.loads((drawn / "ocrvqa" / "dataset.json").read_text()).items()
-             if book["split"] == 3]
-    broken = books[0]
+    broken = load(specs["ocrvqa"], drawn, "test")[0].group
     next((tmp_path / "source").rglob(f"{broken}.*")).write_bytes(b"<html>gone</html>")
     records = prepared(specs, tmp_path / "data", "--from", str(tmp_path / "source"), "ocrvqa")["ocrvqa"]["test"]
     assert f"1 books have a cover that cannot be decoded (first: {broken})" in capsys.readouterr().out
