@@ -117,21 +117,10 @@ def write_hub(source: Path, out: Path) -> Path:
     return out
 
 
-# One table without the hub's metadata, in which an image is just {bytes, path}; the others name their images as such.
-PLAIN = ("lmms-lab/OK-VQA",)
-
-
 def _table(out: Path, ident: str, config: str | None, split: str, columns: dict[str, list[Any]]) -> None:
-    import datasets
-
     folder = out / ident / (config or "data")
     folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    images = {name: datasets.Image() for name in ("image", "query_image") if name in columns and ident not in PLAIN}
-    if images:
-        features = datasets.Features({**datasets.Features.from_arrow_schema(table.schema), **images})
-        table = table.cast(features.arrow_schema)
-    pq.write_table(table, folder / f"{split}-00000-of-00001.parquet", row_group_size=5)
+    pq.write_table(pa.table(columns), folder / f"{split}-00000-of-00001.parquet", row_group_size=5)
     readme = out / ident / "README.md"
     if config:
         known = sorted(path.name for path in (out / ident).iterdir() if path.is_dir())

@@ -149,7 +149,9 @@ def _table(entry: Mapping[str, Any], places: Sequence[Place], alone: bool, onlin
         if ident in REFUSED:
             raise UserError(f"{ident} is refused: {REFUSED[ident]}. Take another id in conf/sources.yaml.")
         folder = local(ident, places, alone)
-        paths: list[Path | str] = [folder] if folder else [*([ident] if online else []), *filter(None, [_cached(ident)])]
+        paths: list[Path | str] = [folder] if folder else [ident] if online else []
+        if folder is None and (snapshot := _cached(ident)):
+            paths.append(snapshot)
         for path in paths:
             try:
                 return _open(str(path), ident, entry.get("config"), entry["split"])
