@@ -37,6 +37,7 @@ def overrides() -> list[str]:
     for name in ("okvqa", "textvqa", "textvqa_no_ocr", "gqa"):
         given.append(f"dataset.{name}.counts.test={COUNTS['test']}")
     given += ["dataset.ocrvqa.counts.test=10", "dataset.ocrvqa.options.sample.test=10"]
+    given += [f"dataset.{name}.counts.test_images=null" for name in ("textvqa", "gqa", "scienceqa")]
     for name in ("flickr30k", "coco", "iconqa", "scienceqa"):
         given += [f"dataset.{name}.counts.{key}={value}" for key, value in (COUNTS | {"train": SAMPLE}).items()]
         given.append(f"dataset.{name}.options.sample.train={SAMPLE}")

@@ -18,7 +18,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from benchmark.files import digest_of, write_atomic
 Say = Callable[[str], None]
 
 SOURCES = Path(__file__).resolve().parents[3] / "conf" / "sources.yaml"
-MANIFEST, MARKER, UNPACKED, KNOWN = "prepared.json", ".preparing", ".unpacked", "ids.json"
+MANIFEST, MARKER, UNPACKED, KNOWN, LISTED = "prepared.json", ".preparing", ".unpacked", "ids.json", "ids_test.txt"
 BY_IMAGE = ("okvqa", "textvqa", "gqa")  # several questions share an image: images are filed under their own id
 PROGRESS_SECONDS = 10.0
 GROUP = "the group's files"
@@ -52,6 +52,8 @@ class Asked:
         hub: whether hub tables may be downloaded.
         splits: further splits besides those that the tables need.
         ids: dataset -> file with the item ids to use in the test split, one per line.
+        group_first: take what the group's files have from them, even where official files or tables have it too: its
+            2,000 questions of OCR-VQA and 10,000 rows of IconQA are samples that no seed of ours gives.
     """
 
     places: tuple[Path, ...] = ()
@@ -59,6 +61,7 @@ class Asked:
     hub: bool = True
     splits: tuple[str, ...] = ()
     ids: Mapping[str, Path] = field(default_factory=dict)
+    group_first: bool = False
 
 
 @cache
@@ -85,6 +88,7 @@ def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--from", dest="places", action="append", default=[], metavar="[DATASET=]DIR")
     parser.add_argument("--no-hub", action="store_true")
+    parser.add_argument("--group-first", action="store_true")
     parser.add_argument("--splits", default="", metavar="validation")
     parser.add_argument("--ids", action="append", default=[], metavar="DATASET=FILE")
     try:
@@ -92,7 +96,9 @@ def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path)
     except argparse.ArgumentError as error:
         raise UserError(f"data prepare: {error}.") from None
     if unknown:
-        raise UserError(f"data prepare: unknown option {unknown[0]!r}. Valid: --from, --no-hub, --splits, --ids.")
+        raise UserError(
+            f"data prepare: unknown option {unknown[0]!r}. Valid: --from, --no-hub, --group-first, --splits, --ids."
+        )
     known = list(dict.fromkeys(data.reader_of(spec) for spec in specs.values()))
     names = [name for item in given.names for name in item.split(",")] or known
     places, own, ids = [], {}, {}
@@ -112,7 +118,7 @@ def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path)
     for name in splits:
         if name not in data.SPLITS:
             raise UserError(f"Unknown split {name!r}.{did_you_mean(name, data.SPLITS)}")
-    asked = Asked(tuple(places), own, not given.no_hub, splits, ids)
+    asked = Asked(tuple(places), own, not given.no_hub, splits, ids, given.group_first)
     by_reader = {data.reader_of(spec): spec for spec in reversed(list(specs.values()))}
     prepare({name: by_reader[name] for name in names}, root, asked, lambda text: print(text, flush=True))
     return 0
@@ -159,26 +165,31 @@ def _prepare(name: str, spec: data.DatasetLike, root: Path, asked: Asked, say: S
     folder = root / name
     before = _manifest(folder)
     splits = wanted_splits(spec, (*asked.splits, *(before or {}).get("splits", {})))
-    ids = _listed(asked.ids.get(name))
+    # What was asked for once stays: a later prepare without the option must not quietly take other items.
+    kept = folder / LISTED if before is not None and before["written"] and (folder / LISTED).is_file() else None
+    ids = _listed(asked.ids.get(name, kept))
+    asked = replace(asked, group_first=asked.group_first or bool((before or {}).get("group_first")))
     choice = digest_of([
         {split: official_names(spec, split, _module(name).SPLITS) for split in splits},
-        spec.counts, spec.options, ids,
+        spec.counts, spec.options, ids, *(["group first"] if asked.group_first else []),
     ])
     users_own = before is None and folder.is_dir() and not (folder / MARKER).exists() and any(folder.iterdir())
     if users_own or (before is not None and not before["written"]):
         say("  the folder holds files of yours: they are checked and left as they are")
         records = {split: data.load(spec, root, split) for split in splits}
         return _finish(name, spec, root, records, choice, {split: "your files" for split in splits}, False, [], say)
-    if before is not None and before["choice"] == choice and not ids:
+    if before is not None and before["choice"] == choice:
         records = {split: data.load(spec, root, split) for split in splits}
         if all(record.image is None or data.find_image(record.image) for split in splits for record in records[split]):
             return ["prepared already", *_summary(before)]
     index, found, origin, notes = _rows(name, spec, splits, asked, root, say)
     _check_rows(name, spec, found, origin)
     if name == "ocrvqa":
-        found, gone = _drop_books(found, index, folder)
+        found, records, gone = _sample_books(spec, found, splits, ids, root, index)
         notes += gone
-    records = _load_checked(name, spec, found, splits, ids, root)
+    else:
+        records = _load_checked(name, spec, found, splits, ids, root)
+    _check_image_counts(spec, records)
     _compare_ids(name, root, choice, records)
     for split in splits:
         if split == "test":
@@ -188,9 +199,9 @@ def _prepare(name: str, spec: data.DatasetLike, root: Path, asked: Asked, say: S
         (folder / MANIFEST).unlink()
     forms.write(name, folder, found)
     if ids:
-        write_atomic(folder / "ids_test.txt", "".join(f"{item}\n" for item in ids))
+        write_atomic(folder / LISTED, "".join(f"{item}\n" for item in ids))
     _place_images(name, records, found, index, spec, say)
-    return _finish(name, spec, root, records, choice, origin, True, notes, say)
+    return _finish(name, spec, root, records, choice, origin, True, notes, say, asked.group_first)
 
 
 def _module(name: str) -> Any:
@@ -214,7 +225,10 @@ def _listed(path: Path | None) -> list[str]:
 
     ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not ids or ids[0].startswith(("{", "[")):
-        raise UserError(f"{path} is no list of item ids, one per line. The group's jsonl goes below --from instead.")
+        raise UserError(
+            f"{path} is no list of item ids, one per line. The group's jsonl goes below --from, with --group-first if "
+            "official files are there too."
+        )
     return ids
 
 
@@ -252,7 +266,8 @@ def _rows(
     def left() -> dict[str, list[str]]:
         return {split: officials[split] for split in splits if split not in origin}
 
-    for source, load in (("official files", official.load), (GROUP, group.load)):
+    by_hand = [("official files", official.load), (GROUP, group.load)]
+    for source, load in reversed(by_hand) if asked.group_first else by_hand:
         for parts in ([part for names in left().values() for part in names], *left().values()):
             if left() and parts and not all(part in found for part in parts):
                 take(load(name, parts, index), source)
@@ -261,15 +276,10 @@ def _rows(
         if len(parts) > 1:
             tries.append(f"{split}: the hub has no table for {'+'.join(parts)}")
             continue
-        names = {split: parts[0]}
-        tables = (about.get("hub") or {}).get(split)
-        there = tables and any(hub.local(ident, places) for ident in tables["ids"])
-        if not asked.hub and not there:
-            tries.append(f"{split}: not below --from, and --no-hub was given")
-            continue
-        try:
+        if asked.hub:
             say(f"  {split}: from the hub")
-            take(hub.load(name, names, about.get("hub") or {}, places), "hub")
+        try:
+            take(hub.load(name, {split: parts[0]}, about.get("hub") or {}, places, asked.hub), "hub")
         except hub.Unavailable as error:
             tries.append(f"{split}: {error}")
     if left():
@@ -296,6 +306,53 @@ def _hinted(path: Path, pattern: str, places: Sequence[Place]) -> bool:
             if place.own or re.search(pattern, inside, re.IGNORECASE):
                 return True
     return False
+
+
+def _sample_books(
+    spec: data.DatasetLike, found: dict[str, list[Row]], splits: Sequence[str], ids: Sequence[str], root: Path,
+    index: Index,
+) -> tuple[dict[str, list[Row]], dict[str, list[data.Record]], list[str]]:
+    """Draw OCR-VQA's questions among the books whose cover is there and can be decoded; return rows, records, notes.
+
+    Only covers of drawn questions are decoded: the sample is a prefix of a fixed order of the questions, so leaving a
+    bad one out and drawing again gives the prefix without any.
+
+    Raises:
+        UserError: too few questions are left; what was left out is said.
+    """
+    folder = root / "ocrvqa"
+    found, notes = _drop_books(found, index, folder)
+    tried: set[str] = set()
+    bad: list[str] = []
+    while True:
+        told = [*notes, *([
+            f"{len(bad)} books have a cover that cannot be decoded (first: {', '.join(bad[:3])}); their questions are "
+            "not sampled either"
+        ] if bad else [])]
+        try:
+            records = _load_checked("ocrvqa", spec, found, splits, ids, root)
+        except UserError as error:
+            raise UserError(" ".join([str(error), *(f"{note[0].upper()}{note[1:]}." for note in told)])) from None
+        drawn = {record.group: record for rows in records.values() for record in rows if record.group not in tried}
+        broken = {book for book, record in drawn.items() if not _decodes(record, index)}
+        if not broken:
+            return found, records, told
+        tried |= drawn.keys()
+        bad = sorted([*bad, *broken])
+        found = {part: [row for row in rows if row.id not in broken] for part, rows in found.items()}
+
+
+def _decodes(record: data.Record, index: Index) -> bool:
+    """Return whether the cover of a record can be read; those inside a table are checked once they are written."""
+    assert record.image is not None
+    path = index.image(record.image) or data.find_image(record.image)
+    if path is None:
+        return True
+    try:
+        data.open_image(replace(record, image=path))
+    except UserError:
+        return False
+    return True
 
 
 def _drop_books(
@@ -343,6 +400,18 @@ def _check_rows(
             )
 
 
+def _check_image_counts(spec: data.DatasetLike, records: Mapping[str, Sequence[data.Record]]) -> None:
+    """Refuse another number of images than the split's `counts.<split>_images`: the right number of other questions."""
+    for split, rows in records.items():
+        expected = (spec.counts or {}).get(f"{split}_images")
+        images = len({record.image for record in rows} - {None})
+        if expected is not None and images != expected:
+            raise UserError(
+                f"{split} has {len(rows):,} items on {images:,} images, the official split has {expected:,} images. "
+                f"Fetch it again, or set dataset.{spec.id}.counts.{split}_images."
+            )
+
+
 def _load_checked(
     name: str, spec: data.DatasetLike, found: Mapping[str, list[Row]], splits: Sequence[str], ids: Sequence[str],
     root: Path,
@@ -351,8 +420,11 @@ def _load_checked(
     with tempfile.TemporaryDirectory(dir=_made(root), prefix=".checking-") as temporary:
         forms.write(name, Path(temporary) / name, found)
         if ids:
-            write_atomic(Path(temporary) / name / "ids_test.txt", "".join(f"{item}\n" for item in ids))
-        records = {split: data.load(spec, temporary, split) for split in splits}
+            write_atomic(Path(temporary) / name / LISTED, "".join(f"{item}\n" for item in ids))
+        try:
+            records = {split: data.load(spec, temporary, split) for split in splits}
+        except UserError as error:  # the user's own folder is the one to name
+            raise UserError(str(error).replace(temporary, str(root))) from None
         return {split: [_moved(record, Path(temporary), root) for record in rows] for split, rows in records.items()}
 
 
@@ -365,8 +437,6 @@ def _made(root: Path) -> Path:
 
 
 def _moved(record: data.Record, old: Path, new: Path) -> data.Record:
-    from dataclasses import replace
-
     return record if record.image is None else replace(record, image=new / record.image.relative_to(old))
 
 
@@ -450,14 +520,14 @@ def _link(path: Path, source: Path) -> None:
 
 def _finish(
     name: str, spec: data.DatasetLike, root: Path, records: Mapping[str, list[data.Record]], choice: str,
-    origin: Mapping[str, str], written: bool, notes: Sequence[str], say: Say,
+    origin: Mapping[str, str], written: bool, notes: Sequence[str], say: Say, group_first: bool = False,
 ) -> list[str]:
     """Decode every image, hold the ids against those of earlier times, record what was made."""
     every = [record for rows in records.values() for record in rows]
     say(f"  decoding {len({record.image for record in every} - {None})} images")
     data.check_images(every)
     content = {
-        "choice": choice, "written": written, "notes": list(notes),
+        "choice": choice, "written": written, "group_first": group_first, "notes": list(notes),
         "splits": {
             split: {
                 "source": origin[split], "items": len(rows), "ids": data.ids_digest(rows),

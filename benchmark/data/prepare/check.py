@@ -87,14 +87,17 @@ def rows(value: Any, path: Path, where: str) -> list[Any]:
     return value
 
 
-def text(entry: Any, key: str, path: Path, where: str, default: Any = REQUIRED) -> Any:
-    """Return a text field; a null or missing one is the default if there is one, an empty one is allowed there too."""
+def text(entry: Any, key: str, path: Path, where: str, default: Any = REQUIRED, blank: bool = False) -> Any:
+    """Return a text field; a null or missing one is the default if there is one, an empty one is allowed there too.
+
+    With `blank` an empty one is allowed where none may be missing: an annotator may have answered nothing.
+    """
     value = _get(entry, key, path, where, default)
     if value is default or (value is None and default is not REQUIRED):
         return default
     if not isinstance(value, str):
         raise UserError(f"{path}: {where} has {key}={_kind(value)}, expected text. {FIX}")
-    if not value.strip() and default is REQUIRED:
+    if not value.strip() and default is REQUIRED and not blank:
         raise UserError(f"{path}: {where} has an empty {key}. {FIX}")
     return value
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,26 +72,33 @@ class Index:
             accept: which of several files of this name are meant.
 
         Raises:
-            UserError: several are left.
+            UserError: several that differ are left; copies, as of an archive beside what came out of it, are one file.
         """
         found = sorted({path.resolve(): path for path in self._names.get(name, ()) if accept(path)}.values())
-        if len(found) > 1:
+        if len(found) > 1 and not all(_same(found[0], other) for other in found[1:]):
             raise UserError(
                 f"{len(found)} files are called {name}: {', '.join(map(str, found[:3]))}. Name one folder, "
                 "e.g. --from okvqa=DIR."
             )
         return found[0] if found else None
 
-    def like(self, pattern: str) -> Path | None:
+    def like(self, pattern: str, accept: Callable[[Path], bool] = lambda path: True) -> Path | None:
         """Return the one file whose whole name matches a regular expression, or None.
+
+        Args:
+            pattern: of the name, in any case.
+            accept: which of several files with such names are meant.
 
         Raises:
             UserError: several match.
         """
-        names = sorted(name for name in self._names if re.fullmatch(pattern, name, re.IGNORECASE))
+        names = sorted(
+            name for name, paths in self._names.items()
+            if re.fullmatch(pattern, name, re.IGNORECASE) and any(map(accept, paths))
+        )
         if len(names) > 1:
             raise UserError(f"Several files could be meant: {', '.join(names[:5])}. Give a folder with one of them.")
-        return self.file(names[0]) if names else None
+        return self.file(names[0], accept) if names else None
 
     def image(self, path: Path) -> Path | None:
         """Return the user's file for an image, by its stem (image.png: by its folder); another suffix will do.
@@ -119,10 +128,25 @@ def _image_key(path: Path) -> str:
     return path.stem
 
 
+def _same(one: Path, other: Path) -> bool:
+    """Return whether two files have the same content; an unreadable one is refused where it is read."""
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     """Yield every file below a folder, in order of names."""
     for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = Path(root).resolve()
+        folders[:] = sorted(
+            name for name in folders
+            # A link to a folder above would be walked again and again.
+            if not name.startswith(".") and not (
+                os.path.islink(link := os.path.join(root, name)) and real.is_relative_to(Path(link).resolve())
+            )
+        )
         yield from (Path(root) / name for name in sorted(names) if not name.startswith("."))
 
 
@@ -154,7 +178,7 @@ def unpack(archive: Path, folder: Path) -> Path:
             partial.mkdir()
             (_unzip if archive.name.endswith(".zip") else _untar)(archive, partial)
             partial.rename(target)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} is damaged or no archive that can be read ({error}). Fetch it again.") from None
     except OSError as error:
         raise UserError(f"Cannot unpack {archive} into {folder}: {error.strerror or error}. Free some space.") from None

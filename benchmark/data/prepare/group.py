@@ -42,6 +42,15 @@ TRAINING = {
 }
 
 
+def _is_conversations(path: Path) -> bool:
+    """Return whether a file begins like LLaVA's training files: OK-VQA's and LAVIS's are called much the same."""
+    try:
+        with path.open("rb") as file:
+            return b'"conversations"' in file.read(2**16)
+    except OSError:
+        return True  # reading it says what is wrong
+
+
 def load(dataset: str, names: Sequence[str], index: Index) -> Rows | None:
     """Read what the group's files give of a dataset.
 
@@ -97,6 +106,8 @@ def verify(dataset: str, records: Sequence[Record], index: Index) -> list[str]:
         )
     elif common:
         lines.append("every prompt is the same, byte for byte")
+    if len(common) < len(ours) and dataset in _LOADERS:
+        lines.append("--group-first takes its questions instead of a sample of our own")
     return lines
 
 
@@ -173,8 +184,10 @@ def _ocrvqa(name: str, index: Index) -> list[Row] | None:
 
 
 def _iconqa(name: str, index: Index) -> list[Row] | None:
-    pattern = {"train": TRAINING["iconqa"], "test": QUESTIONS["iconqa"]}.get(name)
-    path = index.like(pattern) if pattern else None
+    if name == "train":
+        path = index.like(TRAINING["iconqa"], _is_conversations)
+    else:
+        path = index.like(QUESTIONS["iconqa"]) if name == "test" else None
     if path is None:
         return None
     rows = []
@@ -240,7 +253,7 @@ def _flickr30k(name: str, index: Index) -> list[Row] | None:
 
 def _captions(dataset: str, index: Index) -> list[Row] | None:
     """Collect the captions of each image from training conversations."""
-    path = index.like(TRAINING[dataset])
+    path = index.like(TRAINING[dataset], _is_conversations)
     if path is None:
         return None
     captions: dict[str, list[str]] = {}

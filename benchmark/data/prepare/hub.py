@@ -72,14 +72,17 @@ class Table:
         return self.whole.data.column(self.image_column).is_null().to_pylist()
 
 
-def load(dataset: str, names: Mapping[str, str], source: Mapping[str, Any], places: Sequence[Place]) -> Rows:
+def load(
+    dataset: str, names: Mapping[str, str], source: Mapping[str, Any], places: Sequence[Place], online: bool = True
+) -> Rows:
     """Read the tables of a dataset.
 
     Args:
         dataset: one of the eight.
         names: our split -> official name.
         source: the dataset's `hub` entry in conf/sources.yaml.
-        places: folders that may hold the tables, in <id> or in the id's last part.
+        places: folders that may hold the tables, see `local`.
+        online: whether a table that is in none of them may be downloaded; the hub client's cache is read either way.
 
     Returns:
         Rows per official split.
@@ -90,44 +93,74 @@ def load(dataset: str, names: Mapping[str, str], source: Mapping[str, Any], plac
     """
     splits: Rows = {}
     tables: dict[str, Table] = {}
+    entries = [table for part in source.values() for table in (part, part.get("images")) if table]
+    alone = len({ident.rpartition("/")[2] for entry in entries for ident in entry["ids"]}) == 1
     for split, name in names.items():
         entry = source.get(split)
         if entry is None:
             raise Unavailable(f"the hub has no {split} split of {dataset}")
-        table = _table(entry, places)
+        table = _table(entry, places, alone, online)
         rows = _rows(dataset, table, name)
         if entry.get("images"):
             key = str(entry["images"])
-            tables[key] = tables.get(key) or _table(entry["images"], places)
+            tables[key] = tables.get(key) or _table(entry["images"], places, alone, online)
             rows = _join(rows, tables[key], entry["images"]["key"], dataset)
         check.distinct((row.id for row in rows), Path(table.name), "item")
         splits[name] = rows
     return splits
 
 
-def local(ident: str, places: Sequence[Place]) -> Path | None:
-    """Return the user's folder that holds a table: <place>/<id>, <place>/<last part> or the place itself."""
+def local(ident: str, places: Sequence[Place], alone: bool = False) -> Path | None:
+    """Return the folder that holds a table.
+
+    Args:
+        ident: id of the table, <org>/<name>.
+        places: folders to look in: for <org>/<name>, for <name>, and for the newest snapshot in the layout of the hub
+            client's cache; a folder called <name> may be the table itself.
+        alone: the dataset has tables of this name only, so that a folder of the dataset alone may be the table too.
+
+    Returns:
+        A folder with parquet files, or None.
+    """
     last = ident.rpartition("/")[2]
     for place in places:
-        for folder in (place.path / ident, place.path / last, *([place.path] if place.path.name == last else [])):
+        snapshots = (place.path / f"datasets--{ident.replace('/', '--')}" / "snapshots").glob("*")
+        itself = place.path.name == last or (place.own and alone)
+        for folder in (
+            place.path / ident, place.path / last, *sorted(snapshots, key=lambda path: -path.stat().st_mtime),
+            *([place.path] if itself else []),
+        ):
             if folder.is_dir() and any(folder.rglob("*.parquet")):
                 return folder
     return None
 
 
-def _table(entry: Mapping[str, Any], places: Sequence[Place]) -> Table:
-    """Open the first of a table's ids that can be had."""
+def _cached(ident: str) -> Path | None:
+    """Return the snapshot of a table in the hub client's cache, which `datasets` does not read without a network."""
+    from huggingface_hub import constants
+
+    return local(ident, [Place(Path(constants.HF_HUB_CACHE))])
+
+
+def _table(entry: Mapping[str, Any], places: Sequence[Place], alone: bool, online: bool) -> Table:
+    """Open the first of a table's ids that can be had: from the user's folders, the network or the client's cache."""
     reasons = []
     for ident in entry["ids"]:
         if ident in REFUSED:
             raise UserError(f"{ident} is refused: {REFUSED[ident]}. Take another id in conf/sources.yaml.")
-        folder = local(ident, places)
-        try:
-            return _open(str(folder or ident), ident, entry.get("config"), entry["split"])
-        except UserError:
-            raise
-        except Exception as error:  # what datasets, the hub client and the network raise has no common base
-            reasons.append(f"{ident}: {_reason(error)}")
+        folder = local(ident, places, alone)
+        paths: list[Path | str] = [folder] if folder else [ident] if online else []
+        if folder is None and (snapshot := _cached(ident)):
+            paths.append(snapshot)
+        for path in paths:
+            try:
+                return _open(str(path), ident, entry.get("config"), entry["split"])
+            except UserError:
+                raise
+            except Exception as error:  # what datasets, the hub client and the network raise has no common base
+                reasons.append(f"{path}: {_reason(error)}")
+        if not paths:
+            reasons.append(f"{ident}: not below --from, and --no-hub was given")
     raise Unavailable("; ".join(reasons))
 
 

@@ -45,7 +45,9 @@ def _okvqa(names: Sequence[str], index: Index) -> Rows | None:
         for where, entry in entries:
             key = check.identifier(entry, "question_id", annotations, where)
             given = check.rows(entry.get("answers"), annotations, f"answers of question {key}")
-            answers[key] = [check.text(item, "answer", annotations, f"an answer of question {key}") for item in given]
+            answers[key] = [
+                check.text(item, "answer", annotations, f"an answer of question {key}", blank=True) for item in given
+            ]
             if not given:
                 raise UserError(f"{annotations}: question {key} has an empty list of answers. {check.FIX}")
             kinds[key] = check.text(entry, "question_type", annotations, f"question {key}", default="")
@@ -120,7 +122,9 @@ def books(path: Path) -> Iterator[tuple[str, Row]]:
 
 def is_ocrvqa(path: Path) -> bool:
     """Return whether a dataset.json is OCR-VQA's: it begins with a book."""
-    return any(word in path.read_bytes()[:4096] for word in (b"imageURL", b"authorName", b"questions"))
+    with path.open("rb") as file:
+        start = file.read(4096)
+    return any(word in start for word in (b"imageURL", b"authorName", b"questions"))
 
 
 def _ocrvqa(names: Sequence[str], index: Index) -> Rows | None:

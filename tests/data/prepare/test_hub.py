@@ -48,6 +48,64 @@ def test_the_users_folder_comes_before_the_network(tmp_path):
     assert [(row.id, row.image, row.stored) for row in rows] == [("12", "1", None), ("25", "2", None)]
 
 
+def test_the_second_flickr30k_table_has_its_captions_under_another_name(tmp_path):
+    """AnyModal's alt_text is rewritten; Karpathy's captions are in original_alt_text."""
+    _table(tmp_path, "AnyModal/flickr30k", None, "test", {
+        "image": [{"bytes": b"x", "path": "7.jpg"}], "alt_text": [["rewritten"]], "original_alt_text": [["a", "b"]],
+        "sentids": [["0"]], "split": ["test"], "img_id": ["3"], "filename": ["7.jpg"],
+    })
+    (row,) = hub.load("flickr30k", {"test": "test"}, sources()["flickr30k"]["hub"], [Place(tmp_path)], False)["test"]
+    assert (row.id, row.image, row.fields["captions"], row.stored.read()) == ("3", "7.jpg", ["a", "b"], b"x")
+
+
+def test_a_folder_of_the_dataset_alone_may_be_the_table(tmp_path):
+    """`hf download lmms-lab/OK-VQA --local-dir anything` and then --from okvqa=anything."""
+    _table(tmp_path, "anything", None, "val2014", TABLE)
+    for own, there in ((True, True), (False, False)):
+        asked = [Place(tmp_path / "anything", own=own)]
+        if there:
+            assert len(hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), asked, False)["val2014"]) == 2
+        else:
+            with pytest.raises(hub.Unavailable, match="new/OK: not below --from, and --no-hub was given; old/OK: not"):
+                hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), asked, False)
+
+
+def test_a_snapshot_in_the_hub_clients_cache_serves_a_machine_without_a_network(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    _table(tmp_path, "datasets--old--OK/snapshots/5f1e", None, "val2014", TABLE)
+    (tmp_path / "datasets--new--OK" / "snapshots" / "0").mkdir(parents=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def unreachable(path: str, *args: Any, **options: Any):
+        if path.startswith(str(tmp_path)):
+            return real(path, *args, **options)
+        raise ConnectionError(f"Couldn't reach {path!r} on the Hub")
+
+    import datasets
+
+    real = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    for online in (True, False):
+        assert len(hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), [], online)["val2014"]) == 2
+    by_hand = [Place(tmp_path)]  # --from ~/.cache/huggingface/hub
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "nowhere"))
+    assert len(hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), by_hand)["val2014"]) == 2
+
+
+def test_without_the_hub_the_table_with_the_images_is_not_downloaded_either(monkeypatch, tmp_path):
+    import datasets
+
+    _table(tmp_path, "yerevann/coco-karpathy", None, "test", {
+        "filepath": ["val2014"], "filename": ["COCO_val2014_000000000001.jpg"], "sentences": [["a cat"]], "cocoid": [1],
+    })
+    tried, real = [], datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: tried.append(path) or real(path, **options))
+    with pytest.raises(hub.Unavailable, match="KoreanImageCaptioningDataset: not below --from, and --no-hub was given"):
+        hub.load("coco", {"test": "test"}, sources()["coco"]["hub"], [Place(tmp_path)], False)
+    assert [path for path in tried if not path.startswith(str(tmp_path))] == []
+
+
 @pytest.mark.parametrize(("column", "value", "message"), [
     ("question_id", [None, "25"], "row 0 has question_id=null"), ("question_id", ["12", "12"], "item 12 occurs twice"),
     ("question", ["What?", ""], "row 1 has an empty question"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from benchmark.compose import request
 from benchmark.data import check_images, load, open_image
 from benchmark.data.prepare import main, wanted_splits
+from benchmark.data.prepare.files import Index, Place
 from benchmark.errors import UserError
 from tests.real_layouts import COUNTS, SAMPLE, overrides
 
@@ -202,8 +204,6 @@ def test_subsets_nest(specs, drawn, tmp_path):
 
 
 def test_files_that_the_user_put_in_place_are_only_checked(specs, drawn, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(drawn / "gqa", tmp_path / "gqa")
     before = tree(tmp_path / "gqa")
     for _ in range(2):
@@ -242,6 +242,114 @@ def test_what_is_missing_is_said_with_the_place_to_get_it(specs, drawn, hub, tmp
     with pytest.raises(UserError, match="gqa/test has 12 items .* expected 12578"):
         main(["--no-hub", "--from", str(drawn), "gqa"], wrong, tmp_path / "data")
     assert not (tmp_path / "data" / "gqa").exists()
+
+
+def both(drawn, group, out: Path, name: str) -> Path:
+    """Return a folder with a dataset's official files and images and, beside them, the group's files."""
+    shutil.copytree(drawn / name, out / name)
+    shutil.copytree(group / name, out / name / "lists", ignore=shutil.ignore_patterns("images_of_it"))
+    return out / name
+
+
+def test_the_groups_own_questions_are_taken_where_official_files_are_there_too(specs, drawn, group, tmp_path, capsys):
+    """Covers come with dataset.json, icons with problems.json: the group's samples could otherwise never be used."""
+    source = both(drawn, group, tmp_path / "source", "ocrvqa")
+    listed = [json.loads(line) for line in (source / "lists" / "sampled_ocrvqa_test.jsonl").read_text().splitlines()]
+    wanted = {(Path(row["image"]).stem, row["text"]) for row in listed}
+
+    def taken(root: Path, *argv: str) -> set[tuple[str, str]]:
+        records = prepared(specs, root, *argv, "ocrvqa")["ocrvqa"]["test"]
+        return {(record.meta["image_id"], record.prompt) for record in records}
+
+    assert taken(tmp_path / "own", f"--from=ocrvqa={source}") != wanted
+    assert "--group-first takes its questions instead of a sample of our own" in capsys.readouterr().out
+    assert taken(tmp_path / "theirs", f"--from=ocrvqa={source}", "--group-first") == wanted
+    assert "test: 10 items" in (told := capsys.readouterr().out) and "from the group's files" in told
+    assert taken(tmp_path / "theirs") == wanted and "prepared already" in capsys.readouterr().out
+    icons = both(drawn, group, tmp_path / "source", "iconqa")
+    prepared(specs, tmp_path / "theirs", f"--from=iconqa={icons}", "--group-first", "iconqa")
+    assert capsys.readouterr().out.count("from the group's files") == 2
+    with pytest.raises(UserError, match="goes below --from, with --group-first"):
+        main([f"--ids=ocrvqa={source / 'lists' / 'sampled_ocrvqa_test.jsonl'}", "ocrvqa"], specs, tmp_path / "ids")
+
+
+def test_a_list_of_ids_stays_until_the_folder_is_deleted(specs, drawn, tmp_path, capsys):
+    chosen = [record.item_id for record in load(_free(specs["ocrvqa"]), drawn, "test")][-10:]
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(chosen))
+    prepared(specs, tmp_path / "data", "--from", str(drawn), "--ids", f"ocrvqa={listed}", "ocrvqa")
+    capsys.readouterr()
+    again = prepared(specs, tmp_path / "data", "--from", str(drawn), "ocrvqa")["ocrvqa"]["test"]
+    assert [record.item_id for record in again] == chosen and "prepared already" in capsys.readouterr().out
+
+
+def test_books_whose_cover_is_broken_are_drawn_anew(specs, drawn, tmp_path, capsys):
+    """Hundreds of the covers that Amazon served are no images, and cannot be fetched again."""
+    shutil.copytree(drawn / "ocrvqa", tmp_path / "source" / "ocrvqa")
+    broken = load(specs["ocrvqa"], drawn, "test")[0].group
+    next((tmp_path / "source").rglob(f"{broken}.*")).write_bytes(b"<html>gone</html>")
+    records = prepared(specs, tmp_path / "data", "--from", str(tmp_path / "source"), "ocrvqa")["ocrvqa"]["test"]
+    assert f"1 books have a cover that cannot be decoded (first: {broken})" in capsys.readouterr().out
+    assert len(records) == 10 and broken not in {record.group for record in records}
+    # The same questions as if the book had never been there.
+    (tmp_path / "without").mkdir()
+    shutil.copytree(tmp_path / "source" / "ocrvqa", tmp_path / "without" / "ocrvqa")
+    next((tmp_path / "without").rglob(f"{broken}.*")).unlink()
+    other = prepared(specs, tmp_path / "other", "--from", str(tmp_path / "without"), "ocrvqa")["ocrvqa"]["test"]
+    assert [record.item_id for record in other] == [record.item_id for record in records]
+    for path in (tmp_path / "source").rglob("3*.*"):
+        path.write_bytes(b"<html>gone</html>")
+    with pytest.raises(UserError, match=r"ocrvqa/test has .* have a cover that cannot be decoded \(first: ") as caught:
+        main(["--no-hub", "--from", str(tmp_path / "source"), "ocrvqa"], specs, tmp_path / "none")
+    assert ".checking-" not in str(caught.value)
+
+
+def test_the_number_of_images_is_asserted(specs, drawn, tmp_path):
+    paper = request(["profile=paper"], grid=False).datasets
+    assert {name: paper[name].counts["test_images"] for name in ("textvqa", "gqa", "scienceqa")} == {
+        "textvqa": 3166, "gqa": 398, "scienceqa": 2017,
+    }
+    with pytest.raises(UserError, match=r"test has 12 items on \d+ images, the official split has 398 images"):
+        prepared(request([*overrides(), "dataset.gqa.counts.test_images=398"], grid=False).datasets, tmp_path,
+                 "--from", str(drawn), "gqa")
+    assert not (tmp_path / "gqa").exists()
+
+
+def test_an_archive_beside_what_came_out_of_it_and_a_link_to_the_folder_above_do_no_harm(specs, drawn, tmp_path):
+    source = tmp_path / "downloads" / "gqa"
+    shutil.copytree(drawn / "gqa", source)
+    (source / "up").symlink_to(source, target_is_directory=True)
+    with zipfile.ZipFile(source / "questions1.2.zip", "w") as file:
+        file.write(source / "testdev_balanced_questions.json", "testdev_balanced_questions.json")
+    prepared(specs, tmp_path / "data", "--from", str(tmp_path / "downloads"), "gqa")
+    assert len(Index([Place(tmp_path / "downloads")])._names["testdev_balanced_questions.json"]) == 1
+    other = source / "old" / "testdev_balanced_questions.json"
+    other.parent.mkdir()
+    other.write_text("{}")
+    with pytest.raises(UserError, match="files are called testdev_balanced_questions.json"):
+        main(["--no-hub", "--from", str(tmp_path / "downloads"), "gqa"], specs, tmp_path / "again")
+
+
+def test_an_archive_with_damaged_bytes_is_named(specs, drawn, tmp_path):
+    path = tmp_path / "gqa.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.write(drawn / "gqa" / "testdev_balanced_questions.json", "testdev_balanced_questions.json")
+    content = bytearray(path.read_bytes())
+    content[80:140] = b"\xff" * 60
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"gqa.zip is damaged or no archive that can be read .* Fetch it again"):
+        main(["--no-hub", "--from", str(tmp_path), "gqa"], specs, tmp_path / "data")
+
+
+def test_files_of_other_datasets_with_similar_names_are_no_training_rows(specs, drawn, hub, tmp_path):
+    """OK-VQA's mscoco_train2014_annotations.json and LAVIS's coco_karpathy_train.json are not the group's files."""
+    place = tmp_path / "place"
+    shutil.copytree(drawn / "coco", place / "coco", ignore=shutil.ignore_patterns("*.json"))
+    for name in ("OpenEnded_mscoco_train2014_questions.json", "mscoco_train2014_annotations.json"):
+        (place / name).write_text('{"questions": []}')
+    (place / "coco_karpathy_train.json").write_text('[{"caption": "a cat", "image": "val2014/1.jpg"}]')
+    records = prepared(specs, tmp_path / "data", "--from", str(place), "--from", str(hub), "coco")
+    assert len(records["coco"]["train"]) == SAMPLE
 
 
 @pytest.mark.parametrize("argv", [["--form", "x"], ["cocoa"], ["--splits", "val"], ["--ids", "coca=x"]])
