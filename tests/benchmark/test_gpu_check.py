@@ -66,7 +66,7 @@ def test_memory(small, tmp_path, monkeypatch):
         whole = row["plan_kept_gib"] + row["plan_step_gib"] + parts["CUDA, NCCL"]
         assert whole == pytest.approx(sum(parts.values()), abs=5e-3) and row["plan_weights_gib"] == parts["weights"]
     header = next(line for line in (tmp_path / "cpu-rehearsal.md").read_text().splitlines() if "computed_8" in line)
-    assert all(f" {what}_gib | " in header for what in ("weights", "kept", "step", "plan_kept", "plan_step"))
+    assert all(f" {what}_gib |" in header for what in ("weights", "kept", "step", "plan_kept", "plan_step"))
 
 
 def test_evaluation_speed_and_that_time_runs_out(small, tmp_path, monkeypatch):
