@@ -11,10 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmark.compose import Request
+from benchmark.doctor import available_gb
 from benchmark.errors import UserError
 from benchmark.estimate import GIB, OVERHEAD
 from benchmark.models import places
-from benchmark.models.sizes import architecture_of
+from benchmark.models.sizes import Architecture, architecture_of
 from benchmark.spec import ModelSpec, at_root
 
 SPLITS = ("train", "test")
@@ -32,7 +33,10 @@ def check(request: Request, wanted_gpus: int) -> tuple[list[str], list[str]]:
     """
     facts: list[str] = []
     faults: list[str] = []
-    parts = [("models", _models(request)), ("data", _data(request))]
+    parts = [
+        ("models", _models(request)), ("memory", _memory(request, wanted_gpus)), ("data", _data(request)),
+        ("disk", _disk(request)),
+    ]
     if request.device == "cuda":
         parts.insert(0, ("cuda", _cuda(wanted_gpus)))
     for _, findings in parts:
@@ -179,5 +183,29 @@ def _data(request: Request) -> Iterator[tuple[bool, str]]:
                 yield False, f"{name} ({split}): {error}"
         if found:
             yield True, f"data      {name}: {', '.join(found)}"
-    free = shutil.disk_usage(request.results if request.results.exists() else at_root(".")).free
-    yield True, f"results   {request.results}: {free / 1e9:.0f} GB free"
+
+
+def _memory(request: Request, processes: int) -> Iterator[tuple[bool, str]]:
+    """Compare the host's memory with what so many processes hold while each loads the largest model."""
+    sizes, free = _architectures(request), available_gb()
+    if not sizes or free is None:
+        return
+    need = 2 * max(size.total for size in sizes) * max(1, processes) / 1e9
+    what = f"{need:.0f} GB of host memory while {max(1, processes)} process(es) load the weights, {free:.0f} GB here"
+    yield need <= free, f"loading   {what}" if need <= free else f"{what}: use fewer GPUs per machine, or end programs"
+
+
+def _disk(request: Request) -> Iterator[tuple[bool, str]]:
+    """Compare the free space with the states and deltas of a cell of the largest model, as the plan counts them."""
+    free = shutil.disk_usage(request.results if request.results.exists() else at_root(".")).free / 1e9
+    text = f"results   {request.results}: {free:.0f} GB free"
+    # Two states of 14 bytes per trained parameter, and the delta.
+    need = max((30 * size.trainable("last_layers", 2) / 1e9 for size in _architectures(request)), default=0.0)
+    yield need <= free, text if need <= free else f"{text}, a training takes {need:.0f} GB: free some, or set results="
+
+
+def _architectures(request: Request) -> list[Architecture]:
+    return [
+        architecture_of(model.architecture, f"model {model.id}: architecture")
+        for model in request.models if model.architecture
+    ]

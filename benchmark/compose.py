@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from textwrap import shorten
@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmark import external, protocols, watch
 from benchmark.errors import UserError, did_you_mean
+from benchmark.launch import world_size
 from benchmark.spec import (
     ROOT,
     CellSpec,
@@ -237,6 +238,7 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
     results, hostfile = given.get("results", [""])[0], given.get("hostfile", [None])[0]
     if hostfile is not None and not Path(str(hostfile)).is_file():
         faults.add(f"hostfile={hostfile}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
+        hostfile = None
     gate = given.get("gate", ["stop"])[-1]
     if gate not in ("stop", "warn"):
         faults.add(f"gate={gate}: unknown value.{did_you_mean(str(gate), ('stop', 'warn'))}")
@@ -259,6 +261,8 @@ def _launch(run: Mapping[str, Any], engine: str, faults: Faults) -> dict[str, An
         faults.add(f"jobs={run['jobs']}: with engine={engine} one cell takes all GPUs. Leave jobs out.")
     if gpus == (0,):
         faults.add(f"gpus=0: with engine={engine} a single number is how many GPUs to use. Use gpus=1 or more.")
+    if run["hostfile"] and not world_size(1, run["hostfile"]):
+        faults.add(f"hostfile={run['hostfile']}: it names no machine. Write a line like 'host1 slots=8' for each.")
     listed = gpus if len(gpus) > 1 else ()
     processes = len(listed) or (gpus[0] if gpus else 0)
     return {"processes": processes, "devices": listed, "hostfile": run["hostfile"]}
@@ -446,6 +450,8 @@ def _cells(
     _check_methods(config, axes["methods"], faults)
     if faults.messages:
         return []
+    if any(entry(name).kind != "none" for name in axes["methods"]):
+        _check_processes(trains.values(), launch, faults)
     upstream, extra = ([datasets[name] for name in names] for names in (profile.upstream, profile.extra))
     asked = [datasets[name] for name in axes["targets"]]
     cells: list[CellSpec] = []
@@ -481,6 +487,21 @@ def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> 
             f"train.batch_size={train.batch_size} is no multiple of train.micro_batch_size={train.micro_batch_size}."
         )
     return train
+
+
+def _check_processes(trains: Iterable[TrainSpec | None], launch: Mapping[str, Any], faults: Faults) -> None:
+    """Note a number of processes that a batch cannot be cut for, before each of them has loaded a model in vain."""
+    count = world_size(launch["processes"], launch["hostfile"])
+    for train in filter(None, trains):
+        batch, micro = train.batch_size, train.micro_batch_size
+        if count < 2 or batch % (micro * count) == 0:
+            continue
+        fits = [size for size in range(micro, 0, -1) if batch % (size * count) == 0]
+        numbers = ", ".join(str(n) for n in range(1, batch // micro + 1) if batch % (micro * n) == 0)
+        fix = f"Set train.micro_batch_size={fits[0]}." if fits else f"Train with a number of them out of {numbers}."
+        faults.add(
+            f"{count} processes with train.micro_batch_size={micro} each do not divide train.batch_size={batch}. {fix}"
+        )
 
 
 def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults) -> None:

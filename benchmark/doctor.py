@@ -70,16 +70,20 @@ def machine() -> tuple[list[str], list[str]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     facts.append(f"cores     {cores}")
     if cores < CORES:
-        warnings.append(f"{cores} core: the times in the README are for {CORES}")
+        warnings.append(f"{cores} core: the times in the README are for {CORES}, expect longer ones")
     memory = available_gb()
     if memory is not None:
         facts.append(f"memory    {memory:.1f} GB available")
         if memory < MEMORY_GB:
-            warnings.append(f"{memory:.1f} GB of memory available, {MEMORY_GB:.0f} GB are needed")
+            warnings.append(
+                f"{memory:.1f} GB of memory available, {MEMORY_GB:.0f} GB are needed: end other programs, or set jobs=1"
+            )
     disk = shutil.disk_usage(ROOT).free / 1e9
     facts.append(f"disk      {disk:.1f} GB free")
     if disk < DISK_GB:
-        warnings.append(f"{disk:.1f} GB free on disk, {DISK_GB:.0f} GB are needed")
+        warnings.append(
+            f"{disk:.1f} GB free on disk, {DISK_GB:.0f} GB are needed: free some, or set results= to another disk"
+        )
     return facts, warnings
 
 
@@ -140,6 +144,8 @@ def main(arguments: list[str]) -> int:
         print(f"MISSING   {fault}")
     for warning in warnings:
         print(f"WARNING   {warning}")
+    if package_faults():
+        print("make installs the packages into .venv; elsewhere: pip install with the versions of constraints.txt.")
     print("Something is missing." if faults else "Everything that is needed is there.")
     return 2 if faults else 0
 

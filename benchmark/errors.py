@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from textwrap import shorten
 
 
 class UserError(Exception):
@@ -15,6 +16,23 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def explained(error: Exception) -> Exception:
+    """Return the error of a full GPU as a UserError that names what may fit; any other error as it is.
+
+    Args:
+        error: torch's, known by its name, so that nothing heavy is imported.
+    """
+    if type(error).__name__ != "OutOfMemoryError":
+        return error
+    told = UserError(
+        f"The GPU has too little memory ({shorten(str(error), 160)}). Set train.gradient_checkpointing=true or a "
+        "smaller train.micro_batch_size, for answers a smaller eval.batch_size, or use more GPUs; plan with your "
+        "cards, e.g. gpu=4090x8, says what fits."
+    )
+    told.__cause__ = error
+    return told
 
 
 def did_you_mean(value: str, valid: Iterable[str]) -> str:

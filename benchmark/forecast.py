@@ -26,6 +26,7 @@ from benchmark.estimate import (
     setting_of,
     training_seconds,
 )
+from benchmark.launch import world_size
 from benchmark.models import places
 from benchmark.models.sizes import Architecture, architecture_of
 from benchmark.plan import Planned
@@ -50,7 +51,7 @@ class Forecast(Costs):
     def __init__(self, store: Store, request: Request, gpus: str) -> None:
         super().__init__(store, request.profile)
         self.gpu, self.count = parse_gpus(gpus)
-        asked = {cell.processes for cell in request.cells if cell.engine != "single"} - {0}
+        asked = {world_size(c.processes, c.hostfile) for c in request.cells if c.engine != "single"} - {0}
         if asked - {self.count}:
             raise UserError(f"gpu={gpus} has {self.count} GPUs, but gpus={max(asked)} are asked for. Make them equal.")
         self.sizes = {

@@ -37,6 +37,8 @@ from methods.registry import build
 
 LIMIT = 420.0          # seconds after which no further row is begun
 CAP = 24 * GIB         # of the run under a small card's memory
+KEPT = ("weights", "optimizer", "base values", "method state")  # parts of the plan that stay between steps
+STEP = ("gradients", "activations", "logits")                   # parts that come and go in a step
 METHODS = ("full_ft", "spider")
 MICRO_BATCHES = (4, 8, 2, 16)
 EVAL_BATCHES = (16, 64)
@@ -254,9 +256,13 @@ def _memory_row(
     planned = {part: round(value / GIB, 3) for part, value in memory(setting).items()}
     eight = memory(replace(setting, engine="zero2", processes=8))
     row: dict[str, Any] = {
-        "plan_gib": planned, "plan_peak_gib": round(sum(planned.values()) - OVERHEAD / GIB, 2),
+        "plan_gib": planned, "plan_weights_gib": planned["weights"],
+        "plan_kept_gib": round(sum(planned[part] for part in KEPT), 3),
+        "plan_step_gib": round(sum(planned[part] for part in STEP), 3),
+        "plan_peak_gib": round(sum(planned.values()) - OVERHEAD / GIB, 2),
         "computed_8_ranks_gib": round(sum(eight.values()) / GIB, 2),
     }
+    kept: list[float | None] = []
     _empty()
     if cap is not None and check.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
@@ -266,8 +272,14 @@ def _memory_row(
         loaded = random_model(sizes, check.device, check.dtype)
         row["weights_gib"] = _allocated(check.device)
         with _folder() as folder:
-            train(cell, loaded, records, build(cell.method.id, {}, 0), folder)
-        row |= {"peak_gib": _allocated(check.device, peak=True), "fits": True}
+            train(
+                cell, loaded, records, build(cell.method.id, {}, 0), folder,
+                lambda *_: kept.append(_allocated(check.device)),
+            )
+        peak = _allocated(check.device, peak=True)
+        row |= {"kept_gib": kept[-1], "peak_gib": peak, "fits": True}
+        if peak is not None and kept[-1] is not None:
+            row["step_gib"] = round(peak - kept[-1], 3)
     except torch.OutOfMemoryError:
         row["fits"] = False
     finally:

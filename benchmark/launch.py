@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -175,6 +176,23 @@ def processes_of(cell: CellSpec, visible: str | None) -> int:
     if cell.device == "cpu" or cell.hostfile:
         return 1
     return len(gpus_in_sight(visible))
+
+
+def world_size(processes: int, hostfile: str | None) -> int:
+    """Return how many processes train a cell, those of all machines together.
+
+    Args:
+        processes: of one machine; 0: one per GPU, as many as a hostfile says.
+        hostfile: DeepSpeed's; None: one machine.
+
+    Returns:
+        Their number; 0 if only a run finds it out.
+    """
+    if hostfile is None:
+        return processes
+    text = Path(hostfile).read_text(errors="replace")
+    slots = [int(found) for found in re.findall(r"^[^\s#]+[ \t]+slots=(\d+)", text, re.MULTILINE)]
+    return processes * len(slots) if processes else sum(slots)
 
 
 def gpus_in_sight(visible: str | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import signals
-from benchmark.errors import UserError
+from benchmark.errors import UserError, explained
 from benchmark.files import write_atomic
 from benchmark.launch import OUTCOME, POLL, STOP
 from benchmark.spec import CellSpec, EvalSpec, at_root
@@ -50,6 +50,7 @@ def main(folder: Path, stage: str) -> int:
         outcome = {"kind": "done", "message": ""}
     except (Exception, signals.Terminated) as error:
         traceback.print_exc()
+        error = explained(error) if isinstance(error, Exception) else error
         outcome = {"kind": type(error).__name__.replace("Terminated", "Preempted"), "message": str(error)}
         if outcome["kind"] not in ("UserError", "TrainingFailed", "Preempted"):
             outcome["message"] = f"{outcome['kind']}: {error}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import UserError, printable
+from benchmark.errors import UserError, explained, printable
 from benchmark.files import write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, ModelSpec, at_root
@@ -158,7 +158,7 @@ class Worker:
                 self._provenance(cell, folder, seconds)
                 store.finish(cell, "done")
             except Exception as error:
-                return self._failed(cell, error)
+                return self._failed(cell, explained(error))
             except BaseException:  # ctrl-C, SIGTERM or SIGUSR1: what the stage has written lets it go on
                 if (folder / "status.json").is_file():
                     store.finish(cell, "interrupted")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from benchmark import cli
+from benchmark import checkup, cli
 from benchmark.checkup import check
 from benchmark.compose import request
 from tests.benchmark.models import tiny
@@ -45,6 +46,21 @@ def test_what_is_missing_is_named_with_its_remedy(places, tmp_path, capsys, monk
     assert "fetch llava-hf/llava-1.5-7b-hf into the hub cache, or set model.checkpoint=" in out
     assert "MISSING   data      coco: no /nowhere/coco yet, docs/data.md says where it comes from" in out
     assert "install a CUDA build of torch" in out or "torch sees no CUDA device" in out or "gpu 0 " in out
+
+
+def test_too_little_memory_or_disk_says_what_would_do(monkeypatch):
+    asked = request(["profile=paper", "data_root=/nowhere"], grid=False)
+    monkeypatch.setattr(checkup, "available_gb", lambda: 64.0)
+    ((good, text),) = checkup._memory(asked, 8)
+    assert not good and text == (
+        "113 GB of host memory while 8 process(es) load the weights, 64 GB here: use fewer GPUs per machine, or end "
+        "programs"
+    )
+    ((good, text),) = checkup._memory(asked, 4)
+    assert good and text.startswith("loading   57 GB of host memory")
+    monkeypatch.setattr(checkup.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 9e9))
+    ((good, text),) = checkup._disk(asked)
+    assert not good and "9 GB free, a training takes 13 GB: free some, or set results=" in text
 
 
 def test_wrong_checkpoints(places, tmp_path):

@@ -54,10 +54,19 @@ def test_training_speed(small, tmp_path, monkeypatch):
 def test_memory(small, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)  # engine=single: no process group is left behind
     monkeypatch.setattr(gpu_check, "METHODS", ("spider",))
+    monkeypatch.setattr(gpu_check, "_allocated", lambda device, peak=False: 9.0 if peak else 2.0)
     assert cli.main(["gpu-check", "part=memory", "device=cpu", f"out={tmp_path}"]) == 0
     found = rows(tmp_path, "memory")
     assert [(row["checkpointing"], row["cap_gib"]) for row in found] == [(True, None), (True, 24.0), (False, None)]
     assert all(row["fits"] and row["plan_gib"]["weights"] >= 0 and row["computed_8_ranks_gib"] > 0 for row in found)
+    # What a GPU would tell: 2 GiB between steps and 9 GiB at the peak, each beside the plan's.
+    assert all((row["weights_gib"], row["kept_gib"], row["step_gib"], row["peak_gib"]) == (2, 2, 7, 9) for row in found)
+    for row in found:
+        parts = row["plan_gib"]
+        whole = row["plan_kept_gib"] + row["plan_step_gib"] + parts["CUDA, NCCL"]
+        assert whole == pytest.approx(sum(parts.values()), abs=5e-3) and row["plan_weights_gib"] == parts["weights"]
+    header = next(line for line in (tmp_path / "cpu-rehearsal.md").read_text().splitlines() if "computed_8" in line)
+    assert all(f" {what}_gib |" in header for what in ("weights", "kept", "step", "plan_kept", "plan_step"))
 
 
 def test_evaluation_speed_and_that_time_runs_out(small, tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from tests.benchmark.models import tiny
 from tests.benchmark.models.test_models import item
 
 ANSWERS = ["red", "a blue dog", "B", "a red cat red cat blue dog", "blue", "a single word", "dog dog dog", "A"]
-# (processes, micro-batch): 8x2 is the paper's; the last are one process with 8 and 2 micro-batches.
-LAYOUTS = [(8, 2), (4, 4), (2, 8), (1, 16), (1, 2), (1, 8)]
+# (processes, micro-batch): 8x2 is the paper's, 16x1 two nodes; the last are one process with 8 and 2 micro-batches.
+LAYOUTS = [(8, 2), (4, 4), (2, 8), (1, 16), (16, 1), (1, 2), (1, 8)]
 
 
 @pytest.fixture(scope="module", params=["llava", "vila"])

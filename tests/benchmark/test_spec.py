@@ -29,6 +29,7 @@ from benchmark.spec import (
 )
 
 ONE = ["method=spider", "model=vila_pocket", "dataset=iconqa"]
+TWO = [*ONE, "gpus=2", "train.micro_batch_size=8"]
 
 
 @pytest.mark.parametrize(("text", "reason"), [
@@ -156,10 +157,26 @@ def test_a_method_parameter_reaches_only_the_methods_that_have_it():
 def test_a_cell_of_several_processes_has_the_machine_to_itself():
     """Cells at a time are the profile's two only where each is one process; a zero engine asked for two refuses."""
     assert request(ONE).jobs == min(2, os.cpu_count())
-    assert request([*ONE, "engine=zero2"]).jobs == request([*ONE, "engine=zero3", "gpus=2"]).jobs == 1
+    assert request([*ONE, "engine=zero2"]).jobs == request([*TWO, "engine=zero3"]).jobs == 1
     assert request([*ONE, "engine=zero2", "jobs=1"]).jobs == 1
     with pytest.raises(UserError, match="jobs=2: with engine=zero1 one cell takes all GPUs. Leave jobs out"):
         request([*ONE, "engine=zero1", "jobs=2"])
+
+
+def test_processes_that_cannot_share_a_batch_are_refused_before_they_start(tmp_path):
+    paper = ["profile=paper", "table=table5", "methods=full_ft"]
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# two machines\nworker-0 slots=8\n\nworker-1 slots=8\n")
+    assert "16 processes with train.micro_batch_size=2 each do not divide train.batch_size=16. " in (
+        refused := faults(*paper, "gpus=8", f"hostfile={hosts}")
+    )
+    assert refused.endswith("Set train.micro_batch_size=1.") and faults(*paper, f"hostfile={hosts}") == refused
+    assert request([*paper, "gpus=8", f"hostfile={hosts}", "train.micro_batch_size=1"]).cells
+    assert request([*paper, "gpus=4", f"hostfile={hosts}"]).cells  # eight together
+    assert faults(*paper, "gpus=3").endswith("Train with a number of them out of 1, 2, 4, 8.")
+    assert request(["profile=paper", "table=table5", "methods=zero_shot", "gpus=3"]).cells  # nothing trains
+    hosts.write_text("worker-0\n")
+    assert "it names no machine. Write a line like 'host1 slots=8'" in faults(*paper, f"hostfile={hosts}")
 
 
 def test_results_folder_and_workers(tmp_path):

@@ -383,17 +383,24 @@ def test_saved_and_loaded_again_in_another_dtype(models, folders, family, tmp_pa
 
 
 def test_llava_hub_names_load(models, folders, tmp_path):
-    """The released llava-hf files carry older names; they load to the same tensors (facts/models.md 1.2)."""
+    """The released llava-hf files are three float16 shards with older names (facts/models.md 1.2)."""
+    from tests.benchmark.models.test_layouts import write_shards
+
     shutil.copytree(folders["llava"], tmp_path, dirs_exist_ok=True)
     renamed = {}
     for name, tensor in models["llava"].model.state_dict().items():
         name = name.replace("model.vision_tower.", "vision_tower.vision_model.")
         name = name.replace("model.multi_modal_projector.", "multi_modal_projector.")
         name = name.replace("model.language_model.", "language_model.model.")
-        renamed[name.replace("lm_head", "language_model.lm_head")] = tensor
-    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        renamed[name.replace("lm_head", "language_model.lm_head")] = tensor.half()
+    (tmp_path / "model.safetensors").unlink()
+    write_shards(tmp_path, renamed, "safetensors", count=3)
     state = tiny.load("llava", tmp_path).model.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in models["llava"].model.state_dict().items())
+    for name, tensor in models["llava"].model.state_dict().items():
+        assert torch.equal(tensor.half().float(), state[name]), name
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match="model-00002-of-00003.safetensors is missing"):
+        tiny.load("llava", tmp_path)
 
 
 def test_vila_public_layout_loads(models, folders, tmp_path):
