@@ -49,7 +49,7 @@ variants: $(ready) ## every named variant beside its default
 	@$(python) -m benchmark run table=variants $(settings)
 
 sweep: $(ready) ## any keys: AXIS=train.epochs VALUES=5,10 (several: AXIS="a b" VALUES="1,2 3,4")
-	@$(python) -m benchmark sweep $(join $(addsuffix =,$(AXIS)),$(VALUES)) $(settings)
+	@$(python) -m benchmark sweep $(foreach axis,$(join $(addsuffix =,$(AXIS)),$(VALUES)),'$(axis)') $(settings)
 
 fig1: $(ready) ## Fig. 1: parameter importance discrepancy of seen and unseen sets
 	@$(python) -m benchmark figure $@ $(settings)

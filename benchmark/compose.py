@@ -366,7 +366,7 @@ def _axes(
     if grid or named:
         needed = [("models", "model"), ("methods", "method")]
         if not faults.messages and any(entry(name).kind != "none" for name in axes["methods"]):
-            needed.append(("targets", "dataset"))
+            needed += [("targets", "dataset"), ("seeds", "seed")]
         missing = [f"{key}=" for name, key in needed if not axes[name]]
         if missing and not faults.messages:
             faults.add(f"{', '.join(missing)} missing. Give table=table5, or method=, model= and dataset= (see list).")

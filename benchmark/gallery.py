@@ -18,7 +18,8 @@ from benchmark.store import Store
 
 RULE = (
     "Chosen by rule: the test items with an image, sorted by SPIDER's score minus Full FT's (ties by item id); shown "
-    "are the items at {quantiles} % of that order: where SPIDER loses most as well as where it wins."
+    "are the items at {quantiles} % of that order: where SPIDER loses most as well as where it wins. Behind each "
+    "method: its answer's score in points; of several references the first two."
 )
 QUANTILES = (0, 25, 50, 75, 100)
 METHODS = ("zero_shot", "full_ft", "spider")

@@ -83,13 +83,15 @@ def _lines(cell: CellSpec, used: Sequence[DatasetSpec], worker: Worker) -> list[
         records = worker.records(replace(cell, datasets=tuple(used)), spec.id, "train", cell.train.limit)
         items = Items(loaded, subset_order(records), supervised=True)
         pools[spec.id] = items
-    smallest = min(sum(map(_supervised, items.encoded)) for items in pools.values())
-    tokens = smallest // SHARDS
-    longest = max(_supervised(pair) for items in pools.values() for pair in items.encoded)
-    # A shard may leave part of its last item unused, at worst an item less a token.
-    tokens -= min(longest, tokens // 4)
+    sizes = {name: [_supervised(pair) for pair in items.encoded] for name, items in pools.items()}
+    room = {name: shard_tokens(counts) for name, counts in sizes.items()}
+    name = min(room, key=room.__getitem__)
+    tokens = room[name]
     if tokens < 1:
-        raise UserError(f"Fig. 1 needs {SHARDS} shards of training items, the smallest set has {smallest} tokens.")
+        raise UserError(
+            f"Fig. 1 needs {SHARDS} shards of training items, and those of {name} have {sum(sizes[name])} supervised "
+            "tokens: too few. Leave train.limit out."
+        )
     parts = _parts(loaded, cell)
     names = sorted({name for group in parts.values() for name in group})
     parameters = dict(loaded.model.named_parameters())
@@ -110,6 +112,16 @@ def _lines(cell: CellSpec, used: Sequence[DatasetSpec], worker: Worker) -> list[
                 "by_shard": " ".join(f"{value:.4f}" for value in values),
             })
     return lines
+
+
+def shard_tokens(counts: Sequence[int]) -> int:
+    """Return how many supervised tokens each of the shards can have, whatever the order of the items.
+
+    Args:
+        counts: supervised tokens of each item of a set.
+    """
+    # A shard may leave part of its last item unused, at worst an item less a token.
+    return sum(counts) // SHARDS - max(0, max(counts, default=0) - 1)
 
 
 def subset_order(records: Sequence[Any]) -> list[Any]:

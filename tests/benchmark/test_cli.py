@@ -254,6 +254,10 @@ def test_make_passes_on_only_what_is_set():
         "profile=paper", "models=vila_pocket", "methods=full_ft,spider", "targets=iconqa", "seeds=0,1", "jobs=2",
         "gpus=0", "'results=/tmp/a b' train.epochs=3",
     ]  # fmt: skip
+    # A range has brackets, which a shell would read.
+    keys = "AXIS=train.last_layers seed", "VALUES=range(2,6) 0,1"
+    swept = make("-n", "sweep", f"PYTHON={sys.executable}", *keys).stdout
+    assert swept.splitlines()[-1].split()[4:] == ["'train.last_layers=range(2,6)'", "'seed=0,1'"]
 
 
 @needs_make

@@ -51,8 +51,9 @@ def test_all_goes_on_after_a_failure_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(everything, "_table", step)
     monkeypatch.setattr(everything, "_figure", step)
     monkeypatch.setattr(everything, "_report", lambda overrides: made.append("report") or 0)
+    monkeypatch.setattr(everything.rates, "run", lambda overrides: made.append("rates") or 0)
     assert everything.run(["seeds=0"]) == 1  # the first code that was not 0
-    assert made == [*everything.TABLES, *everything.FIGURES, "report"]
+    assert made == [*everything.TABLES, *everything.FIGURES, "rates", "report"]
     out = capsys.readouterr().out
     assert "table3" in out and "exit code 1" in out and "nothing to draw" in out
     assert {"table2", "table3", "table4", "table5", "table6", "variants"} == set(everything.TABLES)

@@ -35,3 +35,12 @@ def test_shards_are_disjoint_and_have_equal_numbers_of_supervised_tokens(lengths
     cut = next((item for shard in shards for item in shard[-1:]), None)
     kept = [label for label in cut.labels if label != IGNORE]
     assert kept == list(range(len(kept)))
+
+
+@pytest.mark.parametrize("lengths", [[1] * 100, [37] * 27, [40] * 60, [3, 1, 4, 1, 5] * 40, [2] * 512, [9, 400] * 50])
+def test_shards_never_run_out_of_items(lengths):
+    tokens = pid.shard_tokens(lengths)
+    items = [Item(str(k), [0] * (n + 2), [IGNORE, IGNORE, *range(n)], None) for k, n in enumerate(lengths)]
+    if tokens >= 1:
+        assert len(list(pid._shards(items, tokens))) == pid.SHARDS
+    assert (tokens < 1) == (sum(lengths) // pid.SHARDS < max(lengths))

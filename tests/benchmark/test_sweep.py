@@ -90,6 +90,7 @@ def test_a_parameter_of_one_method_leaves_the_other_the_same_at_every_point(worl
         (["train.epochs=5"], "needs a key with several values"),
         (["train.epochs="], "expected a whole number"),
         (["train.epochs=5,6", "methods=[]"], "missing. Give table=table5, or method="),
+        (["train.epochs=5,6", "seeds=[]"], "seed= missing"),
         (["train.epochs=5,6", "table=table5"], "A sweep has no table"),
         (["train.epochs=5,6", "name=../x"], "a file name of letters"),
         (["train.epochs=5,6", "targets=gqa"], "is no target"),
