@@ -155,15 +155,33 @@ def _table(table: Table, index: int) -> str:
     return f"<section>{''.join(out)}{below}</section>"
 
 
+CAPTIONS = {
+    "fig1": "Fig. 1. How far each set's gradients at w* disagree with the weights, seen sets beside unseen ones.",
+    "fig3": "Fig. 3. Images with references and the answers of three methods.",
+    "fig4": "Fig. 4. Every set's score by method; each axis has a range of its own.",
+    "fig5": "Fig. 5. More epochs.",
+    "fig6": "Fig. 6. More tuned layers.",
+    "fig7": "Fig. 7. A larger batch.",
+    "plane": "What is kept against what is learned, with contours of H; the line is WiSE-FT, from the base to Full FT.",
+    "forgetting": "The scores after every epoch of one training.",
+    "lr": "The scores over the learning rate, on validation.",
+    "selected": "The share of weights that a method lets move, by layer.",
+}
+"""What the figures of a name's first part show."""
+
+
 def _figure(name: str, data: bytes) -> str:
     """Return a picture; one that is not much wider than high takes half a line."""
     uri = base64.b64encode(data).decode()
-    text = html.escape(name)
+    stem = html.escape(name)
+    kind, _, rest = name.partition("_")
+    text = html.escape(f"{CAPTIONS[kind]} {rest}".strip() if kind in CAPTIONS else name)
     # Width and height stand at this place of every PNG file.
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
     css = ' class="half"' if 0 < width < 1.8 * height else ""
-    image = f'<img alt="Figure {text}" src="data:image/png;base64,{uri}">'
-    return f"<figure{css}>{image}<figcaption>{text} (beside this page also as PDF and CSV)</figcaption></figure>"
+    image = f'<img alt="Figure {stem}" src="data:image/png;base64,{uri}">'
+    below = f"{text} <small>(beside this page as {stem}.pdf and .csv)</small>"
+    return f"<figure{css}>{image}<figcaption>{below}</figcaption></figure>"
 
 
 def _cells(cells: Sequence[Mapping[str, Any]]) -> str:
