@@ -58,6 +58,22 @@ def test_the_second_flickr30k_table_has_its_captions_under_another_name(tmp_path
     assert (row.id, row.image, row.fields["captions"], row.stored.read()) == ("3", "7.jpg", ["a", "b"], b"x")
 
 
+def test_images_that_the_tables_metadata_calls_images_stay_bytes_until_they_are_read(tmp_path):
+    """As tables from the hub are: read without this, `datasets` would decode every image on access."""
+    import datasets
+
+    columns = {**TABLE, "image": [{"bytes": b"no image", "path": f"{i}.jpg"} for i in "12"]}
+    features = datasets.Features({
+        "question_id": datasets.Value("string"), "question": datasets.Value("string"), "image": datasets.Image(),
+        "answers": datasets.List(datasets.Value("string")),
+    })
+    folder = tmp_path / "old" / "OK" / "data"
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "val2014-00000-of-00001.parquet")
+    rows = hub.load("okvqa", {"test": "val2014"}, source("old/OK"), [Place(tmp_path)], False)["val2014"]
+    assert [(row.id, row.stored.read()) for row in rows] == [("12", b"no image"), ("25", b"no image")]
+
+
 def test_a_folder_of_the_dataset_alone_may_be_the_table(tmp_path):
     """`hf download lmms-lab/OK-VQA --local-dir anything` and then --from okvqa=anything."""
     _table(tmp_path, "anything", None, "val2014", TABLE)
