@@ -280,7 +280,7 @@ def to_latex(table: Table) -> str:
     out = [
         "% needs \\usepackage{booktabs}",
         r"\begin{table*}[t]",
-        rf"\caption{{{latex_escape(table.title)}}}",
+        rf"\caption{{{latex_escape(re.sub(r'^Table [0-9]+[.] ', '', table.title))}}}",  # LaTeX counts by itself
         r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
         rf"\begin{{tabular}}{{l{('r' * width) * len(targets)}}}",
         r"\toprule",

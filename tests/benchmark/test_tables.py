@@ -312,6 +312,7 @@ def test_latex_has_the_layout_of_the_paper(full):
     assert {part.count("&") for part in body} == {16}  # method plus eight columns for each of two targets
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
     assert text.count(r"\midrule") == 2
+    assert r"\caption{Comparison on" in text  # "Table 5." would stand behind LaTeX's own number
     assert rf"\textbf{{{line(full, 'spider', 'H').value:.2f}}}" in text
     assert r"$\mathcal{A}^{S}$" in text
     own = line(full, "spider", "H")
