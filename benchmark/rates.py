@@ -60,7 +60,9 @@ def run(overrides: Sequence[str]) -> int:
         write(model, points, rate, base.results / "rates")
         tables.append(table(model, points, rate))
     text = protocol(base, everything.cells[0], tables)
-    write_atomic(base.results / "rates" / "protocol.md", text)
+    if {cell.method.id for cell in everything.cells} == {"full_ft"}:
+        # With another method beside it, it would no longer say what was fixed before any other was run.
+        write_atomic(base.results / "rates" / "protocol.md", text)
     print(text)
     return 0
 
