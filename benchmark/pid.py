@@ -140,7 +140,7 @@ def _supervised(pair: tuple[list[int], list[int]]) -> int:
 
 def _parts(loaded: LoadedModel, cell: CellSpec) -> dict[str, list[str]]:
     """Return the parts of the model by name, each with its parameters."""
-    everything = trainable_names(loaded, "all_layers", 1)
+    everything = trainable_names(loaded, "all", 1)
     parts = {"tuned": trainable_names(loaded, cell.train.scope, cell.train.last_layers)}
     prefixes = {"projector": loaded.projector_prefix}
     prefixes |= {str(index): prefix for index, prefix in enumerate(loaded.block_prefixes)}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+import benchmark.models
 from benchmark import pid
+from benchmark.compose import request
 from benchmark.models.batch import Item
 from benchmark.models.prompt import IGNORE
+from benchmark.spec import at_root
+from tests.benchmark.cells import cell_of_tiny
 
 
 def test_the_formula():
@@ -44,3 +49,14 @@ def test_shards_never_run_out_of_items(lengths):
     if tokens >= 1:
         assert len(list(pid._shards(items, tokens))) == pid.SHARDS
     assert (tokens < 1) == (sum(lengths) // pid.SHARDS < max(lengths))
+
+
+@pytest.mark.parametrize("family", ["llava", "vila"])
+def test_the_parts_of_a_real_model_are_what_is_tuned_the_projector_and_every_block(family):
+    (spec,) = request(["profile=pocket", "table=table5", f"models={family}_pocket"], grid=False).models
+    loaded = benchmark.models.load(replace(spec, checkpoint=str(at_root(spec.checkpoint))), torch.float32)
+    parts = pid._parts(loaded, cell_of_tiny(family))
+    assert list(parts) == ["tuned", "projector", *map(str, range(8))]
+    assert sorted(parts["tuned"]) == sorted(parts["projector"] + parts["6"] + parts["7"])
+    blocks = [name for part in map(str, range(8)) for name in parts[part]]
+    assert len(blocks) == len(set(blocks)) == 8 * len(parts["0"]) > 8
