@@ -448,7 +448,7 @@ def finished_cell(world: World) -> Path:
     )
     folder = world.root / "finished" / "cells" / source.name
     shutil.copytree(source, folder)
-    for packed in (folder / "answers").glob("*.gz"):
+    for packed in [*(folder / "answers").glob("*.gz"), folder / "train.jsonl.gz"]:
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
         packed.unlink()
     return folder
