@@ -179,19 +179,14 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("choices", recipe.choices_steps, CHOICE_STAGE, 1e-3, {"horizon": 1500}),
         ("more_choices", recipe.more_choices_steps, CHOICE_STAGE, 1e-3, {"horizon": 1200}),
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 250}),
+        ("pointing", recipe.pointing_steps, POINTING, 1e-3, {"horizon": 1600, "inner": True}),
+        ("final", recipe.final_steps, FINAL, 1e-3, {"horizon": 1300, "cooldown": 250, "inner": True}),
     ):
+        if stage == "pointing":
+            model.half().float()  # it was made from the float16 weights that an earlier version shipped
         language.train_joint(
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
             rate, log, **schedule,
-        )  # fmt: skip
-    model.half().float()  # the last two stages were made from the float16 weights that an earlier version shipped
-    for stage, steps, mixture, schedule in (
-        ("pointing", recipe.pointing_steps, POINTING, {"horizon": 1600}),
-        ("final", recipe.final_steps, FINAL, {"horizon": 1300, "cooldown": 250}),
-    ):
-        language.train_joint(
-            model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
-            1e-3, log, inner=True, **schedule,
         )  # fmt: skip
     model.half()
     path = at_root(spec.checkpoint)
