@@ -526,7 +526,8 @@ def publish(arguments: list[str]) -> int:
         from benchmark import drawing
 
         requests += drawing.requests(name, rest)
-    print(f"Published to {publish_tables(requests, '--partial' in arguments)}.")
+    folder, cells, before = publish_tables(requests, "--partial" in arguments)
+    print(f"Published to {folder}: {cells} cells{f', {before} of them before' * bool(before)}.")
     return 0
 
 

@@ -91,7 +91,7 @@ def make(request: Request, store: Store, compute: bool = True) -> list[Planned]:
     keys: dict[str, Keys | None] = {}
     plan = []
     for cell, needs in expand(request.cells, request.full_ft):
-        cell = _keep_datasets(cell, store.folder(cell), request)
+        cell = keep_datasets(cell, store.folder(cell), request)
         name = cell_id(cell)
         verified = True
         if data_missing(cell):
@@ -106,6 +106,33 @@ def make(request: Request, store: Store, compute: bool = True) -> list[Planned]:
             missing = store.missing(cell, keys[name]) if verified else _not_recorded(cell, store)
         plan.append(Planned(cell, name, needs, keys[name], tuple(missing), verified))
     return plan
+
+
+def recorded(asked: Request, store: Store) -> list[Planned]:
+    """Return a request's cells with what is finished: by keys in a store of runs, by scores.json in a published one.
+
+    Published cells have no record of stages, and need neither data nor checkpoints here.
+    """
+    if any(store.cells.glob("*/status.json")):
+        return [_trimmed(item, store) for item in make(asked, store)]
+    plan = []
+    for cell, needs in expand(asked.cells, asked.full_ft):
+        kept = {path.name.removesuffix(".jsonl.gz") for path in (store.folder(cell) / "items").glob("*.jsonl.gz")}
+        missing = tuple(f"score/{dataset.id}" for dataset in cell.datasets if dataset.id not in kept)
+        whole = (store.folder(cell) / "scores.json").is_file()
+        plan.append(_trimmed(Planned(cell, cell_id(cell), needs, None, missing if whole else ("summary",)), store))
+    return plan
+
+
+def _trimmed(item: Planned, store: Store) -> Planned:
+    """Return an untuned model that was evaluated on some targets only as finished for these."""
+    lacking = {stage.partition("/")[2] for stage in item.missing} - {""}
+    kept = tuple(dataset for dataset in item.cell.datasets if dataset.id not in lacking)
+    upstream = {dataset.id for dataset in item.cell.upstream}
+    scored = (store.folder(item.cell) / "scores.json").is_file()
+    if item.done or item.cell.train is not None or not lacking or lacking & upstream or not scored:
+        return item
+    return replace(item, cell=replace(item.cell, datasets=kept), missing=())
 
 
 def _not_recorded(cell: CellSpec, store: Store) -> list[str]:
@@ -141,7 +168,7 @@ def _data_folders(cell: CellSpec) -> list[Path]:
     return [at_root(cell.data_root) / reader_of(dataset) for dataset in cell.datasets]
 
 
-def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
+def keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
     """Keep the datasets that an untuned model was evaluated on for another table, if their protocol is today's."""
     if cell.train is not None or not (folder / "cell.yaml").is_file():
         return cell

@@ -67,33 +67,6 @@ def run(overrides: Sequence[str]) -> int:
 # From the store to content
 
 
-def plan_of(asked: Request, store: Store) -> list[Planned]:
-    """Return a request's cells with what is finished: by keys in a store of runs, by scores.json in a published one.
-
-    Published cells have no record of stages, and need neither data nor checkpoints here.
-    """
-    if any(store.cells.glob("*/status.json")):
-        return [_trimmed(item, store) for item in planning.make(asked, store)]
-    plan = []
-    for cell, needs in planning.expand(asked.cells, asked.full_ft):
-        kept = {path.name.removesuffix(".jsonl.gz") for path in (store.folder(cell) / "items").glob("*.jsonl.gz")}
-        missing = tuple(f"score/{dataset.id}" for dataset in cell.datasets if dataset.id not in kept)
-        whole = (store.folder(cell) / "scores.json").is_file()
-        plan.append(_trimmed(Planned(cell, cell_id(cell), needs, None, missing if whole else ("summary",)), store))
-    return plan
-
-
-def _trimmed(item: Planned, store: Store) -> Planned:
-    """Return an untuned model that was evaluated on some targets only as finished for these."""
-    lacking = {stage.partition("/")[2] for stage in item.missing} - {""}
-    kept = tuple(dataset for dataset in item.cell.datasets if dataset.id not in lacking)
-    upstream = {dataset.id for dataset in item.cell.upstream}
-    scored = (store.folder(item.cell) / "scores.json").is_file()
-    if item.done or item.cell.train is not None or not lacking or lacking & upstream or not scored:
-        return item
-    return replace(item, cell=replace(item.cell, datasets=kept), missing=())
-
-
 def _merged(known: Planned | None, item: Planned) -> Planned:
     """Return a cell that several tables have: an untuned model with the datasets of all of them."""
     if known is None or item.cell.train is not None or not (known.done and item.done):
@@ -179,7 +152,7 @@ def _planned(asked: Request, store: Store, whole: bool) -> tuple[Request, list[P
         whole: leave seeds out of which fewer cells are finished than of another: they are under way.
     """
     asked = replace(asked, results=store.root)
-    plan = plan_of(asked, store)
+    plan = planning.recorded(asked, store)
     if not whole:
         return asked, plan
     trained = [cell for cell in asked.cells if cell.train is not None]

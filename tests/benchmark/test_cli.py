@@ -166,8 +166,8 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     assert cli.main(["publish", *arguments]) == 0
     names = {path.name for path in reference.rglob("*") if path.is_file()}
     assert names == {
-        "protocol.md", "cell.yaml", "scores.json", "provenance.json", "train.jsonl.gz", "table6.md", "table6.csv",
-        "table6.tex", "SHA256SUMS",
+        "protocol.md", "cell.yaml", "scores.json", "provenance.json", "train.jsonl.gz", "key", "table6.md",
+        "table6.csv", "table6.tex", "SHA256SUMS",
         *(f"{name}.jsonl.gz" for name in ("okvqa", "textvqa", "ocrvqa", "gqa", "iconqa")),
     }  # fmt: skip
     text = "".join(path.read_text() for path in reference.rglob("*.json"))
@@ -184,6 +184,42 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     before = (reference / "tables" / "table6.md").read_bytes()
     assert cli.main(["publish", *arguments]) == 2
     assert (reference / "tables" / "table6.md").read_bytes() == before
+
+
+def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, capsys, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+    arguments = world.overrides("methods=zero_shot,full_ft,dare,spider")
+    cli.main(["run", *arguments])
+    (world.results / "figures").mkdir(exist_ok=True)
+    (world.results / "figures" / "fig9.png").write_bytes(b"drawn here")
+    assert cli.main(["publish", *arguments]) == 0
+
+    def contents() -> dict[str, bytes]:
+        paths = (path for path in reference.rglob("*") if path.is_file())
+        return {str(path.relative_to(reference)): path.read_bytes() for path in paths}
+
+    first = contents()
+    # Another machine: nothing of the run is there, then one cell of it.
+    shutil.rmtree(world.results)
+    capsys.readouterr()
+    assert cli.main(["publish", *arguments]) == 0
+    assert "4 cells, 4 of them before" in capsys.readouterr().out
+    assert contents() == first
+    cli.main(["run", *world.overrides("methods=spider")])
+    assert cli.main(["publish", *arguments]) == 0
+    assert "4 cells, 3 of them before" in capsys.readouterr().out
+    again = contents()
+    spider = next(name for name in first if "spider" in name).split("/")[1]
+    timed = {f"cells/{spider}/provenance.json", f"cells/{spider}/train.jsonl.gz", "SHA256SUMS"}
+    assert {name for name in first if again[name] != first[name]} <= timed and again.keys() == first.keys()
+    # A cell of other code, data or base model is not taken over, and no figure that may rest on it.
+    (next(reference.glob("cells/*dare*")) / "key").write_text("another\n")
+    assert cli.main(["publish", *arguments]) == 2
+    assert "1 of 4 cells are not finished (first: llava_pocket-iconqa-dare" in capsys.readouterr().err
+    assert cli.main(["publish", "--partial", *arguments]) == 0
+    assert not list(reference.glob("cells/*dare*")) and not (reference / "figures" / "fig9.png").exists()
+    assert "DARE" in (reference / "tables" / "table6.md").read_text()  # an empty row, named in the notes
 
 
 # -- doctor -------------------------------------------------------------------------------------------------------
