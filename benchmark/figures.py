@@ -1,4 +1,4 @@
-"""Figures: radar plots (as the paper's Fig. 4), values with intervals and seeds, learning rates.
+"""Figures: radar plots (as the paper's Fig. 4), values with intervals and seeds.
 
 Every figure is written as PNG, PDF and CSV (the numbers drawn). Lines differ in colour (Okabe and Ito's
 palette, safe for colour-blind readers), dash and marker, so that they can be told apart in grey.
@@ -292,59 +292,3 @@ def _interval_panel(plot, lines: pd.DataFrame) -> None:
         seeds = [float(value) for value in str(line["by_seed"]).split()]
         if len(seeds) > 1:
             plot.plot(seeds, [place + 0.27] * len(seeds), ".", markersize=4, color="0.35")
-
-
-# -- learning rate ------------------------------------------------------------------------------------------
-
-
-def lr_curve(
-    title: str,
-    curves: Mapping[str, Mapping[float, Mapping[str, float]]],
-    names: Mapping[str, str],
-    stem: Path,
-    chosen: float | None = None,
-) -> list[Path]:
-    """Draw A^S, A^T and H over the learning rate, one line per method.
-
-    Args:
-        title: heading.
-        curves: method id -> learning rate -> A_S, A_T, H in points; missing values break the line.
-        names: method id -> printed name.
-        stem: output path without suffix.
-        chosen: the rate used in the tables, marked by a vertical line.
-
-    Returns:
-        Paths of the PNG, PDF and CSV files.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    metrics = ("A_S", "A_T", "H")
-    rates = sorted({rate for curve in curves.values() for rate in curve})
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 3, figsize=(8.4, 2.7), layout="constrained")
-        for plot, metric in zip(panels, metrics, strict=True):
-            for method, style in styles(list(curves)).items():
-                points = [curves[method].get(rate, {}).get(metric, np.nan) for rate in rates]
-                plot.plot(
-                    rates, points, label=names[method], color=style.colour, linestyle=style.dash,
-                    marker=style.marker, linewidth=1.8, markersize=9 if style.marker == "*" else 5.5,
-                )  # fmt: skip
-            if chosen is not None:
-                plot.axvline(chosen, color="0.2", linewidth=1.4, linestyle=":", zorder=1)
-            plot.set_xscale("log")
-            labels = [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in rates]
-            plot.set_xticks(rates, labels)
-            plot.minorticks_off()
-            plot.grid(axis="y", color="0.9")
-            plot.set_title(MATH[metric])
-            plot.set_xlabel("learning rate" + (" (dotted: chosen)" if chosen is not None else ""))
-        panels[0].set_ylabel("points")
-        panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=3)
-        figure.suptitle(title, fontsize=10)
-        data = [
-            [method, f"{rate:g}", *(point.get(metric) for metric in metrics)]
-            for method, curve in curves.items()
-            for rate, point in sorted(curve.items())
-        ]
-        return save(figure, pd.DataFrame(data, columns=["method", "learning_rate", *metrics]), stem)

@@ -17,7 +17,9 @@ METRICS = ("A_S", "A_T", "H")
 LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
 
 
-def lines(frame: pd.DataFrame, keys: Sequence[str], title: str, stem: Path) -> list[Path]:
+def lines(
+    frame: pd.DataFrame, keys: Sequence[str], title: str, stem: Path, marked: float | None = None
+) -> list[Path]:
     """Draw A^S, A^T and H over an axis, a line with 95 % intervals per method and a row per group.
 
     Args:
@@ -26,6 +28,7 @@ def lines(frame: pd.DataFrame, keys: Sequence[str], title: str, stem: Path) -> l
         keys: the horizontal axis; further ones make rows of panels.
         title: heading.
         stem: output path without suffix.
+        marked: a value of the axis to mark with a dotted line.
 
     Returns:
         Paths of the PNG, PDF and CSV files.
@@ -50,6 +53,8 @@ def lines(frame: pd.DataFrame, keys: Sequence[str], title: str, stem: Path) -> l
                 _line_panel(plot, group[group["metric"] == metric], keys[0], places, chosen, names, log)
                 plot.set_title(MATH[metric])
                 plot.set_xlabel(_axis_name(keys[0]))
+                if marked is not None:
+                    plot.axvline(places[marked], color="0.2", linewidth=1.4, linestyle=":", zorder=1)
             rest = [f"{_axis_name(key)} {group[key].iloc[0]}" for key in keys[1:]]
             row[0].set_ylabel("\n".join([group["model_name"].iloc[0], group["target_name"].iloc[0], *rest]))
         grid[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4)
@@ -76,10 +81,18 @@ def _line_panel(plot, points: pd.DataFrame, key: str, places: Mapping, chosen: M
         )  # fmt: skip
     if log:
         plot.set_xscale("log")
-    plot.set_xticks(spots, [f"{tick:g}" if isinstance(tick, int | float) else str(tick) for tick in places])
+    plot.set_xticks(spots, [_tick(tick) for tick in places])
     plot.minorticks_off()
     plot.grid(axis="y", color="0.9")
     plot.set_axisbelow(True)
+
+
+def _tick(value: object) -> str:
+    """Return a value as a label; learning rates as 5e-4."""
+    if not isinstance(value, int | float):
+        return str(value)
+    small = 0 < abs(value) < 0.01
+    return np.format_float_scientific(value, trim="-", exp_digits=1) if small else f"{value:g}"
 
 
 def _axis_name(key: str) -> str:

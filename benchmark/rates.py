@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmark import plan, runner
+import pandas as pd
+
+from benchmark import outputs, plan, runner
 from benchmark.compose import Request, request
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
@@ -57,7 +59,7 @@ def run(overrides: Sequence[str]) -> int:
     for model in base.models:
         points = read(requests[model.id], store)
         rate = choose([point for point in points if point.method == "full_ft"])
-        write(model, points, rate, base.results / "rates")
+        write(model, points, rate, lines(requests[model.id], store), base.results / "rates")
         tables.append(table(model, points, rate))
     text = protocol(base, everything.cells[0], tables)
     if {cell.method.id for cell in everything.cells} == {"full_ft"}:
@@ -181,10 +183,19 @@ def table(model: ModelSpec, points: Sequence[Point], chosen: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(model: ModelSpec, points: Sequence[Point], chosen: float, folder: Path) -> None:
-    """Write <model>.md, <model>.csv and the figure lr_<model>."""
-    from benchmark import figures
-    from methods.registry import entry
+def lines(asked: Request, store: Store) -> pd.DataFrame:
+    """Return the lines of `benchmark.tables` at every rate, of each target on its own."""
+    planned, frames = plan.make(asked, store), []
+    for rate in GRID:
+        cells = tuple(cell for cell in asked.cells if cell.train and cell.train.learning_rate == rate)
+        frame = outputs.build_table(replace(asked, cells=cells), planned, store).frame
+        frames.append(frame[frame["value"].notna()].assign(learning_rate=rate))
+    return pd.concat(frames, ignore_index=True)
+
+
+def write(model: ModelSpec, points: Sequence[Point], chosen: float, frame: pd.DataFrame, folder: Path) -> None:
+    """Write <model>.md, <model>.csv (means over the targets) and the figure lr_<model> (from `lines`)."""
+    from benchmark import plots
 
     write_atomic(folder / f"{model.id}.md", table(model, points, chosen))
     rows = io.StringIO()
@@ -195,8 +206,5 @@ def write(model: ModelSpec, points: Sequence[Point], chosen: float, folder: Path
         chosen_here = int(point.method == "full_ft" and point.rate == chosen)
         writer.writerow([model.id, point.method, f"{point.rate:g}", chosen_here, *values, f"{point.error:.4f}"])
     write_atomic(folder / f"{model.id}.csv", rows.getvalue())
-    curves: dict[str, dict[float, dict[str, float]]] = {}
-    for point in points:
-        curves.setdefault(point.method, {})[point.rate] = point.means
-    title = f"{model.name}: learning rate, mean of both captioning targets, validation, seed {SEED}"
-    figures.lr_curve(title, curves, {name: entry(name).name for name in curves}, folder / f"lr_{model.id}", chosen)
+    title = f"{model.name}: learning rate, validation, seed {SEED}. Dotted: chosen"
+    plots.lines(frame, ["learning_rate"], title, folder / f"lr_{model.id}", marked=chosen)

@@ -133,25 +133,6 @@ def test_summary_says_what_is_missing(tmp_path, drawn):
     assert "seeds" not in drawn[0].get_supxlabel()
 
 
-def test_lr_curve_draws_three_metrics_over_rates(tmp_path, drawn):
-    curves = {
-        "full_ft": {1e-4: {"A_S": 80, "A_T": 60, "H": 70}, 2.5e-4: {"A_S": 70, "A_T": 65, "H": 66}},
-        "spider": {1e-4: {"A_S": 81, "A_T": 59, "H": 70}},
-    }
-    paths = figures.lr_curve("LLaVA", curves, NAMES, tmp_path / "lr", chosen=1e-4)
-    assert [path.suffix for path in paths] == [".png", ".pdf", ".csv"]
-    data = pd.read_csv(paths[-1])
-    assert data.values.tolist() == [
-        ["full_ft", 1e-4, 80, 60, 70], ["full_ft", 2.5e-4, 70, 65, 66], ["spider", 1e-4, 81, 59, 70],
-    ]  # fmt: skip
-    plot = drawn[0].axes[0]
-    assert [label.get_text() for label in plot.get_xticklabels()] == ["1e-4", "2.5e-4"]
-    full, spider, chosen = plot.lines
-    assert list(full.get_ydata()) == [80, 70]
-    assert np.isnan(spider.get_ydata()[1])
-    assert chosen.get_xdata()[0] == 1e-4
-
-
 def test_the_same_numbers_give_the_same_files(tmp_path):
     lines = {"full_ft": {"okvqa": 40, "gqa": 30, "A_T": 90}}
     first, second = (figures.radar("t", AXES, lines, NAMES, tmp_path / name) for name in "ab")

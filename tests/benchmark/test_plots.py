@@ -53,7 +53,15 @@ def test_lines_take_words_further_axes_and_proportional_steps(frame, drawn, tmp_
     assert len(figure.axes) == 2 * 2 * 3 and "epochs 6" in figure.axes[6].get_ylabel()
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["last_layers", "all_layers"]
     plots.lines(points(frame, [1e-4, 5e-4, 2e-3]), ["train.epochs"], "x", tmp_path / "x")
-    assert drawn[1][0].axes[0].get_xscale() == "log"
+    rates = drawn[1][0].axes[0]
+    assert rates.get_xscale() == "log" and rates.get_title() == plots.MATH["A_S"]
+    assert [label.get_text() for label in rates.get_xticklabels()] == ["1e-4", "5e-4", "2e-3"]
+
+
+def test_lines_mark_a_value_of_the_axis(frame, drawn, tmp_path):
+    plots.lines(points(frame, [1e-4, 5e-4]), ["train.epochs"], "x", tmp_path / "x", marked=5e-4)
+    for plot in drawn[0][0].axes:
+        assert [list(line.get_xdata()) for line in plot.lines if line.get_linestyle() == ":"] == [[5e-4, 5e-4]]
 
 
 def test_a_missing_point_leaves_a_gap(frame, drawn, tmp_path):

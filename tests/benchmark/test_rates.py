@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from benchmark import cli, rates
@@ -63,3 +64,7 @@ def test_the_protocol_is_written_by_the_grid_of_full_ft_alone(tmp_path, monkeypa
     assert cli.main(["rates", "methods=full_ft,spider", *own]) == 0
     assert path.read_text() == before and "| spider |" in capsys.readouterr().out
     assert "spider" in (world.results / "rates" / "llava_pocket.csv").read_text()
+    drawn = pd.read_csv(world.results / "rates" / "lr_llava_pocket.csv")
+    assert set(drawn["method"]) == {"full_ft", "spider"} and set(drawn["learning_rate"]) == set(GRID)
+    assert (drawn["low"] <= drawn["value"]).all() and (drawn["value"] <= drawn["high"]).all()
+    assert (drawn["low"] < drawn["high"]).any()
