@@ -38,8 +38,9 @@ def start(tracker: str, folder: Path) -> None:
 
 
 def finish(tracker: str) -> None:
-    """End the run of Weights & Biases: the next cell of this process would go on in it."""
+    """End the run of Weights & Biases: the next cell of this process would go on in it, or write where it did."""
     if tracker == "wandb":
         import wandb
 
         wandb.finish()
+        wandb.teardown()  # forgets WANDB_DIR, which is otherwise read once in the life of a process

@@ -27,7 +27,8 @@ def test_a_run_of_weights_and_biases_is_offline_below_the_cell_and_ends_with_it(
         if name != "WANDB_MODE":
             monkeypatch.delenv(name)
     ended = []
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(finish=lambda: ended.append(1)))
+    fake = types.SimpleNamespace(finish=lambda: ended.append("run"), teardown=lambda: ended.append("settings"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     watch.start("wandb", tmp_path)
     assert os.environ["WANDB_DIR"] == str(tmp_path) and os.environ["WANDB_PROJECT"] == "spiderbench"
     assert os.environ["WANDB_MODE"] == "before"  # what the user says has the last word
@@ -37,6 +38,20 @@ def test_a_run_of_weights_and_biases_is_offline_below_the_cell_and_ends_with_it(
     watch.finish("tensorboard")
     assert ended == []
     watch.finish("wandb")
-    assert ended == [1]
+    assert ended == ["run", "settings"]
     for name in ("WANDB_DIR", "WANDB_PROJECT", "WANDB_SILENT", "WANDB_MODE"):
         monkeypatch.delenv(name)
+
+
+def test_two_runs_of_one_process_each_stay_below_their_own_cell(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    for name in ("WANDB_DIR", "WANDB_PROJECT", "WANDB_SILENT", "WANDB_MODE"):
+        monkeypatch.setenv(name, "before")  # set back at the end
+        monkeypatch.delenv(name)
+    for cell in ("one", "two"):
+        (tmp_path / cell).mkdir()
+        watch.start("wandb", tmp_path / cell)
+        assert wandb.run is None  # or the Trainer's callback would go on in it
+        wandb.init(project="spiderbench").log({"loss": 1.0})
+        watch.finish("wandb")
+    assert [len(list((tmp_path / cell).glob("wandb/offline-run-*/run-*.wandb"))) for cell in ("one", "two")] == [1, 1]
