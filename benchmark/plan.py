@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 from benchmark.compose import Request
@@ -122,6 +124,26 @@ def recorded(asked: Request, store: Store) -> list[Planned]:
         whole = (store.folder(cell) / "scores.json").is_file()
         plan.append(_trimmed(Planned(cell, cell_id(cell), needs, None, missing if whole else ("summary",)), store))
     return plan
+
+
+def whole_seeds(asked: Request, plan: Sequence[Planned]) -> tuple[Request, list[Planned]]:
+    """Leave out the seeds of which fewer cells are finished than of another: they are under way.
+
+    Args:
+        asked: a request.
+        plan: its cells, `missing` by whatever is to count as finished.
+
+    Returns:
+        The request and the plan of the seeds that stay; of a request without a finished cell the first.
+    """
+    finished = {item.id for item in plan if item.done}
+    trained = [cell for cell in asked.cells if cell.train is not None]
+    done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
+    seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
+    kept = [cell.train is None or cell.seed in seeds for cell in asked.cells]
+    cells, settings = (tuple(compress(values, kept)) for values in (asked.cells, asked.settings))
+    shown = [item for item in plan if item.cell.train is None or item.cell.seed in seeds]
+    return replace(asked, cells=cells, settings=settings), shown
 
 
 def _trimmed(item: Planned, store: Store) -> Planned:

@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmark import measures, outputs
@@ -36,7 +37,8 @@ def publish(requests: Sequence[Request], partial_too: bool = False) -> tuple[Pat
 
     Args:
         requests: tables of one profile and results folder; a request without a table adds only its cells.
-        partial_too: leave unfinished cells out, each named in the notes of its table, instead of refusing.
+        partial_too: leave unfinished cells out, each named in the notes of its table, instead of refusing; and of each
+            table the seeds of which fewer cells are finished than of another.
 
     Returns:
         The reference folder, the number of its cells, and how many of them were published before.
@@ -51,18 +53,20 @@ def publish(requests: Sequence[Request], partial_too: bool = False) -> tuple[Pat
     target = at_root(profile.reference)
     columns = [column for request in requests for column in request.layout.get("columns") or ()]
     plans = [planning.make(request, store) for request in requests]
+    before = _published(requests, plans, store, Store(target))
+    plans = [[replace(item, missing=()) if item.id in before else item for item in plan] for plan in plans]
+    if partial_too:
+        requests, plans = zip(*map(planning.whole_seeds, requests, plans), strict=True)
     wanted = {item.id for plan in plans for item in plan}
-    # An untuned model is in several tables, and finished if it was evaluated on the sets of all of them.
-    undone = {item.id for plan in plans for item in plan if not item.done}
-    finished = {item.id: item for plan in plans for item in plan if item.id not in undone}
-    before = _published(requests, plans, undone, store, Store(target))
-    every_one_stays = {folder.name for folder in Store(target).all_cells()} <= {*finished, *before}
-    unfinished = sorted(undone - before)
+    before &= wanted
+    finished = {item.id: item for plan in plans for item in plan if item.done and item.id not in before}
+    unfinished = sorted({item.id for plan in plans for item in plan if not item.done})
     if unfinished and not (partial_too and (finished or before)):
         raise UserError(
             f"{len(unfinished)} of {len(wanted)} cells are not finished (first: {unfinished[0]}). "
             "Run them, then publish again."
         )
+    every_one_stays = {folder.name for folder in Store(target).all_cells()} <= {*finished, *before}
     try:
         with unfinished_folder(target.with_name(f".{target.name}.partial")) as partial:
             for item in finished.values():
@@ -92,16 +96,16 @@ def publish(requests: Sequence[Request], partial_too: bool = False) -> tuple[Pat
 
 
 def _published(
-    requests: Sequence[Request], plans: Sequence[Sequence[Planned]], undone: set[str], store: Store, reference: Store
+    requests: Sequence[Request], plans: Sequence[Sequence[Planned]], store: Store, reference: Store
 ) -> set[str]:
-    """Return those of the undone cells that were published from today's code, data, base model and settings."""
+    """Return the ids of unfinished cells that were published from today's code, data, base model and settings."""
     digests = Digests(store.root / "digests.json")
     found: set[str] = set()
     for request, plan in zip(requests, plans, strict=True):
         keys = {item.id: item.keys for item in plan}
         for item in plan:
             folder = reference.folder(item.cell)
-            if item.id not in undone or item.keys is None or not (folder / KEY).is_file():
+            if item.done or item.keys is None or not (folder / KEY).is_file():
                 continue
             cell = planning.keep_datasets(item.cell, folder, request)
             if keys_of(cell, digests, keys.get(item.needs or "")).summary == (folder / KEY).read_text().strip():

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from benchmark.files import write_atomic
 from benchmark.page import Content, page
 from benchmark.plan import Planned
 from benchmark.scores import read_items, read_scores
-from benchmark.spec import at_root, cell_id
+from benchmark.spec import at_root
 from benchmark.store import Store
 from benchmark.tables import OLDER
 
@@ -144,25 +143,10 @@ def _more_seeds(overrides: Sequence[str], store: Store) -> list[str]:
 
 
 def _planned(asked: Request, store: Store, whole: bool) -> tuple[Request, list[Planned]]:
-    """Return a request of this store and its plan.
-
-    Args:
-        asked: the request.
-        store: the results.
-        whole: leave seeds out of which fewer cells are finished than of another: they are under way.
-    """
+    """Return a request of this store and its plan, if `whole` without the seeds that are under way."""
     asked = replace(asked, results=store.root)
     plan = planning.recorded(asked, store)
-    if not whole:
-        return asked, plan
-    trained = [cell for cell in asked.cells if cell.train is not None]
-    finished = {item.id for item in plan if item.done}
-    done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
-    seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
-    kept = [cell.train is None or cell.seed in seeds for cell in asked.cells]
-    cells, settings = (tuple(compress(values, kept)) for values in (asked.cells, asked.settings))
-    shown = [item for item in plan if item.cell.train is None or item.cell.seed in seeds]
-    return replace(asked, cells=cells, settings=settings), shown
+    return planning.whole_seeds(asked, plan) if whole else (asked, plan)
 
 
 def _sweeps(

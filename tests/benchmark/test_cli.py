@@ -213,6 +213,11 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, cap
     spider = next(name for name in first if "spider" in name).split("/")[1]
     timed = {f"cells/{spider}/provenance.json", f"cells/{spider}/train.jsonl.gz", "SHA256SUMS"}
     assert {name for name in first if again[name] != first[name]} <= timed and again.keys() == first.keys()
+    # A seed that is under way waits until it is whole.
+    cli.main(["run", *world.overrides("methods=full_ft", "seeds=1")])
+    capsys.readouterr()
+    assert cli.main(["publish", "--partial", *arguments, "seeds=0,1"]) == 0
+    assert "4 cells, 3 of them before" in capsys.readouterr().out and contents() == again
     # A cell of other code, data or base model is not taken over, and no figure that may rest on it.
     (next(reference.glob("cells/*dare*")) / "key").write_text("another\n")
     assert cli.main(["publish", *arguments]) == 2
