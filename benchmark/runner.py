@@ -137,7 +137,8 @@ def _verdict(failures: dict[str, Failure], store: Store) -> int:
     reasons: dict[str, list[str]] = {}
     for name, failure in failures.items():
         reasons.setdefault(failure.message, []).append(name)
-    print(f"{len(failures)} cells failed. Fix the reason and run the same command again; finished cells are kept.")
+    cells = f"{len(failures)} cell{'s' * (len(failures) != 1)}"
+    print(f"{cells} failed. Fix the reason and run the same command again; finished cells are kept.")
     for message, names in reasons.items():
         print(f"  {message}\n    in: {', '.join(names)}")
     if not all(failure.user for failure in failures.values()):

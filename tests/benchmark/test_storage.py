@@ -160,7 +160,7 @@ def test_a_folder_that_vanishes_under_a_cell_is_no_finished_cell(world):
 def test_a_results_folder_that_vanishes_is_made_again_and_what_was_lost_is_said(world, capsys):
     assert after_first_cell(world, lambda: shutil.rmtree(world.results)) == 2
     said = capsys.readouterr().out
-    assert "1 cells failed" in said and "its results were deleted while other cells ran" in said
+    assert "1 cell failed" in said and "its results were deleted while other cells ran" in said
     assert cli.main(["run", *world.overrides("methods=full_ft,spider")]) == 0
     assert trained() == ["full_ft", "spider", "full_ft"]
 
