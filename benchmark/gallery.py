@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmark import outputs
+from benchmark.answers import read_answers
 from benchmark.compose import Request
 from benchmark.data import Record, open_image
 from benchmark.errors import UserError
@@ -23,22 +22,6 @@ RULE = (
 )
 QUANTILES = (0, 25, 50, 75, 100)
 METHODS = ("zero_shot", "full_ft", "spider")
-
-
-def read_answers(folder: Path, dataset: str) -> dict[str, str]:
-    """Return item id -> answer of a cell, from answers/<dataset>.jsonl or the published .jsonl.gz.
-
-    Raises:
-        UserError: neither file is there, or a line is damaged.
-    """
-    plain, packed = folder / "answers" / f"{dataset}.jsonl", folder / "answers" / f"{dataset}.jsonl.gz"
-    path = plain if plain.is_file() else packed
-    try:
-        with open(path, encoding="utf-8") if path == plain else gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        return {row["item_id"]: row["text"] for row in rows}
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"Cannot read the answers in {path}: {error}. Run the cell again.") from error
 
 
 def choose(scores: Mapping[str, Mapping[str, float]], with_image: Sequence[str]) -> list[str]:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmark import measures, outputs
+from benchmark import answers, measures, outputs
 from benchmark import plan as planning
 from benchmark.compose import Request
 from benchmark.errors import UserError
-from benchmark.files import canonical_json, unfinished_folder, write_atomic, write_sums
+from benchmark.files import unfinished_folder, write_atomic, write_sums
 from benchmark.keys import Digests, keys_of
 from benchmark.plan import Planned
 from benchmark.spec import at_root
@@ -32,8 +32,8 @@ def publish(requests: Sequence[Request], partial_too: bool = False) -> tuple[Pat
 
     A cell that is not finished here but was published before, from today's code, data and base model, is taken from
     there: the reference grows cell by cell, also on another machine. Figures that are not drawn here stay, if every
-    published cell does. Text files (*.md), which people write, stay. Answers are packed with item id and text
-    only.
+    published cell does. Text files (*.md), which people write, stay. Answers and logs
+    are packed.
 
     Args:
         requests: tables of one profile and results folder; a request without a table adds only its cells.
@@ -120,18 +120,18 @@ def _copy_cell(item: Planned, source: Path, target: Path, columns: Sequence[str]
         for path in source.glob(pattern):
             _copy(path, target / path.relative_to(source))
     for path in source.glob("answers/*.jsonl"):
-        _pack(path, target / "answers" / f"{path.name}.gz")
+        write_atomic(target / "answers" / f"{path.name}.gz", answers.pack(source, path.stem))
     for path in source.glob("train.jsonl"):
-        write_atomic(target / f"{path.name}.gz", gzip.compress(path.read_bytes(), mtime=0))
+        write_atomic(target / f"{path.name}.gz", _pack_log(path.read_text(encoding="utf-8")))
     assert item.keys is not None
     write_atomic(target / KEY, f"{item.keys.summary}\n")
 
 
-def _pack(source: Path, target: Path) -> None:
-    """Write a cell's answers without what only a resumed generation needs; equal answers give equal bytes."""
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    text = "".join(f"{canonical_json({key: row[key] for key in ('item_id', 'text')})}\n" for row in rows)
-    write_atomic(target, gzip.compress(text.encode(), mtime=0))
+def _pack_log(log: str) -> bytes:
+    """Return a training log packed, its numbers to six digits, which halves it."""
+    rows = [json.loads(line) for line in log.splitlines()]
+    short = [{key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in row.items()} for row in rows]
+    return gzip.compress("".join(f"{json.dumps(row, separators=(',', ':'))}\n" for row in short).encode(), mtime=0)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark import claims, drawing, gallery, measures, outputs, provenance, sweep
+from benchmark import claims, drawing, measures, outputs, provenance, sweep
 from benchmark import plan as planning
+from benchmark.answers import read_answers
 from benchmark.claims import Evidence
 from benchmark.compose import Request, request
 from benchmark.cost import clock
@@ -311,7 +312,7 @@ def predictions(done: Sequence[Planned], store: Store) -> dict[str, Any]:
                         "name": dataset.name, "role": dataset.role,
                         "items": [_item(record, images, uris) for record in chosen[dataset.id]],
                     }
-                texts = gallery.read_answers(folder, dataset.id)
+                texts = read_answers(folder, dataset.id)
                 scores = {one.item_id: one.score for one in read_items(folder / "items" / f"{dataset.id}.jsonl.gz")}
             except UserError:
                 # The reason may name a path of this machine; the page is for other people.

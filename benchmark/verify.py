@@ -5,7 +5,6 @@ Nothing is written into the folder. A published folder (benchmark.publish) and o
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import provenance
+from benchmark.answers import read_packed
 from benchmark.errors import UserError
 from benchmark.files import SUMS, read_sums, read_text, sha256_file
 from benchmark.findings import Fault, Findings, Wrong
@@ -231,8 +231,8 @@ def _dataset(
     with found.checking(name, file):
         if path is None:
             raise Wrong("is missing")
-        texts = _answers(path)
         wanted = records(cell, dataset, cell.eval.split, cell.eval.limit)
+        texts = _answers(path) if path.suffix == ".jsonl" else _packed(path, wanted)
         _ids(list(texts), [record.item_id for record in wanted])
         _prompts(path, wanted)
         answers[dataset], used[dataset] = texts, wanted
@@ -255,10 +255,18 @@ def _dataset(
         items[dataset] = stored
 
 
+def _packed(path: Path, records: Sequence[Record]) -> dict[str, str]:
+    """Return item id -> text of packed answers, which stand in the order of the data as the item scores do."""
+    texts = read_packed(path)
+    if len(texts) != len(records):
+        raise Wrong(f"holds {len(texts)} answers, the data have {len(records)} items")
+    return {record.item_id: text for record, text in zip(records, texts, strict=True)}
+
+
 def _answers(path: Path) -> dict[str, str]:
-    """Return item id -> text of plain or packed answers."""
+    """Return item id -> text of a run's answers."""
     texts: dict[str, str] = {}
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("item_id"), str) or (

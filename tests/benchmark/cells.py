@@ -1,10 +1,13 @@
-"""A cell of the small models, for tests that need its settings only."""
+"""Cells for tests: one of the small models, for its settings only; a published one as a run leaves it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from benchmark.answers import read_answers
 from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
 
 TRAIN = TrainSpec(
@@ -23,3 +26,12 @@ def cell_of_tiny(family: str = "llava", train: dict[str, Any] | None = None, **m
         profile="toy", model=replace(base, **model), method=MethodSpec("full_ft", {}), target="toy", seed=0,
         train=replace(TRAIN, **train or {}), datasets=(), eval=EvalSpec(4), data_root="unused", threads=1,
     )
+
+
+def unpack_answers(cell: Path) -> None:
+    """Write a published cell's answers as a run has them."""
+    for packed in sorted((cell / "answers").glob("*.gz")):
+        found = read_answers(cell, packed.name.partition(".")[0]).items()
+        lines = [json.dumps({"item_id": name, "text": text}) for name, text in found]
+        packed.with_suffix("").write_text("\n".join(lines) + "\n")
+        packed.unlink()

@@ -23,6 +23,7 @@ from PIL import Image
 
 from benchmark.cli import main
 from benchmark.spec import ROOT
+from tests.benchmark.cells import unpack_answers
 from tests.benchmark.models import tiny
 
 ITEMS = {"train": 6, "validation": 2, "test": 4}
@@ -448,9 +449,10 @@ def finished_cell(world: World) -> Path:
     )
     folder = world.root / "finished" / "cells" / source.name
     shutil.copytree(source, folder)
-    for packed in [*(folder / "answers").glob("*.gz"), folder / "train.jsonl.gz"]:
-        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
-        packed.unlink()
+    unpack_answers(folder)
+    log = folder / "train.jsonl.gz"
+    log.with_suffix("").write_bytes(gzip.decompress(log.read_bytes()))
+    log.unlink()
     return folder
 
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-
-import pytest
-
-from benchmark.errors import UserError
-from benchmark.gallery import choose, read_answers
+from benchmark.gallery import choose
 
 
 def test_the_rule_takes_quantiles_of_the_difference_with_ties_by_id():
@@ -19,16 +13,3 @@ def test_the_rule_takes_quantiles_of_the_difference_with_ties_by_id():
     assert chosen == ["i8", "i2", "i4", "i6", "i0"]
     assert choose({"full_ft": full_ft, "spider": spider}, ["i3"]) == ["i3"]
     assert choose({"full_ft": full_ft, "spider": spider}, []) == []
-
-
-def test_answers_are_read_plain_or_packed(tmp_path):
-    (tmp_path / "answers").mkdir()
-    line = json.dumps({"item_id": "a", "text": "x"}) + "\n"
-    (tmp_path / "answers" / "gqa.jsonl.gz").write_bytes(gzip.compress(line.encode()))
-    assert read_answers(tmp_path, "gqa") == {"a": "x"}
-    (tmp_path / "answers" / "gqa.jsonl").write_text(line.replace(chr(34) + "x", chr(34) + "y"))
-    assert read_answers(tmp_path, "gqa") == {"a": "y"}
-    (tmp_path / "answers" / "gqa.jsonl").write_text("{")
-    for name in ("gqa", "okvqa"):
-        with pytest.raises(UserError, match="Cannot read the answers"):
-            read_answers(tmp_path, name)

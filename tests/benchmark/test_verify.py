@@ -24,6 +24,7 @@ from benchmark.scores import read_items
 from benchmark.spec import ROOT
 from benchmark.store import output_of, read_cell
 from benchmark.verify import _same, stages_of, verify
+from tests.benchmark.cells import unpack_answers
 
 COMMITTED = ROOT / "results" / next(
     path.parent.name for path in sorted((ROOT / "results").glob("*/cells")) if path.parent.name != "runs"
@@ -103,22 +104,18 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "an answer is lost": (
         lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: lines[1:]),
-        r"answers/gqa\.jsonl\.gz: 1 of 500 items are missing, the first is",
-    ),
-    "an answer twice": (
-        lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: [*lines, lines[0]]),
-        r"answers/gqa\.jsonl\.gz: item '\w+' is answered twice \(line 501\)",
+        r"answers/gqa\.jsonl\.gz: holds 499 answers, the data have 500 items",
     ),
     "an answer to nothing": (
-        lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: [*lines, row(lines[0], item_id="x")]),
-        r"answers/gqa\.jsonl\.gz: 1 items are not in the evaluated split, the first is 'x'",
+        lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: [*lines, lines[0]]),
+        r"answers/gqa\.jsonl\.gz: holds 501 answers, the data have 500 items",
     ),
     "no text": (
-        lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: [row(lines[0], text=None), *lines[1:]]),
-        r"answers/gqa\.jsonl\.gz: line 1 is no answer",
+        lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: ["null", *lines[1:]]),
+        r"answers/gqa\.jsonl\.gz: cannot be read \(ValueError: line 1 is no answer",
     ),
     "another answer": (
-        lambda c: rewrite(c / "answers/ocrvqa.jsonl.gz", lambda lines: [row(line, text="nothing") for line in lines]),
+        lambda c: rewrite(c / "answers/ocrvqa.jsonl.gz", lambda lines: ['"nothing"' for _ in lines]),
         r"items/ocrvqa\.jsonl\.gz: \d+ of 500 scores are not those of the answers; item \w+: stored 1\.0, scored "
         r"again 0\.0",
     ),
@@ -282,9 +279,7 @@ def run_folder(folder: Path) -> Path:
     shutil.rmtree(folder / "tables")
     (folder / SUMS).unlink()
     path = next((folder / "cells").iterdir())
-    for packed in (path / "answers").glob("*.gz"):
-        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
-        packed.unlink()
+    unpack_answers(path)
     base = {"weight": torch.zeros(3)}
     save_delta(path / "delta.safetensors", {"weight": torch.ones(3)}, base, ["weight"], "base")
     stages = {}
@@ -311,7 +306,17 @@ def spoil_delta(path: Path) -> None:
      "its digest is not the one in status.json"),
     ("scores.json", lambda cell: edit(cell / "status.json", lambda v: v["stages"].pop("summary")),
      "status.json says that the stage summary is not done"),
-    ("answers/gqa.jsonl", lambda cell: rewrite_plain(cell / "answers/gqa.jsonl"), "was asked with another prompt"),
+    ("answers/gqa.jsonl", lambda cell: rewrite_plain(cell / "answers/gqa.jsonl", prompt_hash="0" * 16),
+     "was asked with another prompt"),
+    ("answers/gqa.jsonl", lambda cell: rewrite_plain(cell / "answers/gqa.jsonl", item_id="x"),
+     "1 of 500 items are missing, the first is"),
+    ("answers/gqa.jsonl", lambda cell: rewrite_plain(cell / "answers/gqa.jsonl", text=None), "line 1 is no answer"),
+    ("answers/gqa.jsonl", lambda cell: (cell / "answers/gqa.jsonl").write_text(
+        (cell / "answers/gqa.jsonl").read_text() + row((cell / "answers/gqa.jsonl").read_text().splitlines()[0]) + "\n"
+     ), r"item '\w+' is answered twice \(line 501\)"),
+    ("answers/gqa.jsonl", lambda cell: (cell / "answers/gqa.jsonl").write_text(
+        (cell / "answers/gqa.jsonl").read_text() + json.dumps({"item_id": "x", "text": ""}) + "\n"
+     ), "1 items are not in the evaluated split, the first is 'x'"),
 ])  # fmt: skip
 def test_a_run(run_folder, file, change, reason):
     cell = next((run_folder / "cells").iterdir())
@@ -323,9 +328,9 @@ def test_a_run(run_folder, file, change, reason):
     assert any(re.search(rf": {file}: .*{reason}", line) for line in found), found
 
 
-def rewrite_plain(path: Path) -> None:
+def rewrite_plain(path: Path, **changes: object) -> None:
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([row(lines[0], prompt_hash="0" * 16), *lines[1:]]) + "\n")
+    path.write_text("\n".join([row(lines[0], **changes), *lines[1:]]) + "\n")
 
 
 def test_an_unfinished_cell_is_counted_and_no_result(run_folder, capsys):
