@@ -44,6 +44,7 @@ def page(content: Content) -> str:
     parts = {
         "TITLE": html.escape(content.title),
         "LEAD": "".join(f"<p>{_prose(text)}</p>" for text in content.lead),
+        "NUMBER": str(len(content.verdicts)),
         "VERDICTS": _counts(content.verdicts),
         "CLAIMS": _claims(content.verdicts),
         "TABLES": "".join(_table(table, index) for index, table in enumerate(content.tables)) or "<p>None.</p>",
@@ -80,7 +81,7 @@ def _prose(text: str) -> str:
 def _counts(verdicts: Sequence[Verdict]) -> str:
     """Return how many claims have each verdict, in the order in which a reader asks."""
     found = Counter(item.verdict for item in verdicts)
-    return ", ".join(f"{found[name]} {name}" for name in (HOLDS, CONTRADICTED, NOT_SHOWN, NOT_RUN) if found[name])
+    return ", ".join(f"{name}: {found[name]}" for name in (HOLDS, CONTRADICTED, NOT_SHOWN, NOT_RUN) if found[name])
 
 
 def _claims(verdicts: Sequence[Verdict]) -> str:
