@@ -30,7 +30,8 @@ set -u
 commands=(
 {commands}
 )
-eval "${{PYTHON:-.venv/bin/python}} -m benchmark run --cells-only ${{commands[$SLURM_ARRAY_TASK_ID]}}" &
+# exec: the child is the program itself, so the signal reaches it and not a shell around it.
+eval "exec ${{PYTHON:-.venv/bin/python}} -m benchmark run --cells-only ${{commands[$SLURM_ARRAY_TASK_ID]}}" &
 child=$!
 trap 'kill -TERM $child' TERM
 wait $child; code=$?
@@ -97,15 +98,20 @@ def _command(
 ) -> str:
     """Return the overrides that make just these cells."""
     first = group[0].cell
-    setting = next((settings[item.id] for item in group if item.id in settings), {})
+    # Post-hoc cells of one training may differ in a swept key; a comma list makes them all.
+    setting: dict[str, list[Any]] = {}
+    for key, value in (pair for item in group for pair in settings.get(item.id, {}).items()):
+        setting.setdefault(key, [])
+        if value not in setting[key]:
+            setting[key].append(value)
     kept = [
         item for item in overrides
         if item.partition("=")[0] not in AXES and item.partition("=")[0] not in setting
         and not item.startswith(("jobs=", "checkpoints=", "gpu="))
     ]
     narrowed = [*kept, f"models={first.model.id}", "jobs=1"]
-    narrowed += [f"{key}={_value(value)}" for key, value in setting.items()]
-    methods = [item.cell.method.id for item in group]
+    narrowed += [f"{key}={','.join(map(_value, values))}" for key, values in setting.items()]
+    methods = list(dict.fromkeys(item.cell.method.id for item in group))
     if first.method.id.startswith(PREFIX):
         # A checkpoint of the user's own is a row of its own beside the untuned model.
         name = first.method.id.removeprefix(PREFIX)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def commands(text: str) -> list[list[str]]:
         ["table=table6", "seeds=0,1", "methods=zero_shot,full_ft,dare,spider"],
         ["models=vila_pocket", "methods=spider,tailor", "targets=coco", "train.epochs=5,6", "train.warmup_ratio=0.1"],
         ["table=table6", "methods=wise_ft", "method.alpha=0.25", "models=llava_pocket"],
+        ["models=vila_pocket", "methods=wise_ft", "targets=coco,iconqa", "method.alpha=0.1,0.2,0.3"],
     ],
 )
 def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_path: Path):
@@ -39,10 +41,9 @@ def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_
     made: list[str] = []
     for arguments in commands(text):
         assert folder in arguments and "jobs=1" in arguments
-        asked = request(arguments)
-        made += [cell_id(cell) for cell in asked.cells]
-        posthoc = [cell for cell in asked.cells if cell.method.posthoc]
-        assert len(asked.cells) - len(posthoc) <= 1  # one training each
+        cells = {cell_id(cell): cell for cell in request(arguments).cells}
+        made += cells
+        assert sum(not cell.method.posthoc for cell in cells.values()) <= 1  # one training each
     whole = request([folder, *overrides])
     wanted = {cell_id(cell) for cell in whole.cells}
     assert wanted <= set(made) and len(set(made)) == len(made)
@@ -69,6 +70,34 @@ def test_an_element_is_queued_again_only_after_preemption(tmp_path: Path, capsys
         assert (tmp_path / "requeued").exists() == (code == 75)
     assert (tmp_path / "requeued").read_text() == "requeue 77_1\n"
     assert "--cells-only" in (tmp_path / "ran").read_text() and "methods=spider" in (tmp_path / "ran").read_text()
+
+
+def test_a_preempted_element_is_told_saves_and_is_queued_again(tmp_path: Path, capsys):
+    (tmp_path / "job.sh").write_text(script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r"))
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    # Stands for a training: told to stop, it saves for a while and ends as the program does.
+    (tools / "python").write_text(
+        f"#!/bin/bash\ntrap 'sleep 0.3; echo saved > {tmp_path}/saved; exit 75' TERM\ntouch {tmp_path}/began\n"
+        "for _ in $(seq 600); do sleep 0.1; done\n"
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    job = subprocess.Popen(
+        ["bash", str(tmp_path / "job.sh")], stdin=subprocess.DEVNULL,
+        env={"PATH": f"{tools}:/usr/bin:/bin", "PYTHON": str(tools / "python"), "SLURM_ARRAY_TASK_ID": "0",
+             "SLURM_ARRAY_JOB_ID": "77"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        job.terminate()  # as Slurm does: to the batch shell alone
+        assert job.wait(timeout=60) == 75
+    finally:
+        job.kill()
+    assert (tmp_path / "saved").exists() and (tmp_path / "requeued").read_text() == "requeue 77_0\n"
 
 
 def test_a_job_has_the_gpus_that_a_cell_trains_on(tmp_path: Path, capsys):
