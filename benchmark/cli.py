@@ -141,8 +141,9 @@ def run(arguments: list[str]) -> int:
     from benchmark.store import Store
 
     outputs.check_one_setting(asked)
-    code = _gate(asked)
-    code = runner.run(asked) if code == runner.DONE else code
+    code, cleared = _gate(asked)
+    if code not in (runner.PREEMPTED, runner.INTERRUPTED) and cleared.cells:
+        code = runner.run(cleared) or code
     if code in (runner.PREEMPTED, runner.INTERRUPTED) or "--cells-only" in arguments:
         return code
     store = Store(asked.results)
@@ -190,44 +191,54 @@ def report(arguments: list[str]) -> int:
     return write_report(_overrides(arguments))
 
 
-def _gate(asked: Request) -> int:
+def _gate(asked: Request) -> tuple[int, Request]:
     """Run the untuned models first and hold them against the paper's zero-shot row, where it has one.
 
     Returns:
-        Exit code of that run; done if there is nothing to check.
+        Exit code of that run (done if there is nothing to check), and what may run then: all but the cells of models
+        whose untuned cell failed.
 
     Raises:
         UserError: a score is off by more than a point and gate=stop.
     """
     from dataclasses import replace
+    from itertools import compress
 
-    from benchmark import gate, runner
+    from benchmark import gate, outputs, runner
 
-    first = replace(asked, cells=tuple(cell for cell in asked.cells if cell.train is None))
+    first = replace(asked, cells=tuple(cell for cell in asked.cells if cell.method.id == outputs.ZERO_SHOT))
     if not gate.applies([cell.model.id for cell in first.cells], asked.profile.upstream):
-        return runner.DONE
+        return runner.DONE, asked
     code = runner.run(first)
-    if code == runner.DONE:
-        _hold_against_paper(first)
-    return code
+    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+        return code, asked
+    held = _hold_against_paper(first)
+    failed = {cell.model.id: cell.model.name for cell in first.cells if cell.model.id not in held}
+    if failed:
+        print(f"Nothing of {', '.join(failed.values())} is trained: what the untuned model scores is not known.")
+    kept = [cell.model.id not in failed for cell in asked.cells]
+    cells, settings = (tuple(compress(values, kept)) for values in (asked.cells, asked.settings))
+    return code, replace(asked, cells=cells, settings=settings)
 
 
-def _hold_against_paper(asked: Request) -> None:
-    """Print the zero-shot gate's table for finished untuned cells; raises as `_gate`."""
+def _hold_against_paper(asked: Request) -> set[str]:
+    """Print the zero-shot gate's table for finished untuned cells and return their models; raises as `_gate`."""
     from benchmark import gate, plan
     from benchmark.scores import read_scores
     from benchmark.store import Store
 
+    store, scores = Store(asked.results), {}
+    for item in plan.make(asked, store):
+        if item.done:
+            datasets = read_scores(store.folder(item.cell))["datasets"]
+            scores[item.cell.model.id] = {name: entry["value"] for name, entry in datasets.items()}
     settings = asked.cells[0].eval
     if settings.limit is not None or settings.split != "test":
         print("Zero-shot gate: not checked, only a part of the test sets or another split was asked for.")
-        return
-    store, scores = Store(asked.results), {}
-    for item in plan.make(asked, store):
-        datasets = read_scores(store.folder(item.cell))["datasets"]
-        scores[item.cell.model.id] = {name: entry["value"] for name, entry in datasets.items()}
-    checks = gate.check({cell.model.id: cell.model.name for cell in asked.cells}, scores, asked.profile.upstream)
-    print(gate.settle(checks, asked.gate) if checks else "Zero-shot gate: the paper has no number at this scale.")
+    elif scores:
+        checks = gate.check({cell.model.id: cell.model.name for cell in asked.cells}, scores, asked.profile.upstream)
+        print(gate.settle(checks, asked.gate) if checks else "Zero-shot gate: the paper has no number at this scale.")
+    return set(scores)
 
 
 def zeroshot(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from benchmark.external import PREFIX
 from benchmark.published import Published
 from eval import stats
 from eval.score import METRICS
@@ -325,7 +326,9 @@ def _count_notes(found: Sequence[_Evaluated], upstream: Mapping[str, str]) -> li
 
 def _seed_notes(found: Sequence[_Evaluated]) -> list[str]:
     """State the training seeds, and what one seed cannot show."""
-    seeds = sorted({seed for item in found if item.row.tuned for seed in item.seeds})
+    # A checkpoint of the user's own was trained elsewhere: its place has a seed, its training none that is known here.
+    trained = [item for item in found if item.row.tuned and not item.row.method.startswith(PREFIX)]
+    seeds = sorted({seed for item in trained for seed in item.seeds})
     if not seeds:
         return []
     if len(seeds) == 1:

@@ -42,6 +42,13 @@ def test_a_checkpoint_is_a_row_without_training(world, capsys):
     assert sum(line.startswith("generate") for line in fakes.calls()) == 5
 
 
+def test_a_checkpoint_of_ones_own_has_no_training_seed_in_the_notes(world, capsys):
+    path = own(world, "mine")
+    assert cli.main(["run", *world.overrides("methods=full_ft", "seeds=1", f"checkpoints=mine:{path}")]) == 0
+    notes = (world.results / "tables" / "table6.md").read_text()
+    assert "Training seed: 1." in notes and "Training seeds:" not in notes
+
+
 def test_the_layout_chooses_the_model_and_the_user_can(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b" / "llm").mkdir(parents=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark import gate
+from benchmark import cli, gate
 from benchmark.errors import UserError
+from tests.benchmark import fakes
 
 UPSTREAM = ("okvqa", "textvqa", "ocrvqa", "gqa")
 NAMES = {"llava15_7b": "LLaVA-1.5-7B", "vila15_3b": "VILA1.5-3B"}
@@ -45,3 +46,44 @@ def test_it_stops_with_a_table_and_a_cause(changes, cause):
 def test_it_is_for_the_papers_models_only():
     assert gate.applies(["llava15_7b"], UPSTREAM) and not gate.applies(["llava_pocket", "mine"], UPSTREAM)
     assert gate.check({"mine": "Mine"}, {"mine": {"gqa": 1.0}}, UPSTREAM) == []
+
+
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """Return a world whose models the paper knows, with scores that random numbers do not reach."""
+    monkeypatch.setattr("benchmark.figures.radars", lambda *_: [])
+    monkeypatch.setattr(gate, "expected", lambda model, dataset: 99.0 if dataset == "gqa" else None)
+    return fakes.world_in(tmp_path, monkeypatch)
+
+
+def test_a_shut_gate_trains_nothing(held, capsys):
+    own = [*held.overrides("methods=zero_shot,full_ft"), "eval.limit=null"]
+    assert cli.main(["run", *own]) == 2
+    assert "the zero-shot gate is shut" in capsys.readouterr().err
+    assert not [line for line in fakes.calls() if line.startswith("train")]
+
+
+def test_the_gate_is_about_the_base_and_not_about_a_checkpoint_of_ones_own(held, monkeypatch, capsys):
+    own = held.root / "mine"
+    own.mkdir()
+    (own / "weights").write_text("mine")
+    asked = []
+    monkeypatch.setattr(cli, "_hold_against_paper", lambda first: asked.append(first) or {"llava_pocket"})
+    assert cli.main(["run", *held.overrides("methods=zero_shot,full_ft", f"checkpoints=mine:{own}")]) == 0
+    assert [cell.method.id for cell in asked[0].cells] == ["zero_shot"]
+    assert "| mine |" in (held.results / "tables" / "table6.md").read_text()
+
+
+def test_a_model_whose_untuned_cell_fails_is_not_trained(held, monkeypatch, capsys):
+    monkeypatch.setenv(fakes.TROUBLE, "generate gqa=fail")
+    assert cli.main(["run", *held.overrides("methods=zero_shot,full_ft", "gate=warn")]) == 1
+    said = capsys.readouterr().out
+    assert "Nothing of LLaVA (pocket) is trained" in said and "the loss exploded" in said
+    assert not [line for line in fakes.calls() if line.startswith("train")]
+
+
+def test_the_other_model_goes_on(held, monkeypatch):
+    monkeypatch.setattr(cli, "_hold_against_paper", lambda first: {"vila_pocket"})
+    own = [*held.overrides("methods=zero_shot,full_ft"), "models=llava_pocket,vila_pocket"]
+    assert cli.main(["run", *own]) == 0
+    assert [line.split()[1] for line in fakes.calls() if line.startswith("train")] == ["vila_pocket"]
