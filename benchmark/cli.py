@@ -528,7 +528,7 @@ def publish(arguments: list[str]) -> int:
     from benchmark.compose import request
     from benchmark.publish import publish as publish_tables
 
-    overrides = _overrides(arguments, ["partial"])
+    overrides = _overrides(arguments, ["partial", "drop"])
     named = [item for item in overrides if item.startswith(("table=", "figure="))]
     words = {item.partition("=")[0]: item.partition("=")[2].split(",") for item in named}
     rest = [item for item in overrides if item not in named]
@@ -537,8 +537,8 @@ def publish(arguments: list[str]) -> int:
         from benchmark import drawing
 
         requests += drawing.requests(name, rest)
-    folder, cells, before = publish_tables(requests, "--partial" in arguments)
-    print(f"Published to {folder}: {cells} cells{f', {before} of them before' * bool(before)}.")
+    done = publish_tables(requests, "--partial" in arguments, "--drop" in arguments)
+    print(f"Published to {done.folder}: {done.cells} cells{f', {done.before} of them before' * bool(done.before)}.")
     return 0
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmark import answers, measures, outputs
@@ -16,8 +16,8 @@ from benchmark.errors import UserError
 from benchmark.files import unfinished_folder, write_atomic, write_sums
 from benchmark.keys import Digests, keys_of
 from benchmark.plan import Planned
-from benchmark.spec import at_root
-from benchmark.store import Store
+from benchmark.spec import at_root, cell_id
+from benchmark.store import Store, read_cell
 
 CELL_FILES = (
     "cell.yaml", "scores.json", "provenance.json", "items/*.jsonl.gz", "weights.json", "footprint.json",
@@ -27,60 +27,74 @@ FOLDERS = ("rates", "audit", "sweeps", "pid", "figures")
 LIMIT_MEGABYTES = 15.0
 
 
-def publish(requests: Sequence[Request], partial_too: bool = False) -> tuple[Path, int, int]:
+@dataclass(frozen=True)
+class Done:
+    """What was published: the folder, its cells, and how many of them had been published before."""
+
+    folder: Path
+    cells: int
+    before: int
+
+
+def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool = False) -> Done:
     """Write the reference folder of a profile anew from finished cells; tables and plots are made from just these.
 
     A cell that is not finished here but was published before, from today's code, data and base model, is taken from
-    there: the reference grows cell by cell, also on another machine. Figures that are not drawn here stay, if every
-    published cell does. Text files (*.md), which people write, stay. Answers and logs
-    are packed.
+    there: the reference grows cell by cell, also on another machine. Figures that are not drawn here stay while every
+    published cell does. Text files (*.md), which people write, stay. Answers and logs are packed.
 
     Args:
         requests: tables of one profile and results folder; a request without a table adds only its cells.
         partial_too: leave unfinished cells out, each named in the notes of its table, instead of refusing; and of each
             table the seeds of which fewer cells are finished than of another.
-
-    Returns:
-        The reference folder, the number of its cells, and how many of them were published before.
+        drop: let go of published cells and tables that are not asked for.
 
     Raises:
-        UserError: the profile has no reference, cells are missing, or the copy would be too large.
+        UserError: the profile has no reference, cells are missing, published ones would be lost, or the copy would be
+            too large.
     """
     profile, store = requests[0].profile, Store(requests[0].results)
     store.check_schema()
     if profile.reference is None:
         raise UserError(f"Profile {profile.id} has no reference folder. Set `reference` in its file in conf.")
     target = at_root(profile.reference)
-    columns = [column for request in requests for column in request.layout.get("columns") or ()]
-    plans = [planning.make(request, store) for request in requests]
-    before = _published(requests, plans, store, Store(target))
-    plans = [[replace(item, missing=()) if item.id in before else item for item in plan] for plan in plans]
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.is_dir():  # killed between the two renames below
+        old.rename(target)
+    # One plan of all: an untuned model is in several tables, and whole with the sets of all of them.
+    everything = replace(requests[0], cells=tuple(cell for request in requests for cell in request.cells), settings=())
+    plan = {item.id: item for item in planning.make(everything, store)}
+    before = _published(everything, plan, store, Store(target))
     if partial_too:
-        requests, plans = zip(*map(planning.whole_seeds, requests, plans), strict=True)
-    wanted = {item.id for plan in plans for item in plan}
-    before &= wanted
-    finished = {item.id: item for plan in plans for item in plan if item.done and item.id not in before}
-    unfinished = sorted({item.id for plan in plans for item in plan if not item.done})
+        done = {item.id for item in plan.values() if item.done} | before
+        requests = [planning.whole_seeds(request, _counted(request, done))[0] for request in requests]
+    wanted = {cell_id(one) for request in requests for one, _ in planning.expand(request.cells, request.full_ft)}
+    finished = {name: item for name, item in plan.items() if name in wanted and item.done}
+    before &= wanted - {*finished}
+    unfinished = sorted(wanted - {*finished} - _whole(before, everything, Store(target)))
     if unfinished and not (partial_too and (finished or before)):
         raise UserError(
             f"{len(unfinished)} of {len(wanted)} cells are not finished (first: {unfinished[0]}). "
             "Run them, then publish again."
         )
-    every_one_stays = {folder.name for folder in Store(target).all_cells()} <= {*finished, *before}
+    if not drop:
+        _refuse_losses(target, {*finished, *before}, {request.table for request in requests}, wanted)
+    columns = [column for request in requests for column in request.layout.get("columns") or ()]
     try:
         with unfinished_folder(target.with_name(f".{target.name}.partial")) as partial:
             for item in finished.values():
                 _copy_cell(item, store.folder(item.cell), partial / "cells" / item.id, columns)
             for name in sorted(before):
                 shutil.copytree(target / "cells" / name, partial / "cells" / name)
-            for root in [target, store.root] if every_one_stays else [store.root]:
-                for path in (path for folder in FOLDERS for path in (root / folder).glob("*")):
-                    _copy(path, partial / path.relative_to(root))
+            for root in [target, store.root] if _all_stay(target, finished, before) else [store.root]:
+                for path in (path for folder in FOLDERS for path in (root / folder).glob("[!.]*")):
+                    if path.is_file():
+                        _copy(path, partial / path.relative_to(root))
             copied = Store(partial)
             for request in (request for request in requests if request.table is not None):
-                plan = planning.recorded(request, copied)
-                if any(item.done for item in plan):
-                    outputs.write(request, outputs.build_table(request, plan, copied), partial)
+                rows = planning.recorded(request, copied)
+                if any(item.done for item in rows):
+                    outputs.write(request, outputs.build_table(request, rows, copied), partial)
             # The text files that people write may change; all else is what it was when it was published.
             write_sums(partial, (str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()))
             for path in target.glob("*.md"):
@@ -88,29 +102,78 @@ def publish(requests: Sequence[Request], partial_too: bool = False) -> tuple[Pat
             size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6
             if size > LIMIT_MEGABYTES:
                 raise UserError(f"The reference would take {size:.1f} MB, {LIMIT_MEGABYTES:.0f} MB are allowed.")
-            shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+            if target.is_dir():
+                target.rename(old)
             partial.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(f"Cannot write {target}: {error.strerror}.") from error
-    return target, len(finished) + len(before), len(before)
+    return Done(target, len(finished) + len(before), len(before))
 
 
-def _published(
-    requests: Sequence[Request], plans: Sequence[Sequence[Planned]], store: Store, reference: Store
-) -> set[str]:
-    """Return the ids of unfinished cells that were published from today's code, data, base model and settings."""
-    digests = Digests(store.root / "digests.json")
-    found: set[str] = set()
-    for request, plan in zip(requests, plans, strict=True):
-        keys = {item.id: item.keys for item in plan}
-        for item in plan:
-            folder = reference.folder(item.cell)
-            if item.done or item.keys is None or not (folder / KEY).is_file():
-                continue
-            cell = planning.keep_datasets(item.cell, folder, request)
-            if keys_of(cell, digests, keys.get(item.needs or "")).summary == (folder / KEY).read_text().strip():
-                found.add(item.id)
+def _published(asked: Request, plan: Mapping[str, Planned], store: Store, reference: Store) -> set[str]:
+    """Return the ids of cells that were published from today's code, data, base model and settings."""
+    digests, found = Digests(store.root / "digests.json"), set()
+    for cell, needs in planning.expand(asked.cells, asked.full_ft):
+        name = cell_id(cell)
+        folder = reference.folder(cell)
+        if plan[name].keys is None or not (folder / KEY).is_file():
+            continue
+        if cell.train is None:  # with the sets that it was published with, if their protocol is today's
+            try:
+                sets = [one for one in read_cell(folder).datasets if one == asked.datasets.get(one.id)]
+            except UserError:
+                continue  # damaged: to be made again
+            cell = replace(cell, datasets=tuple(sets))
+        key = keys_of(cell, digests, plan[needs].keys if needs else None).summary
+        if key == (folder / KEY).read_text().strip():
+            found.add(name)
     return found
+
+
+def _whole(names: set[str], asked: Request, reference: Store) -> set[str]:
+    """Return those published cells that have every test set that is asked for."""
+    cells = {cell_id(cell): cell for cell, _ in planning.expand(asked.cells, asked.full_ft)}
+    return {
+        name for name in names
+        if {one.id for one in cells[name].datasets} <= {one.id for one in read_cell(reference.cells / name).datasets}
+    }
+
+
+def _counted(request: Request, done: set[str]) -> list[Planned]:
+    """Return a request's cells as a plan in which those of `done` are finished."""
+    return [
+        Planned(cell, cell_id(cell), needs, None, () if cell_id(cell) in done else ("train",))
+        for cell, needs in planning.expand(request.cells, request.full_ft)
+    ]
+
+
+def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted: set[str]) -> None:
+    """Refuse to let go of what is published and was not asked for; what was asked for and is out of date goes.
+
+    Raises:
+        UserError: names it.
+    """
+    lost = sorted({folder.name for folder in Store(target).all_cells()} - stay - wanted)
+    gone = sorted({path.stem for path in (target / "tables").glob("*.csv")} - tables)
+    if lost or gone:
+        what = [f"{len(lost)} published cell{'s' * (len(lost) != 1)} (first: {lost[0]})"] if lost else []
+        what += [f"the table{'s' * (len(gone) != 1)} {', '.join(gone)}"] if gone else []
+        raise UserError(
+            f"{target} would lose {' and '.join(what)}, which this command does not ask for. Name all tables, figures "
+            "and seeds that the reference is to have, or add --drop."
+        )
+
+
+def _all_stay(target: Path, finished: Mapping[str, Planned], before: set[str]) -> bool:
+    """Return whether every published cell stays as it is, so that figures drawn from them are still true."""
+    for folder in Store(target).all_cells():
+        again = finished.get(folder.name)
+        key = (folder / KEY).read_text().strip() if (folder / KEY).is_file() else None
+        if folder.name not in before and (again is None or again.keys is None or again.keys.summary != key):
+            return False
+    return True
 
 
 def _copy_cell(item: Planned, source: Path, target: Path, columns: Sequence[str]) -> None:

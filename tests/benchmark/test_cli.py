@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -222,9 +223,81 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, cap
     (next(reference.glob("cells/*dare*")) / "key").write_text("another\n")
     assert cli.main(["publish", *arguments]) == 2
     assert "1 of 4 cells are not finished (first: llava_pocket-iconqa-dare" in capsys.readouterr().err
-    assert cli.main(["publish", "--partial", *arguments]) == 0
+    assert cli.main(["publish", "--partial", *arguments]) == 0  # asked for and out of date: it goes
     assert not list(reference.glob("cells/*dare*")) and not (reference / "figures" / "fig9.png").exists()
     assert "DARE" in (reference / "tables" / "table6.md").read_text()  # an empty row, named in the notes
+
+
+def test_publish_refuses_to_lose_what_was_not_asked_for(world, capsys, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+    arguments = world.overrides("methods=full_ft,spider")
+    cli.main(["run", *arguments])
+    assert cli.main(["publish", *arguments]) == 0
+    capsys.readouterr()
+    fewer = world.overrides("methods=full_ft")
+    assert cli.main(["publish", *fewer]) == 2
+    said = capsys.readouterr().err
+    assert "would lose 1 published cell (first: llava_pocket-iconqa-spider" in said and "--drop" in said
+    assert len(list(reference.glob("cells/*"))) == 2
+    assert cli.main(["publish", "--drop", *fewer]) == 0
+    assert len(list(reference.glob("cells/*"))) == 1
+    alone = [item for item in fewer if not item.startswith("table=")]
+    assert cli.main(["publish", "table=table3", *alone]) == 2
+    assert "the table table6" in capsys.readouterr().err
+
+
+def test_publish_keeps_an_untuned_model_with_the_sets_it_was_published_with(world, capsys, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+    for name in ("scienceqa",):
+        (world.data / name).mkdir(exist_ok=True)
+        (world.data / name / "data.txt").write_text("data")
+    one, both = (world.overrides("methods=zero_shot", f"targets={names}") for names in ("iconqa", "iconqa,scienceqa"))
+    cli.main(["run", *both])
+    assert cli.main(["publish", *both]) == 0
+    # Another machine has evaluated it on one target only: the published cell has more and stays.
+    shutil.rmtree(world.results)
+    cli.main(["run", *one])
+    assert cli.main(["publish", *both]) == 0
+    assert "1 cells, 1 of them before" in capsys.readouterr().out
+    lines = list(csv.DictReader((reference / "tables" / "table6.csv").read_text().splitlines()))
+    assert {line["target"] for line in lines} == {"iconqa", "scienceqa"} and all(line["value"] for line in lines)
+    # Published on one target only, it is not whole for two.
+    assert cli.main(["publish", *one]) == 0
+    shutil.rmtree(world.results)
+    assert cli.main(["publish", *both]) == 2
+    assert "1 of 1 cells are not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["copy", "swap"])
+def test_an_interrupted_publish_loses_nothing(moment, world, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+    arguments = world.overrides("methods=full_ft")
+    cli.main(["run", *arguments])
+    assert cli.main(["publish", *arguments]) == 0
+    before = {str(path.relative_to(reference)): path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    rename, calls = Path.rename, []
+
+    def cut(self, target):
+        calls.append(self.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "copy":
+            patch.setattr("benchmark.publish.write_sums", fail)
+        else:  # the old folder is aside, the new one not yet in its place
+            patch.setattr(Path, "rename", cut)
+        assert cli.main(["publish", *arguments]) == 130
+    assert cli.main(["publish", *arguments]) == 0
+    after = {str(path.relative_to(reference)): path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    assert after == before and sorted(path.name for path in tmp_path.glob(".reference*")) == []
 
 
 # -- doctor -------------------------------------------------------------------------------------------------------
