@@ -79,7 +79,8 @@ report: $(ready) ## one HTML page from finished cells: claims, tables, figures, 
 	@$(python) -m benchmark report $(settings)
 
 compare: $(ready) ## two results folders cell by cell: A=dir B=dir (default: your run and the published)
-	@$(python) -m benchmark compare $(if $(A),'$(A)') $(if $(B),'$(B)')
+	@$(python) -m benchmark compare $(if $(A)$(RESULTS)$(B),'$(or $(A),$(RESULTS),results/runs/$(or $(PROFILE),pocket))') \
+		$(if $(B),'$(B)') $(if $(PROFILE),profile=$(PROFILE))
 
 verify: $(ready) ## check a results folder against itself, answers scored again: RESULTS=results/... (default: your run)
 	@$(python) -m benchmark verify $(if $(RESULTS),'$(RESULTS)') $(if $(PROFILE),profile=$(PROFILE)) $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 
 from benchmark.errors import UserError
@@ -26,7 +27,7 @@ def read_answers(folder: Path, dataset: str) -> dict[str, str]:
         texts = read_packed(path)
         names = [item.item_id for item in read_items(folder / "items" / f"{dataset}.jsonl.gz")]
         return dict(zip(names, texts, strict=True))
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
         raise UserError(f"Cannot read the answers in {path}: {error}. Run the cell again.") from error
 
 

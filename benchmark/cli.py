@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark import signals
-from benchmark.errors import UserError, did_you_mean, printable
+from benchmark.errors import Locked, UserError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from benchmark.compose import Request
@@ -65,6 +65,9 @@ def main(arguments: Sequence[str]) -> int:
             return VERBS[verb](rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except Locked as owner:
+        print(f"error: {owner} works on a cell that this needs. Run the command again when it ends.", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

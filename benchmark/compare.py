@@ -9,8 +9,10 @@ from typing import Any
 
 from benchmark.errors import UserError
 from benchmark.scores import read_items, read_scores
-from benchmark.spec import CellSpec, identity
+from benchmark.spec import CellSpec, identity, protocol
 from benchmark.store import Store, read_cell
+
+OTHER_INPUTS = "other base model, data or code"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Gap:
         theirs: value in the second.
         low: lower end of the 95 % interval of ours minus theirs, paired over items; NaN if items are missing.
         high: its upper end.
-        why: what makes the cells not comparable.
+        why: what makes the cells not comparable; or, of other numbers, that they rest on other inputs.
         older: the kinds of stages of a published second version that other code than today's made.
     """
 
@@ -110,6 +112,8 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _gap(name: str, ours: Path, theirs: Path) -> Gap:
     """Return the largest difference among all numbers that both versions of a cell have."""
+    if why := _other_protocols(read_cell(ours), read_cell(theirs)):
+        return Gap(name, "not comparable", why=why)
     mine = dict(_numbers(read_scores(ours)))
     pairs = [(metric, mine[metric][0], value) for metric, value in _numbers(read_scores(theirs)) if metric in mine]
     if not pairs:
@@ -123,8 +127,33 @@ def _gap(name: str, ours: Path, theirs: Path) -> Gap:
         if len({frozenset((item.item_id, item.group) for item in items) for items in found}) > 1:
             counts = " | ".join(str(len(items)) for items in found)
             return Gap(name, "not comparable", why=f"other test items in {file.removesuffix('.jsonl.gz')} ({counts})")
+    keys = _key(ours), _key(theirs)
+    why = "" if None in keys or keys[0] == keys[1] else OTHER_INPUTS
     inside = all(low - 1e-9 <= own <= high + 1e-9 for _, own, (_, low, high) in pairs)
-    return Gap(name, "near" if inside else "off", metric, own, value, *_interval(ours, theirs, metric))
+    return Gap(name, "near" if inside else "off", metric, own, value, *_interval(ours, theirs, metric), why=why)
+
+
+def _other_protocols(ours: CellSpec, theirs: CellSpec) -> str:
+    """Return in which test sets two cells of one name were asked or scored otherwise; only an untuned model's can."""
+    pairs = {one.id: (one, other) for one in ours.datasets for other in theirs.datasets if one.id == other.id}
+    found = []
+    for name, (one, other) in pairs.items():
+        flat = dict(_flat(protocol(one))), dict(_flat(protocol(other)))
+        keys = [key for key in {**flat[0], **flat[1]} if flat[0].get(key) != flat[1].get(key)]
+        found += [f"{name}.{key} {flat[0].get(key, 'absent')!r} | {flat[1].get(key, 'absent')!r}" for key in keys]
+    return f"other protocols: {'; '.join(found[:4])}" if found else ""
+
+
+def _key(folder: Path) -> str | None:
+    """Return the digest of all that a trained cell's scores follow from, of a run or published; None if not known."""
+    if read_cell(folder).train is None:  # depends on the sets it was evaluated on
+        return None
+    try:
+        return (folder / "key").read_text().strip()
+    except OSError:
+        pass
+    stages = Store(folder.parents[1]).status(folder)["stages"]
+    return stages.get("summary", {}).get("key")
 
 
 def _interval(ours: Path, theirs: Path, metric: str) -> tuple[float, float]:
@@ -165,7 +194,7 @@ def describe(gap: Gap) -> str:
     interval = "" if gap.low != gap.low else f", 95 % interval {gap.low:+.2f} to {gap.high:+.2f}"
     return (
         f"{gap.cell}  {gap.metric}: {gap.ours:.2f} | {gap.theirs:.2f} ({gap.ours - gap.theirs:+.2f}{interval}) "
-        f"{gap.verdict}{' (theirs: older code)' if gap.older else ''}"
+        f"{gap.verdict}{' (theirs: older code)' if gap.older else f' ({gap.why})' if gap.why else ''}"
     )
 
 

@@ -190,6 +190,8 @@ def _examples(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     from benchmark.worker import Worker
 
     asked = request(_with_models(overrides))
+    if len({cell.seed for cell in asked.cells if cell.train is not None}) > 1:
+        raise UserError("The examples are of one training: give one seed, e.g. seeds=0.")
     code = runner.run(asked)
     if code in (runner.PREEMPTED, runner.INTERRUPTED):
         return code

@@ -18,6 +18,10 @@ class UserError(Exception):
         super().__init__(printable(message))
 
 
+class Locked(Exception):
+    """Another process works on a cell; the message says which process."""
+
+
 def explained(error: Exception) -> Exception:
     """Return the error of a full GPU as a UserError that names what may fit; any other error as it is.
 

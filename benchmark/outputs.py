@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 # Tables of the paper's full layout have radar plots; those with columns of their own have none.
 ZERO_SHOT = "zero_shot"
 FIGURES = {"table5": "fig4", "table6": "fig4"}
+SEVERAL = (
+    "A table shows one setting, but a key has several values. Give one value per key, or run the cells without table= "
+    "(methods=, models=, targets=)."
+)
 
 
 def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
@@ -95,13 +99,19 @@ def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Tabl
 
 
 def build_rows(request: Request, plan: Sequence[Planned], store: Store) -> list[RowResult]:
-    """Return the rows of a request, one per model, target and method, in print order; unfinished ones are empty."""
+    """Return the rows of a request, one per model, target and method, in print order; unfinished ones are empty.
+
+    Raises:
+        UserError: two cells claim the same place, because a setting has several values.
+    """
     planned = {item.id: item for item in plan}
     groups: dict[tuple[str, str, str], list[Planned]] = {}
     for wanted in request.cells:
         item = planned[cell_id(wanted)]
         for target in [wanted.target] if wanted.target else [dataset.id for dataset in wanted.targets]:
             found = groups.setdefault((wanted.model.id, target, wanted.method.id), [])
+            if any(other.id != item.id and other.cell.seed == item.cell.seed for other in found):
+                raise UserError(SEVERAL)
             if item not in found:
                 found.append(item)
     order = {name: place for place, name in enumerate(dict.fromkeys(key[0] for key in groups))}
@@ -120,10 +130,7 @@ def check_one_setting(request: Request) -> None:
     """
     places = [(cell.model.id, cell.target, cell.method.id, cell.seed) for cell in request.cells]
     if request.table is not None and len(set(places)) < len(places):
-        raise UserError(
-            "A table shows one setting, but a key has several values. Give one value per key, or run the cells "
-            "without table= (methods=, models=, targets=)."
-        )
+        raise UserError(SEVERAL)
 
 
 def name_of(method: str) -> str:

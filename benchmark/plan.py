@@ -52,6 +52,9 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
 
     Returns:
         Cells in order; of an untuned model asked for twice, one cell with all datasets.
+
+    Raises:
+        UserError: two cells differ in what is no part of a cell's name, such as a path; one folder cannot hold both.
     """
     order: dict[str, tuple[CellSpec, str | None]] = {}
     for cell in cells:
@@ -62,9 +65,26 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
             order.setdefault(needs, (source, None))
         name = cell_id(cell)
         if name in order:
+            _check_same(name, order[name][0], cell)
             cell = with_datasets(order[name][0], cell.datasets)
         order[name] = (cell, needs)
     return list(order.values())
+
+
+def _check_same(name: str, one: CellSpec, other: CellSpec) -> None:
+    """Refuse two cells of one name that would not be computed alike."""
+    places = {
+        "model.checkpoint": lambda cell: cell.model.checkpoint, "data_root": lambda cell: cell.data_root,
+        "device": lambda cell: cell.device, "threads": lambda cell: cell.threads, "engine": lambda cell: cell.engine,
+        "eval.batch_size": lambda cell: cell.eval.batch_size, "eval.share_images": lambda cell: cell.eval.share_images,
+        "train.gradient_checkpointing": lambda cell: cell.train and cell.train.gradient_checkpointing,
+    }  # fmt: skip
+    for key, value in places.items():
+        if one is not other and value(one) != value(other):
+            raise UserError(
+                f"{key}={value(one)},{value(other)}: it is no part of what a cell is ({name}), so one results folder "
+                "cannot hold both. Give one value, or results=dir of its own for each."
+            )
 
 
 def with_datasets(cell: CellSpec, more: Sequence[DatasetSpec]) -> CellSpec:

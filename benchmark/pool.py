@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import signals
-from benchmark.errors import UserError
-from benchmark.store import Locked, Store
+from benchmark.errors import Locked, UserError
+from benchmark.store import Store
 
 PATIENCE = 300.0  # seconds that a worker has to save its training state
 Handler = Callable[[int, tuple[Any, ...]], None]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmark import outputs, plan, runner
-from benchmark.compose import Request, request
+from benchmark.compose import AXES, Request, request
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.keys import Digests
@@ -46,8 +46,11 @@ def run(overrides: Sequence[str]) -> int:
         The runner's exit code.
 
     Raises:
-        UserError: wrong overrides, or Full FT is not among the methods.
+        UserError: wrong overrides, targets or seeds among them, or Full FT is not among the methods.
     """
+    wrong = [item for item in overrides if AXES.get(item.partition("=")[0]) in ("targets", "seeds")]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: the rates are chosen on {TARGETS} with seed {SEED} alone. Leave it out.")
     base = request(["table=table5", "methods=full_ft", f"targets={TARGETS}", *overrides])
     requests = {model.id: grid_of(model, overrides) for model in base.models}
     everything = replace(base, cells=tuple(cell for asked in requests.values() for cell in asked.cells))
@@ -61,7 +64,7 @@ def run(overrides: Sequence[str]) -> int:
         rate = choose([point for point in points if point.method == "full_ft"])
         write(model, points, rate, lines(requests[model.id], store), base.results / "rates")
         tables.append(table(model, points, rate))
-    text = protocol(base, everything.cells[0], tables)
+    text = protocol(base, next(cell for cell in everything.cells if cell.train), tables)
     if {cell.method.id for cell in everything.cells} == {"full_ft"}:
         # With another method beside it, it would no longer say what was fixed before any other was run.
         write_atomic(base.results / "rates" / "protocol.md", text)

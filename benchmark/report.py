@@ -159,7 +159,10 @@ def _sweeps(
     swept: dict[str, None] = {}
     kept = [item for item in overrides if not item.startswith("table=")]
     for name in SWEEPS:
-        asked = sweep.ask([*drawing.defaults(drawing.read(name)), *kept, *more])
+        figure = drawing.read(name)
+        # The figure's own axis stays, whatever the value that the tables have.
+        others = [item for item in kept if item.partition("=")[0] not in figure["axes"]]
+        asked = sweep.ask([*drawing.defaults(figure), *others, *more])
         asked, plan = _planned(asked, store, bool(more))
         _add_points(asked, plan, sweep.axes(asked)[0], store, evidence, planned, points, groups)
         swept |= dict.fromkeys(cell.method.id for cell in asked.cells)

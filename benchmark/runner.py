@@ -14,14 +14,14 @@ from benchmark import plan as planning
 from benchmark import signals
 from benchmark.compose import Request
 from benchmark.cost import Costs
-from benchmark.errors import UserError
+from benchmark.errors import Locked, UserError
 from benchmark.files import sweep
 from benchmark.launch import gpus_in_sight
 from benchmark.plan import Planned
 from benchmark.pool import Pool
 from benchmark.progress import Progress, progress
 from benchmark.spec import CellSpec, ProfileSpec, at_root
-from benchmark.store import Locked, Store, short_lock
+from benchmark.store import Store, short_lock
 from benchmark.worker import VISIBLE, Failure, Worker, prepare_process
 
 DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -43,9 +43,13 @@ class Schedule:
     failures: dict[str, Failure] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
 
+    def ready(self) -> list[Planned]:
+        """Return the waiting cells that may start: those whose Full FT cell, if they are made from one, is done."""
+        return [item for item in self.waiting if item.needs is None or item.needs in self.finished]
+
     def take(self, model: str | None = None) -> Planned | None:
         """Return a cell that may start, one of this model if possible; None if none may start now."""
-        ready = [item for item in self.waiting if item.needs is None or item.needs in self.finished]
+        ready = self.ready()
         chosen = next((item for item in ready if item.cell.model.id == model), ready[0] if ready else None)
         if chosen is not None:
             self.waiting.remove(chosen)
@@ -231,7 +235,7 @@ def _one_by_one(
             if item.id not in told:
                 told.add(item.id)
                 show.note(f"{item.id} is being run by {owner}: coming back to it")
-            if all(other.id in told for other in schedule.waiting):
+            if all(other.id in told for other in schedule.ready()):
                 time.sleep(WAIT_SECONDS)
             continue
         _settle(schedule, item, result, show)

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from benchmark.errors import UserError, did_you_mean
+from benchmark.errors import Locked, UserError, did_you_mean
 from benchmark.files import sha256_file, sweep, sync, write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, cell_id, cell_of, plain
@@ -26,10 +26,6 @@ HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0
 MARGIN_MEGABYTES = 50.0
 SCHEMA = 1  # of a results folder; a folder without a schema file is of version 1
-
-
-class Locked(Exception):
-    """Another process works on the cell; the message says which."""
 
 
 class Store:
@@ -58,7 +54,7 @@ class Store:
         try:
             found = (self.root / "schema").read_text().strip()
         except OSError:
-            return
+            found = "1"
         if found != str(SCHEMA):
             raise UserError(
                 f"{self.root} has results of schema version {found[:20] or '(empty)'}, this program reads and writes "

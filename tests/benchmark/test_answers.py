@@ -42,6 +42,21 @@ def test_damaged_answers_are_one_message(cell, lines):
         read_answers(cell, "okvqa")
 
 
+def test_a_file_with_a_wrong_byte_is_one_message_or_read(cell):
+    packed = bytearray(pack(cell, "gqa"))
+    (cell / "answers" / "gqa.jsonl").unlink()
+    refused = 0
+    for place in range(len(packed)):
+        spoilt = packed.copy()
+        spoilt[place] ^= 0xFF
+        (cell / "answers" / "gqa.jsonl.gz").write_bytes(spoilt)
+        try:
+            read_answers(cell, "gqa")
+        except UserError:
+            refused += 1
+    assert refused > len(packed) // 2
+
+
 def test_an_item_without_an_answer_is_not_packed(cell):
     (cell / "answers" / "gqa.jsonl").write_text(json.dumps({"item_id": "a", "text": ""}))
     with pytest.raises(UserError, match="no answer of gqa to item b"):

@@ -69,6 +69,29 @@ def test_other_settings_and_other_items_are_not_comparable_and_say_why(folders):
     assert line(list(found.values()), theirs).startswith("Nothing to compare")
 
 
+def test_an_untuned_model_asked_otherwise_is_not_comparable(folders):
+    ours, _, world = folders
+    other = world.root / "asked otherwise"
+    assert cli.main(["run", *world.overrides("methods=zero_shot"), "--cells-only"]) == 0
+    given = [item for item in world.overrides("methods=zero_shot") if not item.startswith("results=")]
+    given += [f"results={other}", "dataset.iconqa.prompt='Say: {question}'"]
+    assert cli.main(["run", *given, "--cells-only"]) == 0
+    (gap,) = [gap for gap in compare(ours, other)[0] if "zero_shot" in gap.cell]
+    assert gap.verdict == "not comparable" and "iconqa.prompt" in gap.why and "Say: {question}" in gap.why
+
+
+def test_other_inputs_are_named(folders):
+    """The same settings on another base model have the same name; only the keys tell."""
+    ours, theirs, world = folders
+    (world.checkpoint / "weights").write_text("another base")
+    given = [item for item in world.overrides("methods=full_ft,spider") if not item.startswith("results=")]
+    assert cli.main(["run", *given, f"results={theirs}", "--cells-only"]) == 0
+    assert [gap.verdict for gap in compare(ours, theirs)[0]] == ["identical"] * 2  # the stand-in scores no otherwise
+    rewrite(cell(theirs, "spider") / "items" / "iconqa.jsonl.gz", lambda row: row.update(score=row["score"] / 2))
+    (gap,) = [gap for gap in compare(ours, theirs)[0] if gap.verdict != "identical"]
+    assert "(other base model, data or code)" in describe(gap)
+
+
 def test_another_schema_is_refused(folders):
     (folders[1] / "schema").write_text("2\n")
     with pytest.raises(UserError, match="schema version 2, this program reads and writes version 1"):

@@ -40,6 +40,12 @@ def test_grid_keeps_the_ratio_and_never_sees_the_test_split():
             assert ratio == pytest.approx(model.projector_learning_rate / model.learning_rate)
 
 
+@pytest.mark.parametrize("wrong", ["targets=coco", "seeds=1", "dataset=coco"])
+def test_targets_and_seeds_are_the_protocols(wrong, capsys):
+    assert cli.main(["rates", wrong]) == 2
+    assert f"{wrong}: the rates are chosen on flickr30k,coco with seed 100 alone" in capsys.readouterr().err
+
+
 def test_full_ft_is_needed():
     model = request(["profile=pocket"], grid=False).models[0]
     with pytest.raises(UserError, match="full_ft"):

@@ -144,6 +144,16 @@ def test_a_report_of_finished_cells(world, capsys):
     assert (world.results / "report.html").read_text() == again
 
 
+def test_a_setting_of_the_tables_leaves_the_sweeps_their_axis_and_two_settings_are_refused(world, capsys):
+    assert cli.main(["run", *world.overrides("methods=full_ft,spider", "train.epochs=6,7")[1:], "--cells-only"]) == 0
+    own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]
+    assert cli.main(["report", "models=llava_pocket", "train.epochs=7", *own]) == 0
+    assert "7 epochs, batch" in (world.results / "report.html").read_text()
+    capsys.readouterr()
+    assert cli.main(["report", "models=llava_pocket", "train.epochs=6,7", *own]) == 2
+    assert "A table shows one setting, but a key has several values" in capsys.readouterr().err
+
+
 def test_a_report_of_a_published_folder_needs_no_stage_records_or_data(world, monkeypatch):
     monkeypatch.setattr(report, "load", LOAD)
     assert cli.main(["run", *world.overrides("methods=zero_shot,full_ft,spider"), "--cells-only"]) == 0

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from benchmark import cli, runner
+from benchmark.errors import Locked
 from benchmark.progress import Lines
 from tests.benchmark import fakes
 
@@ -345,6 +346,36 @@ def test_two_runs_at_once_share_the_work(world, monkeypatch):
         assert runner.run(cli_request(arguments[1:]), Show()) == 0
     assert len(notes) == 1 and f"process {first.pid}" in notes[0]
     assert trained() == ["full_ft", "spider", "full_ft"]
+
+
+def test_a_run_waits_for_a_full_ft_cell_of_another_process_without_spinning(world, monkeypatch):
+    """DARE, made from the locked cell, is not ready: it must not keep the run from sleeping."""
+    held, slept = [3], []
+    whole = runner.Worker.run
+
+    def locked(self, cell, *rest):
+        if cell.method.id == "full_ft" and held[0]:
+            held[0] -= 1
+            raise Locked("process 1 on elsewhere")
+        return whole(self, cell, *rest)
+
+    monkeypatch.setattr(runner.Worker, "run", locked)
+    monkeypatch.setattr(runner.time, "sleep", slept.append)
+    assert cli.main(["run", *world.overrides("methods=full_ft,dare")]) == 0
+    assert slept.count(runner.WAIT_SECONDS) == 3
+
+
+def test_a_cell_of_another_process_is_one_message(world, monkeypatch, capsys):
+    arguments = world.overrides("methods=full_ft")
+    assert cli.main(["run", *arguments]) == 0
+    capsys.readouterr()
+
+    def locked(*_):
+        raise Locked("process 1 on elsewhere")
+
+    monkeypatch.setattr("benchmark.store.Store.lock", locked)
+    assert cli.main(["score", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("error: process 1 on elsewhere works on a cell that this needs.")
 
 
 def cli_request(overrides: list[str]):

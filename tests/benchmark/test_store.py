@@ -15,10 +15,10 @@ import pytest
 
 from benchmark import store as store_module
 from benchmark.compose import request
-from benchmark.errors import UserError
+from benchmark.errors import Locked, UserError
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec
-from benchmark.store import Locked, Store, read_cell
+from benchmark.store import Store, read_cell
 
 KEYS = Keys("t1", {"gqa": "g1"}, {"gqa": "s1"}, "m1")
 FILES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -48,6 +49,19 @@ def test_a_sweep_over_two_axes_is_a_tidy_csv_and_shares_its_cells(world, capsys)
     assert trained() == 0  # the table's cells are points of the sweep
     assert cli.main(["sweep", *arguments(world, "train.epochs=5,6,7", "methods=full_ft")]) == 0
     assert trained() == 1
+
+
+@pytest.mark.parametrize("key", ["eval.batch_size", "model.checkpoint", "data_root"])
+def test_an_axis_that_no_cell_is_named_by_is_refused(key, world, capsys):
+    given = [item for item in arguments(world, "methods=full_ft") if not item.startswith(key)]
+    values = ["4", "8"]
+    for place in {"model.checkpoint": [world.checkpoint], "data_root": [world.data]}.get(key, []):
+        values = [str(place), f"{place}2"]
+        shutil.copytree(*values)
+    axis = f"{key}={','.join(values)}"
+    assert cli.main(["sweep", *given, axis]) == 2
+    said = capsys.readouterr().err
+    assert f"{axis}: it is no part of what a cell is" in said and trained() == 0
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(world, monkeypatch):
