@@ -28,7 +28,7 @@ grid = $(if $(TABLE),table=$(TABLE),table=table5)
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), CHECKPOINTS=name:dir,"; \
-	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, GPU, PART, SIZE, DEVICE, ARGS"
+	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, FIGURE, GPU, PART, SIZE, DEVICE, ARGS"
 
 table5: $(ready) ## Table 5 and its radar plots: captioning targets
 	@$(python) -m benchmark run table=table5 $(settings)
@@ -115,8 +115,8 @@ pretrain: $(ready) ## make the two shipped base models again, from nothing (MODE
 rates: $(ready) ## choose the learning rates again, on validation data
 	@$(python) -m benchmark rates $(settings)
 
-publish: $(ready) ## copy your finished Tables 5 and 6 to results/ as the reference (SEEDS=0,1,2)
-	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(settings)
+publish: $(ready) ## finished cells, tables, figures to results/ as the reference (TABLE= SEEDS= FIGURE= ARGS=--partial)
+	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(if $(FIGURE),figure=$(FIGURE)) $(settings)
 
 bench: bench-scorers bench-methods ## what scoring and the methods' optimizer steps cost
 
