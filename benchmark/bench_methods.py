@@ -23,6 +23,7 @@ from benchmark.settings import names_of, read_settings
 from benchmark.shards import Attachment, Shards, attach
 from methods import fused
 from methods.base import Method
+from methods.masks import MaskLog
 from methods.registry import METHODS, build
 
 FLOAT = 4  # bytes
@@ -206,6 +207,8 @@ def kept_bytes(attachment: Attachment, shared: Sequence[Tensor]) -> int:
         elif isinstance(value, Mapping):
             for item in value.values():
                 visit(item)
+        elif isinstance(value, MaskLog):
+            visit(vars(value))
 
     for name, value in vars(attachment.method).items():
         if name != "shards":
@@ -306,6 +309,7 @@ class Bench:
         for _ in range(2):  # the first step allocates
             self.seconds(self.plain)
             self.seconds(optimizer)
+        attachment.method.diagnostics()  # as training does every few steps; what it keeps to do so counts
         (moved, waits), (plain_moved, plain_waits) = self.count(optimizer), self.count(self.plain)
         times = []
         for number in range(rounds):

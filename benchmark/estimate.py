@@ -20,8 +20,9 @@ MEASURED = 0.85, 1.15       # times what a finished cell took
 OVERHEAD = 1.8e9            # bytes of CUDA context, NCCL and fragmentation (1.5 to 2 GB on a 24 GB card)
 LIVE_PARAMETERS = 1e9       # of ZeRO-3: stage3_max_live_parameters, in elements
 # Bytes per shard element that a method keeps: w* in the checkpoint's 16 bits, and float32 arrays of its own.
-METHOD_BYTES = {"full_ft": 0, "spider": 6, "l2_reg": 2, "grafting": 2, "half_ft": 3}
-METHOD_OTHER = 6
+# A masked method keeps a byte more: the selection that the next row of the log is compared with.
+METHOD_BYTES = {"full_ft": 0, "spider": 7, "l2_reg": 2, "grafting": 2, "half_ft": 3}
+METHOD_OTHER = 7
 
 
 @dataclass(frozen=True)

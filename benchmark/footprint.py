@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from benchmark.checkpoint import apply_delta, snapshot
 from benchmark.compose import FULL_FT, Request
 from benchmark.files import write_atomic
-from benchmark.keys import code_digest
+from benchmark.keys import code_digest, method_module
 from benchmark.measures import FOOTPRINT
 from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import Items
@@ -33,7 +33,7 @@ from benchmark.store import Store
 from benchmark.train import Order, batch_loss, training_batch
 from benchmark.worker import Worker
 from methods.base import Method
-from methods.registry import METHODS, build
+from methods.registry import build
 
 ROUNDS, STEPS = 3, 6
 FIXED = ("shards", "extra_step", "params")  # of a method: the engine's, not its own
@@ -79,8 +79,8 @@ def measure(request: Request, plan: Sequence[Planned], store: Store) -> list[str
 
 def _code(cell: CellSpec) -> str:
     """Return a digest of the code that a footprint depends on, and of the settings that it was measured with."""
-    own = METHODS[cell.method.id].cls.partition(":")[0].replace(".", "/") + ".py" if cell.method.id in METHODS else None
-    return f"{code_digest((*CODE, *([own] if own else [])))[:16]} {cell.train.batch_size} {cell.train.last_layers}"
+    modules = (*CODE, *method_module(cell.method.id))
+    return f"{code_digest(modules)[:16]} {cell.train.batch_size} {cell.train.last_layers}"
 
 
 def _known(item: Planned, store: Store) -> dict[str, Any] | None:
@@ -186,7 +186,8 @@ class Bench:
         for name in ("start", "before_step", "after_step"):
             setattr(method, name, _counted(getattr(method, name), counter))
         for _ in self.steps(cell, method, 3):
-            pass
+            with counter:
+                method.diagnostics()  # as training does every few steps; what it keeps to do so counts
         sources = {}
         if method.uses_pretrained:
             sources = {shard.source.untyped_storage().data_ptr(): shard.source.nbytes for shard in method.shards}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmark import diagnostics
 from benchmark.errors import UserError, printable
+from benchmark.files import SUMS
 from benchmark.scores import read_scores
-from benchmark.spec import CellSpec
+from benchmark.spec import CellSpec, at_root
 from benchmark.store import Store, read_cell
 
 ANSWERS = 3
@@ -53,7 +54,12 @@ def _weights(store: Store, cell: CellSpec, folder: Path) -> list[str]:
     """Return what the log says about the weights, and draw where they moved."""
     rows = diagnostics.read(folder / "train.jsonl")
     title = f"{cell.model.name}, {cell.method.id}, {cell.target}"
-    picture = diagnostics.draw(rows, title, store.root / "figures" / f"selected_{folder.name}")
+    # A published folder has the digests of its files: nothing is added to it.
+    place = at_root("build") if (store.root / SUMS).is_file() else store.root / "figures"
+    try:
+        picture = diagnostics.draw(rows, title, place / f"selected_{folder.name}")
+    except UserError as error:
+        return [*diagnostics.describe(rows), f"          not drawn: {error}"]
     return diagnostics.describe(rows) + ([f"          drawn in {picture}"] if picture else [])
 
 

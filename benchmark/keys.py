@@ -71,7 +71,7 @@ def code_of(cell: CellSpec) -> dict[str, str]:
     """
     family, code = _family_module(cell.model), {}
     if cell.train is not None:
-        code["train"] = code_digest((*_method_module(cell.method.id), *STAGE_MODULES["train"], *family))
+        code["train"] = code_digest((*method_module(cell.method.id), *STAGE_MODULES["train"], *family))
         if cell.method.posthoc:
             code["posthoc"] = code_digest(STAGE_MODULES["posthoc"])
     code["generate"] = code_digest((*STAGE_MODULES["generate"], *family))
@@ -156,7 +156,7 @@ def _drop_docstring(node: Any) -> None:
         node.body = node.body[1:]
 
 
-def _method_module(method: str) -> tuple[str, ...]:
+def method_module(method: str) -> tuple[str, ...]:
     """Return the file of a method's class."""
     from methods.registry import METHODS
 

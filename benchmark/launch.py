@@ -234,7 +234,10 @@ def _lines(path: Path) -> int:
 
 
 def _raise(folder: Path, code: int, log: Path) -> None:
-    """Raise what the processes noted, the most telling first."""
+    """Raise what the processes noted, the most telling first.
+
+    When one process fails or dies, the others are told to stop and note it as a preemption, which it is not.
+    """
     found = []
     for path in sorted(folder.glob(OUTCOME.format("*"))):
         try:
@@ -242,14 +245,14 @@ def _raise(folder: Path, code: int, log: Path) -> None:
         except (OSError, ValueError):
             continue
         path.unlink()
-    for kind in ("UserError", "TrainingFailed", "Preempted"):
+    others = [outcome["message"] for outcome in found if outcome["kind"] not in ("done", "Preempted")]
+    for kind in ("UserError", "TrainingFailed", *([] if code or others else ["Preempted"])):
         for outcome in found:
             if outcome["kind"] == kind:
                 raise _error(kind, outcome["message"])
-    others = [outcome["message"] for outcome in found if outcome["kind"] != "done"]
     if code or others:
         end = log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"training ended with code {code}: {'; '.join(others) or end} (see {log})")
+        raise RuntimeError(f"{log.stem} ended with code {code}: {'; '.join(others) or end} (see {log})")
 
 
 def _all_done(folder: Path) -> bool:

@@ -35,7 +35,7 @@ class Dare(Method):
 
     Granularity: element, independent. Tensors: all trained (also norms, biases and the projector).
     Acts: once, on a finished Full FT checkpoint, in float32 (0.9 is not exact in bf16).
-    Extra memory: 0 |M| in training; w* and one mask, tensor by tensor, at the end.
+    Extra memory: 0 |M| in training; at the end w*, the fine-tuned and the new weights whole, one tensor's mask.
     Randomness: one CPU generator per (seed, tensor name); no tensor's draw depends on another's.
     Source: Yu et al., ICML 2024; SPIDER's Table 2 gives 10 % as the kept share.
     Disagreements: the MergeLM command line drops 10 % and does not rescale by default, and draws from the

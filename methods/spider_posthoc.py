@@ -18,7 +18,7 @@ class SpiderPosthoc(Method):
     w = w_ft M + w* (1 - M), once.
 
     Granularity: element; statistics per tensor. Tensors: all trained. Acts: once, on a finished Full FT checkpoint.
-    Extra memory: 0 |M| in training; w* and a mask, tensor by tensor, at the end.
+    Extra memory: 0 |M| in training; at the end w*, the fine-tuned and the new weights whole, one tensor's mask.
     Source: ours, from SPIDER's equations. A checkpoint holds no gradients, so the accumulated gradient is replaced by
     what it did, the total change: under plain gradient descent at a constant rate w_ft - w* is a multiple of the sum
     of gradients, and the scale cancels in z (spider_code's mask); AdamW divides each element by its own scale.

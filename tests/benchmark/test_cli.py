@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from benchmark import cli, doctor
+from benchmark.errors import UserError
 from benchmark.spec import ROOT
 from tests.benchmark import fakes
 
@@ -130,6 +131,27 @@ def test_inspect_shows_a_cell(world, capsys):
     assert "2 cells begin with" in capsys.readouterr().err
     assert cli.main(["inspect", "llava_pocket-iconqa-spider-s1", f"results={world.results}"]) == 2
     assert "Did you mean" in capsys.readouterr().err
+
+
+def test_inspect_adds_nothing_to_a_published_folder(world, capsys, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+    cli.main(["run", *world.overrides("methods=spider")])
+    cli.main(["publish", *world.overrides("methods=spider")])
+    drawn = []
+    monkeypatch.setattr("benchmark.diagnostics.draw", lambda rows, title, stem: drawn.append(stem) or stem)
+    for root, place in ((world.results, world.results / "figures"), (reference, ROOT / "build")):
+        capsys.readouterr()
+        assert cli.main(["inspect", "llava_pocket-iconqa-sp", f"results={root}"]) == 0
+        assert drawn[-1].parent == place and "drawn in" in capsys.readouterr().out
+
+    def fail(*_):
+        raise UserError("Cannot write there.")
+
+    monkeypatch.setattr("benchmark.diagnostics.draw", fail)
+    assert cli.main(["inspect", "llava_pocket-iconqa-sp", f"results={world.results}"]) == 0
+    out = capsys.readouterr().out
+    assert "not drawn: Cannot write there." in out and "A^S" in out
 
 
 def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):

@@ -118,6 +118,8 @@ def test_every_configuration_file_is_in_the_table():
         ("tailor", {"blok": 1, "keep": "x"}, ["'block'", "keep='x' must be float"]),
         ("tailor", {"block": 1.5}, ["block=1.5 must be int"]),
         ("dare", {"keep": True}, ["keep=True must be float"]),
+        ("tailor", {"salience": float("nan")}, ["salience=nan must be a finite number"]),
+        ("l2_reg", {"strength": float("inf")}, ["strength=inf must be a finite number"]),
         ("spider", {"momentum": 1.0}, ["momentum=1.0", "below 1"]),
         ("dare", {"keep": 0}, ["keep=0.0", "above 0"]),
         ("tailor", {"keep": 2.0}, ["keep=2.0"]),
