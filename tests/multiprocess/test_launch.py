@@ -20,7 +20,7 @@ from benchmark import launch, ranks, signals, store
 from benchmark.data import load as load_records
 from benchmark.errors import UserError
 from benchmark.signals import Preempted
-from benchmark.spec import CellSpec, DatasetSpec, plain
+from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, plain
 from benchmark.worker import load_model
 from eval.generate import generate
 from tests.benchmark.cells import cell_of_tiny
@@ -78,6 +78,15 @@ def trained(world, tmp_path_factory):
     launch.train_together(spec, folder, None, 6, lambda step, steps, row: told.append((step, steps)))
     assert told[-1] == (6, 6)
     return spec, folder
+
+
+def test_a_method_of_ones_own_trains_on_two_processes(world, tmp_path):
+    """examples/my_method.py through the program's own launcher: what its share never reaches stays at w*."""
+    spec = cell(world, method=MethodSpec("examples.my_method:TopKGradient", {}))
+    folder = folder_of(tmp_path / "own", spec)
+    launch.train_together(spec, folder, None, 6, None)
+    row = json.loads((folder / "train.jsonl").read_text().splitlines()[-1])
+    assert row["step"] == 6 and 0.3 < row["restored_fraction"] < 0.9 and row["rms_delta"] > 0
 
 
 def test_two_processes_train_and_answer(world, trained):
