@@ -527,7 +527,7 @@ def rates(arguments: list[str]) -> int:
 
 
 def publish(arguments: list[str]) -> int:
-    """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
+    """copy finished cells, tables, figures to the reference (table=table5 figure=plane@MODEL); --partial: what is done"""
     from benchmark.compose import request
     from benchmark.publish import publish as publish_tables
 
@@ -539,7 +539,8 @@ def publish(arguments: list[str]) -> int:
     for name in words.get("figure", []):
         from benchmark import drawing
 
-        requests += drawing.requests(name, rest)
+        name, _, model = name.partition("@")  # fig5@vila_pocket: the cells of one model
+        requests += drawing.requests(name, [*rest, *([f"models={model}"] if model else [])])
     done = publish_tables(requests, "--partial" in arguments, "--drop" in arguments)
     print(f"Published to {done.folder}: {done.cells} cells{f', {done.before} of them before' * bool(done.before)}.")
     return 0
