@@ -527,7 +527,7 @@ def rates(arguments: list[str]) -> int:
 
 
 def publish(arguments: list[str]) -> int:
-    """copy finished cells, tables, figures to the reference (table=table5 figure=plane@MODEL); --partial: what is done"""
+    """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
     from benchmark.compose import request
     from benchmark.publish import publish as publish_tables
 
