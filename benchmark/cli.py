@@ -539,7 +539,7 @@ def publish(arguments: list[str]) -> int:
     for name in words.get("figure", []):
         from benchmark import drawing
 
-        name, _, model = name.partition("@")  # fig5@vila_pocket: the cells of one model
+        name, _, model = name.partition("@")  # fig5@MODEL: the cells of one model
         requests += drawing.requests(name, [*rest, *([f"models={model}"] if model else [])])
     done = publish_tables(requests, "--partial" in arguments, "--drop" in arguments)
     print(f"Published to {done.folder}: {done.cells} cells{f', {done.before} of them before' * bool(done.before)}.")

@@ -103,7 +103,7 @@ class Tailor(Method):
     linear weights of the projector go back to w*; norms and biases stay fine-tuned.
     Acts: once, on a finished Full FT checkpoint, in float64 inside.
     Extra memory: 0 |M| in training. At the end w*, the fine-tuned and the new weights, and in float64 the d_in^2
-    Gram matrices of one layer with about four more of that size: 14 |M| at pocket size, as Table 2 measures it.
+    Gram matrices of one layer with about four more of that size: 14 |M| where d_in is small, as Table 2 measures it.
     Source: Zhu et al., ICML 2024, and its released code; SPIDER's App. B gives 10 %.
     Disagreements: the released code adds the compensation (SparseGPT subtracts), which is worse than none;
     its main script weighs .8/.2, its second copy .5/.5; it calibrates on 128 batches with padding included
