@@ -204,12 +204,9 @@ def _gate(asked: Request) -> tuple[int, Request]:
     Raises:
         UserError: a score is off by more than a point and gate=stop.
     """
-    from dataclasses import replace
-    from itertools import compress
-
     from benchmark import gate, outputs, runner
 
-    first = replace(asked, cells=tuple(cell for cell in asked.cells if cell.method.id == outputs.ZERO_SHOT))
+    first = asked.only(lambda cell: cell.method.id == outputs.ZERO_SHOT)
     if not gate.applies([cell.model.id for cell in first.cells], asked.profile.upstream):
         return runner.DONE, asked
     code = runner.run(first)
@@ -219,9 +216,7 @@ def _gate(asked: Request) -> tuple[int, Request]:
     failed = {cell.model.id: cell.model.name for cell in first.cells if cell.model.id not in held}
     if failed:
         print(f"Nothing of {', '.join(failed.values())} is trained: what the untuned model scores is not known.")
-    kept = [cell.model.id not in failed for cell in asked.cells]
-    cells, settings = (tuple(compress(values, kept)) for values in (asked.cells, asked.settings))
-    return code, replace(asked, cells=cells, settings=settings)
+    return code, asked.only(lambda cell: cell.model.id not in failed)
 
 
 def _hold_against_paper(asked: Request) -> set[str]:

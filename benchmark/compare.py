@@ -10,7 +10,7 @@ from typing import Any
 from benchmark.errors import UserError
 from benchmark.scores import read_items, read_scores
 from benchmark.spec import CellSpec, identity, protocol
-from benchmark.store import Store, read_cell
+from benchmark.store import Store, published_key, read_cell
 
 OTHER_INPUTS = "other base model, data or code"
 
@@ -95,11 +95,18 @@ def _finished(root: Path) -> dict[str, Path]:
 
 def _differing(ours: CellSpec, theirs: CellSpec) -> str:
     """Return the keys in which two cells differ, with both values; at most four."""
-    pairs = dict(_flat(identity(ours))), dict(_flat(identity(theirs)))
-    keys = [key for key in {**pairs[0], **pairs[1]} if pairs[0].get(key) != pairs[1].get(key)]
-    shown = [f"{key} {pairs[0].get(key, 'absent')} | {pairs[1].get(key, 'absent')}" for key in keys[:4]]
-    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    return "; ".join(shown) + more
+    found = _changed(identity(ours), identity(theirs))
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return "; ".join(f"{key} {own} | {other}" for key, own, other in found[:4]) + more
+
+
+def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the keys in which two descriptions differ, with both values."""
+    one, other = dict(_flat(ours)), dict(_flat(theirs))
+    return [
+        (key, one.get(key, "absent"), other.get(key, "absent"))
+        for key in {**one, **other} if one.get(key) != other.get(key)
+    ]
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -135,25 +142,19 @@ def _gap(name: str, ours: Path, theirs: Path) -> Gap:
 
 def _other_protocols(ours: CellSpec, theirs: CellSpec) -> str:
     """Return in which test sets two cells of one name were asked or scored otherwise; only an untuned model's can."""
-    pairs = {one.id: (one, other) for one in ours.datasets for other in theirs.datasets if one.id == other.id}
-    found = []
-    for name, (one, other) in pairs.items():
-        flat = dict(_flat(protocol(one))), dict(_flat(protocol(other)))
-        keys = [key for key in {**flat[0], **flat[1]} if flat[0].get(key) != flat[1].get(key)]
-        found += [f"{name}.{key} {flat[0].get(key, 'absent')!r} | {flat[1].get(key, 'absent')!r}" for key in keys]
-    return f"other protocols: {'; '.join(found[:4])}" if found else ""
+    one, other = ({dataset.id: protocol(dataset) for dataset in cell.datasets} for cell in (ours, theirs))
+    shared = one.keys() & other.keys()
+    found = _changed(*({name: own for name, own in all_.items() if name in shared} for all_ in (one, other)))
+    shown = "; ".join(f"{key} {own!r} | {their!r}" for key, own, their in found[:4])
+    return f"other protocols: {shown}" if found else ""
 
 
 def _key(folder: Path) -> str | None:
     """Return the digest of all that a trained cell's scores follow from, of a run or published; None if not known."""
     if read_cell(folder).train is None:  # depends on the sets it was evaluated on
         return None
-    try:
-        return (folder / "key").read_text().strip()
-    except OSError:
-        pass
     stages = Store(folder.parents[1]).status(folder)["stages"]
-    return stages.get("summary", {}).get("key")
+    return published_key(folder) or stages.get("summary", {}).get("key")
 
 
 def _interval(ours: Path, theirs: Path, metric: str) -> tuple[float, float]:

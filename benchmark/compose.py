@@ -8,8 +8,8 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -68,6 +68,12 @@ class Request:
     gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
     left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
     gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
+
+    def only(self, keep: Callable[[CellSpec], bool]) -> Request:
+        """Return the request with those of its cells, and their settings, that `keep` accepts."""
+        kept = [keep(cell) for cell in self.cells]
+        cells, settings = (tuple(itertools.compress(values, kept)) for values in (self.cells, self.settings))
+        return replace(self, cells=cells, settings=settings)
 
 
 def options_of(group: str) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from pathlib import Path
 
 from benchmark.compose import Request
@@ -15,6 +15,12 @@ from benchmark.keys import Digests, Keys, Unverified, keys_of
 from benchmark.models import places
 from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id
 from benchmark.store import Store, read_cell
+
+# What a cell is computed with, but not named by.
+NAMELESS = (
+    "model.checkpoint", "data_root", "device", "threads", "engine", "eval.batch_size", "eval.share_images",
+    "train.gradient_checkpointing",
+)
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,12 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
 
 def _check_same(name: str, one: CellSpec, other: CellSpec) -> None:
     """Refuse two cells of one name that would not be computed alike."""
-    places = {
-        "model.checkpoint": lambda cell: cell.model.checkpoint, "data_root": lambda cell: cell.data_root,
-        "device": lambda cell: cell.device, "threads": lambda cell: cell.threads, "engine": lambda cell: cell.engine,
-        "eval.batch_size": lambda cell: cell.eval.batch_size, "eval.share_images": lambda cell: cell.eval.share_images,
-        "train.gradient_checkpointing": lambda cell: cell.train and cell.train.gradient_checkpointing,
-    }  # fmt: skip
-    for key, value in places.items():
-        if one is not other and value(one) != value(other):
+    for key in NAMELESS:
+        values = [functools.reduce(lambda spec, name: spec and getattr(spec, name), key.split("."), cell)
+                  for cell in (one, other)]  # fmt: skip
+        if values[0] != values[1]:
             raise UserError(
-                f"{key}={value(one)},{value(other)}: it is no part of what a cell is ({name}), so one results folder "
+                f"{key}={values[0]},{values[1]}: it is no part of what a cell is ({name}), so one results folder "
                 "cannot hold both. Give one value, or results=dir of its own for each."
             )
 
@@ -113,7 +115,7 @@ def make(request: Request, store: Store, compute: bool = True) -> list[Planned]:
     keys: dict[str, Keys | None] = {}
     plan = []
     for cell, needs in expand(request.cells, request.full_ft):
-        cell = keep_datasets(cell, store.folder(cell), request)
+        cell = _keep_datasets(cell, store.folder(cell), request)
         name = cell_id(cell)
         verified = True
         if data_missing(cell):
@@ -146,24 +148,20 @@ def recorded(asked: Request, store: Store) -> list[Planned]:
     return plan
 
 
-def whole_seeds(asked: Request, plan: Sequence[Planned]) -> tuple[Request, list[Planned]]:
+def whole_seeds(asked: Request, finished: Container[str]) -> Request:
     """Leave out the seeds of which fewer cells are finished than of another: they are under way.
 
     Args:
         asked: a request.
-        plan: its cells, `missing` by whatever is to count as finished.
+        finished: ids of finished cells.
 
     Returns:
-        The request and the plan of the seeds that stay; of a request without a finished cell the first.
+        The request with the seeds that stay; without a finished cell the first.
     """
-    finished = {item.id for item in plan if item.done}
     trained = [cell for cell in asked.cells if cell.train is not None]
     done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
     seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
-    kept = [cell.train is None or cell.seed in seeds for cell in asked.cells]
-    cells, settings = (tuple(compress(values, kept)) for values in (asked.cells, asked.settings))
-    shown = [item for item in plan if item.cell.train is None or item.cell.seed in seeds]
-    return replace(asked, cells=cells, settings=settings), shown
+    return asked.only(lambda cell: cell.train is None or cell.seed in seeds)
 
 
 def _trimmed(item: Planned, store: Store) -> Planned:
@@ -210,7 +208,7 @@ def _data_folders(cell: CellSpec) -> list[Path]:
     return [at_root(cell.data_root) / reader_of(dataset) for dataset in cell.datasets]
 
 
-def keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
+def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
     """Keep the datasets that an untuned model was evaluated on for another table, if their protocol is today's."""
     if cell.train is not None or not (folder / "cell.yaml").is_file():
         return cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from benchmark.files import unfinished_folder, write_atomic, write_sums
 from benchmark.keys import Digests, keys_of
 from benchmark.plan import Planned
 from benchmark.spec import at_root, cell_id
-from benchmark.store import Store, read_cell
+from benchmark.store import KEY, Store, published_key, read_cell
 
 CELL_FILES = (
     "cell.yaml", "scores.json", "provenance.json", "items/*.jsonl.gz", "weights.json", "footprint.json",
 )  # fmt: skip
-KEY = "key"  # of a published cell: the digest of all that its scores follow from, to tell whether they are today's
 FOLDERS = ("rates", "audit", "sweeps", "pid", "figures")
 LIMIT_MEGABYTES = 15.0
 
@@ -66,12 +65,12 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
     plan = {item.id: item for item in planning.make(everything, store)}
     before = _published(everything, plan, store, Store(target))
     if partial_too:
-        done = {item.id for item in plan.values() if item.done} | before
-        requests = [planning.whole_seeds(request, _counted(request, done))[0] for request in requests]
+        done = {name for name, item in plan.items() if item.done} | before.keys()
+        requests = [planning.whole_seeds(request, done) for request in requests]
     wanted = {cell_id(one) for request in requests for one, _ in planning.expand(request.cells, request.full_ft)}
     finished = {name: item for name, item in plan.items() if name in wanted and item.done}
-    before &= wanted - {*finished}
-    unfinished = sorted(wanted - {*finished} - _whole(before, everything, Store(target)))
+    before = {name: whole for name, whole in before.items() if name in wanted - finished.keys()}
+    unfinished = sorted(wanted - finished.keys() - {name for name, whole in before.items() if whole})
     if unfinished and not (partial_too and (finished or before)):
         raise UserError(
             f"{len(unfinished)} of {len(wanted)} cells are not finished (first: {unfinished[0]}). "
@@ -112,13 +111,18 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
     return Done(target, len(finished) + len(before), len(before))
 
 
-def _published(asked: Request, plan: Mapping[str, Planned], store: Store, reference: Store) -> set[str]:
-    """Return the ids of cells that were published from today's code, data, base model and settings."""
-    digests, found = Digests(store.root / "digests.json"), set()
+def _published(asked: Request, plan: Mapping[str, Planned], store: Store, reference: Store) -> dict[str, bool]:
+    """Return the cells that were published from today's code, data, base model and settings.
+
+    Returns:
+        Id -> whether it has every test set that is asked for.
+    """
+    digests, found = Digests(store.root / "digests.json"), {}
     for cell, needs in planning.expand(asked.cells, asked.full_ft):
         name = cell_id(cell)
         folder = reference.folder(cell)
-        if plan[name].keys is None or not (folder / KEY).is_file():
+        key, wanted = published_key(folder), {one.id for one in cell.datasets}
+        if plan[name].keys is None or key is None:
             continue
         if cell.train is None:  # with the sets that it was published with, if their protocol is today's
             try:
@@ -126,27 +130,9 @@ def _published(asked: Request, plan: Mapping[str, Planned], store: Store, refere
             except UserError:
                 continue  # damaged: to be made again
             cell = replace(cell, datasets=tuple(sets))
-        key = keys_of(cell, digests, plan[needs].keys if needs else None).summary
-        if key == (folder / KEY).read_text().strip():
-            found.add(name)
+        if key == keys_of(cell, digests, plan[needs].keys if needs else None).summary:
+            found[name] = wanted <= {one.id for one in cell.datasets}
     return found
-
-
-def _whole(names: set[str], asked: Request, reference: Store) -> set[str]:
-    """Return those published cells that have every test set that is asked for."""
-    cells = {cell_id(cell): cell for cell, _ in planning.expand(asked.cells, asked.full_ft)}
-    return {
-        name for name in names
-        if {one.id for one in cells[name].datasets} <= {one.id for one in read_cell(reference.cells / name).datasets}
-    }
-
-
-def _counted(request: Request, done: set[str]) -> list[Planned]:
-    """Return a request's cells as a plan in which those of `done` are finished."""
-    return [
-        Planned(cell, cell_id(cell), needs, None, () if cell_id(cell) in done else ("train",))
-        for cell, needs in planning.expand(request.cells, request.full_ft)
-    ]
 
 
 def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted: set[str]) -> None:
@@ -166,12 +152,13 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
         )
 
 
-def _all_stay(target: Path, finished: Mapping[str, Planned], before: set[str]) -> bool:
+def _all_stay(target: Path, finished: Mapping[str, Planned], before: Container[str]) -> bool:
     """Return whether every published cell stays as it is, so that figures drawn from them are still true."""
     for folder in Store(target).all_cells():
         again = finished.get(folder.name)
-        key = (folder / KEY).read_text().strip() if (folder / KEY).is_file() else None
-        if folder.name not in before and (again is None or again.keys is None or again.keys.summary != key):
+        if folder.name not in before and (
+            again is None or again.keys is None or again.keys.summary != published_key(folder)
+        ):
             return False
     return True
 

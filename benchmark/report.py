@@ -147,7 +147,11 @@ def _planned(asked: Request, store: Store, whole: bool) -> tuple[Request, list[P
     """Return a request of this store and its plan, if `whole` without the seeds that are under way."""
     asked = replace(asked, results=store.root)
     plan = planning.recorded(asked, store)
-    return planning.whole_seeds(asked, plan) if whole else (asked, plan)
+    if whole:
+        asked = planning.whole_seeds(asked, {item.id for item in plan if item.done})
+        seeds = {cell.seed for cell in asked.cells if cell.train is not None}
+        plan = [item for item in plan if item.cell.train is None or item.cell.seed in seeds]
+    return asked, plan
 
 
 def _sweeps(

@@ -25,6 +25,7 @@ from benchmark.spec import CellSpec, cell_id, cell_of, plain
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0
 MARGIN_MEGABYTES = 50.0
+KEY = "key"  # of a published cell: the digest of all that its scores follow from, to tell whether they are today's
 SCHEMA = 1  # of a results folder; a folder without a schema file is of version 1
 
 
@@ -232,6 +233,14 @@ def read_cell(folder: Path) -> CellSpec:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {path}: {str(error).splitlines()[0]}. Name a cell of `list cells`.") from error
     return cell_of(values if isinstance(values, dict) else {}, str(path))
+
+
+def published_key(folder: Path) -> str | None:
+    """Return the key of a published cell; None if it has none, or is of a run."""
+    try:
+        return (folder / KEY).read_text().strip()
+    except OSError:
+        return None
 
 
 def _outputs(folder: Path, stage: str) -> list[Path]:

@@ -30,6 +30,11 @@ def test_packed_answers_are_those_of_the_run_whatever_their_order(cell):
     (cell / "answers" / "gqa.jsonl").unlink()
     (cell / "answers" / "gqa.jsonl.gz").write_bytes(packed)
     assert read_answers(cell, "gqa") == TEXTS and pack(cell, "gqa") == packed
+    (cell / "answers" / "gqa.jsonl").write_text(json.dumps({"item_id": "a", "text": "y"}) + "\n")
+    assert read_answers(cell, "gqa") == {"a": "y"}  # the run's own file has the last word
+    (cell / "answers" / "gqa.jsonl").write_text("{")
+    with pytest.raises(UserError, match="Cannot read the answers"):
+        read_answers(cell, "gqa")
 
 
 @pytest.mark.parametrize("lines", ['"x"\n', '"x"\n"y"\n3\n', '"x"\n"y"\n"z"\n"w"\n', "{"])

@@ -119,6 +119,18 @@ def test_plan_before_and_after_a_run(world, capsys):
     assert "2 cells, 2 done." in out and out.count("  done\n") == 2
 
 
+@pytest.fixture
+def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return where `publish` writes."""
+    monkeypatch.setattr("benchmark.publish.at_root", lambda path: tmp_path / "reference")
+    return tmp_path / "reference"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_inspect_shows_a_cell(world, capsys):
     cli.main(["run", *world.overrides("methods=full_ft,spider")])
     capsys.readouterr()
@@ -133,9 +145,7 @@ def test_inspect_shows_a_cell(world, capsys):
     assert "Did you mean" in capsys.readouterr().err
 
 
-def test_inspect_adds_nothing_to_a_published_folder(world, capsys, tmp_path, monkeypatch):
-    reference = tmp_path / "reference"
-    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+def test_inspect_adds_nothing_to_a_published_folder(world, reference, capsys, monkeypatch):
     cli.main(["run", *world.overrides("methods=spider")])
     cli.main(["publish", *world.overrides("methods=spider")])
     drawn = []
@@ -176,9 +186,7 @@ def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
     assert cli.main(["compare", str(world.results), str(tmp_path / "nowhere")]) == 2
 
 
-def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(world, capsys, tmp_path, monkeypatch):
-    reference = tmp_path / "reference"
-    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(world, reference, capsys, monkeypatch):
     arguments = world.overrides("methods=full_ft,spider", f"eval.limit={fakes.ITEMS}")  # fewer than the protocol has
     assert cli.main(["publish", *arguments]) == 2
     assert "2 of 2 cells are not finished" in capsys.readouterr().err and not reference.exists()
@@ -209,30 +217,24 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     assert (reference / "tables" / "table6.md").read_bytes() == before
 
 
-def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, capsys, tmp_path, monkeypatch):
-    reference = tmp_path / "reference"
-    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, reference, capsys):
     arguments = world.overrides("methods=zero_shot,full_ft,dare,spider")
     cli.main(["run", *arguments])
     (world.results / "figures").mkdir(exist_ok=True)
     (world.results / "figures" / "fig9.png").write_bytes(b"drawn here")
     assert cli.main(["publish", *arguments]) == 0
 
-    def contents() -> dict[str, bytes]:
-        paths = (path for path in reference.rglob("*") if path.is_file())
-        return {str(path.relative_to(reference)): path.read_bytes() for path in paths}
-
-    first = contents()
+    first = contents(reference)
     # Another machine: nothing of the run is there, then one cell of it.
     shutil.rmtree(world.results)
     capsys.readouterr()
     assert cli.main(["publish", *arguments]) == 0
     assert "4 cells, 4 of them before" in capsys.readouterr().out
-    assert contents() == first
+    assert contents(reference) == first
     cli.main(["run", *world.overrides("methods=spider")])
     assert cli.main(["publish", *arguments]) == 0
     assert "4 cells, 3 of them before" in capsys.readouterr().out
-    again = contents()
+    again = contents(reference)
     spider = next(name for name in first if "spider" in name).split("/")[1]
     timed = {f"cells/{spider}/provenance.json", f"cells/{spider}/train.jsonl.gz", "SHA256SUMS"}
     assert {name for name in first if again[name] != first[name]} <= timed and again.keys() == first.keys()
@@ -240,7 +242,7 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, cap
     cli.main(["run", *world.overrides("methods=full_ft", "seeds=1")])
     capsys.readouterr()
     assert cli.main(["publish", "--partial", *arguments, "seeds=0,1"]) == 0
-    assert "4 cells, 3 of them before" in capsys.readouterr().out and contents() == again
+    assert "4 cells, 3 of them before" in capsys.readouterr().out and contents(reference) == again
     # A cell of other code, data or base model is not taken over, and no figure that may rest on it.
     (next(reference.glob("cells/*dare*")) / "key").write_text("another\n")
     assert cli.main(["publish", *arguments]) == 2
@@ -250,9 +252,7 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, cap
     assert "DARE" in (reference / "tables" / "table6.md").read_text()  # an empty row, named in the notes
 
 
-def test_publish_refuses_to_lose_what_was_not_asked_for(world, capsys, tmp_path, monkeypatch):
-    reference = tmp_path / "reference"
-    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+def test_publish_refuses_to_lose_what_was_not_asked_for(world, reference, capsys):
     arguments = world.overrides("methods=full_ft,spider")
     cli.main(["run", *arguments])
     assert cli.main(["publish", *arguments]) == 0
@@ -269,12 +269,9 @@ def test_publish_refuses_to_lose_what_was_not_asked_for(world, capsys, tmp_path,
     assert "the table table6" in capsys.readouterr().err
 
 
-def test_publish_keeps_an_untuned_model_with_the_sets_it_was_published_with(world, capsys, tmp_path, monkeypatch):
-    reference = tmp_path / "reference"
-    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
-    for name in ("scienceqa",):
-        (world.data / name).mkdir(exist_ok=True)
-        (world.data / name / "data.txt").write_text("data")
+def test_publish_keeps_an_untuned_model_with_the_sets_it_was_published_with(world, reference, capsys):
+    (world.data / "scienceqa").mkdir(exist_ok=True)
+    (world.data / "scienceqa" / "data.txt").write_text("data")
     one, both = (world.overrides("methods=zero_shot", f"targets={names}") for names in ("iconqa", "iconqa,scienceqa"))
     cli.main(["run", *both])
     assert cli.main(["publish", *both]) == 0
@@ -293,13 +290,11 @@ def test_publish_keeps_an_untuned_model_with_the_sets_it_was_published_with(worl
 
 
 @pytest.mark.parametrize("moment", ["copy", "swap"])
-def test_an_interrupted_publish_loses_nothing(moment, world, tmp_path, monkeypatch):
-    reference = tmp_path / "reference"
-    monkeypatch.setattr("benchmark.publish.at_root", lambda path: reference)
+def test_an_interrupted_publish_loses_nothing(moment, world, reference, monkeypatch):
     arguments = world.overrides("methods=full_ft")
     cli.main(["run", *arguments])
     assert cli.main(["publish", *arguments]) == 0
-    before = {str(path.relative_to(reference)): path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    before = contents(reference)
     rename, calls = Path.rename, []
 
     def cut(self, target):
@@ -318,8 +313,7 @@ def test_an_interrupted_publish_loses_nothing(moment, world, tmp_path, monkeypat
             patch.setattr(Path, "rename", cut)
         assert cli.main(["publish", *arguments]) == 130
     assert cli.main(["publish", *arguments]) == 0
-    after = {str(path.relative_to(reference)): path.read_bytes() for path in reference.rglob("*") if path.is_file()}
-    assert after == before and sorted(path.name for path in tmp_path.glob(".reference*")) == []
+    assert contents(reference) == before and sorted(path.name for path in reference.parent.glob(".reference*")) == []
 
 
 # -- doctor -------------------------------------------------------------------------------------------------------

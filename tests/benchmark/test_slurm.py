@@ -51,44 +51,39 @@ def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_
     assert count == len(commands(text)) and "--requeue" in text
 
 
+def started(folder: Path, text: str, element: int, python: str) -> subprocess.Popen:
+    """Start an element of a job script as Slurm does, with stand-ins for Python and for scontrol (notes `requeued`)."""
+    (folder / "job.sh").write_text(text)
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    for name, body in (("scontrol", f'#!/bin/sh\necho "$@" > {folder}/requeued\n'), ("python", python)):
+        (tools / name).write_text(body)
+        (tools / name).chmod(0o755)
+    return subprocess.Popen(
+        ["bash", str(folder / "job.sh")], stdin=subprocess.DEVNULL,
+        env={"PATH": f"{tools}:/usr/bin:/bin", "PYTHON": str(tools / "python"), "SLURM_ARRAY_TASK_ID": str(element),
+             "SLURM_ARRAY_JOB_ID": "77"},
+    )  # fmt: skip
+
+
 def test_an_element_is_queued_again_only_after_preemption(tmp_path: Path, capsys):
     text = script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r")
-    (tmp_path / "job.sh").write_text(text)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
     for code in (0, 1, 75):
-        (tools / "python").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/ran\nexit {code}\n')
-        for tool in tools.iterdir():
-            tool.chmod(0o755)
-        done = subprocess.run(
-            ["bash", str(tmp_path / "job.sh")], stdin=subprocess.DEVNULL,
-            env={"PATH": f"{tools}:/usr/bin:/bin", "PYTHON": str(tools / "python"), "SLURM_ARRAY_TASK_ID": "1",
-                 "SLURM_ARRAY_JOB_ID": "77"},
-        )  # fmt: skip
-        assert done.returncode == code
+        job = started(tmp_path, text, 1, f'#!/bin/sh\necho "$@" > {tmp_path}/ran\nexit {code}\n')
+        assert job.wait() == code
         assert (tmp_path / "requeued").exists() == (code == 75)
     assert (tmp_path / "requeued").read_text() == "requeue 77_1\n"
     assert "--cells-only" in (tmp_path / "ran").read_text() and "methods=spider" in (tmp_path / "ran").read_text()
 
 
 def test_a_preempted_element_is_told_saves_and_is_queued_again(tmp_path: Path, capsys):
-    (tmp_path / "job.sh").write_text(script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r"))
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    text = script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r")
     # Stands for a training: told to stop, it saves for a while and ends as the program does.
-    (tools / "python").write_text(
+    job = started(
+        tmp_path, text, 0,
         f"#!/bin/bash\ntrap 'sleep 0.3; echo saved > {tmp_path}/saved; exit 75' TERM\ntouch {tmp_path}/began\n"
-        "for _ in $(seq 600); do sleep 0.1; done\n"
+        "for _ in $(seq 600); do sleep 0.1; done\n",
     )
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    job = subprocess.Popen(
-        ["bash", str(tmp_path / "job.sh")], stdin=subprocess.DEVNULL,
-        env={"PATH": f"{tools}:/usr/bin:/bin", "PYTHON": str(tools / "python"), "SLURM_ARRAY_TASK_ID": "0",
-             "SLURM_ARRAY_JOB_ID": "77"},
-    )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "began").exists() and time.monotonic() < deadline:
