@@ -23,7 +23,7 @@ from benchmark.settings import names_of, read_settings
 from benchmark.shards import Attachment, Shards, attach
 from methods import fused
 from methods.base import Method
-from methods.masks import MaskLog
+from methods.mask_log import MaskLog
 from methods.registry import METHODS, build
 
 FLOAT = 4  # bytes

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from benchmark.checkpoint import apply_delta, snapshot
 from benchmark.compose import FULL_FT, Request
 from benchmark.files import write_atomic
-from benchmark.keys import code_digest, method_module
+from benchmark.keys import code_digest, method_modules
 from benchmark.measures import FOOTPRINT
 from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import Items
@@ -37,10 +37,7 @@ from methods.registry import build
 
 ROUNDS, STEPS = 3, 6
 FIXED = ("shards", "extra_step", "params")  # of a method: the engine's, not its own
-CODE = (
-    "benchmark/footprint.py", "benchmark/shards.py", "benchmark/train.py", "methods/base.py", "methods/ops.py",
-    "methods/blocks.py", "methods/fused.py", "methods/masks.py", "methods/penalty.py", "methods/threshold.py",
-)  # fmt: skip
+CODE = ("benchmark/footprint.py", "benchmark/shards.py", "benchmark/train.py", "methods/base.py")
 
 
 def measure(request: Request, plan: Sequence[Planned], store: Store) -> list[str]:
@@ -79,7 +76,7 @@ def measure(request: Request, plan: Sequence[Planned], store: Store) -> list[str
 
 def _code(cell: CellSpec) -> str:
     """Return a digest of the code that a footprint depends on, and of the settings that it was measured with."""
-    modules = (*CODE, *method_module(cell.method.id))
+    modules = (*CODE, *method_modules(cell.method.id))
     return f"{code_digest(modules)[:16]} {cell.train.batch_size} {cell.train.last_layers}"
 
 

@@ -20,17 +20,17 @@ from benchmark.models import places
 from benchmark.sidecar import checkpoint_digest, known_digest
 from benchmark.spec import ROOT, CellSpec, DatasetSpec, ModelSpec, at_root, input_form, plain, protocol, training_form
 
-# The code that makes each stage's number, relative to the repository. A method's and a model family's own module are
-# added per cell. What data readers make is in the data's digest; spec, plan, store and runner only move things.
+# The code that makes each stage's number, relative to the repository. A method's own module, what it imports from
+# methods/, and a model family's modules are added per cell. What data readers make is in the data's digest; spec, plan,
+# store and runner only move things.
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
         "benchmark/train.py", "benchmark/checkpoint.py", "benchmark/engine.py", "benchmark/fragments.py",
         "benchmark/shards.py",
         "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
-        "benchmark/models/prompt.py", "benchmark/models/vision.py", "methods/base.py", "methods/ops.py",
-        "methods/blocks.py", "methods/fused.py", "methods/masks.py", "methods/penalty.py", "methods/threshold.py",
+        "benchmark/models/prompt.py", "benchmark/models/vision.py", "methods/base.py",
     ),
-    "posthoc": ("benchmark/posthoc.py", "benchmark/calibration.py"),
+    "posthoc": ("benchmark/posthoc.py", "benchmark/calibration.py", "methods/blocks.py", "methods/masks.py"),
     "generate": (
         "eval/generate.py", "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
         "benchmark/models/prompt.py", "benchmark/models/vision.py",
@@ -71,7 +71,7 @@ def code_of(cell: CellSpec) -> dict[str, str]:
     """
     family, code = _family_module(cell.model), {}
     if cell.train is not None:
-        code["train"] = code_digest((*method_module(cell.method.id), *STAGE_MODULES["train"], *family))
+        code["train"] = code_digest((*method_modules(cell.method.id), *STAGE_MODULES["train"], *family))
         if cell.method.posthoc:
             code["posthoc"] = code_digest(STAGE_MODULES["posthoc"])
     code["generate"] = code_digest((*STAGE_MODULES["generate"], *family))
@@ -156,12 +156,31 @@ def _drop_docstring(node: Any) -> None:
         node.body = node.body[1:]
 
 
-def method_module(method: str) -> tuple[str, ...]:
-    """Return the file of a method's class."""
+def method_modules(method: str) -> tuple[str, ...]:
+    """Return the file of a method's class and the files of methods/ that it imports, directly or through others."""
     from methods.registry import METHODS
 
     path = METHODS[method].cls if method in METHODS else method
-    return (_module_file(path.partition(":")[0]),)
+    found, todo = {}, [_module_file(path.partition(":")[0])]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found[name] = True
+            todo += _imported_methods(name)
+    return tuple(found)
+
+
+@functools.cache
+def _imported_methods(name: str) -> tuple[str, ...]:
+    """Return the files of methods/ that a module imports, wherever in it."""
+    modules = []
+    for node in ast.walk(ast.parse(at_root(name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    files = [ROOT / (module.replace(".", "/") + ".py") for module in modules if module.startswith("methods.")]
+    return tuple(sorted({str(file.relative_to(ROOT)) for file in files if file.is_file()}))
 
 
 def _family_module(model: ModelSpec) -> tuple[str, ...]:

@@ -1,11 +1,9 @@
-"""What the masked methods share: their log (how much is selected where, how fast that changes) and their state."""
+"""What the masked methods share: what their logs say about masks, and their state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from benchmark.errors import UserError
 from methods.blocks import split_layer
@@ -13,49 +11,7 @@ from methods.blocks import split_layer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.shards import Shard, Shards
-
 OUTSIDE = "projector"  # tensors in no decoder layer
-
-
-class MaskLog:
-    """Counts of masks, and the selection at the last call (one byte per element, once anything is logged)."""
-
-    def __init__(self) -> None:
-        self._selected: dict[str, Tensor] = {}
-
-    def measure(self, shards: Shards, mask: Callable[[Shard], Tensor]) -> dict[str, float]:
-        """Count a mask over all tensors, in one reduction.
-
-        Args:
-            shards: every trainable tensor.
-            mask: maps a shard to its M, 0 where not selected.
-
-        Returns:
-            See `shares`; mask_flips only from the second call on.
-        """
-        before, self._selected = self._selected, {}
-
-        def count(shard: Shard) -> Tensor:
-            values = mask(shard)
-            selected = self._selected[shard.name] = values != 0
-            changed = selected ^ before.get(shard.name, selected)
-            return torch.stack([selected.sum(), (values == 1).sum(), changed.sum()]).double()
-
-        sizes = {shard.name: shard.numel for shard in shards}
-        result = shares(shards.sums(count), sizes)
-        if not before:
-            del result["mask_flips"]
-        return result
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the selection: the first flip rate after a resume needs it."""
-        return {f"selected/{name}": tensor for name, tensor in self._selected.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any], devices: Mapping[str, torch.device]) -> None:
-        """Restore `state_dict`'s result, each tensor on its device."""
-        keys = {name: f"selected/{name}" for name in devices}
-        self._selected = {name: state[key].to(devices[name]) for name, key in keys.items() if key in state}
 
 
 def shares(counts: Mapping[str, list[float]], sizes: Mapping[str, int]) -> dict[str, float]:

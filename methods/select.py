@@ -9,7 +9,8 @@ import torch
 
 from methods import ops
 from methods.base import Method
-from methods.masks import MaskLog, load_accumulated, save_accumulated
+from methods.mask_log import MaskLog
+from methods.masks import load_accumulated, save_accumulated
 from methods.threshold import largest
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from methods import ops
 from methods.base import Method
 from methods.blocks import split_layer
 from methods.fused import fused
-from methods.masks import OUTSIDE, MaskLog, load_accumulated, save_accumulated
+from methods.mask_log import MaskLog
+from methods.masks import OUTSIDE, load_accumulated, save_accumulated
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.masks import MaskLog, shares
+from methods.mask_log import MaskLog
+from methods.masks import shares
 from methods.registry import METHODS, build
 from tests.methods import parts, toy
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ import yaml
 import methods
 from benchmark import compose
 from benchmark.errors import UserError
-from benchmark.keys import STAGE_MODULES
+from benchmark.keys import STAGE_MODULES, method_modules
 from benchmark.plan import expand
 from benchmark.spec import cell_id
 from methods.base import Method
@@ -83,25 +82,36 @@ def test_a_variant_is_named_by_its_method():
         assert name == "wise_ft" or any(name == base or name.startswith(f"{base}_") for base in TABLE_5), name
 
 
+IMPORTED = """
+import importlib, sys
+for module in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.startswith("methods.")]:
+        del sys.modules[name]
+    importlib.import_module(module)
+    print(module, *(name for name in sys.modules if name.startswith("methods.")))
+"""
+
+
 def test_every_module_behind_a_method_is_hashed():
-    """A stage key covers the method's own file and STAGE_MODULES: a method may import nothing else of ours."""
-    own = {item.cls.partition(":")[0] for item in METHODS.values() if item.cls}
-    hashed = set(STAGE_MODULES["train"])
-    todo, seen = [f"{module.replace('.', '/')}.py" for module in own], set()
-    while todo:
-        path = todo.pop()
-        seen.add(path)
-        tree = ast.parse((ROOT / path).read_text())
-        guarded = {id(line) for node in ast.walk(tree) if isinstance(node, ast.If) for line in node.body}
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.ImportFrom) or id(node) in guarded:
-                continue
-            for module in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
-                file = f"{module.replace('.', '/')}.py"
-                if module.startswith("methods") and (ROOT / file).is_file() and file not in seen:
-                    assert file in hashed, f"{path} imports {file}: add it to STAGE_MODULES['train']"
-                    todo.append(file)
-    assert "methods/threshold.py" in seen
+    """Importing a method loads nothing of methods/ that its stage key does not cover."""
+    of_module = {item.cls.partition(":")[0]: name for name, item in METHODS.items() if item.cls}
+    command = [sys.executable, "-c", IMPORTED, *of_module]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert len(loaded.splitlines()) == len(of_module)
+    for module, *found in map(str.split, loaded.splitlines()):
+        hashed = {*method_modules(of_module[module]), *STAGE_MODULES["train"]}
+        assert {f"{name.replace('.', '/')}.py" for name in found} <= hashed, module
+    assert "methods/threshold.py" in method_modules("spider_gradient")
+
+
+def test_a_method_of_ones_own_is_hashed_with_what_it_imports_from_methods(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import methods.fused\nfrom methods import ops\nfrom methods.base import Method\nimport json\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = method_modules("mine:Mine")
+    assert found[0] == str(tmp_path / "mine.py")
+    assert {*found[1:]} == {"methods/fused.py", "methods/ops.py", "methods/base.py"}
 
 
 def test_every_configuration_file_is_in_the_table():
