@@ -53,29 +53,34 @@ def transform(
         calibration = Calibration(loaded.model, batches, list(base))
     result = method.finish(finetuned, dict(base), calibration)
     stored = {name: tensor.to(base[name].dtype) for name, tensor in result.items()}
-    write_atomic(out.with_name("train.jsonl"), json.dumps({"step": 0, **moved(stored, base)}) + "\n")
+    write_atomic(out.with_name("train.jsonl"), json.dumps({"step": 0, **moved(stored, base, finetuned)}) + "\n")
     save_delta(out, stored, base, list(base), loaded.digest, {"method": cell.method.id})
 
 
-def moved(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, float]:
+def moved(
+    weights: Mapping[str, Tensor], base: Mapping[str, Tensor], finetuned: Mapping[str, Tensor]
+) -> dict[str, float]:
     """Measure what a post-hoc method selected: where the weights differ from the base checkpoint.
 
     Args:
-        weights: by name.
+        weights: the method's result, by name.
         base: w* by name.
+        finetuned: w_ft by name.
 
     Returns:
-        rms_delta and restored_fraction as of a training (`benchmark.shards`), and mask_selected, selected_in/<layer>
-        and selected/<tensor> (`methods.masks`), where an element counts as selected if it is not exactly w*.
+        rms_delta and restored_fraction as of a training (`benchmark.shards`), and mask_selected, mask_ones,
+        selected_in/<layer> and selected/<tensor> (`methods.masks`), where an element counts as selected if it is not
+        exactly w*, and as M = 1 if it then is exactly w_ft.
     """
     sizes = {name: tensor.numel() for name, tensor in weights.items()}
     counts, squares = {}, 0.0
     for name, tensor in weights.items():
         change = (tensor - base[name].to(tensor)).double()
         squares += change.square().sum().item()
-        counts[name] = [float(change.count_nonzero()), 0.0, 0.0]
+        kept = (change != 0) & (tensor == finetuned[name].to(tensor))
+        counts[name] = [float(change.count_nonzero()), float(kept.count_nonzero()), 0.0]
     found = shares(counts, sizes)
-    del found["mask_ones"], found["mask_flips"]  # of what the method did there is only the result
+    del found["mask_flips"]  # it acts once
     whole = sum(sizes.values())
     restored = 1 - found["mask_selected"]
     return {"rms_delta": (squares / whole) ** 0.5, "restored_fraction": restored, **found}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from benchmark.errors import UserError
 from methods.base import Method
 
 if TYPE_CHECKING:
@@ -32,8 +34,11 @@ class GraftingMaskParams:
             raise ValueError(f"share={self.share} must be above 0 and at most 1.")
         if self.steps < 1 or self.samples < 1:
             raise ValueError(f"steps={self.steps} and samples={self.samples} must be at least 1.")
-        if not (self.rate > 0 and self.bias > 0):
-            raise ValueError(f"rate={self.rate} and bias={self.bias} must be above 0.")
+        if not (self.rate > 0 and 0 < self.bias <= 15):
+            raise ValueError(
+                f"rate={self.rate} must be above 0, and bias={self.bias} above 0 and at most 15: in float32, gamma "
+                "hardly differs from 0 and 1 beyond it, so that nothing would be learned."
+            )
 
 
 class GraftingMask(Method):
@@ -53,7 +58,8 @@ class GraftingMask(Method):
     patch's share (1e-7 to 1e-5 of the weights); here the result's, at 10 % as in DARE and Tailor: if more
     elements have gamma > 1/2, those with the largest z are grafted.
     Variants: none; it is itself one of Grafting's.
-    Decided: elements that tie with the limit of a share are not taken; a loss without a gradient leaves the base patch.
+    Decided: elements that tie with the limit of a share are not taken; a loss without a gradient leaves the base patch;
+    one whose gradient is not finite fails the cell.
     """
 
     Params = GraftingMaskParams
@@ -76,8 +82,13 @@ class GraftingMask(Method):
             for name, z in scores.items():
                 gamma = z.sigmoid()
                 slopes[name] = slopes[name].to(z).mul_(change[name]).mul_(gamma * (1 - gamma))
+            size = sum(slope.double().square().sum() for slope in slopes.values()).sqrt().item()
+            if not math.isfinite(size):
+                raise UserError(
+                    "grafting_mask: the gradient of the loss on the calibration samples is not finite, so no mask can "
+                    "be learned. Look at the Full FT cell's train.jsonl; a lower train.learning_rate may help."
+                )
             if rate is None:
-                size = sum(slope.double().square().sum().item() for slope in slopes.values()) ** 0.5
                 rate = params.rate * sum(z.numel() for z in scores.values()) ** 0.5 / size if size else 0.0
             for name, z in scores.items():
                 z.sub_(slopes[name], alpha=rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,15 @@ if TYPE_CHECKING:
     from benchmark.shards import Shard, Shards
 
 
+SAMPLED = 1024  # elements of a tensor, at most, whose selection is remembered
+
+
 class MaskLog:
-    """Counts of masks, and the selection at the last call (one byte per element, once anything is logged)."""
+    """Counts of masks, and what was selected at the last call.
+
+    Remembering every element would cost a byte each, a sixth of what SPIDER keeps; the flip rate needs only a sample.
+    It is every k-th element of the whole tensor, however the tensor is cut.
+    """
 
     def __init__(self) -> None:
         self._selected: dict[str, Tensor] = {}
@@ -29,18 +37,26 @@ class MaskLog:
             mask: maps a shard to its M, 0 where not selected.
 
         Returns:
-            See `shares`; mask_flips only from the second call on.
+            See `shares`; mask_flips only from the second call on, and of tensors of more than SAMPLED elements from
+            evenly spaced ones, their share of each tensor times its size.
         """
         before, self._selected = self._selected, {}
+        sizes = {shard.name: shard.numel for shard in shards}
+        # Odd, or it would go down one column of a matrix.
+        steps = {name: math.ceil(size / SAMPLED) | 1 for name, size in sizes.items()}
 
         def count(shard: Shard) -> Tensor:
-            values = mask(shard)
-            selected = self._selected[shard.name] = values != 0
-            changed = selected ^ before.get(shard.name, selected)
+            values, step = mask(shard), steps[shard.name]
+            selected = values != 0
+            # A copy: a view would keep the whole.
+            sample = self._selected[shard.name] = selected[-shard.offset % step :: step].clone()
+            changed = sample ^ before.get(shard.name, sample)
             return torch.stack([selected.sum(), (values == 1).sum(), changed.sum()]).double()
 
-        sizes = {shard.name: shard.numel for shard in shards}
-        result = shares(shards.sums(count), sizes)
+        counts = shards.sums(count)
+        for name, row in counts.items():
+            row[2] *= sizes[name] / math.ceil(sizes[name] / steps[name])
+        result = shares(counts, sizes)
         if not before:
             del result["mask_flips"]
         return result

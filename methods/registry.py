@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
+import sys
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -225,7 +225,7 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
         if kind in (bool, int, float, str) and type(value) is not kind and not number:
             faults.append(f"Method {method}: {name}={value!r} must be {kind.__name__}.")
             continue
-        if kind is float and not math.isfinite(value):
+        if kind is float and not (abs(value) <= sys.float_info.max):  # also of a whole number too large for a float
             faults.append(f"Method {method}: {name}={value!r} must be a finite number.")
             continue
         if get_origin(kind) is Literal and value not in get_args(kind):

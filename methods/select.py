@@ -46,7 +46,7 @@ class Select(Method):
     The rank of Eqs. 2c and 4 grows with the magnitude, so both choices are by rank as well.
 
     Granularity: element; the limit is the exact n-th largest magnitude per tensor, found over all parts of a sharded
-    tensor by four reductions of 256 counts (methods/threshold.py). Tensors: all trainable.
+    tensor by 31 reductions of one count per tensor (methods/threshold.py). Tensors: all trainable.
     Acts: `before_step` sets the gradients of elements that never train to 0, so Adam's moments see zeros, and
     accumulates A; `after_step` puts unselected elements back to w*, bit for bit. With a selection that changes
     (G_gamma) Adam's moments stay as they are.
@@ -66,7 +66,7 @@ class Select(Method):
         share = self.params.share
         self._log = MaskLog()
         self._drawn: dict[str, Tensor] = {}
-        self._limit: dict[str, float] = {}
+        self._limit: dict[str, Tensor] = {}
         self.accumulated: dict[str, Tensor] = {}
         if self.params.by == "magnitude":
             # The largest frozen value is itself frozen.

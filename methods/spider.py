@@ -83,7 +83,7 @@ class Spider(Method):
     Granularity: element; z-score (unbiased) and the mean of Eq. 8 per tensor. Tensors: all trainable.
     Acts: `before_step` accumulates the gradient, `after_step` builds the mask tensor by tensor and blends.
     Adam's moments stay as they are. Extra memory: 2 |M| (w*, A; 1.5 where 16 bits hold w*); masks are never stored
-    for all tensors, except one byte per element once diagnostics are asked for.
+    for all tensors.
     Source: SPIDER paper, Secs. 3.2.1-3.2.2 and App. A; per-tensor scope and unbiased deviation from the
     released code. The scale of A cancels in z, so heavy-ball and averaged momentum are the same method.
     Disagreements: the released code sums gradients instead of the text's momentum 0.85, takes them

@@ -42,6 +42,10 @@ class TailorParams:
             raise ValueError(f"keep={self.keep} must be between 0 and 1.")
         if self.block < 1 or self.samples < 1 or not self.percdamp > 0:
             raise ValueError("block and samples must be at least 1 and percdamp above 0.")
+        if self.salience < 0 or self.sensitivity < 0 or self.salience + self.sensitivity == 0:
+            raise ValueError(
+                f"salience={self.salience} and sensitivity={self.sensitivity} must be at least 0, and not both 0."
+            )
 
     def kept(self, size: int) -> int:
         """Return how many of a block's `size` elements keep the fine-tuned value."""

@@ -8,52 +8,55 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from methods.fused import fused
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmark.shards import Shard, Shards
 
-DIGIT = 8  # bits per round
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def largest(
-    shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[int], int]
-) -> dict[str, float]:
+@fused
+def _reached(values: Tensor, limit: Tensor) -> Tensor:
+    """Return how many magnitudes are at least as large as a limit."""
+    return (values.abs() >= limit).sum().double()[None]
+
+
+def largest(shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[int], int]) -> dict[str, Tensor]:
     """Return per tensor the magnitude that exactly `count` of its elements exceed.
 
-    Radix selection: the bit patterns of |x| order like the numbers, so the wanted pattern is found digit by digit
-    from histograms of 256 bins. Only these are summed over the processes, for all tensors at once: four reductions
-    in float32, whatever the tensors' size, and the same result however they are cut. Ties: fewer than `count`
-    elements exceed the result if several are equal to it.
+    Bisection: the bit patterns of |x| order like the numbers, so the wanted pattern is found bit by bit, each time by
+    counting the elements that are at least as large. The counts of all tensors are summed over the processes at once:
+    31 reductions in float32, whatever the tensors' size, and the same result however they are cut. Patterns and counts
+    stay on the device: the host never waits for a tensor's. Ties: fewer than `count` elements exceed the result if
+    several are equal to it.
 
     Args:
         shards: the tensors of a hook call.
-        values: maps a shard to a float32 or float64 tensor of any length, all of one dtype.
+        values: maps a shard to a float32 or float64 tensor of any length, all of one dtype and device.
         count: maps a tensor's number of elements to how many should exceed the result.
 
     Returns:
-        A value that compares exactly with |x|: inf for a count below 0, -1 if all elements should exceed it.
+        A scalar that compares exactly with |x|: inf for a count below 0, -1 if all elements should exceed it.
     """
     sizes = {shard.name: shard.numel for shard in shards}
-    dtype = values(next(iter(shards))).dtype
-    left = {name: count(size) for name, size in sizes.items()}
+    like = values(next(iter(shards)))
+    counts = {name: count(size) for name, size in sizes.items()}
     outside = {
-        name: math.inf if left[name] < 0 else -1.0 for name in sizes if not 0 <= left[name] < sizes[name]
+        name: math.inf if counts[name] < 0 else -1.0 for name in sizes if not 0 <= counts[name] < sizes[name]
     }
-    prefix = dict.fromkeys(sizes, 0)
-    for shift in range(torch.finfo(dtype).bits - DIGIT, -1, -DIGIT):
+    wanted = torch.tensor([*counts.values()], dtype=torch.float64, device=like.device)
+    patterns = torch.zeros(len(sizes), dtype=INTEGER[like.dtype], device=like.device)
+    for bit in range(torch.finfo(like.dtype).bits - 2, -1, -1):  # the first is the sign
+        tried = patterns | 1 << bit
+        limits = dict(zip(sizes, tried.view(like.dtype), strict=True))
 
-        def histogram(shard: Shard, shift: int = shift) -> Tensor:
-            pattern = values(shard).abs().view(INTEGER[dtype]) >> shift
-            digits = pattern[pattern >> DIGIT == prefix[shard.name]] & (1 << DIGIT) - 1
-            return torch.bincount(digits, minlength=1 << DIGIT).double()
+        def count_reached(shard: Shard, limits: dict[str, Tensor] = limits) -> Tensor:
+            return _reached(values(shard), limits[shard.name])
 
-        for name, counts in shards.sums(histogram).items():
-            digit = len(counts) - 1
-            while digit and left[name] >= counts[digit]:
-                left[name] -= int(counts[digit])
-                digit -= 1
-            prefix[name] = prefix[name] << DIGIT | digit
-    patterns = torch.tensor([0 if name in outside else prefix[name] for name in sizes], dtype=INTEGER[dtype])
-    return dict(zip(sizes, patterns.view(dtype).tolist(), strict=True)) | outside
+        enough = torch.cat([*shards.totals(count_reached).values()]) > wanted
+        patterns = torch.where(enough, tried, patterns)
+    found = dict(zip(sizes, patterns.view(like.dtype), strict=True))
+    return found | {name: like.new_full((), limit) for name, limit in outside.items()}

@@ -73,12 +73,13 @@ def test_the_cost_of_spider_and_of_the_released_code():
     assert found["l2_reg"].kept == 0.5  # w* in 16 bits
     assert found["half_ft"].kept == 0.0
     statistics = 5 * 2 * len(TOY.shapes()) / TOY.numel()  # five float64 numbers per tensor
-    assert found["spider"].kept == pytest.approx(1.75 + statistics)  # w*, A, and a byte for the log's next row
+    sample = min(TOY.numel(), 1024 * len(TOY.shapes())) / (FLOAT * TOY.numel())  # bytes of the log
+    assert 1.5 + statistics < found["spider"].kept <= 1.5 + statistics + sample  # w* and A
     assert found[RELEASED].kept == pytest.approx(5.0)
     tensors = len(TOY.shapes())
     assert found["spider"].waits == 0 and found[RELEASED].waits == 2 * tensors
     assert found["l2_reg"].waits == 0
-    assert found["spider_gradient"].waits > 4 * tensors  # its histograms wait for every tensor
+    assert found["spider_gradient"].waits == 0
     text = report(TOY, "cpu", found)
     for name in found:
         assert f"| {name} |" in text

@@ -24,9 +24,12 @@ def test_where_and_how_far_the_weights_moved():
     weights = {name: tensor.float().clone() for name, tensor in base.items()}
     weights["a.layers.0.mlp.up_proj.weight"][0] += 0.5
     weights["projector.weight"][7] -= 2.0
-    assert moved(weights, base) == {
+    tuned = {name: tensor.clone() for name, tensor in weights.items()}
+    tuned["a.layers.0.mlp.up_proj.weight"] += 0.5  # so there nothing is what training made, and three rows are w*
+    tuned["projector.weight"][3] = 9.0  # taken back
+    assert moved(weights, base, tuned) == {
         "rms_delta": pytest.approx(((5 * 0.25 + 4) / 30) ** 0.5), "restored_fraction": pytest.approx(24 / 30),
-        "mask_selected": pytest.approx(6 / 30),
+        "mask_selected": pytest.approx(6 / 30), "mask_ones": pytest.approx(1 / 30),
         "selected_in/a.layers.0": 0.25, "selected_in/projector": 0.1,
         "selected/a.layers.0.mlp.up_proj.weight": 0.25, "selected/projector.weight": 0.1,
     }  # fmt: skip
@@ -46,7 +49,8 @@ def test_a_delta_and_one_row_of_log(method, share, tmp_path):
     )
     delta = load_delta(out, loaded.digest)
     (row,) = [json.loads(line) for line in (tmp_path / method / "train.jsonl").read_text().splitlines()]
-    assert row == {"step": 0, **moved({**base, **delta}, base)}
+    assert row == {"step": 0, **moved({**base, **delta}, base, tuned)}
+    assert row["mask_ones"] == 0, "halfway, and ten times as far: no element is the fine-tuned one"
     assert row["mask_selected"] == pytest.approx(share, abs=0.02)
     expected = 0.0625 if method == "wise_ft" else 1.25 * share**0.5
     assert row["rms_delta"] == pytest.approx(expected, rel=0.05)

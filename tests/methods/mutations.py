@@ -469,13 +469,9 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "shard.weight, shard.pretrained))",
         "shard.weight, shard.weight))",
     ),
-    "threshold: a digit too few": (
-        "spider_gradient",
-        "threshold",
-        "bits - DIGIT, -1, -DIGIT",
-        "bits - DIGIT, 0, -DIGIT",
-    ),
-    "threshold: other prefixes": ("spider_gradient", "threshold", "DIGIT == prefix[", "DIGIT >= prefix["),
+    "threshold: a bit too few": ("spider_gradient", "threshold", "bits - 2, -1, -1", "bits - 2, 0, -1"),
+    "threshold: one element more": ("spider_gradient", "threshold", ".abs() >= limit", ".abs() > limit"),
+    "threshold: bits forgotten": ("spider_gradient", "threshold", "patterns | 1 << bit", "patterns * 0 | 1 << bit"),
     # SPIDER: variants
     "idm: soft": ("spider_idm", "spider", 'self.params.mask == "soft"', "True"),
     "idm: >=": ("spider_idm", "ops", "torch.gt(specialization", "torch.ge(specialization"),

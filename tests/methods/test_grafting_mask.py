@@ -76,6 +76,25 @@ def test_a_loss_without_a_gradient_leaves_the_largest_changes(world):
         assert torch.equal(value, torch.where(change[name] > limit, finetuned[name], pretrained[name]))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_gradient_that_is_not_finite_is_no_mask(world, value, step):
+    """All comparisons with NaN are false: the graft would be the base model, and its score a zero-shot one."""
+    pretrained, finetuned, task = world
+    right, calls = task.gradient, []
+
+    def gradient(weights):
+        calls.append(1)
+        found = right(weights)
+        if len(calls) > step:
+            found["a"][0, 0] = value
+        return found
+
+    task.gradient = gradient
+    with pytest.raises(UserError, match="gradient .* is not finite"):
+        build("grafting_mask", {}, 0).finish(finetuned, pretrained, task)
+
+
 def test_the_limit_of_a_share():
     values = {"a": torch.tensor([[5.0, 1.0], [3.0, 3.0]]), "b": torch.tensor([0.0])}
     limits = [exceeded_by(share, values) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]

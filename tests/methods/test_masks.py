@@ -46,6 +46,38 @@ def test_flips_are_counted_over_all_parts():
         assert (second["mask_selected"], second["mask_ones"], second["mask_flips"]) == (1, 1, 0)
 
 
+@pytest.mark.parametrize("ends", [(1.0,), (0.37, 1.0), (0.0, 0.5, 0.5000001, 1.0)])
+def test_flips_of_large_tensors_come_from_a_sample_that_no_cut_changes(ends):
+    """The share is near the true one in each tensor and right whatever the parts, and little is kept for it."""
+    size, random = 512 * 512, torch.Generator().manual_seed(3)
+    sizes = {"large": size, "small": 700}
+    first = {name: torch.rand(n, generator=random) < 0.5 for name, n in sizes.items()}
+    # Flips one in five of the large tensor's elements, whole columns of the matrix, and none of the small one's.
+    second = {"small": first["small"], "large": first["large"] ^ (torch.arange(size) % 512 < 102)}
+
+    def measured(ends):
+        pieces = parts.cut(first, len(ends), lambda rank, size: int(ends[rank] * size))
+
+        def work(s):
+            log = MaskLog()
+            for masks in (first, second):
+                result = log.measure(
+                    s, lambda shard, of=masks: of[shard.name].narrow(0, shard.offset, len(shard.weight)).float()
+                )
+            kept = sum(tensor.untyped_storage().nbytes() for tensor in log.state_dict().values())
+            return result, kept
+
+        return parts.run(pieces, sizes, work)
+
+    found = measured(ends)
+    assert all(result == measured((1.0,))[0][0] for result, _ in found)
+    result = found[0][0]
+    selected = sum(int(mask.sum()) for mask in second.values())
+    assert result["mask_selected"] == selected / sum(sizes.values()), "of all elements, not of a sample"
+    assert result["mask_flips"] == pytest.approx(102 / 512 * size / (size + 700), abs=0.03)
+    assert sum(kept for _, kept in found) <= 1024 + 700
+
+
 MASKED = [
     name for name, item in METHODS.items() if item.kind == "training" and "spider" in name or "half" in name
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torch._dynamo.utils import counters
 
+from methods import fused, ops, threshold
 from methods.threshold import largest
 from tests.methods import parts
 
@@ -20,6 +23,8 @@ ELEMENTS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 3e38]) | st.floats(
     width=32, allow_nan=False, allow_infinity=False
 )
 TENSORS = arrays(np.float32, st.integers(1, 30), elements=ELEMENTS).map(torch.from_numpy)
+
+SIZES = {"short": 70, "long": 2 * ops.ROW + 5, "longer": 70 * ops.ROW}
 
 
 def exceeding(values: torch.Tensor, limit: float) -> int:
@@ -48,7 +53,7 @@ def test_it_equals_sorting_however_the_tensors_are_cut(data):
             assert exceeding(tensor, results[0][name]) <= count
 
 
-@pytest.mark.parametrize(("dtype", "rounds"), [(torch.float32, 4), (torch.float64, 8)])
+@pytest.mark.parametrize(("dtype", "rounds"), [(torch.float32, 31), (torch.float64, 63)])
 def test_half_of_distinct_values_in_a_few_reductions(dtype, rounds):
     values = torch.randn(10_001, generator=torch.Generator().manual_seed(0), dtype=dtype)
     reductions = []
@@ -61,3 +66,31 @@ def test_half_of_distinct_values_in_a_few_reductions(dtype, rounds):
     limit = parts.run([{"w": (0, values), "v": (0, values * 3)}], {"w": 10_001, "v": 10_001}, work)[0]
     assert exceeding(values, limit["w"]) == 5000 and exceeding(values * 3, limit["v"]) == 5000
     assert len(reductions) == rounds
+
+
+def test_compiled_passes_give_the_same_limit(monkeypatch):
+    monkeypatch.setattr(fused, "devices", {"cpu"})
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(threshold, "_reached", fused.fused(threshold._reached.__wrapped__))
+    torch.compiler.reset()
+    counters.clear()
+    tensors = {name: torch.randn(size, generator=torch.Generator().manual_seed(size)) for name, size in SIZES.items()}
+    limit = parts.run([{name: (0, tensor) for name, tensor in tensors.items()}], SIZES, lambda s: largest(
+        s, lambda shard: shard.weight, lambda size: size // 3
+    ))[0]
+    for name, tensor in tensors.items():
+        assert limit[name] == tensor.abs().sort(descending=True).values[SIZES[name] // 3]
+    assert fused.devices, "compiling failed"
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_the_same_limit():
+    tensors = {name: torch.randn(size, generator=torch.Generator().manual_seed(size)) for name, size in SIZES.items()}
+    for device in ("cpu", "cuda"):
+        cut = [{name: (0, tensor.to(device)) for name, tensor in tensors.items()}]
+        limit = parts.run(cut, SIZES, lambda s: largest(s, lambda shard: shard.weight, lambda size: size // 3))[0]
+        for name, tensor in tensors.items():
+            assert limit[name].device.type == device
+            assert limit[name].item() == tensor.abs().sort(descending=True).values[SIZES[name] // 3]
