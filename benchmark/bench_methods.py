@@ -23,7 +23,6 @@ from benchmark.settings import names_of, read_settings
 from benchmark.shards import Attachment, Shards, attach
 from methods import fused
 from methods.base import Method
-from methods.mask_log import MaskLog
 from methods.registry import METHODS, build
 
 FLOAT = 4  # bytes
@@ -34,8 +33,8 @@ SHARED = 4.5
 TEMPORARY = 12
 
 
-TRAINED = tuple(name for name, entry in METHODS.items() if entry.kind == "training" and name != "full_ft")
-PAPER = ("l2_reg", "grafting", "half_ft", "spider")
+TRAINED = tuple(name for name, entry in METHODS.items() if entry.kind == "training")
+PAPER = ("full_ft", "l2_reg", "grafting", "half_ft", "spider")
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,8 @@ class Waits(TorchFunctionMode):
     """Counts how often Python reads a result, for which it waits until a GPU has computed it."""
 
     READS = frozenset((
-        "tolist", "item", "numpy", "__bool__", "__float__", "__int__", "nonzero", "masked_select", "equal", "bincount",
+        "tolist", "item", "numpy", "cpu", "equal", "allclose", "bincount", "nonzero", "argwhere", "masked_select",
+        "unique", "__bool__", "__float__", "__int__", "__index__", "__contains__", "__format__",
     ))
 
     def __init__(self) -> None:
@@ -184,8 +184,12 @@ class Waits(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        chosen = name == "__getitem__" and isinstance(args[1], Tensor) and args[1].dtype == torch.bool
-        self.count += chosen or name in self.READS
+        self.count += name in self.READS or (name == "where" and len(args) == 1) or (
+            name == "__getitem__" and any(
+                isinstance(index, Tensor) and index.dtype == torch.bool
+                for index in (args[1] if isinstance(args[1], tuple) else (args[1],))
+            )
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -198,21 +202,20 @@ def kept_bytes(attachment: Attachment, shared: Sequence[Tensor]) -> int:
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in shared}
     found: dict[int, int] = {}
+    seen = {id(attachment.method.shards)}
 
     def visit(value: Any) -> None:
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
             if storage.data_ptr() not in known:
                 found[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(value, Mapping):
-            for item in value.values():
+        elif id(value) not in seen and (isinstance(value, (Mapping, list, tuple)) or hasattr(value, "__dict__")):
+            seen.add(id(value))
+            items = value if isinstance(value, (list, tuple)) else value if isinstance(value, Mapping) else vars(value)
+            for item in items.values() if isinstance(items, Mapping) else items:
                 visit(item)
-        elif isinstance(value, MaskLog):
-            visit(vars(value))
 
-    for name, value in vars(attachment.method).items():
-        if name != "shards":
-            visit(value)
+    visit(attachment.method)
     if attachment.method.uses_pretrained:
         for shard in attachment.shards:
             visit(shard.source)
@@ -234,6 +237,7 @@ class Cost:
         kept: bytes between steps, beyond Full FT's, in |M| float32 units.
         moved: bytes that the method reads and writes per parameter and step, beyond the optimizer's.
         waits: times per step that the host waits for the device.
+        row: seconds that a row of the log takes, median; training writes one every few steps.
     """
 
     step: float
@@ -242,6 +246,7 @@ class Cost:
     kept: float
     moved: float
     waits: float
+    row: float
 
 
 class Bench:
@@ -280,15 +285,19 @@ class Bench:
         return optimizer, attach(optimizer, self.named, self.base, method)
 
     def seconds(self, optimizer: torch.optim.AdamW) -> float:
-        """Return the time of one step: of this process's CPU, so that others do not count, or of the GPU."""
+        """Return the time of one step."""
         self.fresh_gradients()
+        return self.timed(optimizer.step)
+
+    def timed(self, work: Callable[[], Any]) -> float:
+        """Return what work takes: time of this process's CPU, so that others do not count, or of the GPU."""
         if self.device.type == "cpu":
             start = time.process_time()
-            optimizer.step()
+            work()
             return time.process_time() - start
         torch.cuda.synchronize()
         start = time.perf_counter()
-        optimizer.step()
+        work()
         torch.cuda.synchronize()
         return time.perf_counter() - start
 
@@ -316,6 +325,7 @@ class Bench:
             pair = (self.plain, optimizer) if number % 2 else (optimizer, self.plain)
             found = {which: self.seconds(which) for which in pair}
             times.append((found[self.plain], found[optimizer]))
+        rows = [self.timed(attachment.diagnostics) for _ in range(rounds)]
         ratios = [own / plain for plain, own in times]
         cost = Cost(
             step=statistics.median(own for _, own in times),
@@ -324,6 +334,7 @@ class Bench:
             kept=kept_bytes(attachment, self._shared()) / (FLOAT * self.size.numel()),
             moved=(moved - plain_moved) / self.size.numel(),
             waits=waits - plain_waits,
+            row=statistics.median(rows),
         )
         attachment.remove()
         return cost
@@ -389,14 +400,14 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
         f"{'compiled' if device in fused.devices else 'not compiled'}.",
         "",
         "| method | step, ms | step / Full FT's (quartiles) | kept, units of |M| float32 | moved, bytes per weight | "
-        "host waits per step |".replace("|M|", "\\|M\\|"),
-        "|---|---:|---:|---:|---:|---:|",
+        "host waits per step | log row, ms |".replace("|M|", "\\|M\\|"),
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, cost in costs.items():
         low, high = cost.quartiles
         lines.append(
             f"| {name} | {1e3 * cost.step:.2f} | {cost.ratio:.2f} ({low:.2f} to {high:.2f}) | {cost.kept:.2f} | "
-            f"{cost.moved:.0f} | {cost.waits} |"
+            f"{cost.moved:.0f} | {cost.waits} | {1e3 * cost.row:.2f} |"
         )
     lines += [
         "",
@@ -404,6 +415,8 @@ def report(size: Size, device: str, costs: Mapping[str, Cost]) -> str:
         "checkpoint's 16 bits), and what its operations read and write if nothing stays in a cache (a compiled pass: "
         "its arguments and its result). A host wait: Python reads a result, which on a GPU stops it until all work "
         "before is done (AdamW's step counters and half_ft_step's draws, always on the CPU, are counted too). "
+        "A log row: the numbers on weights and mask that training writes every 10 steps. The row full_ft is Full FT's "
+        "step beside itself: what differs from 1 is noise. "
         f"{RELEASED}: the released SPIDER trainer's copies and reads, re-created for one process "
         "(benchmark/bench_methods.py).",
     ]

@@ -19,10 +19,14 @@ PREFILL = 0.30, 0.55        # of the peak that batched generation reaches before
 MEASURED = 0.85, 1.15       # times what a finished cell took
 OVERHEAD = 1.8e9            # bytes of CUDA context, NCCL and fragmentation (1.5 to 2 GB on a 24 GB card)
 LIVE_PARAMETERS = 1e9       # of ZeRO-3: stage3_max_live_parameters, in elements
-# Bytes per shard element that a method keeps: w* in the checkpoint's 16 bits, and float32 arrays of its own.
-# A masked method keeps a byte more: the selection that the next row of the log is compared with.
-METHOD_BYTES = {"full_ft": 0, "spider": 7, "l2_reg": 2, "grafting": 2, "half_ft": 3}
-METHOD_OTHER = 7
+# Bytes per shard element that a method keeps: w* in the checkpoint's 16 bits, and float32 arrays of its own; what
+# half_ft holds during a step (the tensors that it freezes, about half) counts too.
+METHOD_BYTES = {
+    "full_ft": 0, "half_ft": 2, "half_ft_step": 2, "half_ft_elements": 3, "spider_magnitude": 2,
+    "l2_reg": 2, "l2_reg_mean": 2, "l2_reg_scaled": 2, "l2_reg_two_step": 2,
+    "grafting": 2, "grafting_mean": 2, "grafting_scaled": 2, "grafting_two_step": 2,
+}
+METHOD_OTHER = 6  # SPIDER's and its variants', and assumed of a method of one's own
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def memory(setting: Setting) -> dict[str, float]:
         parts["gradients"] += 6.0 * min(setting.bucket, trained)  # a bucket in bfloat16, and its float32 sum
     parts["activations"] = activations(setting, setting.checkpointing)
     parts["logits"] = 12.0 * setting.micro_batch * 2 * ANSWER_TOKENS * sizes.vocab  # bf16, float32 and gradient
-    parts["base values"] = 2.0 * trained
+    parts["base values"] = 4.0 * trained if single else 0.0  # the worker's and the training's; else in host memory
     parts["method state"] = float(METHOD_BYTES.get(setting.method, METHOD_OTHER)) * trained / n
     parts["CUDA, NCCL"] = OVERHEAD
     return parts

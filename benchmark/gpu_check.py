@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from benchmark import data
+from benchmark.checkpoint import snapshot
 from benchmark.compose import request
 from benchmark.data import Record
 from benchmark.errors import UserError, did_you_mean
 from benchmark.estimate import GIB, GPUS, OVERHEAD, Setting, memory
 from benchmark.files import write_atomic
-from benchmark.models import LoadedModel
+from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.random import random_model
 from benchmark.models.sizes import Architecture, Tower, architecture_of
 from benchmark.progress import Lines
@@ -271,6 +272,11 @@ def _memory_row(
     try:
         loaded = random_model(sizes, check.device, check.dtype)
         row["weights_gib"] = _allocated(check.device)
+        base: dict[str, Any] = {}
+        if cell.engine == "single":  # what holds memory beside train() in a run: see benchmark/worker.py
+            base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
+        else:  # see benchmark/ranks.py
+            loaded.model.to("cpu")
         with _folder() as folder:
             train(
                 cell, loaded, records, build(cell.method.id, {}, 0), folder,
@@ -283,7 +289,7 @@ def _memory_row(
     except torch.OutOfMemoryError:
         row["fits"] = False
     finally:
-        del loaded
+        del loaded, base
         if check.device == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0)
         _empty()

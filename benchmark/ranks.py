@@ -101,7 +101,8 @@ def _train(cell: CellSpec, folder: Path) -> None:
     assert cell.train is not None and cell.target is not None
     method = build(cell.method.id, dict(cell.method.params), cell.seed)
     records = data.load(cell.dataset(cell.target), at_root(cell.data_root), "train", cell.train.limit)
-    loaded = load_model(cell.model, cell.dtype, cell.device)
+    # DeepSpeed takes it to the GPU; the base values that the delta is written from stay in host memory.
+    loaded = load_model(cell.model, cell.dtype, "cpu")
     train(cell, loaded, records, method, folder)
 
 

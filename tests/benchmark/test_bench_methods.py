@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from benchmark import bench_methods, cli
 from benchmark.bench_methods import FLOAT, RELEASED, SIZES, TRAINED, Bench, Released, Size, Traffic, Waits, report, run
 from benchmark.errors import UserError
+from benchmark.estimate import METHOD_BYTES, METHOD_OTHER
 from benchmark.models import trainable_names
 from benchmark.spec import at_root
+from benchmark.train import DIAGNOSTICS_EVERY
 from methods.base import Method, NoParams
-from methods.registry import build
+from methods.registry import METHODS, build
 from tests.benchmark.models import tiny
 
 TOY = Size("Toy", 8, 12, 6, rounds=3, methods=("l2_reg", "spider", RELEASED))
@@ -41,6 +45,9 @@ def test_waits_are_reads_of_results():
     for count, work in (
         (1, lambda: a.sum().item()), (1, lambda: a.tolist()), (1, lambda: bool((a > 5).all())), (1, lambda: a[a > 1]),
         (1, lambda: float(a[0])), (0, lambda: a[1:].numel()), (0, lambda: a.masked_fill_(a > 1, 0.0)),
+        (1, lambda: a.cpu()), (1, lambda: a.unique()), (1, lambda: torch.where(a > 1)), (1, lambda: f"{a[1]:.1f}"),
+        (1, lambda: torch.argwhere(a > 1)), (1, lambda: torch.allclose(a, a)), (1, lambda: range(a[2].int())),
+        (1, lambda: a[None][0, a > 1]), (0, lambda: torch.where(a > 1, a, 0.0)), (0, lambda: a[None][0, 1:]),
     ):  # fmt: skip
         with Waits() as waits:
             work()
@@ -53,11 +60,11 @@ class Keeps(Method):
     uses_pretrained = False
 
     def start(self, shards):
-        self.kept = {}
+        self.kept = [SimpleNamespace(of={})]
 
     def before_step(self, shards):
         for shard in shards:
-            self.kept[shard.name] = shard.grad.clone()
+            self.kept[0].of[shard.name] = shard.grad.clone()
         shards.sums(lambda shard: torch.zeros(1, dtype=torch.float64))
 
 
@@ -100,8 +107,19 @@ def test_the_recreation_gives_the_weights_of_spider_code():
     assert any((value != bench.base[name].float()).any() for name, value in ours.items())
 
 
-def test_every_training_method_can_be_timed():
-    assert set(run(TOY, TRAINED, "cpu")) == set(TRAINED)
+def test_every_training_method_can_be_timed_and_keeps_what_the_plan_counts():
+    found = run(TOY, TRAINED, "cpu")
+    assert set(found) == {name for name, item in METHODS.items() if item.kind == "training"}
+    statistics = (5 * 2 * len(TOY.shapes()) + 256 * len(TOY.shapes())) / TOY.numel()  # per tensor: float64, the log
+    for name, cost in found.items():
+        planned = METHOD_BYTES.get(name, METHOD_OTHER) / FLOAT
+        within_a_step = 0.5 if name in ("half_ft", "half_ft_step") else 0.0  # of the tensors that it freezes
+        assert planned - within_a_step <= cost.kept <= planned - within_a_step + statistics, name
+    assert (found["full_ft"].kept, found["full_ft"].moved, found["full_ft"].waits) == (0.0, 0.0, 0)
+
+
+def test_the_log_is_written_as_often_as_the_table_says():
+    assert f"every {DIAGNOSTICS_EVERY} steps" in report(TOY, "cpu", {})
 
 
 def test_too_little_memory_is_said_before_anything_is_made(monkeypatch):

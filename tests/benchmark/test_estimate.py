@@ -102,7 +102,7 @@ def test_memory_parts():
     parts = memory(setting())
     assert parts["weights"] == 2 * 7_063_427_072
     assert parts["optimizer"] == 12 * 425_746_432 / 8
-    assert parts["method state"] == 7 * 425_746_432 / 8
+    assert parts["method state"] == 6 * 425_746_432 / 8
     assert 16 < sum(parts.values()) / GIB < 20  # ~18 GB, facts/models.md section 5
     assert memory(setting(engine="zero3"))["weights"] < parts["weights"] / 3
     without = memory(setting(checkpointing=False))
@@ -110,6 +110,7 @@ def test_memory_parts():
     assert memory(setting(method="full_ft"))["method state"] == 0
     single = memory(setting(engine="single", processes=1))
     assert single["optimizer"] == 8 * 425_746_432
+    assert single["base values"] == 2 * 2 * 425_746_432 and parts["base values"] == 0, "in host memory"
 
 
 def test_a_remedy_fits():
