@@ -137,7 +137,7 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
     for line in log.read_text(errors="replace").splitlines():
         if line.startswith("warning: the training state"):
             print(line, flush=True)
-    _raise(folder, process.returncode, log)
+    _raise(folder, process.returncode, log, world_size(processes, cell.hostfile))
 
 
 def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[str]:
@@ -233,11 +233,12 @@ def _lines(path: Path) -> int:
         return 0
 
 
-def _raise(folder: Path, code: int, log: Path) -> None:
+def _raise(folder: Path, code: int, log: Path, processes: int = 0) -> None:
     """Raise what the processes noted, the most telling first.
 
     When one process fails or dies, the others are told to stop and note it as a preemption, which it is not.
     """
+    silent = [number for number in range(processes) if not (folder / OUTCOME.format(number)).exists()]
     found = []
     for path in sorted(folder.glob(OUTCOME.format("*"))):
         try:
@@ -252,7 +253,11 @@ def _raise(folder: Path, code: int, log: Path) -> None:
                 raise _error(kind, outcome["message"])
     if code or others:
         end = log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{log.stem} ended with code {code}: {'; '.join(others) or end} (see {log})")
+        died = (
+            f"process {', '.join(map(str, silent))} of {processes} was killed, as the system does when memory runs out "
+            "(dmesg tells), and the others stopped; the same command goes on from the last saved state. "
+        ) if silent and found else ""
+        raise RuntimeError(f"{log.stem} ended with code {code}: {died}{'; '.join(others) or end} (see {log})")
 
 
 def _all_done(folder: Path) -> bool:

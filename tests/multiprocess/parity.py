@@ -17,7 +17,7 @@ from methods.grafting import Grafting
 from methods.registry import METHODS, build
 from methods.select import Select
 from methods.spider import Spider
-from tests.multiprocess.training import STEPS, Data, Training
+from tests.multiprocess.training import EPS, STEPS, Data, Training
 
 TOLERANCE = 1e-6  # of a weight, after STEPS steps
 FLIPPED = 1e-4  # share of elements whose decision a rounding error may turn around,
@@ -32,6 +32,7 @@ PLACES = (
     ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2), ("zero3", 3),
 )
 BF16_PLACES = (("zero1", 2), ("zero2", 2), ("zero3", 2))
+UNMASKED = " has elements with M = 0 that are not pretrained"  # in the weights of a forward pass
 # One of each class, and the one that draws at every step.
 FEW = (*{METHODS[name].cls: name for name in reversed(TRAINED)}.values(), "half_ft_step")
 
@@ -78,7 +79,8 @@ class Difference:
 
 
 def results(
-    folder: Path, engine: str, dtype: str = "float32", processes: int = 1, methods: Iterable[str] = TRAINED
+    folder: Path, engine: str, dtype: str = "float32", processes: int = 1, methods: Iterable[str] = TRAINED,
+    eps: float = EPS,
 ) -> dict[str, Result | str]:
     """Train every method in turn; run it in every process.
 
@@ -89,7 +91,7 @@ def results(
     for name in methods:
         method = build(name, {"strength": STRENGTHS[name]} if name in STRENGTHS else {}, 0)
         try:
-            training = Training(data, engine, method, dtype, processes)
+            training = Training(data, engine, method, dtype, processes, eps)
             margins: dict[str, Tensor] = {}
             faults: list[str] = []
             for number in range(STEPS):
@@ -123,7 +125,7 @@ def forward_faults(training: Training) -> list[str]:
             restored = training.method.mask(shard) == 0
             seen = forward[shard.name].flatten().narrow(0, shard.offset, len(restored))
             if not torch.equal(seen[restored], shard.pretrained.bfloat16()[restored]):
-                faults.append(f"{shard.name} has elements with M = 0 that are not pretrained")
+                faults.append(f"{shard.name}{UNMASKED}")
     return faults
 
 
@@ -143,8 +145,14 @@ def decision_margin(method: Method, shard: Shard) -> Tensor:
     return torch.full_like(shard.weight, torch.inf)
 
 
-def compare(expected: Result | str, found: Result | str) -> Difference:
-    """Compare a method's training with that of one plain process."""
+def compare(expected: Result | str, found: Result | str, tolerance: float = TOLERANCE) -> Difference:
+    """Compare a method's training with that of one plain process.
+
+    Args:
+        expected: of one process.
+        found: of another engine.
+        tolerance: a larger difference of an element with a decision counts as a flip of it.
+    """
     if isinstance(found, str):
         return Difference(refused=found)
     assert isinstance(expected, Result)
@@ -152,7 +160,7 @@ def compare(expected: Result | str, found: Result | str) -> Difference:
     assert found.weights.keys() == expected.weights.keys()
     both = torch.cat(list(differences.values()))
     margins = torch.cat([expected.margins[name] for name in differences])
-    flipped = (both > TOLERANCE) & margins.isfinite()
+    flipped = (both > tolerance) & margins.isfinite()
     return Difference(
         largest=both[~flipped].max().item() if not both.isnan().any() else torch.inf,
         flipped=int(flipped.sum()),

@@ -48,6 +48,7 @@ def test_a_process_dies(folder, engine, where):
     survivor, dead = caught.value.errors[0], caught.value.errors[1]
     assert dead.startswith("exit -9") and survivor.startswith("exit 1\n"), caught.value
     assert "by peer" in survivor  # gloo: connection closed or reset by peer
+    assert caught.value.seconds < 120, "at once, not after the 600 s that it may wait for one that lives"
     if where == "hook":
         assert MESSAGE in survivor
 
@@ -58,4 +59,4 @@ def test_a_process_hangs(folder):
     survivor, late = caught.value.errors[0], caught.value.errors[1]
     assert late.startswith("still running") and survivor.startswith("exit 1\n"), caught.value
     assert MESSAGE in survivor
-
+    assert PATIENCE < caught.value.seconds < 120

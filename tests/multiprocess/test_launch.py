@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -141,6 +144,32 @@ def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trai
         launch.train_together(spec, folder, None, 6)
     one, other = (_delta(path) for path in (straight, folder))
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
+    """As the system's memory killer does it: a message in seconds, not torch's half an hour of waiting."""
+    spec = cell(world)
+    spec = replace(spec, train=replace(spec.train, epochs=200))
+    folder, killed = folder_of(tmp_path / "killed", spec), []
+
+    def kill() -> None:
+        while not (folder / "train.jsonl").is_file() or not (folder / "train.jsonl").read_text():
+            time.sleep(0.05)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words, variables = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+                if b"benchmark.ranks" in words and str(folder).encode() in words and b"\0RANK=1\0" in variables:
+                    killed.append(int(process.name))
+                    os.kill(killed[-1], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="train ended with code 1: process 1 of 2 was killed, .* the others stopped"):
+        launch.train_together(spec, folder, None, 600)
+    thread.join()
+    assert len(killed) == 1 and time.monotonic() - start < 120
+    assert not any(path.name.startswith("outcome") for path in folder.iterdir())
 
 
 def test_the_first_to_end_waits_for_the_others(tmp_path):

@@ -10,9 +10,11 @@ from tests.multiprocess.matrix import DOCUMENT
 from tests.multiprocess.parity import (
     BF16_PLACES,
     FEW,
+    FLIPPED,
     PLACES,
     TOLERANCE,
     TRAINED,
+    UNMASKED,
     Difference,
     compare,
     results,
@@ -23,6 +25,7 @@ from tests.multiprocess.training import STEPS
 # Two optimizer steps per batch, which ZeRO's engines do not leave to us; ranks over a group that ZeRO-3 cuts.
 REFUSED = {"zero1": {"l2_reg_two_step", "grafting_two_step"}}
 REFUSED |= {"ddp": set(), "zero2": REFUSED["zero1"], "zero3": REFUSED["zero1"] | {"spider_global"}}
+USUAL = 5e-6  # of a weight, with Adam's usual eps
 # Calls of the optimizer per step: both groups at once, one by one, or in sub-groups of about 3000 elements.
 CALLS = {("ddp", 2): 1, ("zero1", 1): 2, ("zero1", 2): 2, ("zero2", 1): 2, ("zero2", 2): 2}
 
@@ -98,3 +101,16 @@ def test_bfloat16_weights_follow_the_masters(engine, processes, folder, expected
         for name in set(TRAINED) - REFUSED[engine]:
             # The released code's lag is that the next forward pass sees unmasked weights.
             assert bool(rank[name].faults) == (name == "spider_lag"), (name, rank[name].faults)
+            assert all(fault.endswith(UNMASKED) for fault in rank[name].faults), rank[name].faults
+
+
+def test_with_the_eps_of_real_trainings_rounding_shows_but_no_more(folder):
+    """Adam's usual 1e-8, with which gradients that are nearly 0 move weights by their rounding."""
+    methods = tuple(name for name in TRAINED if name not in REFUSED["zero2"])
+    one, found = (
+        launch(results, processes, folder, engine, "float32", 1, methods, 1e-8)[0]
+        for engine, processes in (("plain", 1), ("zero2", 2))
+    )
+    for name in methods:
+        difference = compare(one[name], found[name], USUAL)
+        assert difference.largest <= USUAL and difference.flipped <= FLIPPED * difference.elements, (name, difference)

@@ -107,6 +107,7 @@ class Training:
         method: not started.
         dtype: "bfloat16" for bfloat16 weights with float32 masters; not for "ddp".
         processes: for "plain": cut the batches as for so many processes, which matters in bfloat16.
+        eps: of AdamW.
         config: replaces sections of DeepSpeed's configuration.
 
     Attributes:
@@ -114,7 +115,8 @@ class Training:
     """
 
     def __init__(
-        self, data: Data, engine: str, method: Method, dtype: str = "float32", processes: int = 1, **config: Any
+        self, data: Data, engine: str, method: Method, dtype: str = "float32", processes: int = 1, eps: float = EPS,
+        **config: Any,
     ) -> None:
         self.data, self.engine, self.method = data, engine, method
         self.dtype = getattr(torch, dtype)
@@ -134,7 +136,7 @@ class Training:
         projector = [p for name, p in self.stepped.items() if name.startswith(loaded.projector_prefix)]
         blocks = [p for name, p in self.stepped.items() if not name.startswith(loaded.projector_prefix)]
         groups = [{"params": blocks, "lr": LEARNING_RATE}, {"params": projector, "lr": LEARNING_RATE / 2}]
-        self.optimizer: Any = torch.optim.AdamW(groups, weight_decay=0.01, eps=EPS)
+        self.optimizer: Any = torch.optim.AdamW(groups, weight_decay=0.01, eps=eps)
         self.wrapped: Any = self.model
         if engine in ZERO:
             skip_compiling()
