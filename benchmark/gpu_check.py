@@ -273,10 +273,8 @@ def _memory_row(
         loaded = random_model(sizes, check.device, check.dtype)
         row["weights_gib"] = _allocated(check.device)
         base: dict[str, Any] = {}
-        if cell.engine == "single":  # what holds memory beside train() in a run: see benchmark/worker.py
+        if cell.engine == "single":  # as the worker holds in a run
             base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
-        else:  # see benchmark/ranks.py
-            loaded.model.to("cpu")
         with _folder() as folder:
             train(
                 cell, loaded, records, build(cell.method.id, {}, 0), folder,

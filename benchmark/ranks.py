@@ -101,8 +101,7 @@ def _train(cell: CellSpec, folder: Path) -> None:
     assert cell.train is not None and cell.target is not None
     method = build(cell.method.id, dict(cell.method.params), cell.seed)
     records = data.load(cell.dataset(cell.target), at_root(cell.data_root), "train", cell.train.limit)
-    # DeepSpeed takes it to the GPU; the base values that the delta is written from stay in host memory.
-    loaded = load_model(cell.model, cell.dtype, "cpu")
+    loaded = load_model(cell.model, cell.dtype, cell.device)
     train(cell, loaded, records, method, folder)
 
 
