@@ -138,7 +138,7 @@ def memory(setting: Setting) -> dict[str, float]:
         parts["gradients"] += 6.0 * min(setting.bucket, trained)  # a bucket in bfloat16, and its float32 sum
     parts["activations"] = activations(setting, setting.checkpointing)
     parts["logits"] = 12.0 * setting.micro_batch * 2 * ANSWER_TOKENS * sizes.vocab  # bf16, float32 and gradient
-    parts["base values"] = 4.0 * trained if single else 2.0 * trained  # the training's copy; one process has the worker's too
+    parts["base values"] = 4.0 * trained if single else 2.0 * trained  # the training's copy, and the worker's
     parts["method state"] = float(METHOD_BYTES.get(setting.method, METHOD_OTHER)) * trained / n
     parts["CUDA, NCCL"] = OVERHEAD
     return parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,8 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
 
     A cell that is not finished here but was published before, from today's code, data and base model, is taken from
     there: the reference grows cell by cell, also on another machine. Figures that are not drawn here stay while every
-    published cell does. Text files (*.md), which people write, stay. Answers and logs are packed.
+    published cell stays or comes out the same. Text files (*.md), which people write, stay. Answers and logs are
+    packed.
 
     Args:
         requests: tables of one profile and results folder; a request without a table adds only its cells.
@@ -85,7 +86,7 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
                 _copy_cell(item, store.folder(item.cell), partial / "cells" / item.id, columns)
             for name in sorted(before):
                 shutil.copytree(target / "cells" / name, partial / "cells" / name)
-            for root in [target, store.root] if _all_stay(target, finished, before) else [store.root]:
+            for root in [target, store.root] if _all_stay(Store(target), partial) else [store.root]:
                 for path in (path for folder in FOLDERS for path in (root / folder).glob("[!.]*")):
                     if path.is_file():
                         _copy(path, partial / path.relative_to(root))
@@ -152,14 +153,13 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
         )
 
 
-def _all_stay(target: Path, finished: Mapping[str, Planned], before: Container[str]) -> bool:
-    """Return whether every published cell stays as it is, so that figures drawn from them are still true."""
-    for folder in Store(target).all_cells():
-        again = finished.get(folder.name)
-        if folder.name not in before and (
-            again is None or again.keys is None or again.keys.summary != published_key(folder)
-        ):
-            return False
+def _all_stay(published: Store, partial: Path) -> bool:
+    """Return whether every published cell has the answers and scores that it had: then its figures are still true."""
+    for folder in published.all_cells():
+        for path in (path for pattern in ("scores.json", "items/*", "answers/*") for path in folder.glob(pattern)):
+            copy = partial / "cells" / path.relative_to(folder.parent)
+            if not copy.is_file() or copy.read_bytes() != path.read_bytes():
+                return False
     return True
 
 

@@ -217,7 +217,7 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     assert (reference / "tables" / "table6.md").read_bytes() == before
 
 
-def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, reference, capsys):
+def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, reference, capsys, tmp_path):
     arguments = world.overrides("methods=zero_shot,full_ft,dare,spider")
     cli.main(["run", *arguments])
     (world.results / "figures").mkdir(exist_ok=True)
@@ -243,7 +243,18 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, ref
     capsys.readouterr()
     assert cli.main(["publish", "--partial", *arguments, "seeds=0,1"]) == 0
     assert "4 cells, 3 of them before" in capsys.readouterr().out and contents(reference) == again
-    # A cell of other code, data or base model is not taken over, and no figure that may rest on it.
+    # A cell of other code, data or base model is not taken over. Made again with the same answers, figures stay true.
+    key = next(reference.glob("cells/*spider*")) / "key"
+    key.write_text("another\n")
+    assert cli.main(["publish", *arguments]) == 0
+    assert contents(reference) == again
+    shutil.copytree(reference, tmp_path / "kept")
+    key.write_text("another\n")
+    (key.parent / "answers" / "gqa.jsonl.gz").write_bytes(b"other answers")
+    assert cli.main(["publish", *arguments]) == 0
+    assert {name for name in again if name not in contents(reference)} == {"figures/fig9.png"}
+    shutil.rmtree(reference)
+    (tmp_path / "kept").rename(reference)
     (next(reference.glob("cells/*dare*")) / "key").write_text("another\n")
     assert cli.main(["publish", *arguments]) == 2
     assert "1 of 4 cells are not finished (first: llava_pocket-iconqa-dare" in capsys.readouterr().err
