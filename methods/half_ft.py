@@ -83,7 +83,8 @@ class HalfFT(Method):
     Extra memory: 0 |M| between steps, 0.5 |M| during a step.
     Source: Hui et al., arXiv 2404.18466 (category level, its best variant).
     Disagreements: SPIDER's App. B says "at each iteration"; its Table 5 row equals Table 3's Rand_gamma,
-    which in the authors' code is a static elementwise mask; HFT draws once per fine-tuning run, as here.
+    which in the authors' code is a static elementwise mask; HFT draws once per fine-tuning run, as here. HFT's frozen
+    tensors have no gradient at all; here theirs counts in the norm that gradients are clipped to.
     Variants: half_ft_step: App. B's wording, a new draw for every optimizer step; a tensor that freezes keeps the
     value it has, it does not return to w*. half_ft_elements: Rand_gamma, see methods/select.py.
     """

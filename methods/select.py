@@ -56,7 +56,8 @@ class Select(Method):
     its sibling NRCA. There is no released G_gamma: the accumulation of Eq. 4 and a new choice per step are our reading.
     Disagreements: the paper's Half FT row equals Rand_gamma's, see methods/half_ft.py. The released masks reach only
     the float32 masters (see spider_lag), draw from the global stream, break ties at the limit by position, and do not
-    hide gradients from Adam (no difference for the weights: AdamW treats elements apart).
+    hide gradients from Adam (no difference for the weights: AdamW treats elements apart). Gradients of frozen elements
+    count in the norm that all are clipped to, there and here.
     Variants: G > I, the table's last row, is spider_idm.
     """
 
