@@ -34,12 +34,11 @@ TEMPORARY = 12
 
 
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.kind == "training")
-PAPER = ("full_ft", "l2_reg", "grafting", "half_ft", "spider")
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is tuned, two Llama blocks and a projector of two layers; and how often which methods are timed by default.
+    """What is tuned, two Llama blocks and a projector of two layers; and how often each method is timed.
 
     Attributes:
         name: of the model.
@@ -47,7 +46,6 @@ class Size:
         inner: width of its feed-forward layers.
         vision: width of the vision tower's features.
         rounds: timed steps of each method.
-        methods: ids, or RELEASED.
     """
 
     name: str
@@ -55,7 +53,6 @@ class Size:
     inner: int
     vision: int
     rounds: int
-    methods: tuple[str, ...]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the tuned tensors' shapes by name, as `benchmark.models` names LLaVA's."""
@@ -77,8 +74,8 @@ class Size:
 
 
 SIZES = {
-    "small": Size("LLaVA, shipped size", 128, 384, 128, rounds=40, methods=(*TRAINED, RELEASED)),
-    "llava15_7b": Size("LLaVA-1.5-7B", 4096, 11008, 1024, rounds=5, methods=(*PAPER, RELEASED)),
+    "small": Size("LLaVA, shipped size", 128, 384, 128, rounds=40),
+    "llava15_7b": Size("LLaVA-1.5-7B", 4096, 11008, 1024, rounds=3),
 }
 
 
@@ -468,7 +465,7 @@ def main(overrides: Sequence[str]) -> int:
     devices = set(fused.devices)
     fused.devices.update(filter(None, [given["compiled"]]))
     try:
-        table = report(size, given["device"], run(size, methods or size.methods, given["device"]))
+        table = report(size, given["device"], run(size, methods or (*TRAINED, RELEASED), given["device"]))
     finally:
         fused.devices.intersection_update(devices)
     print(table)

@@ -123,7 +123,7 @@ def test_a_gpu_gives_the_numbers_of_a_cpu_and_the_host_never_waits():
 
 def test_a_pass_counts_what_it_must_move(monkeypatch):
     """A's lerp 12; A for its moments 4; A and w* in 16 bits for Eq. 8's mean 6; these, w and w again 14: 36 bytes."""
-    size = Size("Toy", 256, 512, 128, rounds=1, methods=("spider",))
+    size = Size("Toy", 256, 512, 128, rounds=1)
     bench = Bench(size, "cpu")
     optimizer, _ = bench.attach(build("spider", {}, 0))
     plain, written = (bench.count(which)[0] for which in (bench.plain, optimizer))
