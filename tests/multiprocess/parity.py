@@ -17,7 +17,7 @@ from methods.grafting import Grafting
 from methods.registry import METHODS, build
 from methods.select import Select
 from methods.spider import Spider
-from tests.multiprocess.training import EPS, STEPS, Data, Training
+from tests.multiprocess.training import EPS, MAX_NORM, STEPS, Data, Training
 
 TOLERANCE = 1e-6  # of a weight, after STEPS steps
 FLIPPED = 1e-4  # share of elements whose decision a rounding error may turn around,
@@ -103,6 +103,7 @@ def results(
                     for shard in method.shards:
                         margin = decision_margin(method, shard)
                         margins[shard.name] = torch.minimum(margins.get(shard.name, margin), margin)
+            assert engine != "plain" or min(training.norms) > MAX_NORM, "no step is clipped"
         except UserError as error:
             made[name] = str(error)
             continue

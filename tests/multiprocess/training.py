@@ -112,6 +112,7 @@ class Training:
 
     Attributes:
         calls: the tensors of every hook call, by step.
+        norms: of the gradients before they are clipped, by step; not under DeepSpeed.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Training:
             self.wrapped = DistributedDataParallel(self.model)
         self.attachment = attach(self.optimizer, self.stepped, self.pretrained, method)
         self.calls: list[list[list[str]]] = []
+        self.norms: list[float] = []
         note_calls(self)
 
     def step(self, number: int, scale: float = 1.0) -> None:
@@ -174,7 +176,7 @@ class Training:
                 loss.backward()
                 self._add_gradients()
         if self.engine not in ZERO:
-            nn.utils.clip_grad_norm_(self.stepped.values(), MAX_NORM)
+            self.norms.append(float(nn.utils.clip_grad_norm_(self.stepped.values(), MAX_NORM)))
             self.optimizer.step()
             self.optimizer.zero_grad()
             for name, parameter in self.named.items():
