@@ -268,11 +268,10 @@ def _memory_row(
     if cap is not None and check.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total))
-    loaded = None
+    loaded, base = None, None
     try:
         loaded = random_model(sizes, check.device, check.dtype)
         row["weights_gib"] = _allocated(check.device)
-        base: dict[str, Any] = {}
         if cell.engine == "single":  # as the worker holds in a run
             base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
         with _folder() as folder:

@@ -177,8 +177,10 @@ def _imported_methods(name: str) -> tuple[str, ...]:
     for node in ast.walk(ast.parse(at_root(name).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            # One dot in a file of methods/ is methods; more, or dots elsewhere, lead to no helper of ours.
+            source = ".".join(filter(None, ["methods" if node.level else "", node.module]))
+            modules += [source, *(f"{source}.{alias.name}" for alias in node.names)]
     files = [ROOT / (module.replace(".", "/") + ".py") for module in modules if module.startswith("methods.")]
     return tuple(sorted({str(file.relative_to(ROOT)) for file in files if file.is_file()}))
 

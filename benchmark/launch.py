@@ -19,6 +19,7 @@ from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.spec import ROOT, CellSpec
 
+LOST = ("in vain", "by peer", "onnection closed", "onnection reset")  # what processes say that miss another
 OUTCOME = "outcome-{}.json"  # how a process ended, by its number
 STOP = "stop"                # if this file is there, the processes save their state and end
 PATIENCE = 900.0             # seconds that they have for it
@@ -137,7 +138,7 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
     for line in log.read_text(errors="replace").splitlines():
         if line.startswith("warning: the training state"):
             print(line, flush=True)
-    _raise(folder, process.returncode, log, world_size(processes, cell.hostfile))
+    _raise(folder, process.returncode, log, world_size(cell.processes if cell.hostfile else processes, cell.hostfile))
 
 
 def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[str]:
@@ -253,10 +254,11 @@ def _raise(folder: Path, code: int, log: Path, processes: int = 0) -> None:
                 raise _error(kind, outcome["message"])
     if code or others:
         end = log.read_text(errors="replace")[-2000:]
+        lost = all(any(words in message for words in LOST) for message in others)  # else one says what happened
         died = (
             f"process {', '.join(map(str, silent))} of {processes} was killed, as the system does when memory runs out "
             "(dmesg tells), and the others stopped; the same command goes on from the last saved state. "
-        ) if silent and found else ""
+        ) if silent and found and lost else ""
         raise RuntimeError(f"{log.stem} ended with code {code}: {died}{'; '.join(others) or end} (see {log})")
 
 

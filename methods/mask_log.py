@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 
 SAMPLED = 1024  # elements of a tensor, at most, whose selection is remembered
+
+
+def sample_step(shape: Sequence[int]) -> int:
+    """Return how far apart the remembered elements of a tensor are, so that all parts of its rows are among them.
+
+    Args:
+        shape: of the tensor; the last dimension is a row's length.
+    """
+    step = math.ceil(math.prod(shape) / SAMPLED) | 1  # an even one would meet few columns of most matrices,
+    width = shape[-1]
+    if step > width > 1:  # and a multiple of the row's length only one
+        step = (step // width + 1) * width + int(0.618 * width)
+    return step
 
 
 class MaskLog:
@@ -42,8 +55,7 @@ class MaskLog:
         """
         before, self._selected = self._selected, {}
         sizes = {shard.name: shard.numel for shard in shards}
-        # Odd, or it would go down one column of a matrix.
-        steps = {name: math.ceil(size / SAMPLED) | 1 for name, size in sizes.items()}
+        steps = {shard.name: sample_step(shard.shape) for shard in shards}
 
         def count(shard: Shard) -> Tensor:
             values, step = mask(shard), steps[shard.name]

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from methods.fused import fused
+from methods.ops import ROW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +22,10 @@ INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 @fused
 def _reached(values: Tensor, limit: Tensor) -> Tensor:
-    """Return how many magnitudes are at least as large as a limit."""
+    """Return how many magnitudes are at least as large as a limit, which is above 0."""
+    if torch.compiler.is_compiling():  # in rows, for the reason that methods/ops.py gives
+        values = functional.pad(values, (0, -values.numel() % ROW)).view(-1, ROW)
+        return (values.abs() >= limit).sum(-1).sum().double()[None]
     return (values.abs() >= limit).sum().double()[None]
 
 
@@ -47,7 +52,8 @@ def largest(shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[
     outside = {
         name: math.inf if counts[name] < 0 else -1.0 for name in sizes if not 0 <= counts[name] < sizes[name]
     }
-    wanted = torch.tensor([*counts.values()], dtype=torch.float64, device=like.device)
+    # Filled, not copied there, for which the host would wait.
+    wanted = torch.stack([like.new_full((), number, dtype=torch.float64) for number in counts.values()])
     patterns = torch.zeros(len(sizes), dtype=INTEGER[like.dtype], device=like.device)
     for bit in range(torch.finfo(like.dtype).bits - 2, -1, -1):  # the first is the sign
         tried = patterns | 1 << bit

@@ -56,6 +56,20 @@ def test_what_one_process_failed_at_is_not_a_preemption_of_the_others(outcomes, 
         launch._raise(tmp_path, code, tmp_path / "train.log")
 
 
+@pytest.mark.parametrize(("message", "killed"), [
+    ("RuntimeError: Read error: Connection reset by peer.", True), ("RuntimeError: Process 0 waited in vain", True),
+    ("RuntimeError: CUDA error: an illegal memory access", False),  # torchrun kills the others, which is no news
+])
+def test_a_process_that_left_no_word_is_named_if_no_other_knows_more(message, killed, tmp_path):
+    (tmp_path / "train.log").write_text("log")
+    outcome = json.dumps({"kind": "RuntimeError", "message": message})
+    (tmp_path / launch.OUTCOME.format(0)).write_text(outcome)
+    with pytest.raises(RuntimeError) as caught:
+        launch._raise(tmp_path, 1, tmp_path / "train.log", 2)
+    assert message in str(caught.value)
+    assert ("process 1 of 2 was killed" in str(caught.value)) == killed
+
+
 def test_a_preemption_of_all_is_one(tmp_path):
     for rank in range(2):
         (tmp_path / launch.OUTCOME.format(rank)).write_text(json.dumps({"kind": "Preempted", "message": "saved"}))

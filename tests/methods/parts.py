@@ -14,7 +14,8 @@ from benchmark.shards import Shard, Shards
 
 
 def run(
-    processes: list[dict[str, tuple[int, Tensor]]], sizes: dict[str, int], work: Callable[[Shards], Any]
+    processes: list[dict[str, tuple[int, Tensor]]], sizes: dict[str, int], work: Callable[[Shards], Any],
+    shapes: dict[str, tuple[int, ...]] | None = None,
 ) -> list:
     """Run `work` on the shards of every process at once.
 
@@ -22,6 +23,7 @@ def run(
         processes: per process, tensor name -> (offset, its part of w*); the weight is a copy, the gradient the square.
         sizes: tensor name -> number of elements of the whole tensor.
         work: gets the process's Shards.
+        shapes: tensor name -> shape of the whole tensor; None: all have one dimension.
 
     Returns:
         What `work` returned in each process.
@@ -40,7 +42,10 @@ def run(
 
     def shards(rank: int) -> Shards:
         parts = [
-            Shard(name, torch.Size([sizes[name]]), sizes[name], part.clone(), part.square(), part, offset)
+            Shard(
+                name, torch.Size(shapes[name] if shapes else [sizes[name]]), sizes[name], part.clone(), part.square(),
+                part, offset,
+            )
             for name, (offset, part) in processes[rank].items()
         ]
         return Shards(lambda: parts, reduce_as(rank))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from methods.mask_log import MaskLog
+from methods.mask_log import MaskLog, sample_step
 from methods.masks import shares
 from methods.registry import METHODS, build
 from tests.methods import parts, toy
@@ -50,7 +52,8 @@ def test_flips_are_counted_over_all_parts():
 def test_flips_of_large_tensors_come_from_a_sample_that_no_cut_changes(ends):
     """The share is near the true one in each tensor and right whatever the parts, and little is kept for it."""
     size, random = 512 * 512, torch.Generator().manual_seed(3)
-    sizes = {"large": size, "small": 700}
+    shapes = {"large": (512, 512), "small": (700,)}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     first = {name: torch.rand(n, generator=random) < 0.5 for name, n in sizes.items()}
     # Flips one in five of the large tensor's elements, whole columns of the matrix, and none of the small one's.
     second = {"small": first["small"], "large": first["large"] ^ (torch.arange(size) % 512 < 102)}
@@ -67,7 +70,7 @@ def test_flips_of_large_tensors_come_from_a_sample_that_no_cut_changes(ends):
             kept = sum(tensor.untyped_storage().nbytes() for tensor in log.state_dict().values())
             return result, kept
 
-        return parts.run(pieces, sizes, work)
+        return parts.run(pieces, sizes, work, shapes)
 
     found = measured(ends)
     assert all(result == measured((1.0,))[0][0] for result, _ in found)
@@ -76,6 +79,21 @@ def test_flips_of_large_tensors_come_from_a_sample_that_no_cut_changes(ends):
     assert result["mask_selected"] == selected / sum(sizes.values()), "of all elements, not of a sample"
     assert result["mask_flips"] == pytest.approx(102 / 512 * size / (size + 700), abs=0.03)
     assert sum(kept for _, kept in found) <= 1024 + 700
+
+
+@pytest.mark.parametrize("shape", [
+    (4096, 4096), (11008, 4096), (4096, 11008), (4096, 1024), (128, 128), (384, 128), (128, 384), (1000, 2), (5000, 1),
+    (4096,), (1,), (3, 3),
+])  # fmt: skip
+def test_the_sample_meets_all_parts_of_a_matrix(shape):
+    """Of rows and of columns, each quarter has its share."""
+    size, width = math.prod(shape), shape[-1]
+    places = torch.arange(0, size, sample_step(shape))
+    assert min(size, 300) <= len(places) <= 1024
+    for index, length in ((places % width, width), (places // width, size // width)):
+        if length >= 64:
+            quarters = torch.histc(index.double() / length, bins=4, min=0, max=1) / len(places)
+            assert (quarters - 0.25).abs().max() < 0.06, quarters
 
 
 MASKED = [

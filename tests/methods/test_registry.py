@@ -14,7 +14,7 @@ import yaml
 import methods
 from benchmark import compose
 from benchmark.errors import UserError
-from benchmark.keys import STAGE_MODULES, method_modules
+from benchmark.keys import STAGE_MODULES, _imported_methods, method_modules
 from benchmark.plan import expand
 from benchmark.spec import cell_id
 from methods.base import Method
@@ -106,12 +106,24 @@ def test_every_module_behind_a_method_is_hashed():
 
 def test_a_method_of_ones_own_is_hashed_with_what_it_imports_from_methods(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "import methods.fused\nfrom methods import ops\nfrom methods.base import Method\nimport json\n"
+        "import methods.fused as f\nfrom methods import ops\nimport json\n"
+        "def later():\n    from methods.base import Method\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     found = method_modules("mine:Mine")
     assert found[0] == str(tmp_path / "mine.py")
     assert {*found[1:]} == {"methods/fused.py", "methods/ops.py", "methods/base.py"}
+
+
+@pytest.mark.parametrize("line", ["from . import beside", "from .beside import work"])
+def test_a_relative_import_in_methods_counts(line, tmp_path, monkeypatch):
+    (tmp_path / "methods").mkdir()
+    _imported_methods.cache_clear()
+    (tmp_path / "methods" / "near.py").write_text(f"{line}\n")
+    (tmp_path / "methods" / "beside.py").write_text("")
+    monkeypatch.setattr("benchmark.keys.ROOT", tmp_path)
+    monkeypatch.setattr("benchmark.keys.at_root", lambda name: tmp_path / name)
+    assert method_modules("methods.near:Near") == ("methods/near.py", "methods/beside.py")
 
 
 def test_every_configuration_file_is_in_the_table():

@@ -162,12 +162,12 @@ def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
                     killed.append(int(process.name))
                     os.kill(killed[-1], signal.SIGKILL)
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     start = time.monotonic()
     with pytest.raises(RuntimeError, match="train ended with code 1: process 1 of 2 was killed, .* the others stopped"):
         launch.train_together(spec, folder, None, 600)
-    thread.join()
+    thread.join(10)
     assert len(killed) == 1 and time.monotonic() - start < 120
     assert not any(path.name.startswith("outcome") for path in folder.iterdir())
 
