@@ -49,7 +49,7 @@ MEASURES = {
     "rms_delta": Measure("rms", 1000, 2, "root mean square change of the tuned weights, times 1000"),
     "restored": Measure("restored %", 100, 1, "share of the tuned weights that equal the base at the end"),
     "mask_flips": Measure("flips %", 100, 1, "share of the mask that changed between the last two logged masks (10 "
-                          "steps apart, fewer at the end)"),
+                          "steps apart, fewer at the end), estimated from at most 1024 elements of each tensor"),
 }  # fmt: skip
 
 
