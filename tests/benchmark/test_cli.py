@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -249,12 +250,19 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, ref
     assert cli.main(["publish", *arguments]) == 0
     assert contents(reference) == again
     shutil.copytree(reference, tmp_path / "kept")
-    key.write_text("another\n")
-    (key.parent / "answers" / "gqa.jsonl.gz").write_bytes(b"other answers")
-    assert cli.main(["publish", *arguments]) == 0
-    assert {name for name in again if name not in contents(reference)} == {"figures/fig9.png"}
-    shutil.rmtree(reference)
-    (tmp_path / "kept").rename(reference)
+    scores = json.loads((key.parent / "scores.json").read_text())
+    bounds = scores["datasets"]["gqa"]
+    for file, content, stays in (
+        ("scores.json", {"value": math.nextafter(bounds["value"], 99)}, True), ("scores.json", {"value": 0.5}, False),
+        ("answers/gqa.jsonl.gz", "other answers", False),
+    ):
+        bounds |= content if isinstance(content, dict) else {}
+        (key.parent / file).write_text(json.dumps(scores) if isinstance(content, dict) else content)
+        key.write_text("another\n")
+        assert cli.main(["publish", *arguments]) == 0
+        assert {*again} - {*contents(reference)} == (set() if stays else {"figures/fig9.png"})
+        shutil.rmtree(reference)
+        shutil.copytree(tmp_path / "kept", reference)
     (next(reference.glob("cells/*dare*")) / "key").write_text("another\n")
     assert cli.main(["publish", *arguments]) == 2
     assert "1 of 4 cells are not finished (first: llava_pocket-iconqa-dare" in capsys.readouterr().err
