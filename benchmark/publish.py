@@ -177,7 +177,7 @@ def _near(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_near(value, other[key]) for key, value in one.items())
     if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9)
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
     return one == other
 
 
