@@ -470,7 +470,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "shard.weight, shard.weight))",
     ),
     "threshold: a bit too few": ("spider_gradient", "threshold", "bits - 2, -1, -1", "bits - 2, 0, -1"),
-    "threshold: one element more": ("spider_gradient", "threshold", "abs() >= limit).sum().d", "abs() > limit).sum().d"),
+    "threshold: one element more": ("spider_gradient", "threshold", ">= limit).sum().d", "> limit).sum().d"),
     "threshold: bits forgotten": ("spider_gradient", "threshold", "patterns | 1 << bit", "patterns * 0 | 1 << bit"),
     # SPIDER: variants
     "idm: soft": ("spider_idm", "spider", 'self.params.mask == "soft"', "True"),
