@@ -301,10 +301,15 @@ class Bench:
     def count(self, optimizer: torch.optim.AdamW) -> tuple[int, int]:
         """Return (bytes that one step moves, times that the host waits in it)."""
         self.fresh_gradients()
+        return self.counted(optimizer.step)
+
+    @staticmethod
+    def counted(work: Callable[[], Any]) -> tuple[int, int]:
+        """Return (bytes that work moves, times that the host waits in it)."""
         with Waits() as waits, Traffic() as traffic:
             fused.watch = traffic.fused
             try:
-                optimizer.step()
+                work()
             finally:
                 fused.watch = None
         return traffic.bytes, waits.count

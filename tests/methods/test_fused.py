@@ -134,6 +134,20 @@ def test_a_pass_counts_what_it_must_move(monkeypatch):
     assert (written - plain) / size.numel() > 300 and waits == plain_waits
 
 
+def test_a_row_of_the_log_counts_what_it_must_move(monkeypatch):
+    """Beyond Full FT's: A and w* in 16 bits for M, and M written, 10; M != 0 and M == 1, their sums, 12: 22 bytes."""
+    size = Size("Toy", 256, 512, 128, rounds=1)
+    bench, moved = Bench(size, "cpu"), {}
+    monkeypatch.setattr(fused, "devices", {"cpu"})
+    for method in ("full_ft", "spider"):
+        optimizer, attachment = bench.attach(build(method, {}, 0))
+        bench.count(optimizer)
+        moved[method], waits = bench.counted(attachment.diagnostics)
+        assert waits == (1 if method == "full_ft" else 2)
+        attachment.remove()
+    assert (moved["spider"] - moved["full_ft"]) / size.numel() == pytest.approx(22, rel=0.02)
+
+
 def test_on_a_cpu_and_for_short_tensors_nothing_is_compiled(monkeypatch):
     def compile_nothing(*args, **kwargs):
         raise AssertionError("compiled")
