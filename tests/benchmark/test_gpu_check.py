@@ -69,6 +69,17 @@ def test_memory(small, tmp_path, monkeypatch):
     assert all(f" {what}_gib |" in header for what in ("weights", "kept", "step", "plan_kept", "plan_step"))
 
 
+@pytest.mark.parametrize("where", ["random_model", "train"])
+def test_a_model_that_does_not_fit_is_a_row(where, small, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_check, where, full)
+    assert cli.main(["gpu-check", "part=memory", "device=cpu", f"out={tmp_path}"]) == 0
+    found = rows(tmp_path, "memory")
+    assert len(found) == 6 and not any(row["fits"] for row in found) and "kept_gib" not in found[0]
+
+
 def test_evaluation_speed_and_that_time_runs_out(small, tmp_path, monkeypatch):
     assert cli.main(["gpu-check", "part=eval", "device=cpu", f"out={tmp_path}"]) == 0
     found = rows(tmp_path, "eval")
