@@ -206,9 +206,9 @@ def kept_bytes(attachment: Attachment, shared: Sequence[Tensor]) -> int:
             storage = value.untyped_storage()
             if storage.data_ptr() not in known:
                 found[storage.data_ptr()] = storage.nbytes()
-        elif id(value) not in seen and (isinstance(value, (Mapping, list, tuple)) or hasattr(value, "__dict__")):
+        elif id(value) not in seen:
             seen.add(id(value))
-            items = value if isinstance(value, (list, tuple)) else value if isinstance(value, Mapping) else vars(value)
+            items = value if isinstance(value, (Mapping, list, tuple)) else getattr(value, "__dict__", {})
             for item in items.values() if isinstance(items, Mapping) else items:
                 visit(item)
 
