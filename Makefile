@@ -23,7 +23,7 @@ grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
 .PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
 	all report compare verify sbatch plan list test lint pretrain rates publish bench bench-scorers bench-methods gpu-check \
-	doctor chaos clean check-python
+	doctor chaos accept clean check-python
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ lint: $(ready) ## the linter alone
 
 chaos: $(ready) ## kill a small table at KILLS=40 moments, finish it, compare with a quiet run
 	@$(python) -m tests.chaos kills=$(or $(KILLS),40) seed=$(or $(SEED),0) $(ARGS)
+
+accept: $(ready) ## developers: a change of code that changes no number: STAGE="train score" or all (BUMP=1: that does)
+	@$(python) -m benchmark accept $(STAGE) $(if $(BUMP),--bump)
 
 pretrain: $(ready) ## make the two shipped base models again, from nothing (MODELS=one)
 	@$(python) -m benchmark pretrain $(if $(MODELS),model=$(MODELS)) $(ARGS)

@@ -574,6 +574,17 @@ def doctor(arguments: list[str]) -> int:
     return doctor_main(arguments)
 
 
+def accept(arguments: list[str]) -> int:
+    """developers: accept code of a stage that changes no number, accept STAGE ... | all (--bump: that does)"""
+    from benchmark.accept import main as accept_main
+
+    reference = [Path(item.partition("=")[2]) for item in arguments if item.startswith("reference=")]
+    names = [item for item in arguments if item != "--bump" and not item.startswith("reference=")]
+    if not names:
+        raise UserError("accept needs a stage, e.g. accept train, or all.")
+    return accept_main(names, "--bump" in arguments, reference[-1] if reference else None)
+
+
 def gpu_check(arguments: list[str]) -> int:
     """measure a GPU with full-size models of random weights: gpu-check part=train|memory|eval"""
     from benchmark.gpu_check import main as check_main
@@ -585,5 +596,5 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": run, "zeroshot": zeroshot, "plan": plan, "score": score, "compare": compare, "verify": verify, "list": list_,
     "inspect": inspect, "doctor": doctor, "data": data, "audit": audit, "pretrain": pretrain, "rates": rates,
     "publish": publish, "export": export, "sweep": sweep, "figure": figure, "all": all_, "report": report,
-    "bench": bench, "gpu-check": gpu_check,
+    "bench": bench, "gpu-check": gpu_check, "accept": accept,
 }

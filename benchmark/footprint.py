@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmark.checkpoint import apply_delta, snapshot
+from benchmark.code_version import version
 from benchmark.compose import FULL_FT, Request
 from benchmark.files import write_atomic
-from benchmark.keys import code_digest, method_modules
 from benchmark.measures import FOOTPRINT
 from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import Items
@@ -37,7 +37,6 @@ from methods.registry import build
 
 ROUNDS, STEPS = 3, 6
 FIXED = ("shards", "extra_step", "params")  # of a method: the engine's, not its own
-CODE = ("benchmark/footprint.py", "benchmark/shards.py", "benchmark/train.py", "methods/base.py")
 
 
 def measure(request: Request, plan: Sequence[Planned], store: Store) -> list[str]:
@@ -75,9 +74,9 @@ def measure(request: Request, plan: Sequence[Planned], store: Store) -> list[str
 
 
 def _code(cell: CellSpec) -> str:
-    """Return a digest of the code that a footprint depends on, and of the settings that it was measured with."""
-    modules = (*CODE, *method_modules(cell.method.id))
-    return f"{code_digest(modules)[:16]} {cell.train.batch_size} {cell.train.last_layers}"
+    """Return the versions of the code that a footprint depends on, and the settings that it was measured with."""
+    code = f"{version('footprint')}, {version(f'method/{cell.method.id}')}"
+    return f"{code}, batch_size {cell.train.batch_size}, last_layers {cell.train.last_layers}"
 
 
 def _known(item: Planned, store: Store) -> dict[str, Any] | None:

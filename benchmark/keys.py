@@ -1,12 +1,8 @@
-"""Stage keys: a stage is redone when its inputs, settings or the code that makes its number change."""
+"""Stage keys: a stage is redone when its inputs, its settings or the version of its code change."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import functools
-import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -14,33 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark import code_version
 from benchmark.errors import UserError
 from benchmark.files import canonical_json, digest_of, write_atomic
 from benchmark.models import places
 from benchmark.sidecar import checkpoint_digest, known_digest
-from benchmark.spec import ROOT, CellSpec, DatasetSpec, ModelSpec, at_root, input_form, plain, protocol, training_form
-
-# The code that makes each stage's number, relative to the repository. A method's own module, what it imports from
-# methods/, and a model family's modules are added per cell. What data readers make is in the data's digest; spec, plan,
-# store and runner only move things.
-STAGE_MODULES: dict[str, tuple[str, ...]] = {
-    "train": (
-        "benchmark/train.py", "benchmark/checkpoint.py", "benchmark/engine.py", "benchmark/fragments.py",
-        "benchmark/shards.py",
-        "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
-        "benchmark/models/prompt.py", "benchmark/models/vision.py", "methods/base.py",
-    ),
-    "posthoc": ("benchmark/posthoc.py", "benchmark/calibration.py", "methods/blocks.py", "methods/masks.py"),
-    "generate": (
-        "eval/generate.py", "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
-        "benchmark/models/prompt.py", "benchmark/models/vision.py",
-    ),
-    "score": (
-        "eval/score.py", "eval/caption.py", "eval/exact.py", "eval/format.py", "eval/normalise.py", "eval/scienceqa.py",
-        "eval/textvqa.py", "eval/vqa.py",
-    ),
-    "summary": ("eval/stats.py", "eval/averages.py", "benchmark/scores.py"),
-}
+from benchmark.spec import CellSpec, DatasetSpec, ModelSpec, at_root, input_form, plain, protocol, training_form
 
 
 @dataclass(frozen=True)
@@ -63,19 +38,14 @@ class Keys:
         return {**stages, "summary": self.summary}
 
 
-def code_of(cell: CellSpec) -> dict[str, str]:
-    """Return the digest of the code behind each kind of stage of a cell: train, posthoc, generate, score, summary.
+def code_of(cell: CellSpec) -> Mapping[str, str]:
+    """Return the versions of the code behind each kind of stage of a cell: train, posthoc, generate, score, summary.
 
     Raises:
         UserError: the method's module cannot be found.
     """
-    family, code = _family_module(cell.model), {}
-    if cell.train is not None:
-        code["train"] = code_digest((*method_modules(cell.method.id), *STAGE_MODULES["train"], *family))
-        if cell.method.posthoc:
-            code["posthoc"] = code_digest(STAGE_MODULES["posthoc"])
-    code["generate"] = code_digest((*STAGE_MODULES["generate"], *family))
-    return {**code, **{kind: code_digest(STAGE_MODULES[kind]) for kind in ("score", "summary")}}
+    method = None if cell.train is None else cell.method.id
+    return code_version.of_cell(cell.model.family, method, cell.method.posthoc)
 
 
 def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Keys:
@@ -123,89 +93,6 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
         "stage": "summary", "scores": score, "roles": roles, "code": code["summary"],
     })
     return Keys(train, generate, score, summary)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Code
-
-
-@functools.cache
-def code_digest(modules: tuple[str, ...]) -> str:
-    """Return a digest of modules that comments, blank lines and docstrings do not change.
-
-    Args:
-        modules: files, relative to the repository or absolute.
-
-    Returns:
-        Hex digest of their syntax trees.
-    """
-    total = hashlib.sha256()
-    for name in sorted(set(modules)):
-        tree = ast.parse(at_root(name).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                _drop_docstring(node)
-        total.update(f"{Path(name).name}\0{ast.dump(tree)}\0".encode())
-    return total.hexdigest()
-
-
-def _drop_docstring(node: Any) -> None:
-    """Remove the string that opens a module, class or function."""
-    first = node.body[0] if node.body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-        node.body = node.body[1:]
-
-
-def method_modules(method: str) -> tuple[str, ...]:
-    """Return the file of a method's class and the files of methods/ that it imports, directly or through others."""
-    from methods.registry import METHODS
-
-    path = METHODS[method].cls if method in METHODS else method
-    found, todo = {}, [_module_file(path.partition(":")[0])]
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found[name] = True
-            todo += _imported_methods(name)
-    return tuple(found)
-
-
-@functools.cache
-def _imported_methods(name: str) -> tuple[str, ...]:
-    """Return the files of methods/ that a module imports, wherever in it."""
-    modules = []
-    for node in ast.walk(ast.parse(at_root(name).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            # One dot in a file of methods/ is methods; more, or dots elsewhere, lead to no helper of ours.
-            source = ".".join(filter(None, ["methods" if node.level else "", node.module]))
-            modules += [source, *(f"{source}.{alias.name}" for alias in node.names)]
-    files = [ROOT / (module.replace(".", "/") + ".py") for module in modules if module.startswith("methods.")]
-    return tuple(sorted({str(file.relative_to(ROOT)) for file in files if file.is_file()}))
-
-
-def _family_module(model: ModelSpec) -> tuple[str, ...]:
-    """Return the files of a model family: its module, and those whose names begin with its own."""
-    from benchmark.models import FAMILIES
-
-    module = _module_file(FAMILIES[model.family])
-    beside = sorted(at_root(module).parent.glob(f"{Path(module).stem}_*.py"))
-    return (module, *(str(path.relative_to(ROOT)) for path in beside if path.is_relative_to(ROOT)))
-
-
-def _module_file(module: str) -> str:
-    """Return where a module is, without importing it if it is ours (a method's module imports torch)."""
-    own = ROOT / (module.replace(".", "/") + ".py")
-    if own.is_file():
-        return str(own.relative_to(ROOT))
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.origin:
-        raise UserError(f"Cannot find the module {module!r}. Write module:Class, with its folder on PYTHONPATH.")
-    return found.origin
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmark import keys
+from benchmark import code_version, keys
 from benchmark.compose import Request
 from benchmark.data import subset
 from benchmark.errors import UserError
@@ -29,7 +29,6 @@ SHARDS = 20
 SEED = 0
 # Student's t for 19 degrees of freedom, two-sided 95 %.
 T_95 = 2.093
-CODE = ("benchmark/pid.py", "benchmark/train.py", "benchmark/models/batch.py")
 
 
 def discrepancy(weight: Tensor, gradient: Tensor) -> float:
@@ -62,7 +61,8 @@ def measure(asked: Request, model: ModelSpec, worker: Worker, folder: Path) -> p
     used = [asked.datasets[name] for name in (*asked.profile.upstream, *asked.profile.targets)]
     digests = keys.Digests(asked.results / "digests.json")
     key = digest_of({
-        "base": digests.model(model), "code": keys.code_digest(CODE), "train": plain(cell.train), "dtype": cell.dtype,
+        "base": digests.model(model), "code": code_version.version("pid"), "train": plain(cell.train),
+        "dtype": cell.dtype,
         "data": [digests.records(spec, asked.data_root, "train", cell.train.limit) for spec in used],
     })
     path = folder / f"{model.id}.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmark import cli, keys, outputs, plan, report
+from benchmark import cli, code_version, outputs, plan, report
 from benchmark.claims import Verdict
 from benchmark.compose import request
 from benchmark.page import Content, page, script_json
@@ -173,7 +173,7 @@ def test_published_cells_of_older_code_are_shown_and_marked(world, monkeypatch):
     arguments = ["report", "models=llava_pocket", f"results={world.results}", "data_root=/nowhere"]
     assert cli.main(arguments) == 0
     assert "†" not in (world.results / "report.html").read_text()
-    monkeypatch.setitem(keys.STAGE_MODULES, "score", (*keys.STAGE_MODULES["score"], "eval/java.py"))
+    monkeypatch.setitem(code_version._read()["score"], "version", 0)
     assert cli.main(arguments) == 0
     text = (world.results / "report.html").read_text()
     assert "<td>Full FT †</td>" in text and "<td>SPIDER †</td>" in text
@@ -183,7 +183,7 @@ def test_published_cells_of_older_code_are_shown_and_marked(world, monkeypatch):
 def test_a_cell_of_a_run_that_older_code_made_is_named_in_the_table(world, monkeypatch):
     """Its number is not shown as today's; the note says that there was one, and what to do."""
     assert cli.main(["run", *world.overrides("methods=full_ft"), "--cells-only"]) == 0
-    monkeypatch.setitem(keys.STAGE_MODULES, "score", (*keys.STAGE_MODULES["score"], "eval/java.py"))
+    monkeypatch.setitem(code_version._read()["score"], "version", 0)
     asked = request(world.overrides("methods=full_ft"))
     store = Store(asked.results)
     table = outputs.build_table(asked, plan.make(asked, store), store)

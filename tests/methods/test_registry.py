@@ -13,8 +13,8 @@ import yaml
 
 import methods
 from benchmark import compose
+from benchmark.code_version import STAGE_MODULES, _imported_methods, method_modules
 from benchmark.errors import UserError
-from benchmark.keys import STAGE_MODULES, _imported_methods, method_modules
 from benchmark.plan import expand
 from benchmark.spec import cell_id
 from methods.base import Method
@@ -121,8 +121,8 @@ def test_a_relative_import_in_methods_counts(line, tmp_path, monkeypatch):
     _imported_methods.cache_clear()
     (tmp_path / "methods" / "near.py").write_text(f"{line}\n")
     (tmp_path / "methods" / "beside.py").write_text("")
-    monkeypatch.setattr("benchmark.keys.ROOT", tmp_path)
-    monkeypatch.setattr("benchmark.keys.at_root", lambda name: tmp_path / name)
+    monkeypatch.setattr("benchmark.code_version.ROOT", tmp_path)
+    monkeypatch.setattr("benchmark.code_version.at_root", lambda name: tmp_path / name)
     assert method_modules("methods.near:Near") == ("methods/near.py", "methods/beside.py")
 
 
