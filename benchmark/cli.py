@@ -7,13 +7,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmark import signals
 from benchmark.errors import Locked, UserError, did_you_mean, printable
-
-if TYPE_CHECKING:
-    from benchmark.compose import Request
 
 FAULTY, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 
@@ -144,9 +140,7 @@ def run(arguments: list[str]) -> int:
     from benchmark.store import Store
 
     outputs.check_one_setting(asked)
-    code, cleared = _gate(asked)
-    if code not in (runner.PREEMPTED, runner.INTERRUPTED) and cleared.cells:
-        code = runner.run(cleared) or code
+    code = runner.run(asked)
     if code in (runner.PREEMPTED, runner.INTERRUPTED) or "--cells-only" in arguments:
         return code
     store = Store(asked.results)
@@ -194,56 +188,11 @@ def report(arguments: list[str]) -> int:
     return write_report(_overrides(arguments))
 
 
-def _gate(asked: Request) -> tuple[int, Request]:
-    """Run the untuned models first and hold them against the paper's zero-shot row, where it has one.
-
-    Returns:
-        Exit code of that run (done if there is nothing to check), and what may run then: all but the cells of models
-        whose untuned cell failed.
-
-    Raises:
-        UserError: a score is off by more than a point and gate=stop.
-    """
-    from benchmark import gate, outputs, runner
-
-    first = asked.only(lambda cell: cell.method.id == outputs.ZERO_SHOT)
-    if not gate.applies([cell.model.id for cell in first.cells], asked.profile.upstream):
-        return runner.DONE, asked
-    code = runner.run(first)
-    if code in (runner.PREEMPTED, runner.INTERRUPTED):
-        return code, asked
-    held = _hold_against_paper(first)
-    failed = {cell.model.id: cell.model.name for cell in first.cells if cell.model.id not in held}
-    if failed:
-        print(f"Nothing of {', '.join(failed.values())} is trained: what the untuned model scores is not known.")
-    return code, asked.only(lambda cell: cell.model.id not in failed)
-
-
-def _hold_against_paper(asked: Request) -> set[str]:
-    """Print the zero-shot gate's table for finished untuned cells and return their models; raises as `_gate`."""
-    from benchmark import gate, plan
-    from benchmark.scores import read_scores
-    from benchmark.store import Store
-
-    store, scores = Store(asked.results), {}
-    for item in plan.make(asked, store):
-        if item.done:
-            datasets = read_scores(store.folder(item.cell))["datasets"]
-            scores[item.cell.model.id] = {name: entry["value"] for name, entry in datasets.items()}
-    settings = asked.cells[0].eval
-    if settings.limit is not None or settings.split != "test":
-        print("Zero-shot gate: not checked, only a part of the test sets or another split was asked for.")
-    elif scores:
-        checks = gate.check({cell.model.id: cell.model.name for cell in asked.cells}, scores, asked.profile.upstream)
-        print(gate.settle(checks, asked.gate) if checks else "Zero-shot gate: the paper has no number at this scale.")
-    return set(scores)
-
-
 def zeroshot(arguments: list[str]) -> int:
     """score the untuned models alone and hold them against the paper's zero-shot row"""
     from rich.console import Console
 
-    from benchmark import outputs, plan, render, runner
+    from benchmark import gate, outputs, plan, render, runner
     from benchmark.compose import request
     from benchmark.store import Store
 
@@ -254,9 +203,10 @@ def zeroshot(arguments: list[str]) -> int:
     if code != runner.DONE:
         return code
     store = Store(asked.results)
+    planned = plan.make(asked, store)
     # Shown and not written: the file of this name is the whole table's.
-    render.show(outputs.build_table(asked, plan.make(asked, store), store), Console(file=sys.stdout))
-    _hold_against_paper(asked)
+    render.show(outputs.build_table(asked, planned, store), Console(file=sys.stdout))
+    gate.hold(asked, planned, store)
     return code
 
 

@@ -7,15 +7,22 @@ it would carry the difference.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from benchmark import published
+from benchmark.compose import Request
 from benchmark.errors import UserError
+from benchmark.plan import Planned
+from benchmark.scores import read_scores
+from benchmark.spec import CellSpec, MethodSpec
+from benchmark.store import Store
 
 Mode = Literal["stop", "warn"]
 POINTS = 1.0
 ZERO_SHOT = "Zero-shot"
+PARTIAL = "Zero-shot gate: not checked, only a part of the test sets or another split was asked for."
+UNTUNED = MethodSpec("zero_shot", {})
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,64 @@ def expected(model: str, dataset: str) -> float | None:
 def applies(models: Sequence[str], upstream: Sequence[str]) -> bool:
     """Return whether the paper has zero-shot scores of one of these models."""
     return any(expected(model, dataset) is not None for model in models for dataset in upstream)
+
+
+def first(request: Request) -> Request | None:
+    """Return the untuned models that have to score as in the paper before anything of a request is trained.
+
+    Args:
+        request: any grid: a table's, a figure's, a sweep's, an element of a Slurm array.
+
+    Returns:
+        The request with these cells alone: its own where it has them, else the same models on the upstream test sets.
+        None if there is nothing to check: nothing trains, the paper has no score of the models, or only a part of the
+        test sets is asked for.
+    """
+    own = {cell.model.id: cell for cell in request.cells if cell.method == UNTUNED}
+    wanted: dict[str, CellSpec] = {}
+    trained = [cell for cell in request.cells if cell.train is not None]
+    known = [cell for cell in trained if applies([cell.model.id], request.profile.upstream)]
+    if any(cell.eval.limit is not None for cell in known):
+        print(PARTIAL)
+        return None
+    for cell in known:
+        base = own.get(cell.model.id)
+        if base is None or base.eval.split != "test":
+            test = replace(cell.eval, split="test")
+            base = replace(cell, method=UNTUNED, target=None, train=None, datasets=cell.upstream, eval=test)
+        wanted.setdefault(cell.model.id, base)
+    if not wanted:
+        return None
+    return replace(request, cells=tuple(wanted.values()), settings=({},) * len(wanted))
+
+
+def hold(request: Request, plan: Sequence[Planned], store: Store) -> set[str]:
+    """Print how finished untuned cells compare with the paper.
+
+    Args:
+        request: the untuned models.
+        plan: of it.
+        store: the results.
+
+    Returns:
+        The models that have scores.
+
+    Raises:
+        UserError: a score is off by more than a point and gate=stop.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for item in plan:
+        if item.done:
+            datasets = read_scores(store.folder(item.cell))["datasets"]
+            scores[item.cell.model.id] = {name: entry["value"] for name, entry in datasets.items()}
+    settings = request.cells[0].eval
+    if settings.limit is not None or settings.split != "test":
+        print(PARTIAL)
+    elif scores:
+        names = {cell.model.id: cell.model.name for cell in request.cells}
+        checks = check(names, scores, request.profile.upstream)
+        print(settle(checks, request.gate) if checks else "Zero-shot gate: the paper has no number at this scale.")
+    return set(scores)
 
 
 def likely_cause(dataset: str, difference: float) -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any
 
+from benchmark import gate, signals
 from benchmark import plan as planning
-from benchmark import signals
 from benchmark.compose import Request
 from benchmark.cost import Costs
 from benchmark.errors import Locked, UserError
@@ -83,7 +83,7 @@ class Schedule:
 
 
 def run(request: Request, show: Progress | None = None) -> int:
-    """Run everything that a request lacks.
+    """Run everything that a request lacks; models that the paper knows are trained only if they score as it says.
 
     Args:
         request: what is asked for.
@@ -94,8 +94,26 @@ def run(request: Request, show: Progress | None = None) -> int:
         130 after ctrl-C.
 
     Raises:
-        UserError: nothing was started: checkpoint or data missing, results folder not writable, no GPU.
+        UserError: nothing was started: checkpoint or data missing, results folder not writable, no GPU; or nothing was
+            trained: an untuned model does not score as in the paper and gate=stop.
     """
+    first = gate.first(request)
+    if first is None:
+        return _run(request, show)
+    code = _run(first, show)
+    if code in (PREEMPTED, INTERRUPTED):
+        return code
+    store = Store(request.results)
+    held = gate.hold(first, planning.make(first, store), store)
+    failed = {cell.model.id: cell.model.name for cell in first.cells if cell.model.id not in held}
+    if failed:
+        print(f"Nothing of {', '.join(failed.values())} is trained: what the untuned model scores is not known.")
+    rest = request.only(lambda cell: cell.model.id not in failed)
+    return (_run(rest, show) if rest.cells else DONE) or code
+
+
+def _run(request: Request, show: Progress | None) -> int:
+    """Run everything that a request lacks; see `run`."""
     store = Store(request.results)
     workers = min(request.jobs, len(request.cells) + 1)
     show = show or progress(workers)

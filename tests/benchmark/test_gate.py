@@ -63,12 +63,44 @@ def test_a_shut_gate_trains_nothing(held, capsys):
     assert not [line for line in fakes.calls() if line.startswith("train")]
 
 
+WAYS = {
+    "an element of a Slurm array": ["run", "table=table6", "methods=full_ft", "--cells-only"],
+    "run": ["run", "table=table6", "methods=full_ft"],
+    "sweep": ["sweep", "train.epochs=1,2", "methods=full_ft"],
+    "figure": ["figure", "fig5", "methods=full_ft"],
+    "plane": ["figure", "plane", "methods=full_ft"],
+    "forgetting": ["figure", "forgetting", "methods=full_ft"],
+    "rates": ["rates"],
+    "all": ["all"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_leads_past_a_shut_gate(way, held, monkeypatch, capsys):
+    monkeypatch.setattr("benchmark.everything.TABLES", ("table6",))
+    monkeypatch.setattr("benchmark.everything.FIGURES", ("fig5",))
+    monkeypatch.setattr("benchmark.rates.TARGETS", "iconqa")
+    verb, *more = WAYS[way]
+    targets = [] if way in ("all", "rates") else ["targets=iconqa"]
+    own = [item for item in held.overrides() if not item.startswith(("table=", "targets=", "methods=", "eval.limit="))]
+    assert cli.main([verb, *more, *targets, *own]) == 2
+    said = capsys.readouterr()
+    assert "the zero-shot gate is shut" in said.err + said.out
+    assert not [line for line in fakes.calls() if line.startswith("train")]
+    assert [line for line in fakes.calls() if line.startswith("generate")]
+
+
+def test_a_part_of_the_test_sets_is_not_checked_and_that_is_said(held, capsys):
+    assert cli.main(["run", *held.overrides("methods=full_ft", "eval.limit=2"), "--cells-only"]) == 0
+    assert "Zero-shot gate: not checked, only a part" in capsys.readouterr().out
+
+
 def test_the_gate_is_about_the_base_and_not_about_a_checkpoint_of_ones_own(held, monkeypatch, capsys):
     own = held.root / "mine"
     own.mkdir()
     (own / "weights").write_text("mine")
     asked = []
-    monkeypatch.setattr(cli, "_hold_against_paper", lambda first: asked.append(first) or {"llava_pocket"})
+    monkeypatch.setattr(gate, "hold", lambda first, *_: asked.append(first) or {"llava_pocket"})
     assert cli.main(["run", *held.overrides("methods=zero_shot,full_ft", f"checkpoints=mine:{own}")]) == 0
     assert [cell.method.id for cell in asked[0].cells] == ["zero_shot"]
     assert "| mine |" in (held.results / "tables" / "table6.md").read_text()
@@ -83,7 +115,7 @@ def test_a_model_whose_untuned_cell_fails_is_not_trained(held, monkeypatch, caps
 
 
 def test_the_other_model_goes_on(held, monkeypatch):
-    monkeypatch.setattr(cli, "_hold_against_paper", lambda first: {"vila_pocket"})
+    monkeypatch.setattr(gate, "hold", lambda *_: {"vila_pocket"})
     own = [*held.overrides("methods=zero_shot,full_ft"), "models=llava_pocket,vila_pocket"]
     assert cli.main(["run", *own]) == 0
     assert [line.split()[1] for line in fakes.calls() if line.startswith("train")] == ["vila_pocket"]
