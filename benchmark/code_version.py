@@ -26,7 +26,7 @@ FILE = ROOT / "benchmark" / "stage_versions.json"
 # own. What data readers make is in the data's digest; spec, plan, store and runner only move things.
 MODEL = (
     "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
-    "benchmark/models/prompt.py", "benchmark/models/vision.py",
+    "benchmark/models/prompt.py", "benchmark/models/tokenizer_model.py", "benchmark/models/vision.py",
 )
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmark.errors import UserError
+from benchmark.models import tokenizer_model
 
 FIX = "Fetch the checkpoint again, or correct model.checkpoint."
 
@@ -114,21 +115,29 @@ def refuse_mismatch(folder: Path, missing: Any, unexpected: Any, mismatched: Any
 def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder; padding is always with <unk>, as in LLaVA and VILA.
 
+    A tokenizer.model decides how texts are split, also beside a tokenizer.json that numbers its pieces equally: older
+    converters wrote another order of merges.
+
     Args:
         folder: tokenizer.json or tokenizer.model, and tokenizer_config.json.
         rows: of the model's embedding; None if no model is loaded.
 
     Raises:
-        UserError: tokenizer files are missing or invalid, a begin, end or unknown token is not defined, or there are
-            more tokens than rows.
+        UserError: tokenizer files are missing or invalid, a tokenizer.model without tokenizer.json is not of Llama's
+            kind, a begin, end or unknown token is not defined, or there are more tokens than rows.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    pieces, has_json = folder / "tokenizer.model", (folder / "tokenizer.json").is_file()
+    if not has_json and not pieces.is_file():
         raise UserError(f"Checkpoint {folder} has no tokenizer.json or tokenizer.model. {FIX}")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, legacy=False, padding_side="right"
             )
+        if pieces.is_file():
+            _use_pieces(tokenizer, pieces, has_json)
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(
             f"The tokenizer in {folder} is a tokenizer.model, and reading it needs a package that is missing "
@@ -147,6 +156,20 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer
+
+
+def _use_pieces(tokenizer: PreTrainedTokenizerBase, path: Path, has_json: bool) -> None:
+    """Let a tokenizer.model decide, unless it belongs to another tokenizer.json or is not of Llama's kind."""
+    model = tokenizer_model.read(path)
+    known, reason = tokenizer.get_vocab(), tokenizer_model.unlike_llama(model)
+    same = all(known.get(piece) == number for piece, number in tokenizer_model.vocabulary(model).items())
+    if same and reason is None:
+        tokenizer_model.install(model, tokenizer.backend_tokenizer)
+    elif not has_json:
+        raise UserError(
+            f"{path} cannot be read exactly as sentencepiece reads it: {reason or 'other tokens have its ids'}. Put "
+            "the tokenizer.json of the checkpoint beside it."
+        )
 
 
 @contextlib.contextmanager
