@@ -55,6 +55,7 @@ class ModelSpec:
     repository: str | None = None    # of the Hugging Face hub, looked for in its cache if there is no such folder
     vision_tower: str | None = None  # folder or hub repository, for a checkpoint without one; null: the one it names
     vocab_size: int | None = field(default=None, metadata=bounds(low=1))  # rows of the output layer; null: all
+    transparency: Literal["drop", "white"] = "drop"  # of images: the colours under it, as the original has, or on white
     architecture: dict[str, Any] = field(default_factory=dict)  # sizes: what a plan counts with and a load must match
 
 
@@ -305,8 +306,12 @@ def protocol(dataset: DatasetSpec) -> dict[str, Any]:
 
 def input_form(model: ModelSpec) -> dict[str, Any]:
     """Return how a model is fed; its weights are identified by their digest, its rates are in the TrainSpec."""
-    form = {"family": model.family, "preprocess": model.preprocess, "max_length": model.max_length}
-    return form if model.vocab_size is None else {**form, "vocab_size": model.vocab_size}
+    form: dict[str, Any] = {"family": model.family, "preprocess": model.preprocess, "max_length": model.max_length}
+    if model.vocab_size is not None:
+        form["vocab_size"] = model.vocab_size
+    if model.transparency != "drop":
+        form["transparency"] = model.transparency
+    return form
 
 
 def training_form(train: TrainSpec | None) -> dict[str, Any] | None:

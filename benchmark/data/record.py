@@ -68,15 +68,16 @@ def find_image(path: Path) -> Path | None:
     return next((other for suffix in SUFFIXES if (other := path.with_suffix(suffix)).is_file()), None)
 
 
-def _read(path: Path) -> Image.Image:
-    """Return an image file decoded as RGB on white. Raises whatever PIL or the file system raises."""
+def _read(path: Path, transparency: str = "drop") -> Image.Image:
+    """Return an image file decoded as RGB. Raises whatever PIL or the file system raises."""
     found = find_image(path)
     if found is None:
         raise FileNotFoundError("the file does not exist")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
         image = Image.open(found, formats=FORMATS)
-    with image:
+    with image, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PIL would have a transparent palette as RGBA
         short, long = sorted(image.size)
         if short * long > MOST_PIXELS or long > LONGEST_SIDE or long > LONGEST_RATIO * short:
             raise ValueError(
@@ -84,24 +85,21 @@ def _read(path: Path) -> Image.Image:
                 f"and {LONGEST_RATIO} to 1 are read"
             )
         image.load()
-        if image.mode.startswith("I"):
-            import numpy as np  # not needed to plan
-
-            # A plain conversion would cut 16-bit greys off at 255, white.
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         if image.mode == "F":
             raise ValueError("its pixels are floating point numbers of unknown range")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            # A plain conversion would show the undefined colour behind transparent pixels.
+        if transparency == "white" and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        # Nothing else by default: the original pipelines call this and no more, also for 16-bit greys and EXIF.
         return image.convert("RGB")
 
 
-def open_image(record: Record) -> Image.Image:
+def open_image(record: Record, transparency: str = "drop") -> Image.Image:
     """Open the image of a record as RGB.
 
     Args:
         record: a record whose `image` is not None.
+        transparency: "drop" shows the colours under it, as PIL's convert("RGB") and so the original pipelines do;
+            "white" puts the image on white.
 
     Returns:
         PIL image, mode RGB.
@@ -112,7 +110,7 @@ def open_image(record: Record) -> Image.Image:
     if record.image is None:
         raise ValueError(f"item {record.item_id} of {record.dataset} has no image")
     try:
-        return _read(record.image)
+        return _read(record.image, transparency)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more for broken files
         raise UserError(
             f"Cannot read the image {record.image} ({_where(record)}): {error}. {FIX}"

@@ -94,7 +94,7 @@ class Items:
         if record.image is None:
             image = None
         elif self.features is None:
-            image = self.loaded.image_processor.to_uint8(open_image(record))
+            image = self._open(record)
         else:
             image = self.features[self.rows[record.image]]
         return Item(record.item_id, *self.encoded[index], image)
@@ -151,10 +151,14 @@ class Items:
             loaded.features[key] = features
         return loaded.features[key]
 
+    def _open(self, record: Record) -> Tensor:
+        processor = self.loaded.image_processor
+        return processor.to_uint8(open_image(record, processor.transparency))
+
     def _pixels(self, records: Sequence[Record]) -> Tensor:
         processor = self.loaded.image_processor
         try:
-            return processor.normalise(torch.stack([processor.to_uint8(open_image(record)) for record in records]))
+            return processor.normalise(torch.stack([self._open(record) for record in records]))
         except UserError:
             check_images(self.records)
             raise

@@ -105,7 +105,7 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
             f"{length} features. Correct the file."
         )
     file = (tower_path or path) / "preprocessor_config.json"
-    processor = load_image_processor(file, spec.preprocess)
+    processor = load_image_processor(file, spec.preprocess, spec.transparency)
     if (processor.height, processor.width) != (vision.image_size, vision.image_size):
         raise UserError(
             f"{file} makes {processor.height}x{processor.width} images, the "

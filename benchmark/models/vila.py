@@ -318,7 +318,9 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
     model = VilaForConditionalGeneration.from_pretrained(path, dtype=dtype)
     config = model.config
     vision = config.vision_config
-    processor = load_image_processor(path / "vision_tower" / "preprocessor_config.json", spec.preprocess)
+    processor = load_image_processor(
+        path / "vision_tower" / "preprocessor_config.json", spec.preprocess, spec.transparency
+    )
     size = vision.image_size
     if (processor.height, processor.width) != (size, size):
         raise UserError(

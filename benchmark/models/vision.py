@@ -29,6 +29,7 @@ class ImageProcessor:
         mean: per channel, on the 0-1 scale.
         std: per channel, on the 0-1 scale.
         resample: PIL filter number (3 is bicubic).
+        transparency: how image files are opened, see `benchmark.data.open_image`.
     """
 
     mode: str
@@ -38,6 +39,7 @@ class ImageProcessor:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: int = 3
+    transparency: str = "drop"
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return one image as float32 (3, height, width)."""
@@ -87,12 +89,13 @@ def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     return canvas
 
 
-def load_image_processor(path: Path, mode: str) -> ImageProcessor:
+def load_image_processor(path: Path, mode: str, transparency: str = "drop") -> ImageProcessor:
     """Read preprocessor_config.json and return the processor.
 
     Args:
         path: the preprocessor_config.json.
         mode: one of PREPROCESS.
+        transparency: "drop" or "white", of image files.
 
     Returns:
         The processor.
@@ -120,7 +123,7 @@ def load_image_processor(path: Path, mode: str) -> ImageProcessor:
         raise UserError(
             f"{path}: preprocess=pad needs a square size, the file says {height}x{width}. Use resize."
         )
-    return ImageProcessor(mode, height, width, short_edge, mean, std, int(config.get("resample", 3)))
+    return ImageProcessor(mode, height, width, short_edge, mean, std, int(config.get("resample", 3)), transparency)
 
 
 def _height_width(size: int | dict) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,14 @@ from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+import benchmark.models
+from benchmark.data import Record
 from benchmark.errors import UserError
+from benchmark.models.batch import Items
 from benchmark.models.vision import ImageProcessor, expand2square, load_image_processor
+from benchmark.spec import input_form
+from tests.benchmark.cells import cell_of_tiny
+from tests.benchmark.models import tiny
 from tests.benchmark.models.tiny import PREPROCESSOR, picture
 
 SIZES = [(37, 23), (23, 37), (30, 30), (64, 48), (7, 51), (11, 12)]
@@ -55,6 +62,22 @@ def test_every_level_is_normalised_like_float64_rounded_once():
 def test_grey_and_transparent_images_become_rgb():
     processor = ImageProcessor("pad", 8, 8, 8, MEAN, STD)
     assert processor(Image.new("L", (5, 9))).shape == processor(Image.new("RGBA", (5, 9))).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("family", ["llava", "vila"])
+def test_the_model_says_what_becomes_of_transparency(tmp_path, family):
+    """By default what the original sees, the colour; the setting reaches the pixels and the key."""
+    folder, path = tiny.write(family, tmp_path / "base"), tmp_path / "clear.png"
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(path)
+    records = [Record("1", "gqa", "test", path, "Q?", "a", ("a",), None, "g")]
+    seen = {}
+    for setting in ("drop", "white"):
+        loaded = benchmark.models.load(replace(tiny.spec(family, folder), transparency=setting), torch.float32)
+        features = Items(loaded, records, supervised=True)[0].image
+        image = Image.new("RGB", (8, 8), (255, 0, 0) if setting == "drop" else "white")
+        torch.testing.assert_close(features, loaded.tower(loaded.image_processor(image)[None])[0])
+        seen[setting] = input_form(cell_of_tiny(transparency=setting).model)
+    assert "transparency" not in seen["drop"] and seen["white"] == {**seen["drop"], "transparency": "white"}
 
 
 def test_file_layouts(tmp_path):

@@ -54,6 +54,7 @@ class TinySpec:
     projector_learning_rate: float = 1e-4
     vision_tower: str | None = None
     vocab_size: int | None = None
+    transparency: str = "drop"
 
 
 @functools.cache
