@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from benchmark.doctor import available_gb
 from benchmark.errors import UserError
 from benchmark.estimate import GIB, OVERHEAD
 from benchmark.models import places
+from benchmark.models.checkpoint_files import check_whole, weight_files
 from benchmark.models.sizes import Architecture, architecture_of
 from benchmark.spec import ModelSpec, at_root
 
@@ -127,38 +127,12 @@ def _layout(model: ModelSpec, path: Path) -> tuple[str, int]:
 
 
 def _weights(folder: Path) -> int:
-    """Return the bytes of a folder's weight files, each at least as long as its header says."""
-    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{ending}.index.json"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        elif (folder / f"{stem}.{ending}").is_file():
-            names = [f"{stem}.{ending}"]
-        else:
-            continue
-        absent = [name for name in names if not (folder / name).is_file()]
-        if absent:
-            raise UserError(f"{folder} lacks {', '.join(absent)}. Fetch the checkpoint again.")
-        for name in names:
-            if ending == "safetensors" and (folder / name).stat().st_size < _length(folder / name):
-                raise UserError(f"{folder / name} is cut short. Fetch the checkpoint again.")
-        return sum((folder / name).stat().st_size for name in names)
-    raise UserError(f"{folder} has no weights (model*.safetensors or pytorch_model*.bin). Fetch the checkpoint again.")
-
-
-def _length(path: Path) -> int:
-    """Return how many bytes a safetensors file should have, from its header."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            return 8
-        header = struct.unpack("<Q", start)[0]
-        try:
-            tensors = json.loads(file.read(header))
-        except ValueError:
-            return 2**63 - 1
-    ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-    return 8 + header + max(ends, default=0)
+    """Return the bytes of a folder's weight files, each of which is whole."""
+    files = weight_files(folder)
+    for path in files:
+        if path.suffix == ".safetensors":
+            check_whole(path)
+    return sum(path.stat().st_size for path in files)
 
 
 def _data(request: Request) -> Iterator[tuple[bool, str]]:

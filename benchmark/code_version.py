@@ -25,8 +25,9 @@ FILE = ROOT / "benchmark" / "stage_versions.json"
 # The code that makes each stage's number, relative to the repository. Model families and methods have versions of their
 # own. What data readers make is in the data's digest; spec, plan, store and runner only move things.
 MODEL = (
-    "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/folder.py",
-    "benchmark/models/prompt.py", "benchmark/models/tokenizer_model.py", "benchmark/models/vision.py",
+    "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/checkpoint_files.py",
+    "benchmark/models/folder.py", "benchmark/models/prompt.py", "benchmark/models/tokenizer_model.py",
+    "benchmark/models/vision.py",
 )
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.files import digest_of, sha256_file, write_atomic
+from benchmark.models import checkpoint_files
 
-HASHED = (".safetensors", ".bin", ".json", ".model", ".jinja")
-NOT_HASHED = ("trainer_state.json", "training.json")
 LARGE = 2**24  # bytes; smaller files are read each time
 
 
@@ -41,15 +40,6 @@ def known_digest(path: Path) -> str | None:
     return _read().get(_key(path))
 
 
-def hashed_files(folder: Path) -> list[Path]:
-    """Return the files that make up a checkpoint: weights, configs and tokenizer, not the model card."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix in HASHED and path.name not in NOT_HASHED and path.name[0] != "."
-    )
-
-
 def checkpoint_digest(folders: Sequence[Path], of: Callable[[Path], str | None] = file_digest) -> str | None:
     """Return the digest of a checkpoint that is read from one or more folders.
 
@@ -58,16 +48,16 @@ def checkpoint_digest(folders: Sequence[Path], of: Callable[[Path], str | None] 
         of: digest of a file; if it returns None for one, so does this.
 
     Raises:
-        UserError: a folder does not exist or holds no such file.
+        UserError: a folder does not exist, holds no such file, or does not say which weights are meant.
     """
     digests = []
     for folder in folders:
         total = hashlib.sha256()
-        files = hashed_files(folder)
+        files = checkpoint_files.loaded_files(folder)
         if not files:
             raise UserError(
                 f"Checkpoint folder {folder} does not exist or is empty. Fetch the checkpoint again, or correct "
-                "model.checkpoint."
+                f"model.checkpoint.{checkpoint_files.states_hint(folder)}"
             )
         for path in files:
             digest = of(path)

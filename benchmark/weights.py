@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.errors import UserError
+from benchmark.models.checkpoint_files import WEIGHTS, loaded_files
 
 # dtype of safetensors -> (unsigned type of the same width, bits of the exponent; all of them set: infinity or NaN).
 FLOATS: dict[str, tuple[type[np.unsignedinteger], int]] = {
@@ -25,31 +26,51 @@ COUNTS = ("num_attention_heads", "num_key_value_heads", "num_channels")
 
 
 def check(folder: Path) -> None:
-    """Look at every weight file and configuration of a checkpoint.
+    """Look at every weight file and configuration of a checkpoint that is loaded.
 
     Args:
         folder: a checkpoint, also one whose parts lie in folders of their own.
 
     Raises:
-        UserError: names every damaged file, every tensor that holds no finite floating point numbers, and every size
-            that no tensor has: a model of such sizes would fill the memory before its shapes could be compared.
+        UserError: the folder does not say which weights are meant; else names every damaged file, every tensor that
+            holds no finite floating point numbers, and every size that no tensor has: a model of such sizes would fill
+            the memory before its shapes could be compared.
     """
     faults, shapes = [], []
-    for path in sorted(folder.rglob("*.safetensors")):
+    files = loaded_files(folder)
+    for path in files:
+        if path.suffix not in WEIGHTS:
+            continue
         try:
-            for name, dtype, shape, values in _tensors(path):
+            for name, shape, fault in _pickled(path) if path.suffix == ".bin" else _safetensors(path):
                 shapes.append(shape)
-                fault = _fault(dtype, name, values)
                 if fault:
                     faults.append(f"{path}: {name} {fault}")
         except (OSError, ValueError, RecursionError) as error:
             faults.append(f"{path} is truncated or corrupt ({error})")
-    if shapes:
-        for path in sorted(folder.rglob("config.json")):
+        except UserError as error:
+            faults.append(str(error))
+    for path in files if shapes else []:
+        if path.name == "config.json":
             faults += _sizes(path, shapes)
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(f"{'; '.join(faults[:5])}{more}. Fetch the checkpoint again, or correct model.checkpoint.")
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, list[int], str | None]]:
+    """Yield (name, shape, fault) of each tensor."""
+    for name, dtype, shape, values in _tensors(path):
+        yield name, shape, _fault(dtype, name, values)
+
+
+def _pickled(path: Path) -> Iterator[tuple[str, list[int], str | None]]:
+    """Yield (name, shape, fault) of each tensor of a file of LLaVA's own layout."""
+    from benchmark.models.llava_original import tensors_of
+
+    for name, tensor in tensors_of(path):
+        bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+        yield name, list(tensor.shape), f"holds {bad} numbers that are not finite" if bad else None
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, str, list[int], np.ndarray]]:

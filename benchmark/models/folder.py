@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmark.errors import UserError
 from benchmark.models import tokenizer_model
-
-FIX = "Fetch the checkpoint again, or correct model.checkpoint."
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object.
-
-    Raises:
-        UserError: the file is missing, unreadable or no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"Checkpoint file {path} is missing. {FIX}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"Checkpoint file {path} cannot be read as JSON ({error}). {FIX}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"Checkpoint file {path} holds no JSON object. {FIX}")
-    return value
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of one folder, each opened once to see that it is whole.
-
-    Raises:
-        UserError: no safetensors file, a shard named in the index is missing, or a file is truncated.
-    """
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            others = sorted(p.name for p in folder.glob("*.bin"))
-            hint = (
-                f" (found {', '.join(others)}; only safetensors is read, pickled files can run code)"
-                if others
-                else ""
-            )
-            raise UserError(f"Checkpoint file {path} is missing{hint}. {FIX}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"Checkpoint file {path} is truncated or corrupt ({error}). {FIX}") from None
-    return [folder / name for name in names]
+from benchmark.models.checkpoint_files import FIX, read_json, safetensors_files
 
 
 def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> PreTrainedModel:
@@ -77,8 +29,13 @@ def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> 
     Raises:
         UserError: a file is broken, or tensors are missing, unexpected or of another shape.
     """
-    read_json(folder / "config.json")
-    weight_files(folder)
+    config = read_json(folder / "config.json")
+    if config.get("transformers_weights"):
+        raise UserError(
+            f"{folder / 'config.json'} has transformers_weights={config['transformers_weights']!r}: other weights than "
+            "those that are checked. Remove the key, or give the folder of those weights."
+        )
+    safetensors_files(folder)
     try:
         with quiet():
             model, info = cls.from_pretrained(

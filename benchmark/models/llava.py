@@ -16,6 +16,7 @@ from benchmark.files import canonical_json, write_atomic
 from benchmark.models import folder as folders
 from benchmark.models import llava_original as original
 from benchmark.models import places
+from benchmark.models.checkpoint_files import read_json
 from benchmark.models.prompt import encode as encode  # vicuna_v1
 from benchmark.models.vision import load_image_processor
 
@@ -68,7 +69,7 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
     Raises:
         UserError: a file is missing, broken or does not match.
     """
-    config = folders.read_json(path / "config.json")
+    config = read_json(path / "config.json")
     tower_path = None
     if places.is_original(config):
         tower_path = places.tower(path, config, spec.vision_tower)
@@ -104,12 +105,11 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
             f"{path / 'config.json'}: image_seq_length={config.image_seq_length}, but the tower gives "
             f"{length} features. Correct the file."
         )
-    file = (tower_path or path) / "preprocessor_config.json"
-    processor = load_image_processor(file, spec.preprocess, spec.transparency)
+    processor = load_image_processor(tower_path or path, spec.preprocess, spec.transparency)
     if (processor.height, processor.width) != (vision.image_size, vision.image_size):
         raise UserError(
-            f"{file} makes {processor.height}x{processor.width} images, the "
-            f"tower takes {vision.image_size}x{vision.image_size}. Correct the file."
+            f"The image processor in {tower_path or path} makes {processor.height}x{processor.width} images, the "
+            f"tower takes {vision.image_size}x{vision.image_size}. Correct its file."
         )
     return {
         "model": model,

@@ -17,6 +17,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from benchmark.errors import UserError
 from benchmark.models import folder as folders
+from benchmark.models.checkpoint_files import FIX, promised, read_json, weight_files
 
 ROWS = 64  # llava-hf pads its vocabulary to a multiple of this, after adding an image and a padding row
 # Settings of LLaVA-1.5 that the code below takes for granted.
@@ -64,13 +65,13 @@ def read(path: Path, config: dict[str, Any], tower: Path, dtype: torch.dtype) ->
         raise UserError(
             f"{path / 'config.json'} has {', '.join(wrong)}; LLaVA-1.5 has {wanted}. Use a LLaVA-1.5 checkpoint."
         )
-    vision = folders.read_json(tower / "config.json")
+    vision = read_json(tower / "config.json")
     vision = vision.get("vision_config", vision)
     words = config.get("vocab_size")
     needed = ("vocab_size", "hidden_size", "num_hidden_layers")
     missing = [name for name in needed if not isinstance(config.get(name), int)]
     if missing:
-        raise UserError(f"{path / 'config.json'} has no {', '.join(missing)}. {folders.FIX}")
+        raise UserError(f"{path / 'config.json'} has no {', '.join(missing)}. {FIX}")
     language = {name: config[name] for name in LANGUAGE if name in config}
     if "rope_theta" in config:
         language["rope_theta"] = config["rope_theta"]
@@ -132,7 +133,7 @@ def _padded(path: Path, name: str, tensor: Tensor, words: int) -> Tensor:
     """Return an embedding with further rows that hold the mean of its rows."""
     if len(tensor) != words:
         raise UserError(
-            f"Checkpoint {path}: vocab_size={words} in config.json, but {name} has {len(tensor)} rows. {folders.FIX}"
+            f"Checkpoint {path}: vocab_size={words} in config.json, but {name} has {len(tensor)} rows. {FIX}"
         )
     mean = tensor.float().mean(0).to(tensor.dtype)
     return torch.cat([tensor, mean.expand(padded_vocabulary(words) - words, -1)])
@@ -152,29 +153,20 @@ def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         UserError: no weights, a missing shard, a broken file, or a shard that lacks a tensor its index names.
     """
-    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = path / f"{stem}.{ending}.index.json"
-        if index.is_file():
-            places: dict[str, str] = folders.read_json(index).get("weight_map", {})
-        elif (path / f"{stem}.{ending}").is_file():
-            places = {}
-        else:
-            continue
-        names = sorted(set(places.values())) or [f"{stem}.{ending}"]
-        absent = [name for name in names if not (path / name).is_file()]
-        if absent:
-            raise UserError(f"Checkpoint {path} lacks {', '.join(absent)}, which {index.name} names. {folders.FIX}")
-        for name in names:
-            found = dict(_file(path / name))
-            lost = [key for key, place in places.items() if place == name and key not in found]
-            if lost:
-                raise UserError(f"{path / name} lacks {lost[0]}, which {index.name} says it holds. {folders.FIX}")
-            yield from found.items()
-        return
-    raise UserError(f"Checkpoint {path} has no model*.safetensors and no pytorch_model*.bin. {folders.FIX}")
+    for file in weight_files(path):
+        found = dict(tensors_of(file))
+        lost = [name for name in promised(file) if name not in found]
+        if lost:
+            raise UserError(f"{file} lacks {lost[0]}, which its index says it holds. {FIX}")
+        yield from found.items()
 
 
-def _file(path: Path) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of one file; a pickled one is mapped into memory and runs no code.
+
+    Raises:
+        UserError: the file is truncated, corrupt or no plain file of tensors.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -189,7 +181,7 @@ def _file(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield from found.items()
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         reason = shorten(str(error), 120) or "it ends too early"
-        raise UserError(f"Checkpoint file {path} is truncated or corrupt ({reason}). {folders.FIX}") from None
+        raise UserError(f"Checkpoint file {path} is truncated or corrupt ({reason}). {FIX}") from None
     except Exception as error:  # what weights_only=True refuses to run, and what is no dict of tensors
         reason = shorten(str(error), 120) if "weights_only" not in str(error) else "weights_only=True refuses it"
-        raise UserError(f"Checkpoint file {path} is no plain file of tensors ({reason}). {folders.FIX}") from None
+        raise UserError(f"Checkpoint file {path} is no plain file of tensors ({reason}). {FIX}") from None

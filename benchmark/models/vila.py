@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from benchmark.errors import UserError
 from benchmark.files import canonical_json, write_atomic
 from benchmark.models import folder as folders
+from benchmark.models.checkpoint_files import read_json, safetensors_files
 from benchmark.models.prompt import encode as encode  # vicuna_v1
 from benchmark.models.vision import load_image_processor
 
@@ -231,7 +232,9 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tower = folders.load_pretrained(
             SiglipVisionModel, root / "vision_tower", config=config.vision_config, **options
         )
-        weights = load_file(folders.weight_files(root / "mm_projector")[0])
+        weights = {}
+        for file in safetensors_files(root / "mm_projector"):
+            weights |= load_file(file)
         with torch.device("meta"):
             model = cls(config)
         expected = {name: tensor.shape for name, tensor in model.mm_projector.state_dict().items()}
@@ -251,7 +254,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _read_config(root: Path) -> VilaConfig:
-        raw = folders.read_json(root / "config.json")
+        raw = read_json(root / "config.json")
         parts = {}
         for name, part in (
             ("llm_cfg", "llm"),
@@ -260,7 +263,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ):
             value = raw.get(name)
             # The public 3B file holds full dictionaries; other exports name the sub-folder instead.
-            parts[name] = value if isinstance(value, dict) else folders.read_json(root / part / "config.json")
+            parts[name] = value if isinstance(value, dict) else read_json(root / part / "config.json")
         kind = parts["mm_projector_cfg"].get("mm_projector_type")
         if kind != "mlp_downsample":
             raise UserError(
@@ -318,14 +321,12 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
     model = VilaForConditionalGeneration.from_pretrained(path, dtype=dtype)
     config = model.config
     vision = config.vision_config
-    processor = load_image_processor(
-        path / "vision_tower" / "preprocessor_config.json", spec.preprocess, spec.transparency
-    )
+    processor = load_image_processor(path / "vision_tower", spec.preprocess, spec.transparency)
     size = vision.image_size
     if (processor.height, processor.width) != (size, size):
         raise UserError(
-            f"{path / 'vision_tower' / 'preprocessor_config.json'} makes {processor.height}x{processor.width}"
-            f" images, the tower takes {size}x{size}. Correct the file."
+            f"The image processor in {path / 'vision_tower'} makes {processor.height}x{processor.width} images, the "
+            f"tower takes {size}x{size}. Correct its file."
         )
     return {
         "model": model,

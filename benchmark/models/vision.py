@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmark.errors import UserError, did_you_mean
+from benchmark.models.checkpoint_files import read_json
 
 PREPROCESS = ("crop", "pad", "resize")
 
@@ -89,11 +90,14 @@ def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     return canvas
 
 
-def load_image_processor(path: Path, mode: str, transparency: str = "drop") -> ImageProcessor:
-    """Read preprocessor_config.json and return the processor.
+def load_image_processor(folder: Path, mode: str, transparency: str = "drop") -> ImageProcessor:
+    """Read how a checkpoint's images are prepared and return the processor.
+
+    As in transformers, the image processor inside processor_config.json (version 5 writes no other file) comes before
+    preprocessor_config.json; a field that is null is not set.
 
     Args:
-        path: the preprocessor_config.json.
+        folder: has one of the two files.
         mode: one of PREPROCESS.
         transparency: "drop" or "white", of image files.
 
@@ -105,30 +109,44 @@ def load_image_processor(path: Path, mode: str, transparency: str = "drop") -> I
     """
     if mode not in PREPROCESS:
         raise UserError(f"model.preprocess={mode!r} is unknown.{did_you_mean(mode, PREPROCESS)}")
+    path, config = _settings(folder)
     try:
-        config = json.loads(path.read_text())
-        size, crop = config["size"], config.get("crop_size", config["size"])
-        height, width = _height_width(crop)
-        short_edge = size if isinstance(size, int) else size.get("shortest_edge", min(_height_width(size)))
+        config = {key: value for key, value in config.items() if value is not None}
+        lost = [name for name in ("size", "image_mean", "image_std") if name not in config]
+        if lost:
+            raise ValueError(f"it sets no {', '.join(lost)}")
+        size = config["size"]
+        height, width = _height_width(config.get("crop_size", size))
+        short_edge = size if isinstance(size, int) else min(_height_width(size))
         mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-    except FileNotFoundError:
+        resample = int(config.get("resample", 3))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path} is missing: the checkpoint is incomplete. Fetch or write it again."
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a valid image preprocessor file ({error!r}). Fetch it again."
+            f"{path} is not a valid image preprocessor file ({error}). Fetch it again."
         ) from None
     if mode == "pad" and height != width:
         raise UserError(
             f"{path}: preprocess=pad needs a square size, the file says {height}x{width}. Use resize."
         )
-    return ImageProcessor(mode, height, width, short_edge, mean, std, int(config.get("resample", 3)), transparency)
+    return ImageProcessor(mode, height, width, short_edge, mean, std, resample, transparency)
+
+
+def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file that describes the image processor, and what it says."""
+    nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if nested.is_file() and isinstance(found := read_json(nested).get("image_processor"), dict):
+        return nested, found
+    if not plain.is_file():
+        raise UserError(
+            f"{plain} is missing, and there is no {nested.name} with an image_processor: the checkpoint is incomplete. "
+            "Fetch or write it again."
+        )
+    return plain, read_json(plain)
 
 
 def _height_width(size: int | dict) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
-    if "shortest_edge" in size:
+    if size.get("shortest_edge") is not None:
         return size["shortest_edge"], size["shortest_edge"]
     return size["height"], size["width"]

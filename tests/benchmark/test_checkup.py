@@ -70,10 +70,12 @@ def test_wrong_checkpoints(places, tmp_path):
     assert "has no weights" in findings("llava_pocket", tmp_path)[1][0]
     whole = (places / "hf" / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-1])
-    assert "model.safetensors is cut short" in findings("llava_pocket", tmp_path)[1][0]
+    assert "model.safetensors is truncated or corrupt" in findings("llava_pocket", tmp_path)[1][0]
     (tmp_path / "model.safetensors").write_bytes(whole)
     assert not findings("llava_pocket", tmp_path)[1]
     assert "holds 0.0 GB of weights, LLaVA-1.5-7B has 14.1 GB" in findings("llava15_7b", tmp_path)[1][0]
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert not findings("llava_pocket", tmp_path)[1]  # left over from an earlier save
+    (tmp_path / "model.safetensors").unlink()
     assert "lacks model-00001-of-00002.safetensors" in findings("llava_pocket", tmp_path)[1][0]

@@ -399,7 +399,7 @@ def test_llava_hub_names_load(models, folders, tmp_path):
     for name, tensor in models["llava"].model.state_dict().items():
         assert torch.equal(tensor.half().float(), state[name]), name
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(UserError, match="model-00002-of-00003.safetensors is missing"):
+    with pytest.raises(UserError, match="lacks model-00002-of-00003.safetensors, which model"):
         tiny.load("llava", tmp_path)
 
 
@@ -454,7 +454,7 @@ def break_file(name):
 
 
 FAULTS = {
-    "weights missing": "is missing .found pytorch_model.bin; only safetensors",
+    "weights missing": "has no model.*found pytorch_model.bin; only safetensors",
     "weights truncated": "is truncated or corrupt",
     "weights cut in the header": "is truncated or corrupt",
     "weights incomplete": "1 tensors missing .first: .*layers.2.mlp",

@@ -88,9 +88,9 @@ def without_tensor(folder):
 
 
 WRONG = {
-    "a missing shard": (drop("llm/model-00002*"), "model-00002-of-00002.safetensors is missing"),
-    "no tower": (drop("vision_tower/model.safetensors"), "vision_tower/model.safetensors is missing"),
-    "no projector": (drop("mm_projector/model.safetensors"), "mm_projector/model.safetensors is missing"),
+    "a missing shard": (drop("llm/model-00002*"), "lacks model-00002-of-00002.safetensors"),
+    "no tower": (drop("vision_tower/model.safetensors"), "vision_tower has no weights"),
+    "no projector": (drop("mm_projector/model.safetensors"), "mm_projector has no weights"),
     "a tower without its head": (without_tensor, "1 tensors missing .first: .*head.probe"),
     "no preprocessor": (drop("vision_tower/preprocessor_config.json"), "preprocessor_config.json is missing"),
 }

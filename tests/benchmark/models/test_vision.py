@@ -80,23 +80,55 @@ def test_the_model_says_what_becomes_of_transparency(tmp_path, family):
     assert "transparency" not in seen["drop"] and seen["white"] == {**seen["drop"], "transparency": "white"}
 
 
+STATS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+CROP = {"size": {"shortest_edge": 40}, "crop_size": {"height": 24, "width": 28}}
+
+
+def sizes(folder, mode="crop"):
+    processor = load_image_processor(folder, mode)
+    return processor.short_edge, processor.height, processor.width, processor.resample
+
+
 def test_file_layouts(tmp_path):
     path = tmp_path / "preprocessor_config.json"
-    stats = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    path.write_text(json.dumps(stats | {"size": {"shortest_edge": 40}, "crop_size": {"height": 24, "width": 28}}))
-    processor = load_image_processor(path, "crop")
-    assert (processor.short_edge, processor.height, processor.width, processor.resample) == (40, 24, 28, 3)
-    path.write_text(json.dumps(stats | {"size": 32, "resample": 2}))
-    processor = load_image_processor(path, "pad")
-    assert (processor.short_edge, processor.height, processor.width, processor.resample) == (32, 32, 32, 2)
+    path.write_text(json.dumps(STATS | CROP))
+    assert sizes(tmp_path) == (40, 24, 28, 3)
+    path.write_text(json.dumps(STATS | {"size": 32, "resample": 2}))
+    assert sizes(tmp_path, "pad") == (32, 32, 32, 2)
+
+
+def test_processor_config_of_transformers_5(tmp_path):
+    """It is the only file that version 5 writes; where both lie, it is the one that transformers reads."""
+    plain, nested = tmp_path / "preprocessor_config.json", tmp_path / "processor_config.json"
+    LlavaImageProcessorPil(**CROP, image_mean=[0.1] * 3).save_pretrained(tmp_path)
+    plain.unlink(missing_ok=True)
+    nested.write_text(json.dumps({"image_processor": STATS | CROP, "patch_size": 14, "image_token": "<image>"}))
+    assert sizes(tmp_path) == (40, 24, 28, 3)
+    plain.write_text(json.dumps(STATS | {"size": 32}))
+    assert sizes(tmp_path) == (40, 24, 28, 3)
+    assert LlavaImageProcessorPil.from_pretrained(tmp_path).crop_size["width"] == 28
+    nested.write_text(json.dumps({"patch_size": 14}))  # as version 4 wrote it, beside the other
+    assert sizes(tmp_path) == (32, 32, 32, 3)
+
+
+def test_null_is_not_set(tmp_path):
+    nothing = {"crop_size": None, "resample": None, "do_pad": None, "data_format": None}
+    size = {"height": 32, "width": 32, "shortest_edge": None}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(STATS | nothing | {"size": size}))
+    assert sizes(tmp_path, "resize") == (32, 32, 32, 3)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**STATS, "size": None, "image_mean": None}))
+    with pytest.raises(UserError, match="it sets no size, image_mean"):
+        sizes(tmp_path)
 
 
 def test_broken_files_are_named(tmp_path):
-    path = tmp_path / "preprocessor_config.json"
-    with pytest.raises(UserError, match="preprocessor_config.json is missing"):
-        load_image_processor(path, "pad")
-    path.write_text('{"size": ')
+    with pytest.raises(UserError, match="preprocessor_config.json is missing, and there is no processor_config.json"):
+        sizes(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": ')
+    with pytest.raises(UserError, match="preprocessor_config.json cannot be read as JSON"):
+        sizes(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(STATS | {"size": [32]}))
     with pytest.raises(UserError, match="preprocessor_config.json is not a valid"):
-        load_image_processor(path, "pad")
+        sizes(tmp_path)
     with pytest.raises(UserError, match="Did you mean 'crop'"):
-        load_image_processor(path, "crp")
+        sizes(tmp_path, "crp")
