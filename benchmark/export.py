@@ -17,7 +17,7 @@ from benchmark.errors import UserError
 from benchmark.files import unfinished_folder, write_atomic
 from benchmark.models import LoadedModel
 from benchmark.scores import read_scores
-from benchmark.spec import CellSpec, plain
+from benchmark.spec import CellSpec, answering_dtype, plain
 from benchmark.store import Store, read_cell
 from benchmark.worker import load_model
 
@@ -29,7 +29,7 @@ def export(store: Store, name: str, target: Path) -> Path:
     """Write a cell's model to a new folder.
 
     LLaVA, whichever layout it came from, as LlavaForConditionalGeneration.from_pretrained reads it; VILA as VILA's own
-    folders, with the configuration files of its base. Weights have the dtype that the cell was evaluated in.
+    folders, with the configuration files of its base. Weights have the dtype that the cell was trained in.
 
     Args:
         store: has the cell.
@@ -144,7 +144,7 @@ def card(cell: CellSpec, folder: Path) -> str:
         load = "LlavaForConditionalGeneration.from_pretrained(folder)  # transformers"
     else:
         load = "VilaForConditionalGeneration.from_pretrained(folder)  # benchmark.models.vila, or VILA's own code"
-    note = (
+    note = f"Answers were generated in {answering_dtype(cell)}. " + (
         f"Answers were scored with the first {cell.model.vocab_size:,} rows of the output layer."
         if cell.model.vocab_size else ""
     )

@@ -15,7 +15,17 @@ from benchmark.errors import UserError
 from benchmark.files import canonical_json, digest_of, write_atomic
 from benchmark.models import places
 from benchmark.sidecar import checkpoint_digest, known_digest
-from benchmark.spec import CellSpec, DatasetSpec, ModelSpec, at_root, input_form, plain, protocol, training_form
+from benchmark.spec import (
+    CellSpec,
+    DatasetSpec,
+    ModelSpec,
+    answering_dtype,
+    at_root,
+    input_form,
+    plain,
+    protocol,
+    training_form,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
         generate[dataset.id] = digest_of({
             "stage": "generate", **base, "weights": train, "batch_size": cell.eval.batch_size,
             **({"share_images": True} if cell.eval.share_images else {}),
+            **({} if answering_dtype(cell) == cell.dtype else {"eval_dtype": cell.eval.dtype}),
             "protocol": {key: value for key, value in protocol(dataset).items() if key != "metric"},
             "data": digests.records(dataset, cell.data_root, cell.eval.split, cell.eval.limit),
             "code": code["generate"],

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmark.errors import UserError
 from benchmark.keys import code_of
-from benchmark.spec import ROOT, CellSpec
+from benchmark.spec import ROOT, CellSpec, answering_dtype
 
 PACKAGES = (
     "torch", "transformers", "accelerate", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow", "pycocoevalcap",
@@ -50,6 +50,7 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
         "cpu_flags": cpu()["flags"],
         "threads": torch.get_num_threads(),
         "dtype": cell.dtype,
+        "eval_dtype": answering_dtype(cell),
         "seconds": seconds,
         "items": items or {},
         # Linux counts in KiB. The peak is the process's, so it includes earlier cells of the same run.

@@ -109,12 +109,12 @@ def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
     """Answer this process's share of the batches that one process would make of the dataset."""
     from benchmark import data
     from benchmark.checkpoint import apply_delta, load_delta
-    from benchmark.worker import load_model
+    from benchmark.worker import how_to_load, load_model
     from eval.generate import generate
 
     spec = cell.dataset(dataset)
     records = data.load(spec, at_root(cell.data_root), cell.eval.split, cell.eval.limit)
-    loaded = load_model(cell.model, cell.dtype, cell.device)
+    loaded = load_model(*how_to_load(cell, answering=True))
     if cell.train is not None:
         apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
     mine = share(loaded, records, cell.eval, rank, int(os.environ.get("WORLD_SIZE", "1")))

@@ -112,6 +112,7 @@ class EvalSpec:
     limit: int | None = field(default=None, metadata=bounds(low=1))
     split: Literal["test", "validation"] = "test"
     share_images: bool = False   # run an image once for all questions on it: the same answers up to rounding
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None   # of generation only; null: the cell's dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +315,11 @@ def input_form(model: ModelSpec) -> dict[str, Any]:
     return form
 
 
+def answering_dtype(cell: CellSpec) -> str:
+    """Return the dtype in which a cell's answers are generated."""
+    return cell.eval.dtype or cell.dtype
+
+
 def training_form(train: TrainSpec | None) -> dict[str, Any] | None:
     """Return the settings that make a trained model what it is; computing activations twice changes no number."""
     if train is None:
@@ -336,7 +342,10 @@ def identity(cell: CellSpec) -> dict[str, Any]:
         "seed": cell.seed,
         "train": training_form(cell.train),
         "datasets": {dataset.id: protocol(dataset) for dataset in counted},
-        "eval": {"limit": cell.eval.limit, "split": cell.eval.split},
+        "eval": {
+            "limit": cell.eval.limit, "split": cell.eval.split,
+            **({} if answering_dtype(cell) == cell.dtype else {"dtype": cell.eval.dtype}),
+        },
         "dtype": cell.dtype,
     }
 

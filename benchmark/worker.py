@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.errors import UserError, explained, printable
 from benchmark.files import write_atomic
 from benchmark.keys import Keys
-from benchmark.spec import CellSpec, ModelSpec, at_root
+from benchmark.spec import CellSpec, ModelSpec, answering_dtype, at_root
 from benchmark.store import Store
 
 if TYPE_CHECKING:
@@ -85,8 +85,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def load_model(model: ModelSpec, dtype: str, device: str) -> LoadedModel:
+def load_model(model: ModelSpec, dtype: str, device: str, then: str | None = None) -> LoadedModel:
     """Return a base model on its device.
+
+    Args:
+        model: the model.
+        dtype: that its weights are read in.
+        device: cpu or cuda.
+        then: the dtype that they are cast to; None: none other.
 
     Raises:
         UserError: the checkpoint is missing, truncated or does not match.
@@ -107,7 +113,21 @@ def load_model(model: ModelSpec, dtype: str, device: str) -> LoadedModel:
             "or correct model.checkpoint."
         ) from error
     loaded.model.to(device)
+    if then not in (None, dtype):
+        # Weights alone: the tables of rotary embeddings stay in float32, as from_pretrained leaves them.
+        for parameter in loaded.model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, then))
     return loaded
+
+
+def how_to_load(cell: CellSpec, answering: bool) -> tuple[ModelSpec, str, str, str]:
+    """Return the arguments of load_model for a cell's training, or for its answers.
+
+    A tuned model was saved in the dtype of its training, so all its weights, also the frozen ones, pass through that
+    one before they get the dtype of the answers; an untuned model is read in the latter. So do LLaVA's own scripts.
+    """
+    last = answering_dtype(cell) if answering else cell.dtype
+    return cell.model, last if answering and cell.train is None else cell.dtype, cell.device, last
 
 
 class Worker:
@@ -119,7 +139,7 @@ class Worker:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._model: tuple[tuple[ModelSpec, str, str], LoadedModel] | None = None
+        self._model: tuple[tuple[ModelSpec, str, str, str], LoadedModel] | None = None
         self._records: dict[tuple[Any, ...], list[Record]] = {}
 
     def run(self, cell: CellSpec, keys: Keys, full_ft: CellSpec | None, step: Step) -> str | Failure:
@@ -146,8 +166,9 @@ class Worker:
             started, seconds = time.monotonic(), {}
             try:
                 here = cell.engine == "single"  # else other processes load the model
-                if here and any(not stage.startswith(("score/", "summary")) for stage in missing):
-                    self._load(cell)
+                first = next((stage for stage in missing if not stage.startswith(("score/", "summary"))), None)
+                if here and first is not None:
+                    self._load(cell, answering=first != "train")
                 store.begin(cell)
                 for stage in missing:
                     began = time.monotonic()
@@ -243,10 +264,10 @@ class Worker:
         from benchmark.checkpoint import apply_delta, load_delta
         from eval.generate import generate
 
-        loaded = self._load(cell)
+        loaded = self._load(cell, answering=True)
 
         path = folder / "answers" / f"{dataset}.jsonl"
-        with self._base(cell) if cell.train else contextlib.nullcontext():
+        with self._base(cell, answering=True) if cell.train else contextlib.nullcontext():
             if cell.train:
                 apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
             generate(
@@ -284,13 +305,17 @@ class Worker:
 
     # -- what is kept between cells -----------------------------------------------------------------------------
 
-    def _load(self, cell: CellSpec) -> LoadedModel:
+    def _load(self, cell: CellSpec, answering: bool = False) -> LoadedModel:
         """Return the cell's base model; it is loaded once for all cells of a model that follow each other.
+
+        Args:
+            cell: the cell.
+            answering: in the dtype of its answers.
 
         Raises:
             ModelUnusable: the checkpoint is missing, truncated or does not match.
         """
-        wanted = (cell.model, cell.dtype, cell.device)
+        wanted = how_to_load(cell, answering)
         if self._model is None or self._model[0] != wanted:
             self._model = None  # two models at once may not fit
             try:
@@ -310,13 +335,13 @@ class Worker:
         torch.cuda.empty_cache()
 
     @contextlib.contextmanager
-    def _base(self, cell: CellSpec) -> Iterator[dict[str, Tensor]]:
+    def _base(self, cell: CellSpec, answering: bool = False) -> Iterator[dict[str, Tensor]]:
         """Give the base values of all tensors that the cell may change, and put them back at the end."""
         from benchmark.checkpoint import apply_delta, snapshot
         from benchmark.models import trainable_names
 
         assert cell.train is not None
-        loaded = self._load(cell)
+        loaded = self._load(cell, answering)
         base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
         try:
             yield base

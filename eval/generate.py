@@ -223,7 +223,8 @@ def answer_batch(
     if lost:
         raise NotANumber(
             f"The model's output is not a number for {len(lost)} items, {', '.join(lost[:20])}. Its weights or its "
-            "activations overflow: check the checkpoint, try dtype=float32, or lower train.learning_rate."
+            "activations overflow: check the checkpoint, try eval.dtype=bfloat16 or float32, or lower "
+            "train.learning_rate."
         )
     answers = []
     for index, row in enumerate(output[:, ended.start :].tolist()):

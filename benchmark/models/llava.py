@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedTokenizerBase
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmark.errors import UserError
@@ -51,6 +52,11 @@ class Head(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return (..., rows) from (..., hidden)."""
         return F.linear(hidden, self.weight[: self.rows])
+
+
+def _loss(logits: Tensor, labels: Tensor, vocab_size: int, **kwargs: Any) -> Tensor:
+    """Return transformers' loss over the rows that give logits, which are fewer than the configuration's vocab_size."""
+    return ForCausalLMLoss(logits, labels, logits.shape[-1], **kwargs)
 
 
 def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
@@ -142,6 +148,7 @@ def limit(model: LlavaForConditionalGeneration, rows: int, path: Path) -> None:
         )
     model.lm_head.__class__ = Head
     model.lm_head.rows = rows
+    model.loss_function = _loss
 
 
 def save(

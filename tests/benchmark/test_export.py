@@ -22,6 +22,7 @@ from benchmark.models.batch import collate
 from benchmark.models.vila import VilaForConditionalGeneration
 from benchmark.spec import plain
 from benchmark.store import Store
+from benchmark.worker import how_to_load, load_model
 from tests.benchmark.cells import cell_of_tiny
 from tests.benchmark.models import tiny
 from tests.benchmark.models.test_layouts import CLIP, write_clip, write_original
@@ -31,8 +32,6 @@ from tests.benchmark.models.test_models import item
 def finished(root, cell):
     """Write a cell with a random delta; return its store, name and the tuned model."""
     store = Store(root / "results")
-    from benchmark.worker import load_model
-
     loaded = load_model(cell.model, cell.dtype, "cpu")
     names = trainable_names(loaded, "last_layers", 2)
     base = snapshot(loaded.model, names)
@@ -102,6 +101,25 @@ def test_vila_keeps_the_public_layout(tmp_path):
     assert LlamaForCausalLM.from_pretrained(out / "llm").dtype == torch.bfloat16
     assert isinstance(SiglipVisionModel.from_pretrained(out / "vision_tower"), SiglipVisionModel)
     assert (out / "vision_tower" / "preprocessor_config.json").is_file() and (out / "llm" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("family", ["llava", "vila"])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_answers_in_another_dtype_than_the_training(tmp_path, family, tuned):
+    """Weights of a tuned model pass through the dtype it was saved in; tables of positions stay in float32."""
+    tiny.write(family, tmp_path / "base")
+    cell = cell_of_tiny(family, checkpoint=str(tmp_path / "base"), preprocess="resize")
+    cell = replace(cell, dtype="bfloat16", eval=replace(cell.eval, dtype="float16"))
+    cell = cell if tuned else replace(cell, train=None)
+    model = load_model(*how_to_load(cell, answering=True)).model
+    plain = load_model(cell.model, "float32", "cpu").model.state_dict()
+    for name, tensor in model.state_dict().items():
+        stored = plain[name].bfloat16() if tuned else plain[name]
+        assert not tensor.is_floating_point() or torch.equal(tensor, stored.half()), name
+    assert model.dtype == torch.float16
+    tables = [buffer for name, buffer in model.named_buffers() if "inv_freq" in name]
+    assert tables and all(table.dtype == torch.float32 for table in tables)
+    assert {p.dtype for p in load_model(*how_to_load(cell, answering=False)).model.parameters()} == {torch.bfloat16}
 
 
 def test_what_cannot_be_exported(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from benchmark.compose import request
 from benchmark.keys import Digests, keys_of
-from benchmark.spec import CellSpec, DatasetSpec, TrainSpec
+from benchmark.spec import CellSpec, DatasetSpec, TrainSpec, cell_id
 
 
 class Contents(Digests):
@@ -147,3 +147,15 @@ def test_a_digest_is_computed_again_only_when_a_file_changes(tmp_path, monkeypat
     assert json.loads(cache.read_text())
     assert Digests(tmp_path / "no folder" / "digests.json").model(model) == "other 3"
     assert not (tmp_path / "no folder").exists()
+
+
+def test_the_dtype_of_answers_redoes_them_alone_and_is_named_where_it_differs(cell):
+    def at(dtype):
+        return replace(cell, eval=replace(cell.eval, dtype=dtype))
+
+    answers = {stage for stage in everything(cell) if not stage.startswith("train")}
+    assert changed(keys_of(cell, Contents()), keys_of(at("float16"), Contents())) == answers
+    assert changed(keys_of(at("bfloat16"), Contents()), keys_of(at("float16"), Contents())) == answers
+    assert cell_id(at("float16")) != cell_id(cell) == cell_id(at("float32"))  # as the cell's own: not named
+    assert keys_of(at("float32"), Contents()) == keys_of(cell, Contents())
+    assert request(["method=full_ft", "model=vila15_3b", "dataset=coco", "profile=paper"]).cells[0].eval.dtype == "float16"

@@ -175,6 +175,19 @@ def test_logits_have_the_rows_of_the_vocabulary_and_are_llava_hfs(reference, ori
         load(reference.path, vocab_size=1000)
 
 
+@pytest.mark.parametrize("layout", ["llava-hf", "original"])
+def test_the_model_is_called_with_labels_at_its_own_vocabulary(reference, original, layout):
+    """The contract says so: with vocab_size set, the loss is the mean over labels of a softmax over those rows."""
+    loaded = load(original) if layout == "original" else load(reference.path, vocab_size=len(reference.tokenizer))
+    batch = collate(loaded, [item(loaded, "a", "what colour is this animal?", "red", 1)], "right")
+    with torch.no_grad():
+        output = loaded.model(**batch)
+    logits, labels = output.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(logits, labels))
+    ids = batch["input_ids"].clamp(max=5)
+    assert loaded.model(input_ids=ids, labels=ids).loss.isfinite()
+
+
 def test_the_hub_cache_is_found(reference, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
