@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, LlavaModel
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import GenerationConfig, LlavaModel, PreTrainedTokenizerFast
 
 from benchmark import models
 from benchmark.checkpoint import apply_delta, load_delta
 from benchmark.errors import UserError
-from benchmark.files import unfinished_folder, write_atomic
+from benchmark.files import canonical_json, unfinished_folder, write_atomic
 from benchmark.models import LoadedModel
+from benchmark.models.prompt import IMAGE_TAG
 from benchmark.scores import read_scores
 from benchmark.spec import CellSpec, answering_dtype, plain
 from benchmark.store import Store, read_cell
@@ -96,13 +100,48 @@ def _generation(loaded: LoadedModel) -> GenerationConfig:
     )
 
 
+def _tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that gives a whole prompt with "<image>" in it the tokens that the cell's pieces had.
+
+    It knows the image's token, begins with the begin token, and puts a space before the text after an image as well,
+    which the cell tokenises on its own.
+    """
+    tokenizer = loaded.tokenizer
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    text = json.dumps(content["pre_tokenizer"]).replace('"prepend_scheme": "first"', '"prepend_scheme": "always"')
+    content["pre_tokenizer"] = json.loads(text)
+    backend = Tokenizer.from_str(json.dumps(content))
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    backend.post_processor = TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+    if backend.token_to_id(IMAGE_TAG) is None:
+        backend.add_special_tokens([AddedToken(IMAGE_TAG, normalized=False, special=True)])
+    if backend.token_to_id(IMAGE_TAG) != loaded.image_token_id:
+        raise UserError(
+            f"The tokenizer in {loaded.path} has {IMAGE_TAG} at {backend.token_to_id(IMAGE_TAG)}, the model at "
+            f"{loaded.image_token_id}: they do not belong together. Correct the checkpoint."
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token, pad_token=tokenizer.pad_token, padding_side="left",
+        model_max_length=loaded.max_length, clean_up_tokenization_spaces=False,
+    )
+
+
 def _write_llava(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
-    model = loaded.model
+    model, images = loaded.model, _preprocessor(loaded, cell)
     # transformers' own classes, so that their names are written and all rows of the output layer.
     model.model.__class__ = LlavaModel
     model.lm_head.__class__ = torch.nn.Linear
     model.generation_config = _generation(loaded)
-    models.save("llava", model, loaded.tokenizer, _preprocessor(loaded, cell), path)
+    stored = model.lm_head.out_features
+    if stored > loaded.vocab_size:  # rows that gave the cell no answers
+        model.generation_config.suppress_tokens = list(range(loaded.vocab_size, stored))
+    models.save("llava", model, _tokenizer(loaded), images, path)
+    write_atomic(path / "processor_config.json", canonical_json({
+        "processor_class": "LlavaProcessor", "image_processor": images, "image_token": IMAGE_TAG,
+        "patch_size": model.config.vision_config.patch_size, "num_additional_image_tokens": 1,  # CLIP's class token
+        "vision_feature_select_strategy": model.config.vision_feature_select_strategy,
+    }))
 
 
 def _write_vila(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
@@ -141,7 +180,10 @@ def card(cell: CellSpec, folder: Path) -> str:
     table = ["| dataset | role | score | n |", "| --- | --- | --- | --- |", *rows] if rows else ["Not evaluated."]
     settings = ", ".join(f"{name} {value}" for name, value in plain(cell.train).items() if value is not None)
     if cell.model.family == "llava":
-        load = "LlavaForConditionalGeneration.from_pretrained(folder)  # transformers"
+        load = (
+            'AutoProcessor.from_pretrained(folder, backend="pil"), '
+            "AutoModelForImageTextToText.from_pretrained(folder)  # transformers"
+        )
     else:
         load = "VilaForConditionalGeneration.from_pretrained(folder)  # benchmark.models.vila, or VILA's own code"
     note = f"Answers were generated in {answering_dtype(cell)}. " + (

@@ -10,7 +10,14 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration, SiglipVisionModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    SiglipVisionModel,
+)
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from benchmark.checkpoint import save_delta, snapshot
@@ -18,11 +25,13 @@ from benchmark.cli import main
 from benchmark.errors import UserError
 from benchmark.export import export
 from benchmark.models import trainable_names
-from benchmark.models.batch import collate
+from benchmark.models.batch import Item, collate
+from benchmark.models.prompt import render
 from benchmark.models.vila import VilaForConditionalGeneration
 from benchmark.spec import plain
 from benchmark.store import Store
 from benchmark.worker import how_to_load, load_model
+from eval.generate import answer_batch
 from tests.benchmark.cells import cell_of_tiny
 from tests.benchmark.models import tiny
 from tests.benchmark.models.test_layouts import CLIP, write_clip, write_original
@@ -70,7 +79,7 @@ def test_llava_loads_in_plain_transformers(tmp_path):
     torch.testing.assert_close(loaded.image_processor(picture), pixels, rtol=0, atol=5e-7)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("red").input_ids
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"cell `{name}`, seed 0" in card and "LlavaForConditionalGeneration.from_pretrained" in card
+    assert f"cell `{name}`, seed 0" in card and "AutoModelForImageTextToText.from_pretrained" in card
 
 
 def test_the_original_layout_becomes_llava_hfs(tmp_path):
@@ -101,6 +110,37 @@ def test_vila_keeps_the_public_layout(tmp_path):
     assert LlamaForCausalLM.from_pretrained(out / "llm").dtype == torch.bfloat16
     assert isinstance(SiglipVisionModel.from_pretrained(out / "vision_tower"), SiglipVisionModel)
     assert (out / "vision_tower" / "preprocessor_config.json").is_file() and (out / "llm" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("layout", ["llava-hf", "original"])
+def test_a_llava_answers_like_the_cell_in_plain_transformers(tmp_path, layout):
+    """AutoProcessor and AutoModelForImageTextToText, given the prompt as text: tokens, pixels and answers are equal."""
+    tiny.write("llava", tmp_path / "hf")
+    reference, words = tiny.load("llava", tmp_path / "hf"), len(tiny.tokenizer())
+    if layout == "llava-hf":
+        cell = cell_of_tiny(checkpoint=str(tmp_path / "hf"), vocab_size=words)
+    else:
+        write_clip(tmp_path / CLIP, reference)
+        write_original(tmp_path / "original", reference)
+        cell = cell_of_tiny(checkpoint=str(tmp_path / "original"))
+    store, name, loaded = finished(tmp_path, cell)
+    out = export(store, name, tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(out, backend="pil")
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    texts = ["what colour is this animal?", "is  this   a cat \t?", "A or B", "a\nb", "0123 </>"]
+    for number, text in enumerate(texts):
+        picture = tiny.picture(37, 23, seed=number)
+        ids, _ = loaded.encode(
+            loaded.tokenizer, text, None, True, loaded.image_token_id, loaded.image_seq_length, loaded.max_length
+        )
+        theirs = processor(images=picture, text=render(text, None, True), return_tensors="pt")
+        assert theirs["input_ids"][0].tolist() == ids
+        torch.testing.assert_close(theirs["pixel_values"][0], loaded.image_processor(picture), rtol=0, atol=5e-7)
+        pixels = loaded.image_processor.to_uint8(picture)
+        [(answer, _)] = answer_batch(loaded, [Item("a", ids, [-100] * len(ids), pixels)], 8)
+        made = model.generate(**theirs, max_new_tokens=8, do_sample=False)[0, len(ids) :]
+        assert processor.decode(made, skip_special_tokens=True).strip() == answer
+    assert AutoProcessor.from_pretrained(out)(images=picture, text="<image>", return_tensors="pt")  # default backend
 
 
 @pytest.mark.parametrize("family", ["llava", "vila"])

@@ -158,4 +158,5 @@ def test_the_dtype_of_answers_redoes_them_alone_and_is_named_where_it_differs(ce
     assert changed(keys_of(at("bfloat16"), Contents()), keys_of(at("float16"), Contents())) == answers
     assert cell_id(at("float16")) != cell_id(cell) == cell_id(at("float32"))  # as the cell's own: not named
     assert keys_of(at("float32"), Contents()) == keys_of(cell, Contents())
-    assert request(["method=full_ft", "model=vila15_3b", "dataset=coco", "profile=paper"]).cells[0].eval.dtype == "float16"
+    paper = request(["method=full_ft", "model=vila15_3b", "dataset=coco", "profile=paper"])
+    assert paper.cells[0].eval.dtype == "float16"
