@@ -146,7 +146,7 @@ def likely_cause(dataset: str, difference: float) -> str:
         return "another sample of 2,000 questions: its standard error is 1.1 points (data prepare --ids)"
     if dataset == "gqa" and difference < 0:
         return "crop for pad, or answers scored without the final period dropped"
-    return "crop for pad (model.preprocess), another prompt (audit protocol), another precision (dtype)"
+    return "crop for pad (model.preprocess), another prompt (audit protocol), another precision (eval.dtype)"
 
 
 def check(models: Mapping[str, str], scores: Mapping[str, Mapping[str, float]], upstream: Sequence[str]) -> list[Check]:
