@@ -95,7 +95,14 @@ def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Tabl
     rows = build_rows(request, plan, store)
     upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
     shown = request.layout.get("columns") or ()
-    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows), shown=shown)
+    title = f"{request.title or request.table} ({_sets(rows)})"
+    return tables.build(title, rows, upstream, _notes(request, rows), shown=shown)
+
+
+def _sets(rows: Sequence[RowResult]) -> str:
+    """Return the targets that a table has numbers of, for its heading; all of them while it has none."""
+    tuned = dict.fromkeys(row.target_name for row in rows if row.tuned and row.items.get(row.target))
+    return ", ".join(tuned or dict.fromkeys(row.target_name for row in rows))
 
 
 def build_rows(request: Request, plan: Sequence[Planned], store: Store) -> list[RowResult]:

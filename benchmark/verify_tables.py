@@ -61,7 +61,7 @@ def check_table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Fi
 
 def _heads(lines: Sequence[str]) -> list[str]:
     """Return the lines that name columns."""
-    return [line for line in lines if re.match(r"\|? ?(Method)? [&|]", line)]
+    return [line for line in lines if re.match(r"(\| )?Method [&|]", line)]
 
 
 def _lines(stored: Sequence[str], again: Sequence[str]) -> None:
