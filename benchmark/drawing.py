@@ -147,7 +147,7 @@ def planes(
             panels[block["target_name"].iloc[0]] = (wide, curve)
         if panels:
             name = own["model_name"].iloc[0]
-            paths += plots.plane(f"{title}: {name}", panels, folder / f"{stem}_{model}")
+            paths += plots.plane(f"{title}: {name}", panels, folder / f"{stem}_{model}", key=key)
     if not paths:
         raise UserError("No finished cell to draw. Run the cells first.")
     return paths

@@ -80,7 +80,8 @@ def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[
 
     assert request.table is not None
     stem = FIGURES.get(request.table, request.table)
-    drawn = [] if table.shown else figures.radars(table, root / "figures", stem)
+    cider = [name for name, dataset in request.datasets.items() if dataset.metric == "cider"]
+    drawn = [] if table.shown else figures.radars(table, root / "figures", stem, request.radar, cider)
     return render.write(table, root / "tables", request.table), drawn
 
 
