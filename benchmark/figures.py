@@ -230,8 +230,8 @@ def radar(
             note += f"\nWithout {', '.join(dropped)}: {names.get(reference, reference)} has no score above 0 there."
         plot.text(0.5, -0.09, note, transform=plot.transAxes, ha="center", va="top", color="0.35", fontsize=8)
         frames = {"": values, "_low": lows, "_high": highs}
-        data = pd.concat([frame[[axis]].add_suffix(end) for axis in axes for end, frame in frames.items()], axis=1)
-        data = data.rename_axis("method").reset_index() if axes else pd.DataFrame({"method": list(names)})
+        parts = [frame[[axis]].add_suffix(end) for axis in axes for end, frame in frames.items()]
+        data = pd.concat([values[[]], *parts], axis=1).rename_axis("method").reset_index()
         data.insert(1, "name", data["method"].map(dict(names)))
         return save(figure, data.assign(unit=unit, rim=rim), stem)
 
@@ -246,7 +246,7 @@ def _radar_grid(plot, angles: np.ndarray, axes: Mapping[str, str], rim: float) -
     closed = [*angles, angles[0]]
     between = np.pi / max(1, len(axes))
     for level in np.arange(RING, rim + 1, RING):
-        plot.plot(closed, [level] * len(closed), color="0.5" if level == rim else "0.87", linewidth=0.8, zorder=1)
+        plot.plot(closed, [level] * len(closed), color="0.75" if level == rim else "0.88", linewidth=0.8, zorder=1)
         # Half way between two spokes, where a ring is nearer to the centre and lines are few.
         plot.text(
             between, level * np.cos(between), f"{level:g}", ha="center", va="center", fontsize=6.5, color="0.4",

@@ -24,14 +24,14 @@ def tidy(text: str, keep: str = "") -> str:
         keep: white space to leave alone, such as a line break.
     """
     seen = (" " if c.isspace() and c not in keep else c for c in text)
-    shown = "".join(c for c in seen if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    return re.sub(" +", " ", shown)
+    hidden = ("Cc", "Cf", "Cs", "Co", "Cn")
+    shown = (c for c in seen if c in keep or unicodedata.category(c) not in hidden and not "\ufe00" <= c <= "\ufe0f")
+    return re.sub(" +", " ", "".join(shown))
 
 
 def spelled(character: str) -> str:
     """Return what stands for a character that cannot be shown: "[spider]" for a symbol, "[U+4E2D]" for a letter."""
-    if "VARIATION SELECTOR" in (name := unicodedata.name(character, "")):
-        return ""
+    name = unicodedata.name(character, "")
     symbol = unicodedata.category(character) in ("So", "Sm", "Sc", "Sk")
     return f"[{name.lower()}]" if name and symbol else f"[U+{ord(character):04X}]"
 

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgba
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from benchmark.figures import MATH, STYLE, save, styles
@@ -164,6 +165,7 @@ def _curve(plot, curve: pd.DataFrame, key: str) -> object:
             plot.annotate(
                 tick(value), (x, y), xytext=(5, 3) if place % 2 else (-5, -3), textcoords="offset points", fontsize=6.5,
                 ha="left" if place % 2 else "right", va="bottom" if place % 2 else "top", color=look.colour, zorder=6,
+                path_effects=[withStroke(linewidth=1.5, foreground="white")],
             )  # fmt: skip
     return drawn
 
