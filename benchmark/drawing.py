@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from benchmark import outputs, runner, sweep
+from benchmark import lettering, outputs, runner, sweep
 from benchmark import plan as planning
 from benchmark.compose import CONF, Request, request
 from benchmark.errors import UserError, did_you_mean
@@ -217,7 +217,7 @@ def _epochs(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
         return code
     frame = epochs.tidy(asked)
     root = Path(asked.results)
-    write_atomic(root / "sweeps" / f"{figure['id']}.csv", frame.to_csv(index=False, float_format="%.4f"))
+    write_atomic(root / "sweeps" / f"{figure['id']}.csv", lettering.spreadsheet(frame))
     _told(plots.lines(frame, ["epoch"], figure["title"], root / "figures" / figure["id"]))
     return 0
 
