@@ -168,6 +168,11 @@ def _no_formula(value: object) -> object:
     return value if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|-", value) else f"'{value}"
 
 
+def as_written(cell: str) -> str:
+    """Return the text that `spreadsheet` wrote into a cell."""
+    return cell[1:] if cell.startswith("'") and _no_formula(cell[1:]) == cell else cell
+
+
 def markdown(text: str) -> str:
     """Return text on one line with every character that Markdown would interpret written out."""
     return re.sub(r"([\\|*_<>`~$\[\]])", r"\\\1", tidy(text))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from benchmark import render, tables
+from benchmark import lettering, render, tables
 from benchmark.compose import request
 from benchmark.errors import UserError
 from benchmark.published import Published
@@ -313,6 +313,7 @@ def test_no_text_of_a_csv_is_a_formula(name):
     text = render.to_csv(build([row("full_ft", method_name=name, model_name=name), row("spider")]))
     frame = pd.read_csv(io.StringIO(text))
     assert set(frame["method_name"]) == {f"'{name}", "SPIDER"} and f"'{name}" in set(frame["model_name"])
+    assert lettering.as_written(f"'{name}") == name and lettering.as_written("'s") == "'s"
     numbers = frame.loc[frame["metric"] == "H", "delta"].dropna()
     assert numbers.dtype == float and len(numbers) == 1
 
