@@ -42,7 +42,8 @@ GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
 MOST = 10_000    # values of a key, and combinations of all keys' values
 LONGEST = 10_000  # characters of an override
-RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu", "checkpoints", "gate")
+RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu", "checkpoints", "gate", "radar")
+RADAR = ("points", "zero_shot", "full_ft")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Request:
     gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
     left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
     gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
+    radar: str = "points"            # scale of radar plots: points, or the method whose scores are 100 %
 
     def only(self, keep: Callable[[CellSpec], bool]) -> Request:
         """Return the request with those of its cells, and their settings, that `keep` accepts."""
@@ -146,6 +148,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         gpus=run["gpus"] if engine == "single" else launch["devices"],
         left_out=tuple(left_out),
         gate=run["gate"],
+        radar=run["radar"],
     )
 
 
@@ -232,7 +235,7 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
-    """Return results folder, number of workers, GPUs, what the zero-shot gate does, the user's own checkpoints."""
+    """Return results folder, workers, GPUs, what the zero-shot gate does, scale of radars, own checkpoints."""
     jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
     if len(jobs) != 1 or isinstance(jobs[0], bool) or not isinstance(jobs[0], int) or jobs[0] < 1:
         faults.add(f"jobs={','.join(map(str, jobs))}: expected a whole number of 1 or more.")
@@ -248,7 +251,11 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
     gate = given.get("gate", ["stop"])[-1]
     if gate not in ("stop", "warn"):
         faults.add(f"gate={gate}: unknown value.{did_you_mean(str(gate), ('stop', 'warn'))}")
+    radar = given.get("radar", ["points"])[-1]
+    if radar not in RADAR:
+        faults.add(f"radar={radar}: unknown value.{did_you_mean(str(radar), RADAR)}")
     return {
+        "radar": radar,
         "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None, "gate": gate,
         "gpu": str(given["gpu"][0]) if "gpu" in given else None,
         "hostfile": str(Path(hostfile).absolute()) if hostfile else None,

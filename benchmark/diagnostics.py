@@ -105,7 +105,6 @@ def draw(rows: Sequence[Row], title: str, stem: Path) -> Path | None:
         return None
     import pandas as pd
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import PercentFormatter
 
     from benchmark.figures import STYLE, save
 
@@ -132,13 +131,13 @@ def draw(rows: Sequence[Row], title: str, stem: Path) -> Path | None:
         right.set_yticks(range(len(kinds)), kinds)
         right.invert_yaxis()
         right.grid(axis="x", color="0.9")
-        right.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        right.xaxis.set_major_formatter(_percent)
         right.set_xlim(_limits(last["selected"]))
         right.set_title(f"by kind of tensor, step {rows[-1]['step']:.0f}" if several else "by kind of tensor")
         if several:
             left = panels[0][0]
             left.grid(axis="y", color="0.9")
-            left.yaxis.set_major_formatter(PercentFormatter(1, 0))
+            left.yaxis.set_major_formatter(_percent)
             left.set_ylim(_limits(data.loc[data["kind"] == WHOLE, "selected"]))
             left.set_xlabel("step")
             left.set_title("by layer")
@@ -146,6 +145,11 @@ def draw(rows: Sequence[Row], title: str, stem: Path) -> Path | None:
         figure.legend(handles=handles, loc="outside right upper")
         figure.suptitle(f"Selected share of the weights: {title}", fontsize=10)
         return save(figure, data, stem)[0]
+
+
+def _percent(share: float, _: int) -> str:
+    """Return a share as the label of a tick: with the digits that it has, 42.5 % and not 42 %."""
+    return f"{round(100 * share, 6):g}%"
 
 
 def _limits(shares: Sequence[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from benchmark import outputs, runner, sweep
+from benchmark import lettering, outputs, runner, sweep
 from benchmark import plan as planning
 from benchmark.compose import CONF, Request, request
 from benchmark.errors import UserError, did_you_mean
@@ -147,7 +147,7 @@ def planes(
             panels[block["target_name"].iloc[0]] = (wide, curve)
         if panels:
             name = own["model_name"].iloc[0]
-            paths += plots.plane(f"{title}: {name}", panels, folder / f"{stem}_{model}")
+            paths += plots.plane(f"{title}: {name}", panels, folder / f"{stem}_{model}", key=key)
     if not paths:
         raise UserError("No finished cell to draw. Run the cells first.")
     return paths
@@ -217,7 +217,7 @@ def _epochs(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
         return code
     frame = epochs.tidy(asked)
     root = Path(asked.results)
-    write_atomic(root / "sweeps" / f"{figure['id']}.csv", frame.to_csv(index=False, float_format="%.4f"))
+    write_atomic(root / "sweeps" / f"{figure['id']}.csv", lettering.spreadsheet(frame))
     _told(plots.lines(frame, ["epoch"], figure["title"], root / "figures" / figure["id"]))
     return 0
 

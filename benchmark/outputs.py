@@ -80,7 +80,8 @@ def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[
 
     assert request.table is not None
     stem = FIGURES.get(request.table, request.table)
-    drawn = [] if table.shown else figures.radars(table, root / "figures", stem)
+    cider = [name for name, dataset in request.datasets.items() if dataset.metric == "cider"]
+    drawn = [] if table.shown else figures.radars(table, root / "figures", stem, request.radar, cider)
     return render.write(table, root / "tables", request.table), drawn
 
 
@@ -95,7 +96,14 @@ def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Tabl
     rows = build_rows(request, plan, store)
     upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
     shown = request.layout.get("columns") or ()
-    return tables.build(request.title or str(request.table), rows, upstream, _notes(request, rows), shown=shown)
+    title = f"{request.title or request.table} ({_sets(rows)})"
+    return tables.build(title, rows, upstream, _notes(request, rows), shown=shown)
+
+
+def _sets(rows: Sequence[RowResult]) -> str:
+    """Return the targets that a table has numbers of, for its heading; all of them while it has none."""
+    tuned = dict.fromkeys(row.target_name for row in rows if row.tuned and row.items.get(row.target))
+    return ", ".join(tuned or dict.fromkeys(row.target_name for row in rows))
 
 
 def build_rows(request: Request, plan: Sequence[Planned], store: Store) -> list[RowResult]:

@@ -159,7 +159,7 @@ def _table(table: Table, index: int) -> str:
 CAPTIONS = {
     "fig1": "Fig. 1. How far each set's gradients at w* disagree with the weights, seen sets beside unseen ones.",
     "fig3": "Fig. 3. Images with references and the answers of three methods.",
-    "fig4": "Fig. 4. Every set's score by method; each axis has a range of its own.",
+    "fig4": "Fig. 4. Every set's score by method, on one scale from 0; bands are 95 % intervals.",
     "fig5": "Fig. 5. More epochs.",
     "fig6": "Fig. 6. More tuned layers.",
     "fig7": "Fig. 7. A larger batch.",

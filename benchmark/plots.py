@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgba
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from benchmark.figures import MATH, STYLE, save, styles
@@ -51,7 +53,7 @@ def lines(
         for row, group in zip(grid, groups, strict=True):
             for plot, metric in zip(row, METRICS, strict=True):
                 _line_panel(plot, group[group["metric"] == metric], keys[0], places, chosen, names, log)
-                plot.set_title(MATH[metric])
+                plot.set_title(MATH[metric], parse_math=True)
                 plot.set_xlabel(_axis_name(keys[0]))
                 if marked is not None:
                     plot.axvline(places[marked], color="0.2", linewidth=1.4, linestyle=":", zorder=1)
@@ -81,18 +83,20 @@ def _line_panel(plot, points: pd.DataFrame, key: str, places: Mapping, chosen: M
         )  # fmt: skip
     if log:
         plot.set_xscale("log")
-    plot.set_xticks(spots, [_tick(tick) for tick in places])
+    plot.set_xticks(spots, [tick(value) for value in places])
     plot.minorticks_off()
     plot.grid(axis="y", color="0.9")
     plot.set_axisbelow(True)
 
 
-def _tick(value: object) -> str:
-    """Return a value as a label; learning rates as 5e-4."""
-    if not isinstance(value, int | float):
+def tick(value: object) -> str:
+    """Return a value as a label that says just this value; learning rates as 5e-4."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)
-    small = 0 < abs(value) < 0.01
-    return np.format_float_scientific(value, trim="-", exp_digits=1) if small else f"{value:g}"
+    if 0 < abs(value) < 0.01:
+        return np.format_float_scientific(float(value), trim="-", exp_digits=1)
+    text = f"{value:g}"
+    return text if float(text) == value else str(value)
 
 
 def _axis_name(key: str) -> str:
@@ -103,7 +107,8 @@ def _axis_name(key: str) -> str:
 
 
 def plane(
-    title: str, panels: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], stem: Path, curve_name: str = "WiSE-FT"
+    title: str, panels: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], stem: Path, curve_name: str = "WiSE-FT",
+    key: str = "",
 ) -> list[Path]:
     """Draw every method at (A^S, A^T) with both intervals over contours of H, and a curve as the control.
 
@@ -113,6 +118,7 @@ def plane(
             The curve's lines are in order and begin at the untuned model.
         stem: output path without suffix.
         curve_name: for the legend.
+        key: the curves' column whose values stand at their points.
 
     Returns:
         Paths of the PNG, PDF and CSV files.
@@ -128,14 +134,15 @@ def plane(
         )
         handles: dict[str, object] = {}
         for plot, (name, (points, curve)) in zip(grid.flat, panels.items(), strict=False):
-            _plane_panel(plot, points, curve, curve_name, handles)
+            _plane_panel(plot, points, curve, curve_name, key, handles)
             plot.set_title(name)
-            plot.set_xlabel(f"{MATH['A_S']} (kept)")
-            plot.set_ylabel(f"{MATH['A_T']} (learned)")
+            plot.set_xlabel(f"{MATH['A_S']} (kept)", parse_math=True)
+            plot.set_ylabel(f"{MATH['A_T']} (learned)", parse_math=True)
         for plot in list(grid.flat)[len(panels) :]:
             plot.set_visible(False)
         figure.legend(handles.values(), handles.keys(), loc="outside right center")
-        figure.suptitle(f"{title}. Bars: 95 % intervals; grey: {MATH['H']}", fontsize=10)
+        below = f"{curve_name}: with its {_axis_name(key)}. " if key else ""
+        figure.suptitle(f"{title}. {below}Bars: 95 % intervals; grey: equal H", fontsize=10)
         drawn = [
             lines.assign(panel=name, curve=is_curve)
             for name, pair in panels.items() for is_curve, lines in zip((False, True), pair, strict=True)
@@ -143,7 +150,29 @@ def plane(
         return save(figure, pd.concat([part for part in drawn if not part.empty], ignore_index=True), stem)
 
 
-def _plane_panel(plot, points: pd.DataFrame, curve: pd.DataFrame, curve_name: str, handles: dict) -> None:
+def _curve(plot, curve: pd.DataFrame, key: str) -> object:
+    """Draw WiSE-FT's way with its intervals, and the values of its key beside its points, but not at its known ends."""
+    look = styles(["wise_ft"])["wise_ft"]
+    errors = [[(curve[m] - curve[f"{m}_low"]).abs(), (curve[f"{m}_high"] - curve[m]).abs()] for m in ("A_S", "A_T")]
+    drawn = plot.errorbar(
+        curve["A_S"], curve["A_T"], xerr=errors[0], yerr=errors[1], color=look.colour, linewidth=1.2,
+        marker=look.marker, markersize=4, elinewidth=0.6, ecolor=to_rgba(look.colour, 0.35), zorder=2,
+    )  # fmt: skip
+    if key:
+        own = curve.iloc[1:-1]
+        for place, (x, y, value) in enumerate(zip(own["A_S"], own["A_T"], own[key], strict=True)):
+            # In turn on either side, so that close points keep their numbers apart.
+            plot.annotate(
+                tick(value), (x, y), xytext=(5, 3) if place % 2 else (-5, -3), textcoords="offset points", fontsize=6.5,
+                ha="left" if place % 2 else "right", va="bottom" if place % 2 else "top", color=look.colour, zorder=6,
+                path_effects=[withStroke(linewidth=1.5, foreground="white")],
+            )  # fmt: skip
+    return drawn
+
+
+def _plane_panel(
+    plot, points: pd.DataFrame, curve: pd.DataFrame, curve_name: str, key: str, handles: dict[str, object]
+) -> None:
     both = pd.concat([part for part in (points, curve) if not part.empty])
     limits = []
     for metric in ("A_S", "A_T"):
@@ -157,10 +186,7 @@ def _plane_panel(plot, points: pd.DataFrame, curve: pd.DataFrame, curve_name: st
     plot.set_xlim(left, right)
     plot.set_ylim(bottom, top)
     if not curve.empty:
-        (line,) = plot.plot(
-            curve["A_S"], curve["A_T"], color="#8C564B", linewidth=1.2, marker=".", markersize=4, zorder=2
-        )
-        handles[curve_name] = line
+        handles[curve_name] = _curve(plot, curve, key)
     for method, style in styles(list(points["method"])).items():
         point = points[points["method"] == method].iloc[0]
         errors = [[[abs(point[m] - point[f"{m}_low"])], [abs(point[f"{m}_high"] - point[m])]] for m in ("A_S", "A_T")]
@@ -189,42 +215,47 @@ def discrepancy(frame: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    colours = {"upstream": "#0072B2", "target": "#D55E00"}
-    markers = {"upstream": ("o", "s", "v", "D"), "target": ("*", "^", "P", "X")}
     whole = frame[frame["part"] == "tuned"]
     parts = [part for part in dict.fromkeys(frame["part"]) if part != "tuned"]
+    order = sorted(zip(whole["dataset"], whole["role"], strict=True), key=lambda pair: pair[1] == "target")
+    looks = {dataset: _set_look(place, role) for place, (dataset, role) in enumerate(order)}
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(
-            1, 2, figsize=(9.2, 3.4), layout="constrained", gridspec_kw={"width_ratios": [1, 1.7]}
+            1, 2, figsize=(9.6, 3.8), layout="constrained", gridspec_kw={"width_ratios": [1, 1.7]}
         )
         for place, point in enumerate(whole.itertuples()):
-            left.plot([point.low, point.high], [place, place], color=colours[point.role], linewidth=2)
-            marker = "o" if point.role == "upstream" else "D"
-            left.plot(point.value, place, marker=marker, color=colours[point.role], markersize=6)
+            left.errorbar(
+                point.value, place, xerr=[[point.value - point.low], [point.high - point.value]],
+                **(looks[point.dataset] | {"linestyle": "none", "elinewidth": 2, "markersize": 7}),
+            )  # fmt: skip
         left.set_yticks(range(len(whole)), whole["dataset_name"])
         left.invert_yaxis()
         left.set_xlabel("PID of the tuned weights (bar: 95 % interval)")
         left.grid(axis="x", color="0.9")
-        left.set_title("blue circle: seen, orange diamond: unseen", fontsize=9)
-        counts = {"upstream": 0, "target": 0}
-        for dataset in dict.fromkeys(frame["dataset"]):
+        left.set_title("filled, solid: seen; hollow, dashed: unseen", fontsize=9)
+        for place, (dataset, look) in enumerate(looks.items()):
             own = frame[frame["dataset"] == dataset].set_index("part").reindex(parts)
-            role = frame.loc[frame["dataset"] == dataset, "role"].iloc[0]
-            index = counts[role]
-            counts[role] += 1
             errors = np.abs(np.vstack([own["value"] - own["low"], own["high"] - own["value"]]))
-            right.errorbar(
-                range(len(parts)), own["value"], yerr=errors, label=own["dataset_name"].iloc[0],
-                color=colours[role], linestyle="-" if role == "upstream" else "--",
-                marker=markers[role][index % 4], markersize=5, linewidth=1, alpha=0.9, capsize=2,
-            )  # fmt: skip
+            # Moved aside a little, so that intervals do not hide each other.
+            spots = np.arange(len(parts)) + 0.07 * (place - (len(looks) - 1) / 2)
+            right.errorbar(spots, own["value"], yerr=errors, label=own["dataset_name"].iloc[0], **look)
         right.set_xticks(range(len(parts)), parts)
         right.set_xlabel("decoder layer (and projector)")
         right.set_ylabel("PID")
         right.grid(axis="y", color="0.9")
-        right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
+        right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, handlelength=4)
         figure.suptitle(title, fontsize=10)
         return save(figure, frame, stem)
+
+
+def _set_look(place: int, role: str) -> dict[str, object]:
+    """Return how a set is drawn: a colour and a marker of its own; hollow and dashed if it was never seen."""
+    colour = ("#000000", "#0072B2", "#009E73", "#882255", "#D55E00", "#56B4E9", "#CC79A7", "#E69F00")[place % 8]
+    seen = role == "upstream"
+    return {
+        "color": colour, "marker": "osv^DXP*"[place % 8], "linestyle": "-" if seen else (0, (4, 1.5)), "linewidth": 1.2,
+        "markersize": 5.5, "markerfacecolor": colour if seen else "white", "capsize": 2, "elinewidth": 0.9,
+    }  # fmt: skip
 
 
 # -- Fig. 3 ---------------------------------------------------------------------------------------------------
@@ -260,10 +291,9 @@ def gallery(title: str, rule: str, examples: Sequence[Mapping], stem: Path) -> l
             plot.imshow(example["image"] or Image.new("RGB", (64, 64), (235, 235, 235)), interpolation="nearest")
             plot.set_axis_off()
             plot.set_title(str(example["item_id"]), fontsize=8)
-            # Text of a model is data: matplotlib must not read $ as mathematics.
-            plot.text(0, -0.04, text, transform=plot.transAxes, va="top", fontsize=7.5, parse_math=False)
+            plot.text(0, -0.04, text, transform=plot.transAxes, va="top", fontsize=7.5)
         figure.suptitle(title, fontsize=10, y=1 - 0.12 / height)
-        figure.text(0.5, 0.1 / height, footer, ha="center", va="bottom", fontsize=7.5, color="0.35", parse_math=False)
+        figure.text(0.5, 0.1 / height, footer, ha="center", va="bottom", fontsize=7.5, color="0.35")
         rows = [
             {"item_id": example["item_id"], "prompt": example["prompt"], "method": name, "answer": text,
              "score": score, "references": " | ".join(example["references"])}

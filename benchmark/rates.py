@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmark import outputs, plan, runner
+from benchmark import lettering, outputs, plan, runner
 from benchmark.compose import AXES, Request, request
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
@@ -174,7 +174,7 @@ def choose(points: Sequence[Point]) -> float:
 def table(model: ModelSpec, points: Sequence[Point], chosen: float) -> str:
     """Return the grid of one model as Markdown."""
     lines = [
-        f"### {model.name}",
+        f"### {lettering.markdown(model.name)}",
         "",
         "| method | learning rate | A^S | A^T | standard error of A^T | H |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from benchmark import lettering
 from benchmark.files import write_atomic
 from benchmark.tables import MEASURES, OLDER, REFERENCE, Table
 
@@ -155,10 +158,6 @@ def to_text(table: Table, width: int = WIDTH) -> str:
 # -- Markdown --------------------------------------------------------------------------------------------
 
 
-def _markdown_escape(text: str) -> str:
-    return re.sub(r"([\\|*_<>`~$\[\]])", r"\\\1", text)
-
-
 def _markdown_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -177,8 +176,8 @@ def _markdown_details(table: Table, block: pd.DataFrame) -> list[str]:
                 delta = f"{line['delta']:+.2f} ({line['delta_low']:+.2f} to {line['delta_high']:+.2f})"
             p = MISSING if pd.isna(line["p_holm"]) else f"{line['p_holm']:.3f}"
             seeds = " ".join(f"{float(value):.2f}" for value in line["by_seed"].split()) or MISSING
-            cells = [_markdown_escape(name), title, number(line["value"]), interval, delta, p, seeds]
-            cells.append(_markdown_escape(paper(line)))
+            written = (lettering.markdown(text) for text in (name, title))
+            cells = [*written, number(line["value"]), interval, delta, p, seeds, lettering.markdown(paper(line))]
             rows.append(_markdown_row(cells))
     than = "Full FT" if against(table) == "vs FT" else "its reference"
     head = ["Method", "Metric", "Value", "95 % interval", f"Difference from {than}", "p (Holm)", "By seed", "Paper"]
@@ -189,26 +188,26 @@ def _markdown_details(table: Table, block: pd.DataFrame) -> list[str]:
 
 def to_markdown(table: Table) -> str:
     """Return the table as Markdown: a block per model and target, each with its intervals folded below."""
-    out = [f"## {_markdown_escape(table.title)}", ""]
+    out = [f"## {lettering.markdown(table.title)}", ""]
     for model, target, block in table.blocks():
         head = ["Method"]
         for metric, name in table.columns().items():
             head += [name, against(table)] if metric in table.compared() else [name]
-        head += _paper_heads(table).values()
-        out += [f"### {_markdown_escape(model)}, fine-tuned on {_markdown_escape(target)}", ""]
+        head = [lettering.markdown(name) for name in (*head, *_paper_heads(table).values())]
+        out += [f"### {lettering.markdown(model)}, fine-tuned on {lettering.markdown(target)}", ""]
         out += [_markdown_row(head), _markdown_row(["---", *["--:"] * (len(head) - 1)])]
         for name, lines in _methods(block):
-            cells = [_markdown_escape(name)]
+            cells = [lettering.markdown(name)]
             for metric in table.columns():
                 line = lines[metric]
                 text = value(line)
                 cells.append(f"**{text}**" if line["best"] else text)
                 if metric in table.compared():
-                    cells.append(_markdown_escape(difference(table, line)))
-            cells += [_markdown_escape(paper(lines[metric])) for metric in _paper_heads(table)]
+                    cells.append(lettering.markdown(difference(table, line)))
+            cells += [lettering.markdown(paper(lines[metric])) for metric in _paper_heads(table)]
             out.append(_markdown_row(cells))
         out += ["", *_markdown_details(table, block), ""]
-    out += [f"- {_markdown_escape(note)}" for note in table.notes]
+    out += [f"- {lettering.markdown(note)}" for note in table.notes]
     return "\n".join(out) + "\n"
 
 
@@ -217,52 +216,39 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """Return all numbers, one line per model, target, method and metric, four decimals."""
-    return table.frame.drop(columns=["tuned", "delta_error"]).to_csv(index=False, float_format="%.4f")
+    return lettering.spreadsheet(table.frame.drop(columns=["tuned", "delta_error"]))
 
 
 # -- LaTeX -----------------------------------------------------------------------------------------------
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\texttt{\char34}",  # \textquotedbl needs another font encoding
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-    "†": r"$\dagger$",
-}  # fmt: skip
-
 _LATEX_NAMES = {
     "A_S": r"$\mathcal{A}^{S}$", "A_T": r"$\mathcal{A}^{T}$", "H": r"$\mathcal{H}$", "O": r"$\mathcal{O}$",
 }  # fmt: skip
+PACKAGES = ("array", "booktabs", "threeparttable")
+# What fits on a page of ICML's two columns (648 pt high), in points: rows of 7 pt type, notes of 8 pt.
+PAGE, CAPTION, HEAD, LINE, GAP, NOTE, NOTE_LETTERS = 600.0, 45.0, 20.0, 7.2, 1.5, 9.5, 110
+WIDTH_PT, COLUMN, LETTER, NAME = 487.8, 50.0, 4.0, 80.0  # the page, a column of numbers, a letter, the least for names
 
 
-def latex_escape(text: str) -> str:
-    """Return text with every character that LaTeX would interpret written out."""
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def _latex_cells(table: Table, lines: dict[str, pd.Series] | None) -> list[str]:
-    """Return one method's cells on one target, then the paper's numbers where there are any."""
-    papers = _latex_papers(table)
-    if lines is None:
-        return [MISSING] * (len(table.columns()) + len(papers))
+def _latex_cells(table: Table, lines: dict[str, pd.Series]) -> list[str]:
+    """Return one method's cells, then the paper's numbers where there are any."""
     cells = []
     for metric in table.columns():
         line = lines[metric]
-        cell = latex_escape(value(line))
+        cell = lettering.latex(value(line))
         if line["best"]:
             cell = rf"\textbf{{{cell}}}"
         if metric in table.compared() and not pd.isna(line["delta"]):
-            cell += rf" {{\tiny {latex_escape(difference(table, line))}}}"
+            cell += rf" {{\tiny {lettering.latex(difference(table, line))}}}"
         cells.append(cell)
-    return cells + [latex_escape(paper(lines[metric])) for metric in papers]
+    return cells + [lettering.latex(paper(lines[metric])) for metric in _latex_papers(table)]
 
 
-def _latex_intervals(table: Table, lines: dict[str, pd.Series] | None) -> list[str]:
+def _latex_intervals(table: Table, lines: dict[str, pd.Series]) -> list[str]:
     """Return what stands below the cells of `_latex_cells`: intervals, and nothing below the paper's numbers."""
-    papers = [""] * len(_latex_papers(table))
-    found = [interval(lines[metric]) if lines else "" for metric in table.columns()]
-    return [rf"{{\tiny {text.replace('-', '--')}}}" if text else "" for text in found] + papers
+    found = [interval(lines[metric]) for metric in table.columns()]
+    tiny = [rf"{{\tiny {text.replace('-', '--')}}}" if text else "" for text in found]
+    return tiny + [""] * len(_latex_papers(table))
 
 
 def _latex_papers(table: Table) -> list[str]:
@@ -271,40 +257,105 @@ def _latex_papers(table: Table) -> list[str]:
     return [metric for metric in table.paper_metrics() if metric in given]
 
 
-def to_latex(table: Table) -> str:
-    """Return the table in the paper's layout (booktabs): targets side by side, one block per model."""
-    heads = [_LATEX_NAMES.get(metric, latex_escape(name)) for metric, name in table.columns().items()]
-    heads += [latex_escape(_paper_heads(table)[metric]) for metric in _latex_papers(table)]
-    targets = dict(zip(table.frame["target"], table.frame["target_name"], strict=True))
-    width = len(heads)
-    out = [
-        "% needs \\usepackage{booktabs}",
-        r"\begin{table*}[t]",
-        rf"\caption{{{latex_escape(re.sub(r'^Table [0-9]+[.] ', '', table.title))}}}",  # LaTeX counts by itself
-        r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-        rf"\begin{{tabular}}{{l{('r' * width) * len(targets)}}}",
-        r"\toprule",
-        "Method & "
-        + " & ".join(rf"\multicolumn{{{width}}}{{c}}{{{latex_escape(name)}}}" for name in targets.values())
-        + r" \\",
-        " ".join(rf"\cmidrule(lr){{{2 + i * width}-{1 + (i + 1) * width}}}" for i in range(len(targets))),
-        " & " + " & ".join(heads * len(targets)) + r" \\",
-    ]
-    for _, model in table.frame.groupby("model", sort=False):
-        out += [r"\midrule", rf"\multicolumn{{{1 + width * len(targets)}}}{{l}}"
-                rf"{{\textit{{{latex_escape(model['model_name'].iloc[0])}}}}} \\"]  # fmt: skip
-        blocks = {target: _methods(model[model["target"] == target]) for target in targets}
-        names = dict.fromkeys(name for target in targets for name, _ in blocks[target])
-        for name in names:
-            parts = [_latex_cells(table, dict(blocks[target]).get(name)) for target in targets]
-            cells = [cell for part in parts for cell in part]
-            out.append(f"{latex_escape(name)} & {' & '.join(cells)} " + r"\\")
-            parts = [_latex_intervals(table, dict(blocks[target]).get(name)) for target in targets]
-            if any(below := [cell for part in parts for cell in part]):
-                out.append(f" & {' & '.join(below)} " + r"\\")
-    out += [r"\bottomrule", r"\end{tabular}", "", r"\vspace{2pt}\raggedright"]
-    out += [rf"{latex_escape(note)}\par" for note in (BELOW, *table.notes)]
-    return "\n".join([*out, r"\end{table*}"]) + "\n"
+def _latex_rows(table: Table, block: pd.DataFrame) -> list[str]:
+    """Return the rows of one model and target, each of one or two printed lines."""
+    rows = []
+    for name, lines in _methods(block):
+        row = f"{_latex_name(name)} & {' & '.join(_latex_cells(table, lines))} " + r"\\"
+        below = _latex_intervals(table, lines)
+        # No page ends between a number and its interval.
+        row = f"{row}\n & {' & '.join(below)} " + r"\\" if any(below) else row
+        rows.append(rf"\addlinespace[{GAP}pt]" + f"\n{row}" if rows else row)
+    return rows
+
+
+def _latex_name(name: str) -> str:
+    """Return a method's name, which may be broken into lines wherever a word is too long for its column."""
+    words = ([word[i : i + 12] for i in range(0, len(word), 12)] for word in lettering.tidy(name).split())
+    return " ".join(r"\allowbreak{}".join(map(lettering.latex, parts)) for parts in words)
+
+
+def name_width(columns: int) -> float:
+    """Return how many points the names of methods may take beside so many columns; longer ones wrap."""
+    return max(NAME, WIDTH_PT - COLUMN * columns)
+
+
+def _height(row: str) -> float:
+    """Return how high a row of `_latex_rows` is, in points; its first column may wrap."""
+    name = next(line for line in row.splitlines() if " & " in line).partition(" & ")[0]
+    lines = sum(line.endswith(r"\\") for line in row.splitlines())
+    wrapped = math.ceil(LETTER * len(name) / name_width(row.splitlines()[-1].count(" & ")))
+    return LINE * max(lines, lines - 1 + wrapped) + GAP
+
+
+def _latex_floats(table: Table, columns: int, notes: Sequence[str]) -> list[list[str]]:
+    """Return the rows of each float: blocks of model and target below each other, as many as a page holds.
+
+    A model starts a float of its own if the table needs several. A block that no page holds is cut into equal parts.
+    """
+    blocks = [(model, target, _latex_rows(table, block)) for model, target, block in table.blocks()]
+    below = NOTE * sum(1 + len(note) // NOTE_LETTERS for note in notes)
+    whole = CAPTION + below + sum(HEAD + sum(map(_height, rows)) for _, _, rows in blocks)
+    floats: list[list[str]] = [[]]
+    left, before = PAGE - CAPTION, blocks[0][0]
+    for place, (model, target, rows) in enumerate(blocks):
+        extra = HEAD + (below if place == len(blocks) - 1 else 0)
+        high = sum(map(_height, rows))
+        parts = next((n for n in range(1, len(rows)) if high / n + extra <= PAGE - CAPTION), len(rows))
+        size = math.ceil(len(rows) / parts)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            height = extra + sum(map(_height, part))
+            if floats[-1] and (height > left or start or (whole > PAGE and model != before)):
+                floats.append([])
+                left = PAGE - CAPTION
+            head = f"{model}, fine-tuned on {target}{' (continued)' if start else ''}"
+            floats[-1] += [
+                r"\midrule",
+                # Without a width of its own: TeX would give the last column what a spanning cell takes.
+                rf"\multicolumn{{{1 + columns}}}{{@{{}}l@{{}}}}{{\makebox[0pt][l]{{\parbox[t]{{\textwidth}}"
+                rf"{{\raggedright\strut\textit{{{lettering.latex(head)}}}\strut}}}}}} \\",
+                *part,
+            ]
+            left, before = left - height, model
+    return floats
+
+
+def to_latex(table: Table, label: str = "table") -> str:
+    """Return the table for a two-column paper: blocks of model and target below each other, the notes under the last.
+
+    Every float is as wide as the page. What is too high for a page goes on in another float of the same number.
+
+    Args:
+        table: the table.
+        label: what `\\ref{tab:LABEL}` finds.
+    """
+    heads = [_LATEX_NAMES.get(metric, lettering.latex(name)) for metric, name in table.columns().items()]
+    heads += [lettering.latex(_paper_heads(table)[metric]) for metric in _latex_papers(table)]
+    caption = lettering.latex(re.sub(r"^Table [0-9]+[.] ", "", table.title))  # LaTeX counts by itself
+    notes = [BELOW, *table.notes]
+    longest, room = max(map(len, table.frame["method_name"])), name_width(len(heads))
+    names = "l" if LETTER * longest <= room else rf">{{\raggedright\arraybackslash}}p{{{room:.0f}pt}}"
+    columns = rf"@{{\extracolsep{{\fill}}}}{names}{'r' * len(heads)}@{{}}"
+    floats = _latex_floats(table, len(heads), notes)
+    out = [f"% needs \\usepackage{{{','.join(PACKAGES)}}}"]
+    for place, rows in enumerate(floats):
+        if place == 0:
+            title = rf"\caption{{{caption}}}\label{{tab:{label}}}"
+        else:
+            title = rf"\addtocounter{{table}}{{-1}}\caption{{{caption} (continued)}}"
+        out += [
+            r"\begin{table*}[tp]", r"\centering", r"\begin{threeparttable}", title,
+            r"\scriptsize\setlength{\tabcolsep}{1.5pt}\renewcommand{\arraystretch}{0.9}",
+            rf"\begin{{tabular*}}{{\textwidth}}{{{columns}}}",
+            r"\toprule", f"Method & {' & '.join(heads)} " + r"\\", *rows, r"\bottomrule", r"\end{tabular*}",
+        ]  # fmt: skip
+        if place == len(floats) - 1:
+            out.append(r"\begin{tablenotes}[flushleft]\footnotesize\setlength{\labelsep}{0pt}\raggedright")
+            out += [rf"\item {lettering.latex(note)}" for note in notes]
+            out.append(r"\end{tablenotes}")
+        out += [r"\end{threeparttable}", r"\end{table*}"]
+    return "\n".join(out) + "\n"
 
 
 # -- files -----------------------------------------------------------------------------------------------
@@ -324,7 +375,7 @@ def write(table: Table, folder: Path, stem: str) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    contents = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
+    contents = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table, stem)}
     paths = []
     for suffix, content in contents.items():
         path = Path(folder) / f"{stem}.{suffix}"

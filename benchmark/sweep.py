@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark import outputs, runner
+from benchmark import lettering, outputs, runner
 from benchmark import plan as planning
 from benchmark.compose import AXES, Request, request
 from benchmark.errors import UserError
@@ -155,7 +155,7 @@ def write(frame: pd.DataFrame, keys: Sequence[str], root: Path, name: str, title
     from benchmark import plots
 
     path = root / "sweeps" / f"{name}.csv"
-    write_atomic(path, frame.drop(columns=["tuned"]).to_csv(index=False, float_format="%.4f"))
+    write_atomic(path, lettering.spreadsheet(frame.drop(columns=["tuned"])))
     drawn = plots.lines(frame, keys, title or f"Sweep over {', '.join(keys)}", root / "figures" / name)
     return [path, *drawn]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark import measures, outputs, published, render, tables
+from benchmark import lettering, measures, outputs, published, render, tables
 from benchmark.compose import options_of, request
 from benchmark.findings import Findings, Wrong
 from benchmark.scores import read_items
@@ -61,7 +61,7 @@ def check_table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Fi
 
 def _heads(lines: Sequence[str]) -> list[str]:
     """Return the lines that name columns."""
-    return [line for line in lines if re.match(r"\|? ?(Method)? [&|]", line)]
+    return [line for line in lines if re.match(r"(\| )?Method [&|]", line)]
 
 
 def _lines(stored: Sequence[str], again: Sequence[str]) -> None:
@@ -87,10 +87,11 @@ def _row(
         for name in items:
             items[name][seed] = read_items(root / "cells" / folder / "items" / f"{name}.jsonl.gz")
         diagnostics[seed] = measures.recorded(cell, root / "cells" / folder, columns)
-    first = block[0]
+    names_of = {key: lettering.as_written(text) for key, text in block[0].items() if key.endswith("_name")}
     return tables.RowResult(
-        model=model, model_name=first["model_name"], method=method, method_name=first["method_name"], target=target,
-        target_name=first["target_name"], items={name: found for name, found in items.items() if found},
+        model=model, model_name=names_of["model_name"], method=method, method_name=names_of["method_name"],
+        target=target, target_name=names_of["target_name"],
+        items={name: found for name, found in items.items() if found},
         seeds=tuple(seeds), tuned=method != outputs.ZERO_SHOT, diagnostics=diagnostics,
         paper=published.of_row(model, target, method, outputs.name_of(method)),
         reference=(layout.get("references") or {}).get(method) or tables.REFERENCE,

@@ -89,3 +89,10 @@ def test_the_picture_and_its_numbers(tmp_path):
     found = data[(data["step"] == 20) & (data["layer"] == "layer 9") & (data["kind"] == "up")]
     assert found["selected"].tolist() == [0.75]
     assert data.groupby("step").size().tolist() == [11, 11, 11]
+
+
+def test_ticks_do_not_round():
+    from benchmark import diagnostics
+
+    assert [diagnostics._percent(share, 0) for share in (0.425, 0.475, 0.5, 0.525, 0.4999, 0.1)] == [
+        "42.5%", "47.5%", "50%", "52.5%", "49.99%", "10%"]  # fmt: skip

@@ -78,6 +78,9 @@ def test_the_plane_shows_methods_with_both_intervals_and_the_curve_from_base_to_
     drawing.planes(frame, bends, "method.alpha", tmp_path, "plane", "Plane")
     figure, data = drawn[0]
     assert [axis.get_title() for axis in figure.axes] == ["Flickr30k", "COCO-Caption"]
+    for axis in figure.axes:  # the control's points say which they are
+        assert [text.get_text() for text in axis.texts if text.get_color() == "#8C564B"] == ["0.5"]
+    assert "with its alpha" in figure.get_suptitle()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["WiSE-FT", "Zero-shot", "Full FT", "SPIDER"]
     curve = data[data["curve"].astype(bool) & (data["panel"] == "Flickr30k")]
@@ -105,6 +108,9 @@ def test_discrepancy_shows_every_set_and_layer(drawn, tmp_path):
     ])  # fmt: skip
     plots.discrepancy(frame, "PID", tmp_path / "x")
     left, right = drawn[0][0].axes
+    lines = [bar[0] for bar in right.containers]
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
+    assert [line.get_markerfacecolor() == "white" for line in lines] == [False, False, True]
     assert [label.get_text() for label in left.get_yticklabels()] == ["OKVQA", "GQA", "COCO"]
     assert [label.get_text() for label in right.get_xticklabels()] == ["projector", "0", "1"]
 
@@ -121,3 +127,23 @@ def test_gallery_takes_any_text_and_items_without_an_image(drawn, tmp_path):
     assert len(data) == 4 and data["answer"].tolist()[:2] == ["$\\bad{ <b>", ""]
     text = figure.axes[0].texts[0].get_text()
     assert "SPIDER (120): (empty)" in text and "Reference: a $" in text
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (42.5, "42.5"), (5e-4, "5e-4"), (2.5e-4, "2.5e-4"), (16777217, "16777217"), (0.1234567, "0.1234567"),
+    (1e-3, "1e-3"), (10, "10"), ("last_layers", "last_layers"), (True, "True"), (np.int64(1234567), "1234567"),
+])
+def test_a_tick_says_its_value_and_no_other(value, text):
+    assert plots.tick(value) == text
+
+
+def test_names_in_every_plot_are_text(frame, tmp_path):
+    name = "US$ 5% to $10_^\\frac{"
+    named = frame.assign(model_name=name, target_name=frame["target"] + name, method_name=name)
+    assert plots.lines(points(named, [5, 10]), ["train.epochs"], name, tmp_path / "x")[1].exists()
+    assert drawing.planes(named, pd.DataFrame(), "method.alpha", tmp_path, "plane", name)[1].exists()
+    one = {"dataset": "a", "dataset_name": name, "role": "target", "value": 2.0, "low": 1.0, "high": 3.0}
+    sets = pd.DataFrame([one | {"part": part} for part in ("tuned", "0")])
+    assert plots.discrepancy(sets, name, tmp_path / "y")[1].exists()
+    example = {"item_id": name, "image": None, "prompt": name, "references": (name,), "answers": {name: (name, 0.5)}}
+    assert plots.gallery(name, name, [example], tmp_path / "z")[1].exists()

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from benchmark import render, tables
+from benchmark import lettering, render, tables
 from benchmark.compose import request
 from benchmark.errors import UserError
 from benchmark.published import Published
@@ -292,8 +292,11 @@ def test_markdown_details_hold_the_intervals(full):
 
 
 def test_markdown_escapes_what_would_be_markup():
-    text = render.to_markdown(build([row("full_ft", method_name="my_method|*x*")], notes=["a_b <c>"]))
-    assert r"my\_method\|\*x\*" in text
+    names = {**UPSTREAM, "gqa": "G|QA"}
+    own = row("full_ft", method_name="my_method|*x*\n# y", model_name="a|b", target_name="c|d")
+    text = render.to_markdown(tables.build("t", [own], names, notes=["a_b <c>"], draws=20))
+    assert r"my\_method\|\*x\* # y" in text and r"| G\|QA |" in text and r"### a\|b, fine-tuned on c\|d" in text
+    assert {line.replace(r"\|", "").count("|") for line in text.splitlines() if line.startswith("| ")} == {13, 9}
     assert r"a\_b \<c\>" in text
 
 
@@ -305,20 +308,29 @@ def test_csv_reads_back_with_all_numbers(full):
         assert column in frame
 
 
-def test_latex_has_the_layout_of_the_paper(full):
+@pytest.mark.parametrize("name", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)"])
+def test_no_text_of_a_csv_is_a_formula(name):
+    text = render.to_csv(build([row("full_ft", method_name=name, model_name=name), row("spider")]))
+    frame = pd.read_csv(io.StringIO(text))
+    assert set(frame["method_name"]) == {f"'{name}", "SPIDER"} and f"'{name}" in set(frame["model_name"])
+    assert lettering.as_written(f"'{name}") == name and lettering.as_written("'s") == "'s"
+    numbers = frame.loc[frame["metric"] == "H", "delta"].dropna()
+    assert numbers.dtype == float and len(numbers) == 1
+
+
+def test_latex_has_a_block_per_model_and_target(full):
     text = render.to_latex(replace(full, title="Table 5. Comparison"))
     starts = tuple(f"{name} & " for name, _, _ in METHODS.values())
     body = [part for part in text.splitlines() if part.startswith(starts)]
-    assert len(body) == 2 * len(METHODS)
-    assert {part.count("&") for part in body} == {16}  # method plus eight columns for each of two targets
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
-    assert text.count(r"\midrule") == 2
+    assert len(body) == 2 * 2 * len(METHODS)  # a block for each model and target
+    assert {part.count("&") for part in body} == {8}
     assert r"\caption{Comparison}" in text  # "Table 5." would stand behind LaTeX's own number
+    assert "LLaVA, fine-tuned on Flickr30k" in text and "VILA, fine-tuned on COCO-Caption" in text
     assert rf"\textbf{{{line(full, 'spider', 'H').value:.2f}}}" in text
     assert r"$\mathcal{A}^{S}$" in text
     own = line(full, "spider", "H")
     below = text.splitlines()[text.splitlines().index(body[7]) + 1]  # the intervals of the last method
-    assert below.count("&") == 16 and rf"{{\tiny {own.low:.1f}--{own.high:.1f}}}" in text
+    assert below.count("&") == 8 and rf"{{\tiny {own.low:.1f}--{own.high:.1f}}}" in text
 
 
 def test_a_terminal_shows_the_interval_below_each_score(full):
@@ -329,10 +341,6 @@ def test_a_terminal_shows_the_interval_below_each_score(full):
 
 
 def test_latex_specials_are_escaped():
-    assert render.latex_escape(r"a_b 5% {x} $ & # ~ ^ \n <|>") == (
-        r"a\_b 5\% \{x\} \$ \& \# \textasciitilde{} \textasciicircum{} \textbackslash{}n "
-        r"\textless{}\textbar{}\textgreater{}"
-    )
     table = build([row("full_ft", method_name="my_method & co")], notes=['prompt "{q}\\n" 50 %'])
     text = render.to_latex(table)
     assert r"my\_method \& co" in text
@@ -397,6 +405,23 @@ def test_structural_numbers_of_the_paper_stand_at_every_scale():
     assert paper["H"].value == 70.60 and "memory" not in paper
     table = build([row("spider", paper=found, diagnostics={0: {"memory": 2.25}})], shown=("memory", "H"))
     assert "| 2.25 | " in render.to_markdown(table) and "2.00 (+0.25)" in render.to_markdown(table)
+
+
+@pytest.mark.parametrize(("name", "targets", "heading"), [
+    ("table6", "iconqa", "Table 6. Comparison on visual question answering (IconQA)"),
+    ("table5", "flickr30k,coco", "Table 5. Comparison on image captioning (Flickr30k, COCO-Caption)"),
+    ("table2", "coco", "Table 2. Memory, learnable ratio, time and H (COCO-Caption)"),
+])
+def test_a_heading_names_the_targets_that_the_table_has(name, targets, heading, tmp_path):
+    from benchmark.outputs import _sets, build_table
+    from benchmark.plan import recorded
+    from benchmark.store import Store
+
+    asked = request([f"table={name}", f"targets={targets}", f"results={tmp_path}"])
+    waiting = recorded(asked, Store(tmp_path))
+    assert build_table(asked, waiting, Store(tmp_path)).title == heading
+    half = [row("full_ft"), row("full_ft", target="coco", items={}), row("zero_shot", target="coco")]
+    assert _sets(half) == "Flickr30k"  # nothing was tuned on the other
 
 
 @pytest.mark.parametrize(("setting", "names"), [

@@ -248,6 +248,8 @@ def test_only_bounds_may_differ_in_the_last_bit():
      [r"its digest is not the one in SHA256SUMS", r"full_ft on \w+ \(\w+\), A_S: value is '9\S+', from the cells"]),
     ("tables/table6.md", lambda path: path.write_text(path.read_text().replace("| Full FT |", "| Full FT | 9", 1)),
      [r"its digest is not", r"a line is '\| Full FT \| 9"]),
+    ("tables/table6.tex", lambda path: path.write_text(re.sub(r"tiny \d", "tiny 7.5", path.read_text(), count=1)),
+     [r"its digest is not", r"a line is ' & .*tiny 7\.5"]),
     ("tables/table6.tex", lambda path: path.unlink(), [r"is missing; SHA256SUMS lists it", r"No such file"]),
     ("tables/other.csv", lambda path: path.write_text("model\n"),
      [r"is not in SHA256SUMS: it was added later", r"is no table of conf/table"]),
