@@ -69,12 +69,51 @@ def test_missing_and_wrong_things(folder, tmp_path):
     with pytest.raises(UserError, match=r"validation\.jsonl does not exist"):
         load(spec, folder, "validation")
     (folder / "my_target" / "test.jsonl").write_text('{"image": null, "answers": ["y"]}\n')
-    with pytest.raises(UserError, match="not in the official layout of examples.my_target .KeyError: 'prompt'"):
+    with pytest.raises(UserError, match=r"test\.jsonl: line 1 lacks the key 'prompt'"):
         load(spec, folder, "test")
     wrong = {"examples.nothing": "Cannot import 'examples.nothing'", "benchmark.spec": "needs DATASET"}
     for name, message in wrong.items():
         with pytest.raises(UserError, match=message):
             request(["method=full_ft", "model=llava_pocket", f"targets={name}"])
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"answers": "cat"}, "answers of line 3 is text 'cat', expected a list"),
+    ({"answers": []}, "answers of line 3 has 0 entries, expected at least 1"),
+    ({"answers": [3]}, "answers of line 3 holds a number 3, expected texts"),
+    ({"answers": None}, "answers of line 3 is null, expected a list"),
+    ({"prompt": 3}, "line 3 has prompt=a number 3, expected text"),
+    ({"prompt": None}, "line 3 has prompt=null, expected text"),
+    ({"image": 3}, "line 3 has image=a number 3, expected text"),
+    ({"image": "gone.png"}, r"line 3 names the image .*gone\.png, which does not exist"),
+])  # fmt: skip
+def test_a_wrong_row_is_one_message_with_file_line_and_reason(folder, change, reason):
+    spec = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0].dataset("my_target")
+    rows = [{"image": None, "prompt": "x", "answers": ["y"]} for _ in range(3)]
+    rows[2].update(change)
+    path = folder / "my_target" / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"{path}: {reason}"):
+        load(spec, folder, "test")
+
+
+def test_a_line_that_is_no_json_object_is_named(folder):
+    spec = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0].dataset("my_target")
+    for line, reason in {"[1]": "line 2 is a list", '{"image"': "line 2 is truncated or not JSON"}.items():
+        (folder / "my_target" / "test.jsonl").write_text(
+            json.dumps({"image": None, "prompt": "x", "answers": ["y"]}) + f"\n{line}\n"
+        )
+        with pytest.raises(UserError, match=reason):
+            load(spec, folder, "test")
+
+
+def test_blank_lines_and_unicode_line_separators_are_no_rows(folder):
+    spec = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0].dataset("my_target")
+    row = json.dumps({"image": None, "prompt": "a\u2028b\x85c", "answers": ["y"]}, ensure_ascii=False)
+    (folder / "my_target" / "test.jsonl").write_text(f"{row}\n{row}\n\n", encoding="utf-8")
+    records = load(spec, folder, "test")
+    assert [record.item_id for record in records] == ["0", "1"]
+    assert records[0].prompt.startswith("a\u2028b\x85c\n")
 
 
 @pytest.mark.slow

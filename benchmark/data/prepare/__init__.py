@@ -221,7 +221,7 @@ def _listed(path: Path | None) -> list[str]:
     """Return the ids in a file: one per line, or the group's JSON lines (image and question index unknown: refused)."""
     if path is None:
         return []
-    from benchmark.data.prepare.check import read_text
+    from benchmark.data.check import read_text
 
     ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not ids or ids[0].startswith(("{", "[")):

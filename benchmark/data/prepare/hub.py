@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.data.prepare import check
+from benchmark.data import check
 from benchmark.data.prepare.files import Place
 from benchmark.data.prepare.forms import Row
 from benchmark.errors import UserError
