@@ -20,7 +20,7 @@ def lacking(metric: str, record: Record) -> str | None:
     """
     count = len(record.references)
     if metric == "textvqa" and count != ANNOTATORS:
-        return f"TextVQA accuracy needs {ANNOTATORS} annotator answers per question, got {count}"
+        return f"TextVQA accuracy is a mean over {ANNOTATORS} annotators, and the question has {count} answers"
     if count == 0:
         return f"the metric {metric} needs at least one reference, got none"
     if metric == "scienceqa":
