@@ -51,7 +51,7 @@ def reader_of(spec: DatasetLike) -> str:
     dataset has its module there, and its id is its folder.
     """
     reader = str(spec.options.get("reader", spec.id))
-    return spec.id if "." in reader else reader
+    return reader if reader in DATASETS else spec.id
 
 
 def own_target(module: str) -> dict[str, Any]:
@@ -83,8 +83,13 @@ def _import(module: str) -> Any:
     """Import a reader of ours or of the user's."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"Cannot import {module!r}: {error}. Put its folder on PYTHONPATH.") from error
+    except Exception as error:  # a user's file can fail in any way while it is imported
+        if module in DATASETS.values():
+            raise
+        raise UserError(
+            f"Cannot import {module!r}: {type(error).__name__}: {error}. Correct the module, give its file, e.g. ./my_target.py, "
+            "or put its folder on PYTHONPATH."
+        ) from error
 
 
 def subset(records: Sequence[Record], limit: int | None, seed: int = 0) -> list[Record]:
@@ -140,7 +145,7 @@ def load(
         UserError: unknown dataset or split, missing or broken files, or another count than the spec's.
     """
     reader = str(dataset_spec.options.get("reader", dataset_spec.id))
-    if reader not in DATASETS and "." not in reader:
+    if reader not in DATASETS and "reader" not in dataset_spec.options:
         raise UserError(f"Unknown dataset {reader!r}.{did_you_mean(reader, DATASETS)}")
     folder = Path(root) / reader_of(dataset_spec)
     if split not in SPLITS:

@@ -539,8 +539,10 @@ def _finish(
             for split, rows in records.items()
         },
     }
-    _compare_ids(name, root, choice, records, keep=True)
     folder = root / name
+    if not written and not os.access(folder, os.W_OK):  # data of another owner are checked, which needs no record
+        return [*_summary(content), "the folder is read-only: nothing is noted in it"]
+    _compare_ids(name, root, choice, records, keep=True)
     write_atomic(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     (folder / MARKER).unlink(missing_ok=True)
     return [*_summary(content), *notes]

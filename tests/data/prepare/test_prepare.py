@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -414,3 +415,11 @@ def test_endings_in_any_case_and_webp(specs, drawn, tmp_path, ending):
         path.unlink()
     prepared(specs, tmp_path / "data", "--no-hub", "--from", f"gqa={source}", "gqa")
     prepared(specs, tmp_path, "gqa")  # the same folder as a data folder of the user's own
+
+
+def test_a_read_only_folder_of_another_owner_is_checked_without_writing(specs, drawn, tmp_path, capsys, monkeypatch):
+    shutil.copytree(drawn / "gqa", tmp_path / "gqa")
+    before = tree(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    prepared(specs, tmp_path, "gqa")
+    assert "the folder is read-only" in capsys.readouterr().out and tree(tmp_path) == before
