@@ -87,8 +87,8 @@ def _import(module: str) -> Any:
         if module in DATASETS.values():
             raise
         raise UserError(
-            f"Cannot import {module!r}: {type(error).__name__}: {error}. Correct the module, give its file, e.g. ./my_target.py, "
-            "or put its folder on PYTHONPATH."
+            f"Cannot import {module!r}: {type(error).__name__}: {error}. Correct the module, give its "
+            "file, e.g. ./my_target.py, or put its folder on PYTHONPATH."
         ) from error
 
 

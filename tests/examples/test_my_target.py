@@ -71,7 +71,7 @@ def test_missing_and_wrong_things(folder, tmp_path):
     (folder / "my_target" / "test.jsonl").write_text('{"image": null, "answers": ["y"]}\n')
     with pytest.raises(UserError, match=r"test\.jsonl: line 1 lacks the key 'prompt'"):
         load(spec, folder, "test")
-    wrong = {"examples.nothing": "Cannot import 'examples.nothing': ModuleNotFoundError", "benchmark.spec": "needs DATASET"}
+    wrong = {"examples.nothing": "'examples.nothing': ModuleNotFoundError", "benchmark.spec": "needs DATASET"}
     for name, message in wrong.items():
         with pytest.raises(UserError, match=message):
             request(["method=full_ft", "model=llava_pocket", f"targets={name}"])
