@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from benchmark import external, protocols, watch
+from benchmark import external, own_modules, protocols, watch
 from benchmark.errors import UserError, did_you_mean
 from benchmark.launch import world_size
 from benchmark.spec import (
@@ -373,7 +373,11 @@ def _axes(
     else:
         defaults = {"models": [], "methods": [], "targets": [], "seeds": [config["seed"]]}
     axes = {name: list(named.get(name, default)) for name, default in defaults.items()}
-    axes["targets"] = [_own_target(name, config, faults) if "." in str(name) else name for name in axes["targets"]]
+    axes["targets"] = [
+        name if name in config["dataset"] or not own_modules.is_module(str(name))
+        else _own_target(str(name), config, faults) for name in axes["targets"]
+    ]
+    axes["methods"] = [_own_method(str(name), faults) if ":" in str(name) else name for name in axes["methods"]]
     _check_axes(axes, config, faults)
     axes["seeds"] = [seed_of(seed, faults) for seed in axes["seeds"]]
     if grid or named:
@@ -387,16 +391,26 @@ def _axes(
 
 
 def _own_target(module: str, config: Mapping[str, Any], faults: Faults) -> str:
-    """Add a user's own target (a module's name) to the datasets and return its id."""
+    """Add a user's own target (a module's name or file) to the datasets and return its id."""
     from benchmark.data import own_target
 
     try:
-        values = own_target(module)
+        values = own_target(own_modules.canonical(module))
     except UserError as error:
         faults.add(str(error))
         return module
     config["dataset"][values["id"]] = values
     return values["id"]
+
+
+def _own_method(text: str, faults: Faults) -> str:
+    """Return module:Class of a user's own method, which may be written with the module's file."""
+    module, _, name = text.rpartition(":")
+    try:
+        return f"{own_modules.canonical(module)}:{name}"
+    except UserError as error:
+        faults.add(str(error))
+        return text
 
 
 def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults: Faults) -> None:

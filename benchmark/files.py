@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import hashlib
 import json
@@ -14,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmark.errors import UserError
 
@@ -102,6 +103,24 @@ def sweep(folder: Path, seconds: float = 0.0) -> None:
         with contextlib.suppress(OSError):
             if path.stat().st_mtime <= time.time() - seconds:
                 path.unlink()
+
+
+def lock(file: IO[Any]) -> None:
+    """Wait until no other process holds a lock on an open file, and hold it until the file is closed.
+
+    Args:
+        file: opened for writing; processes that inherit it hold the lock too.
+
+    Raises:
+        UserError: its file system has no locks (flock), as some network mounts.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise UserError(
+            f"The file system of {file.name} cannot lock files (flock: {error.strerror}). Choose a folder on another "
+            "one: results=DIR for results, data_root=DIR for data; or mount it with locks."
+        ) from error
 
 
 def sync(path: Path) -> None:

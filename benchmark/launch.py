@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 
 from benchmark import signals
 from benchmark.errors import UserError
-from benchmark.files import write_atomic
+from benchmark.files import lock, write_atomic
 from benchmark.spec import ROOT, CellSpec
 
 LOST = ("in vain", "by peer", "onnection closed", "onnection reset")  # what processes say that miss another
@@ -109,7 +108,7 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
     log = folder / f"{stage.partition('/')[0]}.log"
     with open(log, "a") as output:
         # The processes inherit this lock with the file. After a kill of their parent it tells when the last has gone.
-        fcntl.flock(output, fcntl.LOCK_EX)
+        lock(output)
         output.truncate(0)
         for old in (*folder.glob(OUTCOME.format("*")), folder / STOP):
             old.unlink(missing_ok=True)

@@ -188,7 +188,7 @@ def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
     """Call the profile's data hook, which draws what is missing or was drawn by other code.
 
     Args:
-        profile: names the hook, "module:function".
+        profile: names the hook, "module:function"; the module also has complete(folder).
         root: data folder.
         show: told that it happens.
 
@@ -198,7 +198,10 @@ def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
     if profile.prepare is None:
         raise UserError(f"Profile {profile.id} has no data of its own to draw. Put the official files below {root}.")
     module, _, function = profile.prepare.partition(":")
-    hook, folder = getattr(importlib.import_module(module), function), at_root(root)
+    found, folder = importlib.import_module(module), at_root(root)
+    if found.complete(folder):  # data of another owner, or on a read-only disk, need no lock
+        return
+    hook = getattr(found, function)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

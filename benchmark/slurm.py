@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmark import own_modules
 from benchmark.compose import AXES, Request
 from benchmark.cost import Costs, clock
+from benchmark.data import DATASETS
 from benchmark.errors import UserError
 from benchmark.external import PREFIX
 from benchmark.plan import Planned
-from benchmark.spec import cell_id
+from benchmark.spec import DatasetSpec, cell_id
 
 HEAD = """#!/bin/bash
 # {cells} missing cells in {elements} array elements. Submit from the repository: sbatch THIS_FILE
@@ -117,12 +119,28 @@ def _command(
         name = first.method.id.removeprefix(PREFIX)
         narrowed.append(f"checkpoints={name}@{first.model.id}:{first.model.checkpoint}")
         methods = ["zero_shot"]
-    narrowed.append(f"methods={','.join(methods)}")
-    targets = [first.target] if first.target else [dataset.id for dataset in first.targets]
-    narrowed.append(f"targets={','.join(targets)}")
+    narrowed.append(f"methods={','.join(map(_method, methods))}")
+    targets = [dataset for dataset in first.targets if first.target in (None, dataset.id)]
+    narrowed.append(f"targets={','.join(map(_target, targets))}")
     if first.train is not None:
         narrowed.append(f"seeds={first.seed}")
     return " ".join(shlex.quote(item) for item in narrowed)
+
+
+def _method(method: str) -> str:
+    """Return a method as an element of the array can find it: one in a file of the user's own by that file."""
+    module, colon, name = method.rpartition(":")
+    place = own_modules.portable(module) if colon else module
+    return method if place == module else _value(f"{place}:{name}")
+
+
+def _target(dataset: DatasetSpec) -> str:
+    """Return a target as an element of the array can find it: one of the user's own by its module or file."""
+    reader = str(dataset.options.get("reader", dataset.id))
+    if reader in DATASETS:
+        return dataset.id
+    place = own_modules.portable(reader)
+    return place if place == reader else _value(place)
 
 
 def _value(value: Any) -> str:

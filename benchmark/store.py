@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from benchmark.errors import Locked, UserError, did_you_mean
-from benchmark.files import sha256_file, sweep, sync, write_atomic
+from benchmark.files import lock, sha256_file, sweep, sync, write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, cell_id, cell_of, plain
 
@@ -321,9 +320,20 @@ def _alive(owner: dict[str, Any], path: Path) -> bool:
 
 @contextlib.contextmanager
 def short_lock(path: Path) -> Iterator[None]:
-    """Hold a file lock for a moment, to make a few steps one among processes."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold a file lock for a moment, to make a few steps one among processes.
+
+    Raises:
+        UserError: the file cannot be written, or its file system has no locks.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w"))
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {path}: {error.strerror}. Give a writable folder: results=DIR for results, "
+                "data_root=DIR for data."
+            ) from error
+        lock(file)
         yield
 
 

@@ -20,6 +20,7 @@ from benchmark.files import write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, ModelSpec, answering_dtype, at_root
 from benchmark.store import Store
+from eval.java import find_java
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +166,8 @@ class Worker:
                 return "done already"
             started, seconds = time.monotonic(), {}
             try:
+                if any(dataset.metric == "cider" for dataset in cell.datasets):
+                    find_java()  # the scorer needs it: said now, and not after training and answering
                 here = cell.engine == "single"  # else other processes load the model
                 first = next((stage for stage in missing if not stage.startswith(("score/", "summary"))), None)
                 if here and first is not None:

@@ -1,7 +1,6 @@
-import json
 from pathlib import Path
 
-from benchmark.data import Record
+from benchmark.data import Record, json_rows
 
 # Everything that conf/dataset/*.yaml would say; the folder is <data_root>/my_target.
 DATASET = {
@@ -15,13 +14,12 @@ DATASET = {
 
 def load(root, split, spec):
     """Read <root>/my_target/<split>.jsonl: {"image": file or null, "prompt": question, "answers": [...]} per line."""
-    folder = Path(root) / spec.id
     records = []
-    for number, line in enumerate((folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()):
-        row = json.loads(line)
+    for number, row in enumerate(json_rows(Path(root) / spec.id / f"{split}.jsonl")):
+        image, answers = row.image("image"), row.texts("answers")
         records.append(Record(
-            item_id=str(number), dataset=spec.id, split=split, image=folder / row["image"] if row["image"] else None,
-            prompt=spec.prompt.format(question=row["prompt"]), target=row["answers"][0],
-            references=tuple(row["answers"]), options=None, group=row["image"] or str(number),
+            item_id=str(number), dataset=spec.id, split=split, image=image,
+            prompt=spec.prompt.format(question=row.text("prompt")), target=answers[0], references=answers,
+            options=None, group=row.content["image"] or str(number),
         ))
     return records

@@ -135,7 +135,8 @@ def entry(method: str) -> MethodEntry:
     if method in METHODS:
         return METHODS[method]
     if ":" not in method:
-        raise UserError(f"Unknown method {method!r}.{did_you_mean(method, METHODS)} Your own: module:Class.")
+        hint = did_you_mean(method, METHODS)
+        raise UserError(f"Unknown method {method!r}.{hint} Your own: module:Class or ./file.py:Class.")
     cls = load_class(method)
     title = getattr(cls, "title", cls.__name__)
     return MethodEntry(method, title, method, "posthoc" if cls.posthoc else "training")
@@ -155,7 +156,7 @@ def load_class(path: str) -> type[Method]:
     except Exception as error:  # a user's file can fail in any way while it is imported
         raise UserError(
             f"Cannot import method module {module_name!r}: {type(error).__name__}: {error}. "
-            "Write module:Class, with the module's folder on PYTHONPATH."
+            "Write ./file.py:Class, or module:Class with the module's folder on PYTHONPATH."
         ) from error
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, Method)):

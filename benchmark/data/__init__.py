@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchmark.data.layout import FIX, Absent
 from benchmark.data.record import Record, check_images, digest, find_image, open_image
+from benchmark.data.rows import JsonRow, json_rows
 from benchmark.errors import UserError, did_you_mean
+from eval.needs import lacking
 
 __all__ = [
-    "DATASETS", "SPLITS", "DatasetLike", "Record", "check_images", "digest", "find_image", "ids_digest", "load",
-    "open_image", "own_target", "reader_of", "subset",
+    "DATASETS", "SPLITS", "DatasetLike", "JsonRow", "Record", "check_images", "digest", "find_image", "ids_digest",
+    "json_rows", "load", "open_image", "own_target", "reader_of", "subset",
 ]
 
 DATASETS = {
@@ -48,7 +51,7 @@ def reader_of(spec: DatasetLike) -> str:
     dataset has its module there, and its id is its folder.
     """
     reader = str(spec.options.get("reader", spec.id))
-    return spec.id if "." in reader else reader
+    return reader if reader in DATASETS else spec.id
 
 
 def own_target(module: str) -> dict[str, Any]:
@@ -80,8 +83,13 @@ def _import(module: str) -> Any:
     """Import a reader of ours or of the user's."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"Cannot import {module!r}: {error}. Put its folder on PYTHONPATH.") from error
+    except Exception as error:  # a user's file can fail in any way while it is imported
+        if module in DATASETS.values():
+            raise
+        raise UserError(
+            f"Cannot import {module!r}: {type(error).__name__}: {error}. Correct the module, give its "
+            "file, e.g. ./my_target.py, or put its folder on PYTHONPATH."
+        ) from error
 
 
 def subset(records: Sequence[Record], limit: int | None, seed: int = 0) -> list[Record]:
@@ -137,21 +145,29 @@ def load(
         UserError: unknown dataset or split, missing or broken files, or another count than the spec's.
     """
     reader = str(dataset_spec.options.get("reader", dataset_spec.id))
-    if reader not in DATASETS and "." not in reader:
+    if reader not in DATASETS and "reader" not in dataset_spec.options:
         raise UserError(f"Unknown dataset {reader!r}.{did_you_mean(reader, DATASETS)}")
     folder = Path(root) / reader_of(dataset_spec)
     if split not in SPLITS:
         raise UserError(f"Unknown split {split!r} of {dataset_spec.id}.{did_you_mean(split, SPLITS)}")
     try:
         records = _import(DATASETS.get(reader, reader)).load(Path(root), split, dataset_spec)
+    except UserError:
+        raise
     except FileNotFoundError as error:  # of a user's own reader
         raise Absent(f"{error.filename} does not exist. {FIX}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:
+        if reader not in DATASETS:
+            raise UserError(_own_fault(error, reader, folder, split)) from error
+        if not isinstance(error, AttributeError | LookupError | TypeError | ValueError):
+            raise
         # The readers name missing keys; here ends what has a key but no value of the right kind.
         raise UserError(
             f"The files in {folder} are not in the official layout of {reader} "
             f"({type(error).__name__}: {error}). {FIX}"
         ) from error
+    if reader not in DATASETS:
+        records = _own_records(records, reader, split)
     listed = folder / f"ids_{split}.txt"
     if listed.is_file():
         records = _listed(records, listed)
@@ -195,6 +211,62 @@ def _check_places(records: Sequence[Record], root: Path) -> None:
             )
 
 
+def _own_fault(error: Exception, reader: str, folder: Path, split: str) -> str:
+    """Return what failed in a user's own reader, and at which of its lines."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    name = getattr(_import(reader), "__file__", None)
+    for other in traceback.extract_tb(error.__traceback__):
+        frame = other if other.filename == name else frame
+    return (
+        f"{reader} cannot read {split} in {folder}: {type(error).__name__}: {error} ({frame.filename}, line "
+        f"{frame.lineno}). Correct the data or the reader; benchmark.data.json_rows names the file and the line of a "
+        "wrong row."
+    )
+
+
+def _own_records(records: Any, reader: str, split: str) -> list[Record]:
+    """Return what a user's own reader made if it is a list of records."""
+    made = list(records) if isinstance(records, Iterable) else [records]
+    wrong = next((item for item in made if not isinstance(item, Record)), None)
+    if wrong is not None or not isinstance(records, Iterable):
+        raise UserError(
+            f"load of {reader} returned {type(wrong).__name__} for {split}, expected a list of benchmark.data.Record."
+        )
+    return made
+
+
+def _check_kinds(record: Record, spec: DatasetLike, folder: Path, split: str) -> None:
+    """Raise UserError if a field is of another kind: a text in place of a tuple would fall apart into its letters."""
+    texts = {"item_id": record.item_id, "prompt": record.prompt, "group": record.group}
+    tuples = {"references": record.references} | ({} if record.options is None else {"options": record.options})
+    wrong = [f"{name}={value!r}, expected text" for name, value in texts.items() if not isinstance(value, str)]
+    if not (isinstance(record.target, str) or (record.target is None and split != "train")):
+        wrong.append(f"target={record.target!r}, expected text")
+    if not (record.image is None or isinstance(record.image, Path)):
+        wrong.append(f"image={record.image!r}, expected a pathlib.Path or None")
+    if not isinstance(record.meta, Mapping):
+        wrong.append(f"meta={record.meta!r}, expected a dict")
+    for name, value in tuples.items():
+        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+            wrong.append(f"{name}={value!r}, expected a tuple of texts")
+    if wrong:
+        raise UserError(
+            f"Item {record.item_id} of {spec.id}/{split} in {folder} has {'; '.join(wrong)}. Correct the data or the "
+            "reader."
+        )
+
+
+def _check_scorable(record: Record, spec: DatasetLike, folder: Path, split: str) -> None:
+    """Raise UserError if the dataset's metric could not score an item, before anything is trained."""
+    metric = getattr(spec, "metric", None)
+    reason = lacking(metric, record) if metric is not None and split != "train" else None
+    if reason:
+        raise UserError(
+            f"Item {record.item_id} of {spec.id}/{split} in {folder} cannot be scored: {reason}. Correct the "
+            f"annotation file, or choose another metric with dataset.{spec.id}.metric."
+        )
+
+
 def _check_texts(record: Record, spec: DatasetLike) -> None:
     """Raise UserError if a text is no Unicode: JSON can hold half a character, which nothing can write."""
     try:
@@ -202,7 +274,7 @@ def _check_texts(record: Record, spec: DatasetLike) -> None:
             text.encode()
     except (UnicodeEncodeError, AttributeError) as error:
         raise UserError(
-            f"Item {record.item_id} of {spec.id}/{record.split} holds a text that is none ({error}). {FIX}"
+            f"Item {record.item_id} of {spec.id}/{record.split} holds a text that is no Unicode ({error}). {FIX}"
         ) from None
 
 
@@ -218,7 +290,9 @@ def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -
         raise Absent(f"{spec.id}/{split} has no items in {folder}. Fetch or draw the dataset again.")
     seen: set[str] = set()
     for record in records:
+        _check_kinds(record, spec, folder, split)
         _check_texts(record, spec)
+        _check_scorable(record, spec, folder, split)
         if record.item_id in seen:
             raise UserError(
                 f"{spec.id}/{split} in {folder} has item {record.item_id} twice. "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.data import check
 from benchmark.data.layout import FIX, need, read_json, render
 from benchmark.data.record import Record
 from benchmark.errors import UserError
@@ -74,7 +75,8 @@ def karpathy(
             continue
         image_id = str(need(entry, id_key, path, f"image {number}"))
         where = f"image {image_id}"
-        sentences = [need(sentence, "raw", path, where) for sentence in need(entry, "sentences", path, where)]
+        given = check.rows(need(entry, "sentences", path, where), path, f"sentences of {where}")
+        sentences = [check.text(sentence, "raw", path, f"a sentence of {where}", blank=True) for sentence in given]
         captions = tuple(" ".join(sentence.split()) for sentence in sentences)
         if not captions:
             raise UserError(f"{path}: {where} has no captions. {FIX}")

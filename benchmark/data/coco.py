@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.data import check
 from benchmark.data.captions import karpathy
-from benchmark.data.layout import need, official_names
+from benchmark.data.layout import official_names
 from benchmark.data.record import Record
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
     path = folder / "dataset_coco.json"
 
     def image_of(entry: dict) -> Path:
-        return folder / need(entry, "filepath", path, "an image") / need(entry, "filename", path, "an image")
+        place, name = (check.text(entry, key, path, "an image") for key in ("filepath", "filename"))
+        return folder / place / name
 
     return karpathy(path, official_names(spec, split, SPLITS), "cocoid", image_of, split, spec)

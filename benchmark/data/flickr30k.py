@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.data import check
 from benchmark.data.captions import karpathy
-from benchmark.data.layout import need, official_names
+from benchmark.data.layout import official_names
 from benchmark.data.record import Record
 
 if TYPE_CHECKING:
@@ -36,6 +37,6 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
     path = folder / "dataset_flickr30k.json"
 
     def image_of(entry: dict) -> Path:
-        return folder / "flickr30k-images" / need(entry, "filename", path, "an image")
+        return folder / "flickr30k-images" / check.text(entry, "filename", path, "an image")
 
     return karpathy(path, official_names(spec, split, SPLITS), "imgid", image_of, split, spec)

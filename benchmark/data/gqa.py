@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.data import check
 from benchmark.data.layout import FIX, need, one_name, read_json, render
 from benchmark.data.record import Record
 from benchmark.errors import UserError
@@ -43,8 +44,10 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
     records = []
     for question_id, entry in questions.items():
         where = f"question {question_id}"
-        question, answer = need(entry, "question", path, where), str(need(entry, "answer", path, where))
-        image_id, types = str(need(entry, "imageId", path, where)), need(entry, "types", path, where)
+        question = check.text(entry, "question", path, where, blank=True)
+        answer = check.text(entry, "answer", path, where, blank=True)
+        image_id = check.identifier(entry, "imageId", path, where)
+        types = check.mapping(need(entry, "types", path, where), path, f"types of {where}")
         records.append(Record(
             item_id=question_id,
             dataset=spec.id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.data import check
 from benchmark.data.layout import answer_format, choice, letter, need, one_name, option_lines, read_json, render
 from benchmark.data.record import Record
 
@@ -38,7 +39,7 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
     for pid in need(read_json(split_file), f"choose_txt_{name}", split_file):
         entry, where = need(problems, str(pid), path), f"problem {pid}"
         options, index = choice(entry, path, where)
-        question = need(entry, "question", path, where)
+        question = check.text(entry, "question", path, where, blank=True)
         target = answer_format(spec, index, options)
         records.append(Record(
             item_id=str(pid),

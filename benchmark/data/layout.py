@@ -146,8 +146,12 @@ def choice(entry: Any, path: Path, where: str) -> tuple[tuple[str, ...], int]:
     Raises:
         UserError: a key is missing or the index is out of range.
     """
-    options = tuple(str(option) for option in need(entry, "choices", path, where))
-    index = need(entry, "answer", path, where)
-    if not isinstance(index, int) or not 0 <= index < len(options):
+    given = need(entry, "choices", path, where)
+    # Numbers are options too; a text would fall apart into its letters.
+    plain = isinstance(given, list) and all(isinstance(o, str | int | float) and not isinstance(o, bool) for o in given)
+    if not plain:
+        raise UserError(f"{path}: {where} has choices {given!r}, expected a list of texts or numbers. {FIX}")
+    options, index = tuple(map(str, given)), need(entry, "answer", path, where)
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(options):
         raise UserError(f"{path}: {where} has answer {index!r} but {len(options)} choices. {FIX}")
     return options, index

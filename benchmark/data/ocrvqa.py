@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.data import check
 from benchmark.data.layout import FIX, need, one_name, read_json, render
 from benchmark.data.record import Record
 from benchmark.errors import UserError
@@ -42,7 +43,7 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
         where = f"book {book}"
         if str(need(entry, "split", path, where)) != name:
             continue
-        questions, answers = need(entry, "questions", path, where), need(entry, "answers", path, where)
+        questions, answers = (check.texts(entry, key, path, where, least=0) for key in ("questions", "answers"))
         if len(questions) != len(answers):
             raise UserError(f"{path}: {where} has {len(questions)} questions, {len(answers)} answers. {FIX}")
         for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
@@ -52,13 +53,13 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
                 split=split,
                 image=folder / "images" / f"{book}.jpg",
                 prompt=render(spec, question=question),
-                target=str(answer),
-                references=(str(answer),),
+                target=answer,
+                references=(answer,),
                 options=None,
                 group=book,
                 meta={
                     "question": question,
-                    "question_type": _kind(str(answer), entry),
+                    "question_type": _kind(answer, entry),
                     "question_id": f"{book}_{index}",
                     "image_id": book,
                 },

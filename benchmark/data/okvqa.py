@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.data import check
 from benchmark.data.layout import FIX, commonest, need, one_name, read_json, render
 from benchmark.data.record import Record
 from benchmark.errors import UserError
@@ -48,13 +49,15 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
             raise UserError(f"{annotation_file} has no answers for {where} of {question_file.name}. {FIX}")
         annotation = annotations[number_id]
         answers = tuple(
-            str(need(answer, "answer", annotation_file, where))
-            for answer in need(annotation, "answers", annotation_file, where)
+            check.text(answer, "answer", annotation_file, f"an answer of {where}", blank=True)
+            for answer in check.rows(need(annotation, "answers", annotation_file, where), annotation_file,
+                                     f"answers of {where}")
         )
         if not answers:
             raise UserError(f"{annotation_file}: {where} has an empty list of answers. {FIX}")
-        question = need(entry, "question", question_file, where)
-        image_id = need(entry, "image_id", question_file, where)
+        question = check.text(entry, "question", question_file, where, blank=True)
+        check.number(entry, "image_id", question_file, where)
+        image_id = entry["image_id"]
         records.append(Record(
             item_id=str(number_id),
             dataset=spec.id,

@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MOST_PIXELS = 2**26  # of a decoded image; a file of some kilobytes can hold more than the memory
 LONGEST_SIDE = 2**14
 LONGEST_RATIO = 200   # a strip is padded to a square, or its short edge stretched
-SUFFIXES = (".jpg", ".png", ".gif", ".jpeg")
+SUFFIXES = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FIX = "Restore the file (fetch or draw the dataset again); items are never skipped."
 
 
@@ -59,13 +59,14 @@ def _where(record: Record) -> str:
 
 
 def find_image(path: Path) -> Path | None:
-    """Return the file that holds an image: the official name, or the same stem with another suffix.
+    """Return the file that holds an image: the official name, or the same stem with another suffix, in any case.
 
     OCR-VQA calls every cover .jpg although some were downloaded as .gif, hence the second look.
     """
     if path.is_file():
         return path
-    return next((other for suffix in SUFFIXES if (other := path.with_suffix(suffix)).is_file()), None)
+    endings = (form for suffix in SUFFIXES for form in (suffix, suffix.upper(), f".{suffix[1:].capitalize()}"))
+    return next((other for ending in endings if (other := path.with_suffix(ending)).is_file()), None)
 
 
 def _read(path: Path, transparency: str = "drop") -> Image.Image:

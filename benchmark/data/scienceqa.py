@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.data import check
 from benchmark.data.layout import answer_format, choice, letter, need, one_name, option_lines, read_json, render
 from benchmark.data.record import Record
 
@@ -42,8 +43,9 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
     for pid in need(read_json(split_file), name, split_file):
         entry, where = need(problems, str(pid), path), f"problem {pid}"
         options, index = choice(entry, path, where)
-        question, hint = need(entry, "question", path, where), need(entry, "hint", path, where)
-        file_name = need(entry, "image", path, where)
+        question = check.text(entry, "question", path, where, blank=True)
+        hint = check.text(entry, "hint", path, where, blank=True)
+        file_name = check.text(entry, "image", path, where, null=True)
         prompt = render(
             spec, context=f"Context: {hint}\n" if hint else "", context_or_na=hint.strip() or "N/A", question=question,
             options=option_lines(options),

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.data import check
 from benchmark.data.layout import FIX, commonest, need, one_name, read_json, render
 from benchmark.data.record import Record
 from benchmark.errors import UserError
@@ -62,10 +63,8 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
         image_id = str(need(entry, "image_id", path, where))
         if with_ocr and image_id not in tokens:
             raise UserError(f"{ocr_file} has no entry for image {image_id} ({where}). {FIX}")
-        question = need(entry, "question", path, where)
-        answers = tuple(str(answer) for answer in need(entry, "answers", path, where))
-        if not answers:
-            raise UserError(f"{path}: {where} has an empty list of answers. {FIX}")
+        question = check.text(entry, "question", path, where, blank=True)
+        answers = tuple(check.texts(entry, "answers", path, where))
         fields = {"question": question} | ({"ocr_tokens": ", ".join(tokens[image_id])} if with_ocr else {})
         records.append(Record(
             item_id=str(question_id),
@@ -93,5 +92,5 @@ def _tokens(path: Path) -> dict[str, list[str]]:
     tokens = {}
     for number, entry in enumerate(need(read_json(path), "data", path)):
         image_id = str(need(entry, "image_id", path, f"entry {number}"))
-        tokens[image_id] = [str(token) for token in need(entry, "ocr_tokens", path, f"image {image_id}")]
+        tokens[image_id] = check.texts(entry, "ocr_tokens", path, f"image {image_id}", least=0)
     return tokens

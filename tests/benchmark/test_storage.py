@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -219,3 +220,23 @@ def test_eight_processes_compute_each_cell_once(world, monkeypatch):
     assert len([line for line in counts if line.startswith(("train", "posthoc"))]) == 3
     assert len([line for line in counts if line.startswith("generate")]) == 6 + 3 * 5
     assert (world.results / "tables" / "table6.md").read_text() == (world.root / "quiet/tables/table6.md").read_text()
+
+
+def test_complete_data_of_another_owner_need_no_lock(tmp_path, monkeypatch):
+    """Nothing has to be drawn, so nothing is opened for writing."""
+    from benchmark import runner
+    from benchmark.data.pocket import drawn
+
+    stamp = {"version": drawn.code_version()}
+    for name in drawn.UPSTREAM + drawn.TARGETS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "drawn.json").write_text(json.dumps({**stamp, "counts": drawn.COUNTS[name]}))
+    called = []
+    monkeypatch.setattr(drawn, "draw", lambda root, on_progress: called.append(root))
+    before = sorted(tmp_path.rglob("*"))
+    profile = request([], grid=False).profile
+    runner.draw(profile, str(tmp_path), None)
+    assert not called and sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "gqa" / "drawn.json").unlink()
+    runner.draw(profile, str(tmp_path), None)
+    assert called == [tmp_path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from benchmark.compose import request
 from benchmark.errors import Locked, UserError
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec
-from benchmark.store import Store, read_cell
+from benchmark.store import Store, read_cell, short_lock
 
 KEYS = Keys("t1", {"gqa": "g1"}, {"gqa": "s1"}, "m1")
 FILES = {
@@ -218,3 +219,16 @@ def test_cells_of_another_schema_version_are_neither_listed_nor_found(store):
         store.all_cells()
     with pytest.raises(UserError, match="schema version 99"):
         store.find("anything")
+
+
+def test_a_file_system_without_locks_is_named(store, cell, monkeypatch, tmp_path):
+    def flock(file, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    reason = rf"file system of {store.cells}/\.lock cannot lock files .flock: No locks"
+    with pytest.raises(UserError, match=reason), store.lock(cell):
+        raise AssertionError("held without a lock")
+    reason = r"Cannot write .*gone/\.lock: No such file.*data_root=DIR"
+    with pytest.raises(UserError, match=reason), short_lock(tmp_path / "gone" / ".lock"):
+        raise AssertionError("held without a lock")

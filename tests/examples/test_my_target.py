@@ -69,12 +69,118 @@ def test_missing_and_wrong_things(folder, tmp_path):
     with pytest.raises(UserError, match=r"validation\.jsonl does not exist"):
         load(spec, folder, "validation")
     (folder / "my_target" / "test.jsonl").write_text('{"image": null, "answers": ["y"]}\n')
-    with pytest.raises(UserError, match="not in the official layout of examples.my_target .KeyError: 'prompt'"):
+    with pytest.raises(UserError, match=r"test\.jsonl: line 1 lacks the key 'prompt'"):
         load(spec, folder, "test")
-    wrong = {"examples.nothing": "Cannot import 'examples.nothing'", "benchmark.spec": "needs DATASET"}
+    wrong = {"examples.nothing": "'examples.nothing': ModuleNotFoundError", "benchmark.spec": "needs DATASET"}
     for name, message in wrong.items():
         with pytest.raises(UserError, match=message):
             request(["method=full_ft", "model=llava_pocket", f"targets={name}"])
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"answers": "cat"}, "answers of line 3 is text 'cat', expected a list"),
+    ({"answers": []}, "answers of line 3 has 0 entries, expected at least 1"),
+    ({"answers": [3]}, "answers of line 3 holds a number 3, expected texts"),
+    ({"answers": None}, "answers of line 3 is null, expected a list"),
+    ({"prompt": 3}, "line 3 has prompt=a number 3, expected text"),
+    ({"prompt": None}, "line 3 has prompt=null, expected text"),
+    ({"image": 3}, "line 3 has image=a number 3, expected text"),
+    ({"image": "gone.png"}, r"line 3 names the image .*gone\.png, which does not exist"),
+])  # fmt: skip
+def test_a_wrong_row_is_one_message_with_file_line_and_reason(folder, change, reason):
+    spec = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0].dataset("my_target")
+    rows = [{"image": None, "prompt": "x", "answers": ["y"]} for _ in range(3)]
+    rows[2].update(change)
+    path = folder / "my_target" / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"{path}: {reason}"):
+        load(spec, folder, "test")
+
+
+def test_a_line_that_is_no_json_object_is_named(folder):
+    spec = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0].dataset("my_target")
+    for line, reason in {"[1]": "line 2 is a list", '{"image"': "line 2 is truncated or not JSON"}.items():
+        (folder / "my_target" / "test.jsonl").write_text(
+            json.dumps({"image": None, "prompt": "x", "answers": ["y"]}) + f"\n{line}\n"
+        )
+        with pytest.raises(UserError, match=reason):
+            load(spec, folder, "test")
+
+
+def test_blank_lines_and_unicode_line_separators_are_no_rows(folder):
+    spec = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0].dataset("my_target")
+    row = json.dumps({"image": None, "prompt": "a\u2028b\x85c", "answers": ["y"]}, ensure_ascii=False)
+    (folder / "my_target" / "test.jsonl").write_text(f"{row}\n{row}\n\n", encoding="utf-8")
+    records = load(spec, folder, "test")
+    assert [record.item_id for record in records] == ["0", "1"]
+    assert records[0].prompt.startswith("a\u2028b\x85c\n")
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> Path:
+    """Return a folder with copies of the examples that is on no path."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    place = tmp_path / "my code"
+    place.mkdir()
+    for name, new in {"my_target": "mine_t", "my_method": "mine_m"}.items():
+        (place / f"{new}.py").write_text((ROOT / "examples" / f"{name}.py").read_text())
+    yield place
+    for name in ("mine_t", "mine_m"):
+        sys.modules.pop(name, None)
+
+
+def test_a_file_works_as_target_and_method_under_a_name_without_the_machines_path(mine, monkeypatch):
+    given = [f"methods='{mine}/mine_m.py:TopKGradient'", "model=llava_pocket"]
+    cell = request([*given, f"targets='{mine}/mine_t.py'"]).cells[0]
+    assert cell.method.id == "mine_m:TopKGradient" and cell.target == "my_target"
+    assert cell.dataset("my_target").options["reader"] == "mine_t"
+    name = cell_id(cell)
+    assert name.startswith("llava_pocket-my_target-mine_m.TopKGradient-s0-")
+    monkeypatch.chdir(mine)  # relative, and the top-level module now that it is on the path
+    for method, target in (("./mine_m.py:TopKGradient", "./mine_t.py"), ("mine_m:TopKGradient", "mine_t")):
+        assert cell_id(request([f"methods={method}", "model=llava_pocket", f"targets={target}"]).cells[0]) == name
+    done = subprocess.run(
+        [sys.executable, "-c", "import mine_t, mine_m"], cwd=ROOT, capture_output=True, text=True
+    )  # as torchrun's processes do
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_of_the_repository_is_its_module(mine):
+    cells = [request(["method=full_ft", "model=llava_pocket", f"targets={name}"]).cells[0]
+             for name in (NAME, str(ROOT / "examples" / "my_target.py"))]
+    assert len({cell_id(cell) for cell in cells}) == 1
+
+
+def test_a_slurm_element_names_the_files(mine):
+    from benchmark.slurm import _method, _target
+
+    cell = request([f"methods='{mine}/mine_m.py:TopKGradient'", "model=llava_pocket",
+                    f"targets='{mine}/mine_t.py'"]).cells[0]
+    again = request([f"methods={_method(cell.method.id)}", "model=llava_pocket",
+                     f"targets={_target(cell.dataset('my_target'))}"]).cells[0]
+    assert str(mine) in _method(cell.method.id) and str(mine) in _target(cell.dataset("my_target"))
+    assert cell_id(again) == cell_id(cell)
+    ours = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0]
+    assert (_method("full_ft"), _target(ours.dataset("my_target"))) == ("full_ft", NAME)
+
+
+def test_files_that_cannot_be_used_say_why(mine):
+    (mine / "json.py").write_text("DATASET = {}")
+    (mine / "two words.py").write_text("DATASET = {}")
+    (mine / "half.py").write_text("DATASET = {")
+    with pytest.raises(UserError, match="Cannot import 'half': SyntaxError"):
+        request(["method=full_ft", "model=llava_pocket", f"targets='{mine / 'half.py'}'"])
+    for name, reason in {
+        "gone.py": "there is no file", "json.py": "`import json` finds .*Give the file another name",
+        "two words.py": "cannot import a file of this name",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            request(["method=full_ft", "model=llava_pocket", f"targets='{mine / name}'"])
+        with pytest.raises(UserError, match=reason):
+            request([f"methods='{mine / name}:X'", "model=llava_pocket", "targets=coco"])
+    with pytest.raises(UserError, match="Unknown dataset 'cocoo'. Did you mean 'coco'"):
+        request(["method=full_ft", "model=llava_pocket", "targets=cocoo"])
 
 
 @pytest.mark.slow

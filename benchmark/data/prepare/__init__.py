@@ -37,6 +37,7 @@ Say = Callable[[str], None]
 
 SOURCES = Path(__file__).resolve().parents[3] / "conf" / "sources.yaml"
 MANIFEST, MARKER, UNPACKED, KNOWN, LISTED = "prepared.json", ".preparing", ".unpacked", "ids.json", "ids_test.txt"
+TABLES = ".tables"  # what `datasets` makes of tables where its own cache cannot be written
 BY_IMAGE = ("okvqa", "textvqa", "gqa")  # several questions share an image: images are filed under their own id
 PROGRESS_SECONDS = 10.0
 GROUP = "the group's files"
@@ -200,7 +201,7 @@ def _prepare(name: str, spec: data.DatasetLike, root: Path, asked: Asked, say: S
     forms.write(name, folder, found)
     if ids:
         write_atomic(folder / LISTED, "".join(f"{item}\n" for item in ids))
-    _place_images(name, records, found, index, spec, say)
+    _place_images(name, records, found, index, spec, root, say)
     return _finish(name, spec, root, records, choice, origin, True, notes, say, asked.group_first)
 
 
@@ -221,7 +222,7 @@ def _listed(path: Path | None) -> list[str]:
     """Return the ids in a file: one per line, or the group's JSON lines (image and question index unknown: refused)."""
     if path is None:
         return []
-    from benchmark.data.prepare.check import read_text
+    from benchmark.data.check import read_text
 
     ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not ids or ids[0].startswith(("{", "[")):
@@ -245,7 +246,7 @@ def _rows(
     index = Index(places, about["images"])
     archives = [path for path in index.archives if _belongs(path, about, places)]
     for path in archives:
-        say(f"  unpacking {path.name} (once)")
+        say(f"  unpacking {path} (once)")
         inside = unpack(path, root / UNPACKED)
         # What came out of gqa/images.zip is GQA's, although no path inside says so.
         places.append(Place(inside, own=_hinted(path, about["images"], places)))
@@ -279,7 +280,7 @@ def _rows(
         if asked.hub:
             say(f"  {split}: from the hub")
         try:
-            take(hub.load(name, {split: parts[0]}, about.get("hub") or {}, places, asked.hub), "hub")
+            take(hub.load(name, {split: parts[0]}, about.get("hub") or {}, places, asked.hub, root / TABLES), "hub")
         except hub.Unavailable as error:
             tries.append(f"{split}: {error}")
     if left():
@@ -417,7 +418,8 @@ def _load_checked(
     root: Path,
 ) -> dict[str, list[data.Record]]:
     """Return the records that will be used; counts and ids are checked before anything is written."""
-    with tempfile.TemporaryDirectory(dir=_made(root), prefix=".checking-") as temporary:
+    _made(root)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".checking-") as temporary:
         forms.write(name, Path(temporary) / name, found)
         if ids:
             write_atomic(Path(temporary) / name / LISTED, "".join(f"{item}\n" for item in ids))
@@ -428,12 +430,13 @@ def _load_checked(
         return {split: [_moved(record, Path(temporary), root) for record in rows] for split, rows in records.items()}
 
 
-def _made(root: Path) -> Path:
+def _made(root: Path) -> None:
+    """Make the data folder; raises UserError if it cannot be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
     except OSError as error:
-        raise UserError(f"Cannot make {root}: {error.strerror}. Give a writable data_root=dir.") from error
-    return root
+        raise UserError(f"Cannot write to {root}: {error.strerror}. Give a writable data_root=dir.") from error
 
 
 def _moved(record: data.Record, old: Path, new: Path) -> data.Record:
@@ -446,7 +449,7 @@ def _moved(record: data.Record, old: Path, new: Path) -> data.Record:
 
 def _place_images(
     name: str, records: Mapping[str, Sequence[data.Record]], found: Mapping[str, list[Row]], index: Index,
-    spec: data.DatasetLike, say: Say,
+    spec: data.DatasetLike, root: Path, say: Say,
 ) -> None:
     """Put the image of every record in its official place; what is there already is kept.
 
@@ -481,9 +484,9 @@ def _place_images(
         else:
             missing.append(path)
     if missing:
-        about = sources()[name]
+        about, first = sources()[name], missing[0].relative_to(root / name)  # image.png alone would not say which
         raise UserError(
-            f"{len(missing)} of {len(wanted)} images are missing, the first is {missing[0].name}. Put them below the "
+            f"{len(missing)} of {len(wanted)} images are missing, the first is {first}. Put them below the "
             f"folder that --from names ({about['get']}), or name a folder of this dataset alone: --from {name}=DIR."
         )
 
@@ -495,7 +498,7 @@ def _write_stored(name: str, path: Path, rows: Sequence[Row]) -> None:
         for row in rows[1:]:
             if row.stored != rows[0].stored and row.stored.read() != content:
                 raise UserError(
-                    f"{name}: items {rows[0].id} and {row.id} should share the image {path.name}, but the table has "
+                    f"{name}: items {rows[0].id} and {row.id} should share the image {path}, but the table has "
                     "two different ones. Use the official files."
                 )
     except OSError as error:
@@ -536,8 +539,10 @@ def _finish(
             for split, rows in records.items()
         },
     }
-    _compare_ids(name, root, choice, records, keep=True)
     folder = root / name
+    if not written and not os.access(folder, os.W_OK):  # data of another owner are checked, which needs no record
+        return [*_summary(content), "the folder is read-only: nothing is noted in it"]
+    _compare_ids(name, root, choice, records, keep=True)
     write_atomic(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     (folder / MARKER).unlink(missing_ok=True)
     return [*_summary(content), *notes]

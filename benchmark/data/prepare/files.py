@@ -57,7 +57,7 @@ class Index:
                 raise UserError(f"The folder {place.path} does not exist. Correct --from.")
             for path in _walk(place.path):
                 self._names[path.name].append(path)
-                if path.name.endswith(ARCHIVES):
+                if path.name.lower().endswith(ARCHIVES):
                     self.archives.append(path)
                 elif path.suffix.lower() in SUFFIXES:
                     inside = f"{place.path.name}/{path.relative_to(place.path).as_posix()}"
@@ -113,8 +113,8 @@ class Index:
             same = [other for other in near if other.suffix.lower() == path.suffix.lower()] or near
             if len(same) > 1 and len({other.stat().st_size for other in same}) > 1:
                 raise UserError(
-                    f"{len(same)} different files could be {path.name}: {', '.join(map(str, same[:3]))}. Name one "
-                    "folder, e.g. --from gqa=DIR."
+                    f"{len(same)} different files could be {path.parent.name}/{path.name}: "
+                    f"{', '.join(map(str, same[:3]))}. Name one folder, e.g. --from gqa=DIR."
                 )
             found = same
         return found[0] if found else None
@@ -176,7 +176,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     try:
         with unfinished_folder(folder / f".{target.name}.{os.getpid()}") as partial:
             partial.mkdir()
-            (_unzip if archive.name.endswith(".zip") else _untar)(archive, partial)
+            (_unzip if archive.name.lower().endswith(".zip") else _untar)(archive, partial)
             partial.rename(target)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} is damaged or no archive that can be read ({error}). Fetch it again.") from None
@@ -185,11 +185,12 @@ def unpack(archive: Path, folder: Path) -> Path:
     return target
 
 
-def _inside(archive: Path, name: str) -> None:
-    """Refuse a member that would be written elsewhere."""
+def _inside(archive: Path, name: str) -> str:
+    """Return a member's path with slashes (tools of Windows write back slashes); refuse one that leads elsewhere."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", name) or "\0" in name:
         raise UserError(f"{archive} holds the member {name!r}, which would leave its folder. It is not unpacked.")
+    return name.replace("\\", "/")
 
 
 def _room(archive: Path, folder: Path, needed: int) -> None:
@@ -202,19 +203,19 @@ def _unzip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         for member in members:
-            _inside(archive, member.filename)
+            member.filename = _inside(archive, member.filename)
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise UserError(f"{archive} holds the link {member.filename!r}. It is not unpacked.")
         _room(archive, folder, sum(member.file_size for member in members))
-        file.extractall(folder)
+        file.extractall(folder, members)
 
 
 def _untar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as file:
         members = file.getmembers()
         for member in members:
-            _inside(archive, member.name)
+            member.name = _inside(archive, member.name)
             if not (member.isfile() or member.isdir()):
                 raise UserError(f"{archive} holds {member.name!r}, no plain file or folder. It is not unpacked.")
         _room(archive, folder, sum(member.size for member in members))
-        file.extractall(folder, filter="data")
+        file.extractall(folder, members, filter="data")

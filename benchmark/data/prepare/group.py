@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.data.prepare import check, official
+from benchmark.data import check
+from benchmark.data.prepare import official
 from benchmark.data.prepare.files import Index
 from benchmark.data.prepare.forms import Row
 from benchmark.data.record import Record

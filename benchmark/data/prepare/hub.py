@@ -7,12 +7,13 @@ not decoded and only those of the rows that are used are read.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.data.prepare import check
+from benchmark.data import check
 from benchmark.data.prepare.files import Place
 from benchmark.data.prepare.forms import Row
 from benchmark.errors import UserError
@@ -73,7 +74,8 @@ class Table:
 
 
 def load(
-    dataset: str, names: Mapping[str, str], source: Mapping[str, Any], places: Sequence[Place], online: bool = True
+    dataset: str, names: Mapping[str, str], source: Mapping[str, Any], places: Sequence[Place], online: bool = True,
+    spare: Path | None = None,
 ) -> Rows:
     """Read the tables of a dataset.
 
@@ -83,6 +85,7 @@ def load(
         source: the dataset's `hub` entry in conf/sources.yaml.
         places: folders that may hold the tables, see `local`.
         online: whether a table that is in none of them may be downloaded; the hub client's cache is read either way.
+        spare: cache of `datasets` where its own (HF_HOME) cannot be written.
 
     Returns:
         Rows per official split.
@@ -99,11 +102,11 @@ def load(
         entry = source.get(split)
         if entry is None:
             raise Unavailable(f"the hub has no {split} split of {dataset}")
-        table = _table(entry, places, alone, online)
+        table = _table(entry, places, alone, online, spare)
         rows = _rows(dataset, table, name)
         if entry.get("images"):
             key = str(entry["images"])
-            tables[key] = tables.get(key) or _table(entry["images"], places, alone, online)
+            tables[key] = tables.get(key) or _table(entry["images"], places, alone, online, spare)
             rows = _join(rows, tables[key], entry["images"]["key"], dataset)
         check.distinct((row.id for row in rows), Path(table.name), "item")
         splits[name] = rows
@@ -142,7 +145,9 @@ def _cached(ident: str) -> Path | None:
     return local(ident, [Place(Path(constants.HF_HUB_CACHE))])
 
 
-def _table(entry: Mapping[str, Any], places: Sequence[Place], alone: bool, online: bool) -> Table:
+def _table(
+    entry: Mapping[str, Any], places: Sequence[Place], alone: bool, online: bool, spare: Path | None
+) -> Table:
     """Open the first of a table's ids that can be had: from the user's folders, the network or the client's cache."""
     reasons = []
     for ident in entry["ids"]:
@@ -154,7 +159,7 @@ def _table(entry: Mapping[str, Any], places: Sequence[Place], alone: bool, onlin
             paths.append(snapshot)
         for path in paths:
             try:
-                return _open(str(path), ident, entry.get("config"), entry["split"])
+                return _open(str(path), ident, entry.get("config"), entry["split"], spare)
             except UserError:
                 raise
             except Exception as error:  # what datasets, the hub client and the network raise has no common base
@@ -164,11 +169,24 @@ def _table(entry: Mapping[str, Any], places: Sequence[Place], alone: bool, onlin
     raise Unavailable("; ".join(reasons))
 
 
-def _open(path: str, ident: str, config: str | None, split: str) -> Table:
+def _cache(spare: Path | None) -> str | None:
+    """Return the cache for `datasets` to write to; None for its own, which a shared home may not let us write."""
+    from datasets import config
+
+    own = Path(config.HF_DATASETS_CACHE)
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=own).close()
+        return None
+    except OSError:
+        return None if spare is None else str(spare)
+
+
+def _open(path: str, ident: str, config: str | None, split: str, spare: Path | None) -> Table:
     import datasets
 
     options = {} if config in (None, "default") else {"name": config}
-    whole = datasets.load_dataset(path, split=split, **options)
+    whole = datasets.load_dataset(path, split=split, cache_dir=_cache(spare), **options)
     images = [name for name, feature in whole.features.items() if isinstance(feature, datasets.Image)]
     # A table that was written without the hub's metadata has its images as {bytes, path}.
     images += [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.data.prepare import check
+from benchmark.data import check
 from benchmark.data.prepare.files import Index
 from benchmark.data.prepare.forms import Row
 from benchmark.errors import UserError

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmark.compose import request
 from benchmark.data import check_images, load, open_image
@@ -221,8 +225,9 @@ def test_archives_are_unpacked_once_and_nothing_outside(specs, drawn, tmp_path, 
                 file.write(path, path.relative_to(drawn / "gqa"))
     before = tree(source)
     prepared(specs, tmp_path / "data", "--from", str(source), "gqa")
-    assert "unpacking gqa_everything.zip" in capsys.readouterr().out and tree(source) == before
-    for name in ("../escaped.txt", "/tmp/escaped.txt", "C:\\escaped.txt", "a/../../escaped.txt"):
+    assert f"unpacking {source / 'gqa_everything.zip'}" in capsys.readouterr().out and tree(source) == before
+    for name in ("../escaped.txt", "/tmp/escaped.txt", "C:\\escaped.txt", "a/../../escaped.txt",
+                 "..\\escaped.txt", "a\\..\\..\\escaped.txt", "\\tmp\\escaped.txt"):
         with zipfile.ZipFile(source / "gqa_everything.zip", "w") as file:
             file.writestr(zipfile.ZipInfo(name), b"x")
         with pytest.raises(UserError, match="would leave its folder. It is not unpacked"):
@@ -356,3 +361,65 @@ def test_files_of_other_datasets_with_similar_names_are_no_training_rows(specs, 
 def test_wrong_options(specs, tmp_path, argv):
     with pytest.raises(UserError, match="Valid: "):
         main(argv, specs, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "ZIP", "tar"])
+def test_back_slashes_in_an_archive_are_folders(specs, drawn, tmp_path, kind):
+    """Tools of Windows write gqa\\images\\1.jpg; unzip reads it so, Python's zipfile makes one odd file name of it."""
+    source = tmp_path / "downloads"
+    source.mkdir()
+    members = {
+        "\\".join(path.relative_to(drawn).parts): path.read_bytes() for path in sorted((drawn / "gqa").rglob("*"))
+        if path.name == "testdev_balanced_questions.json" or path.suffix == ".jpg"
+    }
+    if kind == "tar":
+        with tarfile.open(source / "gqa.tar", "w") as file:
+            for name, data in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+    else:
+        with zipfile.ZipFile(source / f"gqa.{kind}", "w") as file:
+            for name, data in members.items():
+                file.writestr(zipfile.ZipInfo(name), data)
+    prepared(specs, tmp_path / "data", "--no-hub", "--from", str(source), "gqa")
+    assert not [path for path in (tmp_path / "data").rglob("*") if "\\" in path.name]
+
+
+def test_a_missing_picture_is_named_with_its_folder(specs, drawn, tmp_path):
+    source = tmp_path / "scienceqa"
+    shutil.copytree(drawn / "scienceqa", source)
+    gone = min((source / "images" / "test").glob("*/image.png"))
+    gone.unlink()
+    with pytest.raises(UserError, match=f"1 of .* images are missing, the first is images/test/{gone.parent.name}/"):
+        main(["--no-hub", "--from", f"scienceqa={source}", "scienceqa"], specs, tmp_path / "data")
+
+
+def test_a_read_only_hub_home_needs_no_writing(specs, hub, tmp_path, monkeypatch):
+    """Tables on disk and a shared HF_HOME: the tables are converted below the data folder."""
+    import datasets
+
+    closed = tmp_path / "home"
+    closed.write_text("a file: nobody, not even root, can make a folder below it")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", closed / "datasets")
+    prepared(specs, tmp_path / "data", "--no-hub", "--from", str(hub), "ocrvqa")
+    assert list((tmp_path / "data" / ".tables").iterdir())
+
+
+@pytest.mark.parametrize("ending", [".JPG", ".Jpg", ".JPEG", ".webp", ".WEBP", ".PNG"])
+def test_endings_in_any_case_and_webp(specs, drawn, tmp_path, ending):
+    source = tmp_path / "gqa"
+    shutil.copytree(drawn / "gqa", source)
+    for path in list(source.rglob("*.jpg")):
+        Image.open(path).save(path.with_suffix(ending))
+        path.unlink()
+    prepared(specs, tmp_path / "data", "--no-hub", "--from", f"gqa={source}", "gqa")
+    prepared(specs, tmp_path, "gqa")  # the same folder as a data folder of the user's own
+
+
+def test_a_read_only_folder_of_another_owner_is_checked_without_writing(specs, drawn, tmp_path, capsys, monkeypatch):
+    shutil.copytree(drawn / "gqa", tmp_path / "gqa")
+    before = tree(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    prepared(specs, tmp_path, "gqa")
+    assert "the folder is read-only" in capsys.readouterr().out and tree(tmp_path) == before

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark.data.layout import FIX as MOVE
+from benchmark.data.layout import Absent
 from benchmark.errors import UserError
 
-FIX = "Fetch the file again."
+FIX = "Correct the file, or fetch it again."
 REQUIRED = object()
 
 
@@ -38,11 +40,12 @@ def read_lines(path: Path) -> list[tuple[str, Any]]:
         UserError: as `read`, naming the line.
     """
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines: U+2028 may stand in a string
+    # Not splitlines: U+2028 may stand in a string.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 rows.append((f"line {number}", json.loads(line, object_pairs_hook=_unique(path))))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is truncated or not JSON ({error}). {FIX}") from None
     return rows
 
@@ -55,6 +58,8 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise Absent(f"{path} does not exist. {MOVE}") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}. {FIX}") from None
     except UnicodeDecodeError as error:
@@ -87,12 +92,17 @@ def rows(value: Any, path: Path, where: str) -> list[Any]:
     return value
 
 
-def text(entry: Any, key: str, path: Path, where: str, default: Any = REQUIRED, blank: bool = False) -> Any:
+def text(
+    entry: Any, key: str, path: Path, where: str, default: Any = REQUIRED, blank: bool = False, null: bool = False
+) -> Any:
     """Return a text field; a null or missing one is the default if there is one, an empty one is allowed there too.
 
-    With `blank` an empty one is allowed where none may be missing: an annotator may have answered nothing.
+    With `blank` an empty one is allowed where none may be missing: an annotator may have answered nothing. With `null`
+    a null is allowed where the key may not be missing.
     """
     value = _get(entry, key, path, where, default)
+    if value is None and null:
+        return None
     if value is default or (value is None and default is not REQUIRED):
         return default
     if not isinstance(value, str):
@@ -124,9 +134,9 @@ def number(entry: Any, key: str, path: Path, where: str) -> int:
 def texts(entry: Any, key: str, path: Path, where: str, least: int = 1) -> list[str]:
     """Return a list of texts with at least `least` members."""
     found = rows(_get(entry, key, path, where), path, f"{key} of {where}")
-    wrong = next((item for item in found if not isinstance(item, str)), None)
-    if wrong is not None:
-        raise UserError(f"{path}: {key} of {where} holds {_kind(wrong)}, expected texts. {FIX}")
+    wrong = [item for item in found if not isinstance(item, str)]  # a null is wrong too
+    if wrong:
+        raise UserError(f"{path}: {key} of {where} holds {_kind(wrong[0])}, expected texts. {FIX}")
     if len(found) < least:
         raise UserError(f"{path}: {key} of {where} has {len(found)} entries, expected at least {least}. {FIX}")
     return list(found)
@@ -152,6 +162,8 @@ def _get(entry: Any, key: str, path: Path, where: str, default: Any = REQUIRED) 
 
 def _kind(value: Any) -> str:
     """Return what a value is, for a message: its kind and, if short, the value."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
     shown = repr(value)
+    if value is None:
+        return "null"
     return f"{names.get(type(value), 'a number')} {shown if len(shown) <= 40 else ''}".rstrip()

@@ -1,0 +1,62 @@
+"""JSON lines for a user's own target: every wrong row gives one message with file, line and reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.data import check
+from benchmark.errors import UserError
+
+
+@dataclass(frozen=True)
+class JsonRow:
+    """One line of a file.
+
+    Attributes:
+        path: the file.
+        where: the place in it, "line 3".
+        content: what it holds, a JSON object.
+    """
+
+    path: Path
+    where: str
+    content: Any
+
+    def text(self, key: str) -> str:
+        """Return a text; raises UserError if it is missing, blank or something else."""
+        return check.text(self.content, key, self.path, self.where)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return a list of one or more texts; raises UserError if it is something else."""
+        return tuple(check.texts(self.content, key, self.path, self.where))
+
+    def image(self, key: str) -> Path | None:
+        """Return an image file, named relative to the file with the rows; None for null.
+
+        Raises:
+            UserError: it is missing, no text, or there is no such file.
+        """
+        name = check.text(self.content, key, self.path, self.where, null=True)
+        if name is None:
+            return None
+        image = self.path.parent / name
+        if not image.is_file():
+            raise UserError(f"{self.path}: {self.where} names the image {image}, which does not exist. {check.FIX}")
+        return image
+
+
+def json_rows(path: Path) -> list[JsonRow]:
+    """Read a file with a JSON object per line; blank lines are skipped, only a line feed ends a line.
+
+    Args:
+        path: a UTF-8 file.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no JSON object; the message names file and line.
+    """
+    return [JsonRow(path, where, check.mapping(row, path, where)) for where, row in check.read_lines(path)]
