@@ -121,15 +121,15 @@ def test_after_a_run_only_its_own_cells_are_compared(folders, monkeypatch, capsy
     _, theirs, world = folders
     real = cli._compare_with_reference
     monkeypatch.setattr(cli, "_compare_with_reference", lambda reference, *rest: real(str(theirs), *rest))
-    assert cli.main(["run", *world.overrides("methods=full_ft", "targets=coco")]) == 0
+    assert cli.main(["run", *world.overrides("methods=full_ft", "targets=scienceqa")]) == 0
     text = capsys.readouterr().out
     assert "identical" not in text
-    assert f"Nothing to compare with {theirs}; 1 cell not in the reference (first: llava_pocket-coco-full_ft-" in text
+    assert f"Nothing to compare with {theirs}; 1 cell not in the reference (first: llava_pocket-scienceqa-full_ft-" in text
     assert cli.main(["run", *world.overrides("methods=full_ft")]) == 0
     assert f"Compared with {theirs}: 1 of 1 cell has identical item scores." in capsys.readouterr().out
-    assert cli.main(["run", *world.overrides("methods=full_ft", "targets=iconqa,coco")]) == 0
+    assert cli.main(["run", *world.overrides("methods=full_ft", "targets=iconqa,scienceqa")]) == 0
     text = capsys.readouterr().out
-    assert "1 of 1 cell has identical item scores; 1 cell not in the reference (first: llava_pocket-coco-" in text
+    assert "1 of 1 cell has identical item scores; 1 cell not in the reference (first: llava_pocket-scienceqa-" in text
 
 
 def test_a_cell_is_found_by_what_it_is_and_not_by_how_its_folder_is_called(folders):
