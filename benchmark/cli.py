@@ -148,7 +148,7 @@ def run(arguments: list[str]) -> int:
     if any(item.done for item in planned):
         outputs.measure(asked, planned, store)
         outputs.report(asked, planned, store)
-        _compare_with_reference(asked.profile.reference, store.root)
+        _compare_with_reference(asked.profile.reference, store.root, [item.id for item in planned if item.done])
     return code
 
 
@@ -227,16 +227,16 @@ def _show_config(arguments: list[str]) -> int:
     return 0
 
 
-def _compare_with_reference(reference: str | None, ours: Path) -> None:
-    """Print one line on how far a run is from the published numbers, if there are any."""
+def _compare_with_reference(reference: str | None, ours: Path, cells: Sequence[str]) -> None:
+    """Print one line on how far the cells of a run are from the published numbers, if there are any."""
     from benchmark.compare import compare, line
     from benchmark.spec import ROOT, at_root
 
     theirs = at_root(reference) if reference else None
     if theirs is None or theirs == ours or not any((theirs / "cells").glob("*/scores.json")):
         return
-    gaps, _ = compare(ours, theirs)
-    print(line(gaps, theirs.relative_to(ROOT) if theirs.is_relative_to(ROOT) else theirs))
+    gaps, alone = compare(ours, theirs, cells)
+    print(line(gaps, theirs.relative_to(ROOT) if theirs.is_relative_to(ROOT) else theirs, alone))
 
 
 def plan(arguments: list[str]) -> int:
@@ -307,8 +307,8 @@ def compare(arguments: list[str]) -> int:
     for gap in gaps:
         print(describe(gap))
     for name in alone:
-        print(f"{name}  only in {ours}")
-    print(line(gaps, theirs))
+        print(f"{name}  not in {theirs}")
+    print(line(gaps, theirs, alone))
     return 0
 
 

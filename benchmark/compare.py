@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Gap:
     older: tuple[str, ...] = ()
 
 
-def compare(ours: Path, theirs: Path) -> tuple[list[Gap], list[str]]:
+def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> tuple[list[Gap], list[str]]:
     """Compare the cells that two results folders share.
 
     Cells of the same model, method, target and seed whose settings or protocols differ are named as not comparable,
@@ -52,6 +52,7 @@ def compare(ours: Path, theirs: Path) -> tuple[list[Gap], list[str]]:
     Args:
         ours: results folder.
         theirs: results folder.
+        cells: ids of the cells of `ours` to compare, such as those of one run; all if None.
 
     Returns:
         A gap per shared cell, and the ids of our cells that the other folder has in no form.
@@ -60,21 +61,27 @@ def compare(ours: Path, theirs: Path) -> tuple[list[Gap], list[str]]:
         UserError: a folder has no finished cells or another schema, or a file is damaged.
     """
     mine, other = _finished(ours), _finished(theirs)
-    by_words: dict[str, list[str]] = {}
-    for name in sorted(other):
-        by_words.setdefault(name.rpartition("-")[0], []).append(name)
+    specs: dict[str, CellSpec] = {}  # of theirs, read when needed: most cells are found by name
     gaps, alone = [], []
-    for name in sorted(mine):
+    for name in sorted(mine if cells is None else mine.keys() & set(cells)):
         if name in other:
             gaps.append(replace(_gap(name, mine[name], other[name]), older=_older(other[name])))
             continue
-        near = by_words.get(name.rpartition("-")[0], [])
-        if near:
-            why = _differing(read_cell(mine[name]), read_cell(other[near[0]]))
-            gaps.append(Gap(name, "not comparable", why=f"other settings than {near[0]}: {why}"))
-        else:
+        cell = read_cell(mine[name])
+        if not specs:
+            specs = {key: read_cell(folder) for key, folder in sorted(other.items())}
+        near = next((key for key, spec in specs.items() if _place(spec) == _place(cell)), None)
+        if near is None:
             alone.append(name)
+        else:
+            why = f"other settings than {near}: {_differing(cell, specs[near])}"
+            gaps.append(Gap(name, "not comparable", why=why))
     return gaps, alone
+
+
+def _place(cell: CellSpec) -> tuple[str, str | None, str, int | None]:
+    """Return where a cell stands in a table, whatever its settings."""
+    return cell.model.id, cell.target, cell.method.id, cell.seed if cell.train is not None else None
 
 
 def _older(folder: Path) -> tuple[str, ...]:
@@ -199,23 +206,36 @@ def describe(gap: Gap) -> str:
     )
 
 
-def line(gaps: list[Gap], theirs: Path) -> str:
-    """Return the comparison in one line."""
+def line(gaps: list[Gap], theirs: Path, alone: Collection[str] = ()) -> str:
+    """Return the comparison in one line.
+
+    Args:
+        gaps: from `compare`.
+        theirs: the folder to name.
+        alone: from `compare`, the cells that the other folder does not have.
+    """
     usable = [gap for gap in gaps if gap.verdict != "not comparable"]
+    rest = []
+    if len(usable) < len(gaps):
+        rest.append(f"{_cells(len(gaps) - len(usable))} cannot be compared: settings or test items differ")
+    if alone:
+        rest.append(f"{_cells(len(alone))} not in the reference (first: {min(alone)})")
     if not usable:
-        return f"Nothing to compare: {theirs} has none of these cells with these settings."
+        return "; ".join([f"Nothing to compare with {theirs}", *rest]) + "."
     same = sum(gap.verdict == "identical" for gap in usable)
     inside = sum(gap.verdict in ("identical", "near") for gap in usable)
-    text = f"Compared with {theirs}: {same} of {len(usable)} cells have identical item scores"
+    verb = "has" if len(usable) == 1 else "have"
+    parts = [f"Compared with {theirs}: {same} of {_cells(len(usable))} {verb} identical item scores"]
     if same < len(usable):
         worst = max(usable, key=lambda gap: abs(gap.ours - gap.theirs))
-        text += (
-            f"; largest difference {worst.ours - worst.theirs:+.2f} ({worst.cell}, {worst.metric}); "
-            f"{inside} of {len(usable)} lie within the reference's 95 % intervals"
-        )
-    if len(usable) < len(gaps):
-        text += f"; {len(gaps) - len(usable)} cannot be compared"
-    older = sum(bool(gap.older) for gap in usable)
-    if older:
-        text += f"; {older} of theirs are of older code"
-    return text + "."
+        parts += [
+            f"largest difference {worst.ours - worst.theirs:+.2f} ({worst.cell}, {worst.metric})",
+            f"{inside} of {len(usable)} lie within the reference's 95 % intervals",
+        ]
+    if older := sum(bool(gap.older) for gap in usable):
+        rest.append(f"{older} of theirs {'is' if older == 1 else 'are'} of older code")
+    return "; ".join(parts + rest) + "."
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' * (count != 1)}"

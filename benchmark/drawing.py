@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from benchmark import lettering, outputs, runner, sweep
+from benchmark import lettering, outputs, runner, slices, sweep
 from benchmark import plan as planning
 from benchmark.compose import CONF, Request, request
 from benchmark.errors import UserError, did_you_mean
@@ -84,6 +84,11 @@ def _with_models(overrides: Sequence[str]) -> list[str]:
     return [f"models={','.join(request(profile, grid=False).profile.models)}", *overrides]
 
 
+def _part(figure: Mapping[str, Any], asked: Request, ignore: Sequence[str] = ()) -> dict[str, str]:
+    """Return in what a request differs from the figure that conf/figure defines; see `slices.differences`."""
+    return slices.differences(asked, requests(figure["id"], [f"profile={asked.profile.id}"])[0], ignore)
+
+
 def _told(paths: Sequence[Path]) -> None:
     for stem in dict.fromkeys(path.with_suffix("") for path in paths):
         print(f"Figure: {stem}.{{png,pdf,csv}}")
@@ -93,7 +98,8 @@ def _told(paths: Sequence[Path]) -> None:
 
 
 def _sweep(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
-    return sweep.run(figure["id"], figure["title"], overrides)
+    part = _part(figure, sweep.ask(overrides))
+    return sweep.run(figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part), overrides)
 
 
 def _plane(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
@@ -107,7 +113,9 @@ def _plane(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     store = Store(asked.results)
     points = outputs.build_table(asked, planning.make(asked, store), store).frame
     bends = sweep.tidy(extra, store, [figure["curve"]["key"]])
-    _told(planes(points, bends, figure["curve"]["key"], store.root / "figures", figure["id"], figure["title"]))
+    part = _part(figure, asked, ignore=("models",))  # each has a file of its own
+    stem, title = figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part)
+    _told(planes(points, bends, figure["curve"]["key"], store.root / "figures", stem, title))
     return code
 
 
@@ -202,7 +210,10 @@ def _examples(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
         for cell in asked.cells if cell.target
     }
     plan = planning.make(asked, store)
-    _told(gallery.draw(asked, plan, store, records, store.root / "figures" / figure["id"], figure["title"]))
+    # Each model and target has a file of its own, with the same three methods.
+    part = _part(figure, asked, ignore=("models", "targets", "methods"))
+    stem, title = figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part)
+    _told(gallery.draw(asked, plan, store, records, store.root / "figures" / stem, title))
     return code
 
 
@@ -216,9 +227,10 @@ def _epochs(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     if code:
         return code
     frame = epochs.tidy(asked)
-    root = Path(asked.results)
-    write_atomic(root / "sweeps" / f"{figure['id']}.csv", lettering.spreadsheet(frame))
-    _told(plots.lines(frame, ["epoch"], figure["title"], root / "figures" / figure["id"]))
+    root, part = Path(asked.results), _part(figure, asked)
+    stem = figure["id"] + slices.suffix(part)
+    write_atomic(root / "sweeps" / f"{stem}.csv", lettering.spreadsheet(frame))
+    _told(plots.lines(frame, ["epoch"], figure["title"] + slices.heading(part), root / "figures" / stem))
     return 0
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark import external
+from benchmark import external, slices
 from benchmark.compose import Request
+from benchmark.compose import request as ask
 from benchmark.errors import UserError
 from benchmark.plan import Planned
 from benchmark.spec import cell_id
@@ -47,10 +49,12 @@ def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
 
     from benchmark import render
 
+    found = slices.differences(request, whole(request))
     table = build_table(request, plan, store)
+    table = replace(table, title=table.title + slices.heading(found))
     print()
     render.show(table, Console(file=sys.stdout))
-    written, drawn = write(request, table, store.root)
+    written, drawn = write(request, table, store.root, slices.suffix(found))
     print(f"\nTable: {written[0].with_suffix('')}.{{md,csv,tex}}")
     for stem in sorted({path.with_suffix("") for path in drawn}):
         print(f"Radar: {stem}.{{png,pdf,csv}}")
@@ -67,8 +71,19 @@ def measure(request: Request, plan: Sequence[Planned], store: Store) -> None:
             print(line, flush=True)
 
 
-def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[Path]]:
+def whole(request: Request) -> Request:
+    """Return the table that a request is of, as its file in conf/table defines it for this profile."""
+    return ask([f"table={request.table}", f"profile={request.profile.id}"])
+
+
+def write(request: Request, table: Table, root: Path, suffix: str = "") -> tuple[list[Path], list[Path]]:
     """Write a table to root/tables and its radar plots to root/figures.
+
+    Args:
+        request: names the table.
+        table: its numbers.
+        root: results folder.
+        suffix: behind the names of the files of a slice, which never replace those of the whole table.
 
     Returns:
         The files of the table and those of the plots.
@@ -81,8 +96,8 @@ def write(request: Request, table: Table, root: Path) -> tuple[list[Path], list[
     assert request.table is not None
     stem = FIGURES.get(request.table, request.table)
     cider = [name for name, dataset in request.datasets.items() if dataset.metric == "cider"]
-    drawn = [] if table.shown else figures.radars(table, root / "figures", stem, request.radar, cider)
-    return render.write(table, root / "tables", request.table), drawn
+    drawn = [] if table.shown else figures.radars(table, root / "figures", f"{stem}{suffix}", request.radar, cider)
+    return render.write(table, root / "tables", f"{request.table}{suffix}"), drawn
 
 
 def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Table:
@@ -179,6 +194,7 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, requ
         protocol={name: tables.protocol(specs[name], first.eval.split) for name in names},
         problems=tuple(problems), paper=published.of_row(model, target, method, name_of(method)),
         reference=(request.layout.get("references") or {}).get(method) or tables.REFERENCE, older=older,
+        cells=tuple(item.id for item in found if item.done),
     )
 
 

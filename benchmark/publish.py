@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import answers, measures, outputs
+from benchmark import answers, measures, outputs, slices
 from benchmark import plan as planning
-from benchmark.compose import Request
+from benchmark.compose import Request, options_of
 from benchmark.errors import UserError
 from benchmark.files import unfinished_folder, write_atomic, write_sums
 from benchmark.keys import Digests, keys_of
@@ -90,13 +90,16 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
                 shutil.copytree(target / "cells" / name, partial / "cells" / name)
             for root in [target, store.root] if _all_stay(Store(target), partial) else [store.root]:
                 for path in (path for folder in FOLDERS for path in (root / folder).glob("[!.]*")):
-                    if path.is_file():
+                    if path.is_file() and not _of_a_slice(path):
                         _copy(path, partial / path.relative_to(root))
             copied = Store(partial)
             for request in (request for request in requests if request.table is not None):
                 rows = planning.recorded(request, copied)
                 if any(item.done for item in rows):
-                    outputs.write(request, outputs.build_table(request, rows, copied), partial)
+                    table = outputs.build_table(request, rows, copied)
+                    # A reference has one table of each name; if it is no whole one, its first line says so.
+                    part = slices.differences(request, outputs.whole(request), ignore=("seeds",))
+                    outputs.write(request, replace(table, title=table.title + slices.heading(part)), partial)
             # The text files that people write may change; all else is what it was when it was published.
             write_sums(partial, (str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()))
             for path in target.glob("*.md"):
@@ -112,6 +115,12 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
     except OSError as error:
         raise UserError(f"Cannot write {target}: {error.strerror}.") from error
     return Done(target, len(finished) + len(before), len(before))
+
+
+def _of_a_slice(path: Path) -> bool:
+    """Return whether a figure shows a part only: of a table, or of what conf/figure defines."""
+    stem, dash, _ = path.stem.partition("-")
+    return bool(dash) and stem in {*outputs.FIGURES.values(), *options_of("figure"), *options_of("table")}
 
 
 def _published(asked: Request, plan: Mapping[str, Planned], store: Store, reference: Store) -> dict[str, bool]:

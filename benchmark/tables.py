@@ -73,6 +73,7 @@ class RowResult:
         problems: one sentence per failed or missing cell.
         paper: metric or measure -> the paper's number, where the two can be compared.
         reference: id of the method that this one is compared with.
+        cells: ids of the finished cells that the numbers come from.
         older: training seed -> the kinds of stages that other code than today's made; such a row is marked.
     """
 
@@ -91,6 +92,7 @@ class RowResult:
     paper: Mapping[str, Published] = field(default_factory=dict)
     reference: str = REFERENCE
     older: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    cells: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _lines(found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | No
             "reference": row.reference if reference is not None and reference is not found else "",
             "delta": None, "delta_low": None, "delta_high": None, "delta_error": None, "p": None,
             "paper": row.paper[metric].value if metric in row.paper else None,
-            "paper_suspect": row.paper[metric].suspect if metric in row.paper else "",
+            "paper_suspect": row.paper[metric].suspect if metric in row.paper else "", "cells": " ".join(row.cells),
         }  # fmt: skip
         if metric in MEASURES:
             line["value"] = _mean(row, metric)

@@ -17,7 +17,7 @@ from benchmark.spec import CellSpec, cell_id
 
 def check_table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Findings) -> None:
     """Build a table again from the item scores of its cells, and compare every number of its CSV, Markdown, LaTeX."""
-    stem = path.stem
+    stem = path.stem.partition("-")[0]  # behind it stands what a slice holds
     if stem not in options_of("table"):
         raise Wrong("is no table of conf/table, so nobody can make it again")
     with open(path, encoding="utf-8", newline="") as file:
@@ -82,8 +82,10 @@ def _row(
     items: dict[str, dict[int, Any]] = {name: {} for name in (*upstream, target)}
     diagnostics = {}
     columns = layout.get("columns") or ()
+    # The table says which cells it is of; those published earlier do not.
+    own = set((block[0].get("cells") or "").split())
     for seed in seeds:
-        folder, cell = _find(key, seed, cells, wanted)
+        folder, cell = _find(key, seed, cells, own & cells.keys() or wanted)
         for name in items:
             items[name][seed] = read_items(root / "cells" / folder / "items" / f"{name}.jsonl.gz")
         diagnostics[seed] = measures.recorded(cell, root / "cells" / folder, columns)
@@ -95,6 +97,7 @@ def _row(
         seeds=tuple(seeds), tuned=method != outputs.ZERO_SHOT, diagnostics=diagnostics,
         paper=published.of_row(model, target, method, outputs.name_of(method)),
         reference=(layout.get("references") or {}).get(method) or tables.REFERENCE,
+        cells=tuple((block[0].get("cells") or "").split()),
     )
 
 

@@ -182,8 +182,8 @@ def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
     shutil.rmtree(next(other.glob("cells/*full_ft*")))
     assert cli.main(["compare", str(world.results), str(other)]) == 0
     out = capsys.readouterr().out
-    assert "iconqa H" in out and " off\n" in out and "only in" in out
-    assert "0 of 1 cells have identical item scores; largest difference -" in out
+    assert "iconqa H" in out and " off\n" in out and f"not in {other}" in out
+    assert "0 of 1 cell has identical item scores; largest difference -" in out
     assert cli.main(["compare", str(world.results), str(tmp_path / "nowhere")]) == 2
 
 

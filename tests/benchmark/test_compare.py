@@ -112,5 +112,30 @@ def test_a_published_cell_of_older_code_says_so(folders, monkeypatch):
     path.write_text(json.dumps(known))
     gaps, _ = compare(ours, theirs)
     assert [gap.older for gap in gaps if gap.older] == [("score",)]
-    assert line(gaps, theirs).endswith("identical item scores; 1 of theirs are of older code.")
+    assert line(gaps, theirs).endswith("identical item scores; 1 of theirs is of older code.")
     assert any(describe(gap).endswith("identical (theirs: older code)") for gap in gaps)
+
+
+def test_after_a_run_only_its_own_cells_are_compared(folders, monkeypatch, capsys):
+    """Older cells of the folder say nothing about this run; what the reference lacks is named as such."""
+    _, theirs, world = folders
+    real = cli._compare_with_reference
+    monkeypatch.setattr(cli, "_compare_with_reference", lambda reference, *rest: real(str(theirs), *rest))
+    assert cli.main(["run", *world.overrides("methods=full_ft", "targets=scienceqa")]) == 0
+    text = capsys.readouterr().out
+    assert "identical" not in text
+    first = "1 cell not in the reference (first: llava_pocket-scienceqa-full_ft-"
+    assert f"Nothing to compare with {theirs}; {first}" in text
+    assert cli.main(["run", *world.overrides("methods=full_ft")]) == 0
+    assert f"Compared with {theirs}: 1 of 1 cell has identical item scores." in capsys.readouterr().out
+    assert cli.main(["run", *world.overrides("methods=full_ft", "targets=iconqa,scienceqa")]) == 0
+    text = capsys.readouterr().out
+    assert "1 of 1 cell has identical item scores; 1 cell not in the reference (first: llava_pocket-scienceqa-" in text
+
+
+def test_a_cell_is_found_by_what_it_is_and_not_by_how_its_folder_is_called(folders):
+    ours, theirs, world = folders
+    for folder in list(theirs.glob("cells/*")):
+        folder.rename(folder.with_name(f"renamed-{folder.name}-x"))
+    gaps, alone = compare(ours, theirs)
+    assert [gap.verdict for gap in gaps] == ["not comparable"] * 2 and alone == []

@@ -56,7 +56,8 @@ def test_a_grid_runs_writes_every_file_and_prints_its_table(drawing_world, capsy
     assert "SPIDER" in out and "Zero-shot" in out and "4 cells, 0 done" in out
     assert {p.suffix for p in (world.results / "tables").iterdir()} == {".md", ".csv", ".tex"}
     assert {p.name for p in (world.results / "figures").iterdir()} == {
-        f"fig4_llava_pocket_iconqa.{kind}" for kind in ("png", "pdf", "csv")
+        f"fig4-llava_pocket-iconqa-zero_shot+full_ft+dare+spider_llava_pocket_iconqa.{kind}"
+        for kind in ("png", "pdf", "csv")
     }
     scores = json.loads((cells["llava_pocket-zero_shot"] / "scores.json").read_text())
     assert set(scores["averages"]) == {"iconqa"}  # the protocol variant beside the table is in no average
