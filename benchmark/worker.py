@@ -20,6 +20,7 @@ from benchmark.files import write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, ModelSpec, at_root
 from benchmark.store import Store
+from benchmark.variables import neutralise_process
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,7 @@ def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
     Raises:
         UserError: a GPU is asked for and torch sees none.
     """
+    neutralise_process(launched=False)
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else str(gpu) if gpu is not None else (
         os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     )
