@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from benchmark import launch, variables, worker
+from benchmark.spec import ROOT
 from benchmark.variables import neutralise
 
 LEFT = {
@@ -38,3 +41,14 @@ def test_the_processes_that_we_launch_do_not_inherit_them(monkeypatch):
         monkeypatch.setenv(name, value)
     cell = type("Cell", (), {"device": "cpu", "devices": ()})()
     assert not set(launch.environment(cell, None)) & set(LEFT | LAYOUT)
+
+
+def test_without_docstrings_help_prints_and_a_run_is_refused_with_the_reason():
+    def ask(*arguments):
+        command = [sys.executable, "-OO", "-c", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    shown = ask("import sys; from benchmark.cli import main; sys.exit(main(['--help']))")
+    assert shown.returncode == 0 and "verify" in shown.stdout, shown.stderr
+    refused = ask("from benchmark.worker import prepare_process; prepare_process(1, 'cpu', None)")
+    assert refused.returncode and "UserError: python -OO drops docstrings" in refused.stderr
