@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    lines = (f"  {name:<{width}}  {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    lines = (f"  {name:<{width}}  {(verb.__doc__ or '').partition(chr(10))[0]}" for name, verb in VERBS.items())
     return HELP.format(verbs="\n".join(lines))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Iterable
 from textwrap import shorten
 
@@ -23,17 +24,35 @@ class Locked(Exception):
 
 
 def explained(error: Exception) -> Exception:
-    """Return the error of a full GPU as a UserError that names what may fit; any other error as it is.
+    """Return the error of a full GPU or a failed data reader as a UserError that says what helps; others as they are.
 
     Args:
         error: torch's, known by its name, so that nothing heavy is imported.
     """
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
+        return _reader_failed(error)
     if type(error).__name__ != "OutOfMemoryError":
         return error
     told = UserError(
         f"The GPU has too little memory ({shorten(str(error), 160)}). Set train.gradient_checkpointing=true or a "
         "smaller train.micro_batch_size, for answers a smaller eval.batch_size, or use more GPUs; plan with your "
         "cards, e.g. gpu=4090x8, says what fits."
+    )
+    told.__cause__ = error
+    return told
+
+
+def _reader_failed(error: RuntimeError) -> UserError:
+    """Say why no images come from the processes that read ahead: torch's error and the room in shared memory."""
+    try:
+        use = shutil.disk_usage("/dev/shm")
+        room = f"/dev/shm has {use.free // 2**20} of {use.total // 2**20} MiB free"
+    except OSError:
+        room = "there is no /dev/shm"
+    told = UserError(
+        f"The processes that read images ahead stopped or gave nothing ({shorten(str(error), 160)}); {room}. They pass "
+        "images through shared memory: give it more room (docker run --shm-size=8g). If it has enough, memory ran out "
+        "or the disk is too slow. The same command goes on from what is saved."
     )
     told.__cause__ = error
     return told

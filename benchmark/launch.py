@@ -17,6 +17,7 @@ from benchmark import signals
 from benchmark.errors import UserError
 from benchmark.files import lock, write_atomic
 from benchmark.spec import ROOT, CellSpec
+from benchmark.variables import neutralise
 
 LOST = ("in vain", "by peer", "onnection closed", "onnection reset")  # what processes say that miss another
 OUTCOME = "outcome-{}.json"  # how a process ended, by its number
@@ -158,6 +159,7 @@ def environment(cell: CellSpec, visible: str | None) -> dict[str, str]:
     """Return the environment of the processes: the GPUs that the user sees, or those asked for; none for a CPU cell."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     values = {**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": cell.device}
+    neutralise(values, launched=False)
     values.pop("CUDA_VISIBLE_DEVICES", None)
     values.pop("OMP_NUM_THREADS", None)  # torchrun would take it; each process sets its own threads
     if cell.device == "cpu":

@@ -17,6 +17,7 @@ from benchmark.errors import Locked, UserError
 from benchmark.store import Store
 
 PATIENCE = 300.0  # seconds that a worker has to save its training state
+GRACE = 10.0  # seconds for a worker whose pipe is closed to end
 Handler = Callable[[int, tuple[Any, ...]], None]
 
 
@@ -103,7 +104,8 @@ class Pool:
     def send(self, index: int, task: Any) -> None:
         """Give a task to an idle worker."""
         self.idle.discard(index)
-        self._pipes[index].send(task)
+        with contextlib.suppress(BrokenPipeError):  # it died while idle: receive tells so
+            self._pipes[index].send(task)
 
     def receive(self, timeout: float | None, handle: Handler) -> None:
         """Wait for messages and hand each on with its worker's number.
@@ -116,7 +118,10 @@ class Pool:
             try:
                 message = self._pipes[index].recv()
             except (EOFError, OSError):
-                self._processes[index].join()
+                self._processes[index].join(GRACE)
+                if self._processes[index].is_alive():  # it closed its pipe and does not end
+                    self._processes[index].kill()
+                    self._processes[index].join()
                 message = ("died", self._processes[index].exitcode)
                 self._start(index)
             handle(index, message)

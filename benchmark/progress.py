@@ -47,6 +47,8 @@ class Clock:
         self._expected: dict[str, float] = {}
         self._running: dict[str, float] = {}
         self._took: dict[str, tuple[float, float]] = {}
+        self._stages: dict[str, tuple[str, int, float]] = {}
+        self._stage_left: dict[str, tuple[float, float]] = {}
 
     def begin(self, cells: Mapping[str, float]) -> None:
         """Start the clock."""
@@ -57,12 +59,27 @@ class Clock:
         """A cell starts."""
         self._running[cell] = time.monotonic()
 
+    def step(self, cell: str, stage: str, done: int, total: int) -> None:
+        """A stage of a cell has come so far; from two such reports on, its own pace tells how long it needs at least.
+
+        The first report of a stage starts the measurement, so that what was done before (a resumed run) counts not.
+        """
+        now = time.monotonic()
+        name, first, began = self._stages.get(cell, ("", 0, now))
+        if name != stage or done < first:
+            self._stages[cell] = (stage, done, now)
+            self._stage_left.pop(cell, None)
+        elif done > first:
+            self._stage_left[cell] = (now, (now - began) / (done - first) * max(0, total - done))
+
     def stop(self, cell: str) -> None:
         """A cell ends."""
         began = self._running.pop(cell, None)
         if began is not None and cell in self._expected:
             self._took[cell] = (self._expected[cell], time.monotonic() - began)
         self._expected.pop(cell, None)
+        self._stages.pop(cell, None)
+        self._stage_left.pop(cell, None)
 
     @property
     def elapsed(self) -> float:
@@ -71,13 +88,15 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds until the run is over."""
+        """Seconds until the run is over; above 0 while a cell is not done."""
         expected = sum(seconds for seconds, _ in self._took.values())
         pace = sum(seconds for _, seconds in self._took.values()) / expected if expected > 0 else 1.0
         now = time.monotonic()
-        rest = sum(
-            max(0.0, pace * seconds - (now - self._running.get(cell, now))) for cell, seconds in self._expected.items()
-        )
+        rest = 0.0
+        for cell, seconds in self._expected.items():
+            guess = pace * seconds - (now - self._running.get(cell, now))
+            told, measured = self._stage_left.get(cell, (now, 0.0))
+            rest += max(1.0, guess, measured - (now - told))
         return rest / self._workers
 
 
@@ -104,6 +123,7 @@ class Lines:
         self._said[cell] = time.monotonic()
 
     def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
+        self._clock.step(cell, stage, done, total)
         now = time.monotonic()
         if now - self._said.get(cell, now) >= QUIET_SECONDS:
             self._said[cell] = now
@@ -155,6 +175,7 @@ class Bars:
         self._inner[cell] = self._bars.add_task(cell, total=1, text="starting")
 
     def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
+        self._clock.step(cell, stage, done, total)
         if cell in self._inner:
             self._bars.update(self._inner[cell], completed=done, total=max(1, total), text=f"{stage}  {info}".rstrip())
         self._refresh()

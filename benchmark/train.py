@@ -31,7 +31,7 @@ from benchmark.engine import any_process, deepspeed_config, in_turn, join, meet,
 from benchmark.errors import UserError
 from benchmark.files import digest_of, write_atomic
 from benchmark.models import LoadedModel, trainable_names
-from benchmark.models.batch import Item, Items, collate, split_start, start_cache
+from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_start, start_cache
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
 from benchmark.models.trainable import check_counts, trainable_table
@@ -438,6 +438,7 @@ class CellTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            timeout=READ_SECONDS if self.args.dataloader_num_workers else 0,
         )
         # Prepared, a sharded run's would be cut into shares once more.
         return loader if self.sharded else self.accelerator.prepare(loader)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from benchmark.files import write_atomic
 from benchmark.keys import Keys
 from benchmark.spec import CellSpec, ModelSpec, answering_dtype, at_root
 from benchmark.store import Store
+from benchmark.variables import neutralise_process
 from eval.java import find_java
 
 if TYPE_CHECKING:
@@ -60,8 +62,14 @@ def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
         gpu: the device to use; None for the first visible one.
 
     Raises:
-        UserError: a GPU is asked for and torch sees none.
+        UserError: a GPU is asked for and torch sees none; or Python runs without docstrings.
     """
+    if sys.flags.optimize > 1:
+        raise UserError(
+            "python -OO drops docstrings, and transformers reads its own when it loads a model. Use python or "
+            "python -O, and unset PYTHONOPTIMIZE."
+        )
+    neutralise_process(launched=False)
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else str(gpu) if gpu is not None else (
         os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     )

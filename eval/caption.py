@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.errors import UserError
-from eval.java import find_java
+from eval.java import exception_of, find_java
 
 
 def one_line(caption: str) -> str:
@@ -51,10 +51,10 @@ def tokenise(captions: Sequence[str]) -> list[str]:
             ) from error
     lines = done.stdout.decode().split("\n")[:-1]
     if done.returncode != 0 or len(lines) != len(captions):
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        reason = exception_of(done.stderr.decode(errors="replace"))
         raise UserError(
             f"The caption tokeniser returned {len(lines)} lines for {len(captions)} captions "
-            f"({java}, exit code {done.returncode}): {last[0]}. Set JAVA_HOME to a working Java."
+            f"({java}, exit code {done.returncode}): {reason}. Set JAVA_HOME to a working Java."
         )
     drop = frozenset(ptbtokenizer.PUNCTUATIONS)
     return [" ".join(token for token in line.rstrip().split(" ") if token not in drop) for line in lines]

@@ -25,7 +25,7 @@ from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.models import LoadedModel
-from benchmark.models.batch import Item, Items, collate, split_image, split_start, start_cache
+from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_image, split_start, start_cache
 from benchmark.models.prompt import render
 from benchmark.spec import DatasetSpec
 
@@ -125,7 +125,10 @@ def generate(
     lengths = [len(ids) for ids, _ in items.encoded]
     batches = cut(lengths, [record.image if share_images else None for record in records], batch_size)
     batches = [batch for batch in batches if not all(records[index].item_id in answered for index in batch)]
-    loader = DataLoader(items, batch_sampler=batches, collate_fn=list, num_workers=items.workers)
+    loader = DataLoader(
+        items, batch_sampler=batches, collate_fn=list, num_workers=items.workers,
+        timeout=READ_SECONDS if items.workers else 0,
+    )
     loaded.model.eval()
     with _append(out_jsonl) as file:
         for indices, batch in zip(batches, loader, strict=True):

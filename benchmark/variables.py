@@ -1,0 +1,84 @@
+"""Environment variables that would change a run behind its configuration: which, why, and their removal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from fnmatch import fnmatchcase
+
+# Pattern of the name -> what the variable would change. No run reads its settings from these, so all are removed.
+CHANGES_NUMBERS = {
+    "ACCELERATE_*": "accelerate: mixed precision, accumulation, clipping, device, DeepSpeed, FSDP, compilation",
+    "FSDP_*": "accelerate: sharding of the model",
+    "MEGATRON_LM_*": "accelerate: sharding of the model",
+    "PARALLELISM_CONFIG_*": "accelerate: tensor, context and sequence parallelism",
+    "XLA_USE_BF16": "accelerate: float32 becomes bfloat16",
+    "XLA_DOWNCAST_BF16": "accelerate: float64 becomes bfloat16",
+    "NVIDIA_TF32_OVERRIDE": "CUDA: TF32 on or off, whatever torch is told",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "torch: TF32 in matrix products",
+    "CUBLAS_WORKSPACE_CONFIG": "cuBLAS: the choice of kernels",
+    "CUBLASLT_WORKSPACE_SIZE": "torch: the choice of kernels",
+    "CUDNN_*": "cuDNN: the choice of kernels",
+    "TORCH_BLAS_PREFER_*": "torch: the library of matrix products",
+    "TORCH_CUDNN_*": "torch: the choice of convolution and attention kernels",
+    "TORCHINDUCTOR_*": "torch: what a compiled model computes",
+    "TORCHDYNAMO_*": "torch: what is compiled",
+    "PYTORCH_JIT*": "torch: fusion of operations",
+    "PYTORCH_NVFUSER_*": "torch: fusion of operations",
+    "ATEN_CPU_CAPABILITY": "torch: the instruction set, and with it the rounding",
+    "ONEDNN_*": "oneDNN: the instruction set and the default precision",
+    "DNNL_*": "oneDNN: older names of the same",
+    "MKL_*": "MKL: instruction set, reproducibility mode, threads",
+    "OMP_DYNAMIC": "OpenMP: the number of threads changes while a run goes on",
+    "OMP_THREAD_LIMIT": "OpenMP: fewer threads than the cell says",
+    "KMP_DETERMINISTIC_REDUCTION": "OpenMP: the order of sums",
+    "OPENBLAS_*": "OpenBLAS: kernels and threads",
+    "FLASH_ATTENTION_DETERMINISTIC": "flash-attn: the order of sums",
+    "DS_SDMA_*": "DeepSpeed: how weights are gathered",
+    "DS_DC_*": "DeepSpeed: what is offloaded",
+}
+# What a launcher tells the processes that it starts. Only `benchmark.ranks` reads it, from our launcher.
+CHANGES_LAYOUT = {
+    "RANK": "torch, DeepSpeed: number of the process",
+    "LOCAL_RANK": "torch, accelerate, DeepSpeed: number on this machine; chooses the GPU and starts a group",
+    "WORLD_SIZE": "torch, accelerate: number of processes; above 1 a lone process waits for the others for ever",
+    "LOCAL_WORLD_SIZE": "accelerate: processes of this machine",
+    "LOCAL_SIZE": "DeepSpeed: processes of this machine",
+    "GROUP_RANK": "torchrun: number of the machine",
+    "GROUP_WORLD_SIZE": "torchrun: number of machines",
+    "ROLE_RANK": "torchrun: number of the process in its role",
+    "ROLE_WORLD_SIZE": "torchrun: processes of a role",
+    "NODE_RANK": "accelerate: number of the machine",
+    "CROSS_RANK": "DeepSpeed's launcher: number of the machine",
+    "CROSS_SIZE": "DeepSpeed's launcher: number of machines",
+    "MASTER_ADDR": "torch: where the processes meet",
+    "MASTER_PORT": "torch: where the processes meet",
+    "TORCHELASTIC_*": "transformers takes the process for one of torchrun's",
+    "PET_*": "torchrun: defaults of its options, such as the number of processes",
+    "OMPI_COMM_WORLD_*": "accelerate, DeepSpeed: numbers of an MPI job",
+    "PMI_*": "accelerate: numbers of an MPI job",
+    "MV2_COMM_WORLD_*": "accelerate: numbers of an MPI job",
+}
+removed: dict[str, str] = {}  # what this process removed, for provenance.json
+
+
+def neutralise(environment: MutableMapping[str, str], *, launched: bool) -> dict[str, str]:
+    """Remove the variables that would change a number or the layout of the processes.
+
+    Call it before torch is imported: some are read then.
+
+    Args:
+        environment: changed in place; os.environ or that of processes to be started.
+        launched: the environment of a process that our launcher started, which needs the launcher's variables.
+
+    Returns:
+        What was removed; empty values change nothing and are not named.
+    """
+    patterns = CHANGES_NUMBERS if launched else {**CHANGES_NUMBERS, **CHANGES_LAYOUT}
+    found = [name for name in environment if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return {name: value for name in found if (value := environment.pop(name))}
+
+
+def neutralise_process(*, launched: bool) -> None:
+    """Clean this process's own environment and remember what was removed; see `neutralise`."""
+    removed.update(neutralise(os.environ, launched=launched))
