@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmark import signals
 from benchmark.errors import Locked, UserError, did_you_mean, printable
+from benchmark.variables import neutralise_process
 
 FAULTY, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         if "-h" in rest or "--help" in rest:
             print(_help(), end="")
             return 0
+        neutralise_process(launched=False)  # before anything imports torch, which reads some of them then
         with signals.raising():
             return VERBS[verb](rest)
     except UserError as error:

@@ -58,7 +58,7 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
         "threads": torch.get_num_threads(),
         "dtype": cell.dtype,
         "eval_dtype": answering_dtype(cell),
-        "removed_variables": dict(sorted(variables.removed.items())),
+        "removed_variables": sorted(variables.removed),
         "seconds": seconds,
         "items": items or {},
         # Linux counts in KiB. The peak is the process's, so it includes earlier cells of the same run.

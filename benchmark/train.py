@@ -391,6 +391,8 @@ class CellTrainer(Trainer):
             callbacks=[CellCallback(self)],
         )
         self.remove_callback(PrinterCallback)
+        if self.accelerator.mixed_precision != "no":  # we cast ourselves; see benchmark.variables
+            raise RuntimeError(f"accelerate would compute in {self.accelerator.mixed_precision}, the cell does not.")
         if config is not None:
             # Only now: a Trainer that knows of it would round the weights of the loss, and wants a GPU.
             arguments.hf_deepspeed_config.config["bf16"] = config["bf16"]
