@@ -54,13 +54,18 @@ class Shards:
         read: returns the shards, in the same order in every process.
         reduce: sums a float64 vector over all processes that hold parts; the default is one process (plain
             torch), or replicas that all hold everything (DDP).
+        place: number of this process, and how many there are; a tensor's parts lie in the order of the processes.
     """
 
     def __init__(
-        self, read: Callable[[], list[Shard]], reduce: Callable[[Tensor], Tensor] = lambda values: values
+        self,
+        read: Callable[[], list[Shard]],
+        reduce: Callable[[Tensor], Tensor] = lambda values: values,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
         self._read = read
         self._reduce = reduce
+        self._place = place
 
     def __iter__(self) -> Iterator[Shard]:
         return iter(self._read())
@@ -82,6 +87,23 @@ class Shards:
         rows = torch.stack([function(shard) for shard in shards])
         totals = self.reduce_sum(rows.flatten()).view_as(rows)
         return {shard.name: total for shard, total in zip(shards, totals, strict=True)}
+
+    def totals_and_before(self, function: Callable[[Shard], Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum some numbers of every tensor over its parts, and over those parts that come before this process's.
+
+        Args:
+            function: maps a shard to a 1-D float64 tensor, the same length for all.
+
+        Returns:
+            (over all parts, over the parts before) by tensor name, from one reduction.
+        """
+        shards, (process, processes) = list(self), self._place
+        rows = torch.stack([function(shard) for shard in shards])
+        apart = rows.new_zeros(processes, *rows.shape)
+        apart[process] = rows
+        apart = self.reduce_sum(apart.flatten()).view_as(apart)
+        sums = zip(shards, apart.sum(0), apart[:process].sum(0), strict=True)
+        return {shard.name: (total, before) for shard, total, before in sums}
 
     def sums(self, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
         """Return `totals` as numbers; for them the host waits until a GPU has computed them, once for all tensors."""
@@ -202,11 +224,15 @@ def attach(
     def reduce(values: Tensor) -> Tensor:
         return values if layout.group is None else _all_reduce(values, layout.group)
 
+    place = (0, 1) if layout.group is None else (
+        torch.distributed.get_rank(layout.group), torch.distributed.get_world_size(layout.group)
+    )
+
     def live(optimizer: torch.optim.Optimizer) -> Shards:
         """Return the tensors of this call of step: all, or under ZeRO those of one group or sub-group."""
         held = {id(buffer) for group in optimizer.param_groups for buffer in group["params"]}
         fragments = [fragment for fragment in layout.fragments if id(fragment.buffer) in held]
-        return Shards(lambda: read(fragments, with_grad=True), reduce)
+        return Shards(lambda: read(fragments, with_grad=True), reduce, place)
 
     inner, own_step = layout.optimizer, False
 
@@ -239,11 +265,11 @@ def attach(
             method.after_step(live(optimizer))
 
     method.extra_step = extra_step if layout.group is None else None
-    method.shards = Shards(lambda: read(layout.fragments, with_grad=False), reduce)
+    method.shards = Shards(lambda: read(layout.fragments, with_grad=False), reduce, place)
     with torch.no_grad():
         method.start(method.shards)
     hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
-    return Attachment(method.shards, method, hooks, _place(layout, names))
+    return Attachment(method.shards, method, hooks, _place(layout, names, *place))
 
 
 def _check(
@@ -300,13 +326,12 @@ def _all_reduce(values: Tensor, group: Any) -> Tensor:
     return total
 
 
-def _place(layout: Layout, names: dict[int, str]) -> dict[str, Any]:
+def _place(layout: Layout, names: dict[int, str], process: int, processes: int) -> dict[str, Any]:
     """Return what must be equal for a saved state to fit: the engine, this process, and its fragments."""
     fragments = [(names[id(part.parameter)], *part.shape, part.offset, part.length) for part in layout.fragments]
-    alone = layout.group is None
     return {
         "engine": layout.engine,
-        "processes": 1 if alone else torch.distributed.get_world_size(layout.group),
-        "process": 0 if alone else torch.distributed.get_rank(layout.group),
+        "processes": processes,
+        "process": process,
         "fragments": hashlib.sha256(repr(fragments).encode()).hexdigest(),
     }

@@ -33,7 +33,7 @@ def patch(
     """Keep the top `keep` of each block of columns, reset the rest to w*, compensate in the columns ahead.
 
     sign: of the compensation; optimal brain surgery subtracts, the released code adds. of_change: the sensitivity is of
-    the change. one_more: the released threshold, which resets int((1 - keep) n) + 1 elements.
+    the change. one_more: the released threshold, which resets int((1 - keep) n) + 1 elements and all that tie with it.
     """
     w = finetuned.copy()
     columns = w.shape[1]
@@ -52,6 +52,8 @@ def patch(
         kept = np.zeros(score.size, bool)
         kept[ranked[:count]] = True
         kept = kept.reshape(score.shape)
+        if one_more:
+            kept = score > score.ravel()[ranked[count]]
         for position, i in enumerate(inside):
             value = np.where(kept[:, position], w[:, i], pretrained[:, i])
             error = w[:, i] - value
