@@ -64,7 +64,8 @@ def patch(pretrained: Tensor, finetuned: Tensor, gram: Tensor, params: TailorPar
 
     Args:
         pretrained, finetuned: (d_out, d_in).
-        gram: (d_in, d_in), 2 X^T X of the layer's inputs up to a factor, which cancels; its device computes.
+        gram: (d_in, d_in), 2 X^T X / n of the layer's inputs in n samples; its device computes. A factor cancels unless
+            an input is never active: its diagonal becomes 1, which also counts in the damping.
         params: see `TailorParams`.
 
     Returns:
