@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from benchmark.errors import UserError
 from benchmark.fragments import Fragment, Layout, find_layout
 from methods.base import Method
+from methods.state import differences, held, unsaved
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ class Shards:
         return dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
 
 
+LIVE = (Shard, Shards)  # what a method may keep, as it is no state of its own
+
+
 class Attachment:
     """A method hooked to an optimizer; `shards` are all its tensors, `remove` takes the hooks off."""
 
@@ -119,21 +123,33 @@ class Attachment:
         self.method = method
         self._hooks = hooks
         self._place = place
+        self._held = held(method, LIVE)
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
         """Return rms_delta, restored_fraction and the method's own numbers; call it on every process."""
         return delta_summary(self.shards) | self.method.diagnostics()
 
+    def unsaved(self) -> str | None:
+        """Return why the method's state cannot be saved so that a resumed run equals this one; None if it can."""
+        return unsaved(self.method, self._held, LIVE)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the method's state of this process, and which part of the weights it belongs to."""
+        """Return the method's state of this process, and which part of the weights it belongs to.
+
+        Raises:
+            UserError: the method holds what would not be saved.
+        """
+        if fault := self.unsaved():
+            raise UserError(fault)
         return {"place": self._place, "method": self.method.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned in the same process of an equal run.
 
         Raises:
-            UserError: another engine, number of processes, process, or other tensors.
+            UserError: another engine, number of processes, process, or other tensors; the method does not take back
+                what was saved.
         """
         saved, here = state["place"], self._place
         if saved != here:
@@ -145,7 +161,27 @@ class Attachment:
                 f"The training state was saved with {', '.join(parts) or 'other tensors'}. It is cut like the weights: "
                 "resume with the engine and number of processes that saved it, or delete the checkpoint folder."
             )
-        self.method.load_state_dict(state["method"])
+        cls = type(self.method).__name__
+        stale = (
+            "If the method's code has changed since, undo that; else mend load_state_dict: the saved state is whole. "
+            "To train again from the start, delete the checkpoint folder."
+        )
+        try:
+            self.method.load_state_dict(state["method"])
+        except UserError:
+            raise
+        except Exception as error:  # a user's method can fail in any way
+            keys = ", ".join(map(repr, [*state["method"]][:5])) or "nothing"
+            raise UserError(
+                f"{cls}.load_state_dict failed on the saved state, which holds {keys}: {type(error).__name__}: {error}."
+                f" {stale}"
+            ) from error
+        if other := differences(state["method"], self.method):
+            raise UserError(
+                f"{cls} cannot resume: after load_state_dict its state_dict differs from what was saved in "
+                f"{', '.join(map(repr, other[:5]))} ({len(other)} of {len(state['method'])} saved). load_state_dict "
+                f"must put back all that state_dict returns. {stale}"
+            )
 
     def remove(self) -> None:
         """Take the hooks off."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from benchmark.errors import UserError
 from eval.java import exception_of, find_java
 
-
 # Newline, as in the wrapper, and the five characters beside it, of all in Unicode, that end a line for the tokeniser:
 # VT, FF, CR, U+2028 and U+2029. Not NEL (U+0085), which it reads as "...", and not FS, GS, RS or US (U+001C to U+001F).
 LINE_ENDS = dict.fromkeys(map(ord, "\n\v\f\r\u2028\u2029"), " ")
