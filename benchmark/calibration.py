@@ -44,7 +44,10 @@ class Calibration:
 
     @torch.no_grad()
     def gram(self, weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        """Measure 2 X^T X / n of each layer's inputs X (n, d_in), over tokens that are not padding.
+        """Measure 2 X^T X / n of each layer's inputs X (tokens, d_in), over tokens that are not padding, in n samples.
+
+        Per sample, not per token, as in SparseGPT and Tailor's released code: the scale matters where an input is
+        never active, because such a diagonal becomes 1.
 
         Args:
             weights: values to run the model with, by name; the rest of the model stays as it is.
@@ -77,7 +80,7 @@ class Calibration:
             with self._at(weights) as loaded:
                 for batch in self._batches:
                     mask = batch["attention_mask"].bool()
-                    count += int(mask.sum())
+                    count += len(mask)
                     self._forward(loaded, batch)
         finally:
             for handle in handles:

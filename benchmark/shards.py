@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from benchmark.errors import UserError
 from benchmark.fragments import Fragment, Layout, find_layout
 from methods.base import Method
+from methods.state import differences, held, unsaved
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,18 @@ class Shards:
         read: returns the shards, in the same order in every process.
         reduce: sums a float64 vector over all processes that hold parts; the default is one process (plain
             torch), or replicas that all hold everything (DDP).
+        place: number of this process, and how many there are; a tensor's parts lie in the order of the processes.
     """
 
     def __init__(
-        self, read: Callable[[], list[Shard]], reduce: Callable[[Tensor], Tensor] = lambda values: values
+        self,
+        read: Callable[[], list[Shard]],
+        reduce: Callable[[Tensor], Tensor] = lambda values: values,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
         self._read = read
         self._reduce = reduce
+        self._place = place
 
     def __iter__(self) -> Iterator[Shard]:
         return iter(self._read())
@@ -83,10 +89,30 @@ class Shards:
         totals = self.reduce_sum(rows.flatten()).view_as(rows)
         return {shard.name: total for shard, total in zip(shards, totals, strict=True)}
 
+    def totals_and_before(self, function: Callable[[Shard], Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum some numbers of every tensor over its parts, and over those parts that come before this process's.
+
+        Args:
+            function: maps a shard to a 1-D float64 tensor, the same length for all.
+
+        Returns:
+            (over all parts, over the parts before) by tensor name, from one reduction.
+        """
+        shards, (process, processes) = list(self), self._place
+        rows = torch.stack([function(shard) for shard in shards])
+        apart = rows.new_zeros(processes, *rows.shape)
+        apart[process] = rows
+        apart = self.reduce_sum(apart.flatten()).view_as(apart)
+        sums = zip(shards, apart.sum(0), apart[:process].sum(0), strict=True)
+        return {shard.name: (total, before) for shard, total, before in sums}
+
     def sums(self, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
         """Return `totals` as numbers; for them the host waits until a GPU has computed them, once for all tensors."""
         totals = self.totals(function)
         return dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
+
+
+LIVE = (Shard, Shards)  # what a method may keep, as it is no state of its own
 
 
 class Attachment:
@@ -97,21 +123,33 @@ class Attachment:
         self.method = method
         self._hooks = hooks
         self._place = place
+        self._held = held(method, LIVE)
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
         """Return rms_delta, restored_fraction and the method's own numbers; call it on every process."""
         return delta_summary(self.shards) | self.method.diagnostics()
 
+    def unsaved(self) -> str | None:
+        """Return why the method's state cannot be saved so that a resumed run equals this one; None if it can."""
+        return unsaved(self.method, self._held, LIVE)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the method's state of this process, and which part of the weights it belongs to."""
+        """Return the method's state of this process, and which part of the weights it belongs to.
+
+        Raises:
+            UserError: the method holds what would not be saved.
+        """
+        if fault := self.unsaved():
+            raise UserError(fault)
         return {"place": self._place, "method": self.method.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned in the same process of an equal run.
 
         Raises:
-            UserError: another engine, number of processes, process, or other tensors.
+            UserError: another engine, number of processes, process, or other tensors; the method does not take back
+                what was saved.
         """
         saved, here = state["place"], self._place
         if saved != here:
@@ -123,7 +161,27 @@ class Attachment:
                 f"The training state was saved with {', '.join(parts) or 'other tensors'}. It is cut like the weights: "
                 "resume with the engine and number of processes that saved it, or delete the checkpoint folder."
             )
-        self.method.load_state_dict(state["method"])
+        cls = type(self.method).__name__
+        stale = (
+            "If the method's code has changed since, undo that; else mend load_state_dict: the saved state is whole. "
+            "To train again from the start, delete the checkpoint folder."
+        )
+        try:
+            self.method.load_state_dict(state["method"])
+        except UserError:
+            raise
+        except Exception as error:  # a user's method can fail in any way
+            keys = ", ".join(map(repr, [*state["method"]][:5])) or "nothing"
+            raise UserError(
+                f"{cls}.load_state_dict failed on the saved state, which holds {keys}: {type(error).__name__}: {error}."
+                f" {stale}"
+            ) from error
+        if other := differences(state["method"], self.method):
+            raise UserError(
+                f"{cls} cannot resume: after load_state_dict its state_dict differs from what was saved in "
+                f"{', '.join(map(repr, other[:5]))} ({len(other)} of {len(state['method'])} saved). load_state_dict "
+                f"must put back all that state_dict returns. {stale}"
+            )
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -202,11 +260,15 @@ def attach(
     def reduce(values: Tensor) -> Tensor:
         return values if layout.group is None else _all_reduce(values, layout.group)
 
+    place = (0, 1) if layout.group is None else (
+        torch.distributed.get_rank(layout.group), torch.distributed.get_world_size(layout.group)
+    )
+
     def live(optimizer: torch.optim.Optimizer) -> Shards:
         """Return the tensors of this call of step: all, or under ZeRO those of one group or sub-group."""
         held = {id(buffer) for group in optimizer.param_groups for buffer in group["params"]}
         fragments = [fragment for fragment in layout.fragments if id(fragment.buffer) in held]
-        return Shards(lambda: read(fragments, with_grad=True), reduce)
+        return Shards(lambda: read(fragments, with_grad=True), reduce, place)
 
     inner, own_step = layout.optimizer, False
 
@@ -239,11 +301,11 @@ def attach(
             method.after_step(live(optimizer))
 
     method.extra_step = extra_step if layout.group is None else None
-    method.shards = Shards(lambda: read(layout.fragments, with_grad=False), reduce)
+    method.shards = Shards(lambda: read(layout.fragments, with_grad=False), reduce, place)
     with torch.no_grad():
         method.start(method.shards)
     hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
-    return Attachment(method.shards, method, hooks, _place(layout, names))
+    return Attachment(method.shards, method, hooks, _place(layout, names, *place))
 
 
 def _check(
@@ -300,13 +362,12 @@ def _all_reduce(values: Tensor, group: Any) -> Tensor:
     return total
 
 
-def _place(layout: Layout, names: dict[int, str]) -> dict[str, Any]:
+def _place(layout: Layout, names: dict[int, str], process: int, processes: int) -> dict[str, Any]:
     """Return what must be equal for a saved state to fit: the engine, this process, and its fragments."""
     fragments = [(names[id(part.parameter)], *part.shape, part.offset, part.length) for part in layout.fragments]
-    alone = layout.group is None
     return {
         "engine": layout.engine,
-        "processes": 1 if alone else torch.distributed.get_world_size(layout.group),
-        "process": 0 if alone else torch.distributed.get_rank(layout.group),
+        "processes": processes,
+        "process": process,
         "fragments": hashlib.sha256(repr(fragments).encode()).hexdigest(),
     }

@@ -539,6 +539,16 @@ class CellTrainer(Trainer):
         if any_process(bad, device=self.args.device)[0]:
             self._fail("largest weight", math.inf, self.state.global_step)
 
+    def check_method(self) -> None:
+        """Refuse a method whose state could not be resumed; every process calls it, before anything is written.
+
+        Raises:
+            UserError: the method holds what would not be saved, on some process.
+        """
+        fault = self.run.attachment.unsaved()
+        if any_process(fault is not None, device=self.args.device)[0]:
+            raise UserError(fault or "Another process's method cannot be saved; its output says why.")
+
     def weights(self) -> dict[str, Tensor]:
         """Return the whole float32 weights; every process calls it."""
         if not self.sharded:
@@ -617,6 +627,7 @@ class CellCallback(TrainerCallback):
         save, stop = any_process(every or late, bool(run.signals), device=args.device)
         if save or stop:
             self.trainer.check_weights()
+            self.trainer.check_method()
             control.should_save = True
             self.saved = time.monotonic()
         control.should_training_stop = stop

@@ -3,6 +3,9 @@
 Its Python wrapper for the tokeniser writes into site-packages, prints to the terminal, ignores a failing
 Java and shifts all later captions if one holds a line separator. So the same jar is called here with the same
 options, and the same punctuation is dropped.
+
+White space stays as it is, as with the wrapper, because the tokeniser tells it apart: "0<tab>1/2" is two tokens and
+"0 1/2" one. Only what ends a line is replaced.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from pathlib import Path
 from benchmark.errors import UserError
 from eval.java import exception_of, find_java
 
+# Newline, as in the wrapper, and the five characters beside it, of all in Unicode, that end a line for the tokeniser:
+# VT, FF, CR, U+2028 and U+2029. Not NEL (U+0085), which it reads as "...", and not FS, GS, RS or US (U+001C to U+001F).
+LINE_ENDS = dict.fromkeys(map(ord, "\n\v\f\r\u2028\u2029"), " ")
+
 
 def one_line(caption: str) -> str:
-    """Replace every run of white space, also \\r, \\f and U+2028 which the tokeniser takes as line ends."""
-    return " ".join(caption.split())
+    """Replace each character that would start a new line, and so shift all later captions, by a space."""
+    return caption.translate(LINE_ENDS)
 
 
 def tokenise(captions: Sequence[str]) -> list[str]:

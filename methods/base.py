@@ -37,6 +37,8 @@ class Method:
     Attributes:
         Params: frozen dataclass of the hyper-parameters; raises ValueError for values out of range.
         posthoc: the method needs a finished Full FT run instead of a training run.
+        stateless: no step depends on what earlier steps left in the object's attributes, although they change. Else
+            what changes must be saved: `state_dict` and `load_state_dict`, both in one class.
         uses_pretrained: hooks read `shard.pretrained`, so w* is kept on the weights' device.
         shards: every trainable tensor, set by `attach`, for `diagnostics`.
         extra_step: steps the optimizer once more on the gradients as they are, without hooks; set by `attach`
@@ -45,6 +47,7 @@ class Method:
 
     Params: ClassVar[type] = NoParams
     posthoc: ClassVar[bool] = False
+    stateless: ClassVar[bool] = False
     uses_pretrained: ClassVar[bool] = True
     shards: Shards
     extra_step: Callable[[], None] | None = None
@@ -92,11 +95,15 @@ class Method:
         raise TypeError(f"{type(self).__name__} acts during training and has no post-hoc transform.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that an exact resume needs: a flat dict of tensors (this rank's) and JSON values."""
+        """Return all that an exact resume needs: a flat dict of tensors (this rank's) and JSON values.
+
+        What `start` computes from the base weights and the seed alone is not needed. Saving is refused if attributes
+        changed since `start` that no such function knows of (`methods.state`), unless the class is `stateless`.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`'s result; called after `start`.
+        """Restore `state_dict`'s result; called after `start`. `state_dict` must then return just that.
 
         Raises:
             UserError: the state belongs to another run.

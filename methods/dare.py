@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class DareParams:
     """keep: share of the elements that keep their change (its probability, if chosen at random); choose: how they
-    are chosen; rescale: divide the kept change by `keep`."""
+    are chosen; rescale: divide the kept change by `keep`; count: of the largest changes, as many as the released code
+    keeps, which drops all that equal the largest dropped one, or exactly n - int((1 - keep) n)."""
 
     keep: float = 0.1
     choose: Literal["random", "magnitude"] = "random"
     rescale: bool = True
+    count: Literal["released", "exact"] = "released"
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -43,6 +45,8 @@ class Dare(Method):
     Variants: dare_drop_only: m (w_ft - w*), without the division (DARE's own ablation). dare_magnitude: magnitude
     trim, m = 1 for all but the int(n (1 - keep)) smallest |w_ft - w*| of each tensor and those equal to the largest
     of these, no division (MergeLM's mask_strategy "magnitude"; a tensor too small to drop anything keeps its change).
+    In float32 such ties are rare. The changes of a 16-bit checkpoint take few values, so there it may keep much less
+    than `keep`; count=exact keeps just that, of equal changes the first.
     """
 
     Params = DareParams
@@ -60,7 +64,7 @@ class Dare(Method):
             if self.params.choose == "random":
                 kept = torch.rand(weight.shape, generator=generator(self.seed, name)) < self.params.keep
             else:
-                kept = largest_changes(before, after, self.params.keep)
+                kept = largest_changes(before, after, self.params.keep, self.params.count)
             divisor = self.params.keep if self.params.rescale else 1.0
             result[name] = drop_and_rescale(before, after, kept.to(weight.device), divisor)
         return result

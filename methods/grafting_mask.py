@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from benchmark.errors import UserError
 from methods.base import Method
+from methods.ops import exact, first_largest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 class GraftingMaskParams:
     """share: of the elements that are grafted, at most; steps: of gradient descent on the mask's scores; rate: how far
     the first step moves them (root mean square); bias: where they begin, so that gamma is nearly 0 or 1; samples:
-    training samples of the target whose mean loss is minimised."""
+    training samples of the target whose mean loss is minimised; count: the base patch is exactly int(share n) elements,
+    or those that exceed the int(share n)-th largest, as in the released code: one less, with ties fewer still."""
 
     share: float = 0.1
     steps: int = 10
     rate: float = 0.3
     bias: float = 10.0
     samples: int = 128
+    count: Literal["exact", "released"] = "exact"
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -73,8 +76,8 @@ class GraftingMask(Method):
         after = {name: weight.float() for name, weight in finetuned.items()}
         before = {name: pretrained[name].float().to(weight.device) for name, weight in after.items()}
         change = {name: weight - before[name] for name, weight in after.items()}
-        limit = exceeded_by(params.share, {name: values.abs() for name, values in change.items()})
-        scores = {name: torch.where(values.abs() > limit, params.bias, -params.bias) for name, values in change.items()}
+        patch = top_share(params.share, {name: values.abs() for name, values in change.items()}, params.count)
+        scores = {name: torch.where(chosen, params.bias, -params.bias) for name, chosen in patch.items()}
         rate = None
         for _ in range(params.steps):
             grafted = {name: torch.lerp(before[name], after[name], z.sigmoid()) for name, z in scores.items()}
@@ -92,20 +95,29 @@ class GraftingMask(Method):
                 rate = params.rate * sum(z.numel() for z in scores.values()) ** 0.5 / size if size else 0.0
             for name, z in scores.items():
                 z.sub_(slopes[name], alpha=rate)
-        limit = max(0.0, exceeded_by(params.share, scores))  # z > 0 where gamma > 1/2
-        return {name: torch.where(z > limit, after[name], before[name]) for name, z in scores.items()}
+        chosen = top_share(params.share, scores)
+        # z > 0 where gamma > 1/2.
+        return {name: torch.where(chosen[name] & (z > 0), after[name], before[name]) for name, z in scores.items()}
 
 
-def exceeded_by(share: float, values: dict[str, Tensor]) -> float:
-    """Return the least element that at most a share of all elements of all tensors exceed.
+def top_share(
+    share: float, values: dict[str, Tensor], count: Literal["exact", "released"] = "exact"
+) -> dict[str, Tensor]:
+    """Choose a share of the elements of all tensors together, the largest.
 
     Args:
         share: in (0, 1].
         values: tensors of any shapes.
+        count: "exact": k = int(share n) elements, of equal ones the first; "released": those above the k-th largest.
 
     Returns:
-        An element's value; -inf if all may exceed it.
+        bool tensors of the same names and shapes.
     """
     flat = torch.cat([tensor.flatten() for tensor in values.values()])
-    kept = int(share * flat.numel())
-    return flat.kthvalue(flat.numel() - kept).values.item() if kept < flat.numel() else -torch.inf
+    size = int(exact(share) * flat.numel())
+    if count == "released" and size:
+        mask = flat > flat.kthvalue(flat.numel() - size + 1).values
+    else:
+        mask = first_largest(flat, size)
+    pieces = mask.split([tensor.numel() for tensor in values.values()])
+    return {name: piece.view_as(values[name]) for name, piece in zip(values, pieces, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -28,6 +29,47 @@ def generator(seed: int, name: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def exact(share: float) -> Fraction:
+    """Return a share as the decimal number that it is written as.
+
+    In floating point 100 * (1 - 0.8) is a little less than 20 and 100 * 0.29 less than 29, so `int` would lose one.
+    """
+    return Fraction(str(share))
+
+
+def at_least(values: Tensor, limit: Tensor, ties: Tensor) -> Tensor:
+    """Choose all values above a limit and the first of those equal to it.
+
+    Args:
+        values: any shape; "first" is by position in the flattened tensor.
+        limit: one number.
+        ties: how many that equal the limit are chosen, one number; at most 0: none.
+
+    Returns:
+        bool, same shape.
+    """
+    tied = values == limit
+    first = tied.flatten().cumsum(0, dtype=torch.int32) <= ties
+    return (values > limit) | (tied & first.view_as(tied))
+
+
+def first_largest(values: Tensor, count: int) -> Tensor:
+    """Choose exactly `count` of the largest values of a tensor that is here as a whole; of equal ones the first.
+
+    Args:
+        values: any shape.
+        count: from 0 to all.
+
+    Returns:
+        bool, same shape.
+    """
+    flat = values.flatten()
+    if count >= flat.numel():
+        return torch.ones_like(values, dtype=torch.bool)
+    limit = flat.kthvalue(flat.numel() - count).values  # exceeded by `count` values, or fewer if some equal it
+    return at_least(values, limit, count - (flat > limit).sum())
 
 
 def _parts(values: Tensor) -> Sequence[Tensor]:
@@ -157,19 +199,23 @@ def blend(pretrained: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return torch.lerp(pretrained, weight, mask)
 
 
-def largest_changes(pretrained: Tensor, finetuned: Tensor, keep: float) -> Tensor:
+def largest_changes(pretrained: Tensor, finetuned: Tensor, keep: float, count: str) -> Tensor:
     """Choose the largest changes of a tensor.
 
     Args:
         pretrained: w*.
         finetuned: w, same shape.
         keep: share of the elements that is chosen.
+        count: "exact": all but int(n (1 - keep)), of equal changes the first are chosen; "released": of these, all that
+            equal the largest one left out are left out as well.
 
     Returns:
-        bool, False for the int(n (1 - keep)) smallest |w - w*| and for those equal to the largest of these.
+        bool, same shape.
     """
     change = (finetuned - pretrained).abs()
-    dropped = int(change.numel() * (1 - keep))
+    dropped = int(change.numel() * (1 - exact(keep)))
+    if count == "exact":
+        return first_largest(change, change.numel() - dropped)
     limit = change.flatten().sort().values[dropped - 1] if dropped else -1.0
     return change > limit
 

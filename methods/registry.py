@@ -146,9 +146,11 @@ def load_class(path: str) -> type[Method]:
     """Import "module:Class".
 
     Raises:
-        UserError: the module cannot be imported, has no such class, or the class is no Method.
+        UserError: the module cannot be imported, has no such class, or the class is no Method, or one that saves its
+            state and does not load it.
     """
     from methods.base import Method
+    from methods.state import half_defined
 
     module_name, _, class_name = path.partition(":")
     try:
@@ -171,6 +173,8 @@ def load_class(path: str) -> type[Method]:
         )
     if not is_dataclass(cls.Params):
         raise UserError(f"{path}: Params must be a frozen dataclass, it is {cls.Params!r}.")
+    if fault := half_defined(cls):
+        raise UserError(f"{path}: {fault}")
     return cls
 
 

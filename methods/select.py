@@ -11,7 +11,7 @@ from methods import ops
 from methods.base import Method
 from methods.mask_log import MaskLog
 from methods.masks import load_accumulated, save_accumulated
-from methods.threshold import largest
+from methods.threshold import Largest, largest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,13 +40,14 @@ class Select(Method):
 
     half_ft_elements (Rand_gamma): m ~ Bernoulli(gamma), drawn once. spider_magnitude (I_gamma): all but the int(n (1 -
     gamma)) largest |w*| of each tensor, once. spider_gradient (G_gamma): the int(n gamma) largest |A| of each tensor,
-    A <- .85 A + .15 g as in SPIDER, at every step. Values equal to the limit are not selected (in a 16-bit checkpoint a
-    few elements per tensor), so a constant or all-zero tensor stays at w*, and nothing is ever NaN; a single element
-    trains under I_gamma and not under G_gamma.
+    A <- .85 A + .15 g as in SPIDER, at every step. These counts are exact: of equal magnitudes the first in the
+    flattened tensor count as the largest, so I_gamma freezes the first half of a constant tensor and trains the rest.
+    In a 16-bit checkpoint thousands of elements of a matrix share the magnitude at the limit. A single element trains
+    under I_gamma and not under G_gamma.
     The rank of Eqs. 2c and 4 grows with the magnitude, so both choices are by rank as well.
 
     Granularity: element; the limit is the exact n-th largest magnitude per tensor, found over all parts of a sharded
-    tensor by 31 reductions of one count per tensor (methods/threshold.py). Tensors: all trainable.
+    tensor by 32 reductions of a few counts per tensor (methods/threshold.py). Tensors: all trainable.
     Acts: `before_step` sets the gradients of elements that never train to 0, so Adam's moments see zeros, and
     accumulates A; `after_step` puts unselected elements back to w*, bit for bit. With a selection that changes
     (G_gamma) Adam's moments stay as they are.
@@ -55,9 +56,10 @@ class Select(Method):
     Source: SPIDER paper, Table 3 and Sec. 4.2, gamma 50 %; RandomMask.py and MagnitudeMask.py of the released code and
     its sibling NRCA. There is no released G_gamma: the accumulation of Eq. 4 and a new choice per step are our reading.
     Disagreements: the paper's Half FT row equals Rand_gamma's, see methods/half_ft.py. The released masks reach only
-    the float32 masters (see spider_lag), draw from the global stream, break ties at the limit by position, and do not
-    hide gradients from Adam (no difference for the weights: AdamW treats elements apart). Gradients of frozen elements
-    count in the norm that all are clipped to, there and here.
+    the float32 masters (see spider_lag), draw from the global stream, and do not hide gradients from Adam (no
+    difference for the weights: AdamW treats elements apart). Gradients of frozen elements count in the norm that all
+    are clipped to, there and here. I_gamma's masks come from torch.topk, which breaks ties by position on a GPU, where
+    the released code runs, and in no documented order on a CPU; we do as on a GPU everywhere.
     Variants: G > I, the table's last row, is spider_idm.
     """
 
@@ -67,13 +69,11 @@ class Select(Method):
         share = self.params.share
         self._log = MaskLog()
         self._drawn: dict[str, Tensor] = {}
-        self._limit: dict[str, Tensor] = {}
+        self._largest: dict[str, Largest] = {}
         self.accumulated: dict[str, Tensor] = {}
         if self.params.by == "magnitude":
-            # The largest frozen value is itself frozen.
-            self._limit = largest(
-                shards, lambda shard: shard.pretrained, lambda size: int(size * (1 - share)) - 1
-            )
+            frozen = 1 - ops.exact(share)
+            self._largest = largest(shards, lambda shard: shard.pretrained, lambda size: int(size * frozen))
         for shard in shards:
             if self.params.by == "random":
                 whole = torch.rand(shard.numel, generator=ops.generator(self.seed, shard.name)) < share
@@ -91,8 +91,8 @@ class Select(Method):
 
     def after_step(self, shards: Shards) -> None:
         if self.params.by == "gradient":
-            share = self.params.share
-            self._limit |= largest(
+            share = ops.exact(self.params.share)
+            self._largest |= largest(
                 shards, lambda shard: self.accumulated[shard.name], lambda size: int(size * share)
             )
         for shard in shards:
@@ -103,8 +103,8 @@ class Select(Method):
         if self.params.by == "random":
             return self._drawn[shard.name]
         if self.params.by == "magnitude":
-            return shard.pretrained.abs() < self._limit[shard.name]
-        return self.accumulated[shard.name].abs() > self._limit[shard.name]
+            return ~self._largest[shard.name].mask(shard.pretrained)
+        return self._largest[shard.name].mask(self.accumulated[shard.name])
 
     def state_dict(self) -> dict[str, Any]:
         return save_accumulated(self.accumulated) | self._log.state_dict()
@@ -115,6 +115,6 @@ class Select(Method):
 
     def diagnostics(self) -> dict[str, float]:
         """Return shares of selected elements, see methods/masks.py."""
-        if self.params.by == "gradient" and not self._limit:
+        if self.params.by == "gradient" and not self._largest:
             return {}
         return self._log.measure(self.shards, lambda shard: self.mask(shard).to(shard.weight))

@@ -9,7 +9,7 @@ import torch
 
 from methods.base import Method
 from methods.blocks import split_layer
-from methods.ops import row_scores
+from methods.ops import exact, row_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,8 @@ class TailorParams:
     diagonal; samples: calibration samples from the target's training data; compensation: what is done to the columns
     ahead with the error of a column that is reset (optimal brain surgery subtracts it); sensitive: the sensitivity is
     of the weight or of its change; projector: its linear weights go back to w* or stay fine-tuned; count: a block keeps
-    round(keep n) elements, or the n - int((1 - keep) n) - 1 of the released code."""
+    exactly round(keep n) elements, or those whose score exceeds the one at place int((1 - keep) n), as in the released
+    code: n - int((1 - keep) n) - 1, or less with ties."""
 
     keep: float = 0.1
     salience: float = 0.5
@@ -48,10 +49,11 @@ class TailorParams:
             )
 
     def kept(self, size: int) -> int:
-        """Return how many of a block's `size` elements keep the fine-tuned value."""
+        """Return how many of a block's `size` elements keep the fine-tuned value; if released, at most."""
+        keep = exact(self.keep)
         if self.count == "released":
-            return max(0, size - int(size * (1 - self.keep)) - 1)
-        return round(self.keep * size)
+            return max(0, size - int(size * (1 - keep)) - 1)
+        return round(keep * size)
 
 
 SIGN = {"subtract": -1.0, "add": 1.0, "none": 0.0}
@@ -62,7 +64,8 @@ def patch(pretrained: Tensor, finetuned: Tensor, gram: Tensor, params: TailorPar
 
     Args:
         pretrained, finetuned: (d_out, d_in).
-        gram: (d_in, d_in), 2 X^T X of the layer's inputs up to a factor, which cancels; its device computes.
+        gram: (d_in, d_in), 2 X^T X / n of the layer's inputs in n samples; its device computes. A factor cancels unless
+            an input is never active: its diagonal becomes 1, which also counts in the damping.
         params: see `TailorParams`.
 
     Returns:
@@ -83,9 +86,12 @@ def patch(pretrained: Tensor, finetuned: Tensor, gram: Tensor, params: TailorPar
         sensitive = local - target if params.sensitive == "change" else local
         score += params.sensitivity * row_scores(sensitive.square() / root.diagonal().square())
         kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-        order = score.flatten().argsort(descending=True, stable=True)
-        kept[order[: params.kept(score.numel())]] = True
+        ranked, order = score.flatten().sort(descending=True, stable=True)
+        count = params.kept(score.numel())
+        kept[order[:count]] = True
         kept = kept.view_as(score)
+        if params.count == "released":
+            kept &= score > ranked[count]
         errors = torch.zeros_like(local)
         for i in range(local.shape[1]):
             result = torch.where(kept[:, i], local[:, i], target[:, i])
@@ -116,7 +122,8 @@ class Tailor(Method):
     tailor_no_compensation: the columns ahead stay as they are. tailor_change_sensitivity: (w - w*)^2 / U_ii^2, the
     sensitivity of the change. tailor_keep_projector: the projector stays fine-tuned.
     Decided: a row whose scores are all equal in a block scores 0 there (the released code: NaN, never reset); without
-    any change the result is w_ft = w*; a layer of one column is kept or reset by position.
+    any change the result is w_ft = w*; of equal scores the first are kept, row by row, so a layer of one column is kept
+    or reset by position (count=released: reset).
     """
 
     Params = TailorParams

@@ -1,16 +1,16 @@
-"""The n-th largest magnitude of every tensor, exactly, wherever its parts are."""
+"""The largest elements of every tensor, exactly as many as asked for, wherever the tensor's parts are."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from methods.fused import fused
-from methods.ops import ROW
+from methods.ops import ROW, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from benchmark.shards import Shard, Shards
 
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Which elements of one tensor have the largest magnitudes; two numbers on its device.
+
+    Attributes:
+        limit: all elements of a larger magnitude are among them.
+        ties: how many of this part's elements of just this magnitude are; the first ones. At most 0: none.
+    """
+
+    limit: Tensor
+    ties: Tensor
+
+    def mask(self, values: Tensor) -> Tensor:
+        """Return which elements they are: bool, of the shape of `values`, the part that they were chosen from."""
+        return at_least(values.abs(), self.limit, self.ties)
 
 
 @fused
@@ -29,29 +46,28 @@ def _reached(values: Tensor, limit: Tensor) -> Tensor:
     return (values.abs() >= limit).sum().double()[None]
 
 
-def largest(shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[int], int]) -> dict[str, Tensor]:
-    """Return per tensor the magnitude that exactly `count` of its elements exceed.
+def largest(shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[int], int]) -> dict[str, Largest]:
+    """Choose exactly `count` elements of every tensor, those of the largest magnitudes; of equal ones the first.
 
-    Bisection: the bit patterns of |x| order like the numbers, so the wanted pattern is found bit by bit, each time by
-    counting the elements that are at least as large. The counts of all tensors are summed over the processes at once:
-    31 reductions in float32, whatever the tensors' size, and the same result however they are cut. Patterns and counts
-    stay on the device: the host never waits for a tensor's. Ties: fewer than `count` elements exceed the result if
-    several are equal to it.
+    First in the flattened tensor, as torch.topk chooses on a GPU: there it fills up with "the first seen", on a CPU
+    with any. How a tensor is cut makes no difference.
+
+    Bisection: the bit patterns of |x| order like the numbers, so the limit's pattern is found bit by bit, each time by
+    counting the elements that are at least as large. The counts of all tensors are summed over the processes at once,
+    31 reductions in float32, whatever the tensors' size; one more says how many ties lie in earlier parts. Patterns
+    and counts stay on the device: the host never waits for a tensor's.
 
     Args:
         shards: the tensors of a hook call.
-        values: maps a shard to a float32 or float64 tensor of any length, all of one dtype and device.
-        count: maps a tensor's number of elements to how many should exceed the result.
+        values: maps a shard to a float32 or float64 tensor as long as the shard, all of one dtype and device.
+        count: maps a tensor's number of elements to how many to choose, from 0 to all.
 
     Returns:
-        A scalar that compares exactly with |x|: inf for a count below 0, -1 if all elements should exceed it.
+        The choice by tensor name.
     """
     sizes = {shard.name: shard.numel for shard in shards}
     like = values(next(iter(shards)))
     counts = {name: count(size) for name, size in sizes.items()}
-    outside = {
-        name: math.inf if counts[name] < 0 else -1.0 for name in sizes if not 0 <= counts[name] < sizes[name]
-    }
     # Filled, not copied there, for which the host would wait.
     wanted = torch.stack([like.new_full((), number, dtype=torch.float64) for number in counts.values()])
     patterns = torch.zeros(len(sizes), dtype=INTEGER[like.dtype], device=like.device)
@@ -64,5 +80,15 @@ def largest(shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[
 
         enough = torch.cat([*shards.totals(count_reached).values()]) > wanted
         patterns = torch.where(enough, tried, patterns)
-    found = dict(zip(sizes, patterns.view(like.dtype), strict=True))
-    return found | {name: like.new_full((), limit) for name, limit in outside.items()}
+    limits = dict(zip(sizes, patterns.view(like.dtype), strict=True))
+    limits |= {name: like.new_full((), -1.0) for name, size in sizes.items() if counts[name] >= size}  # all exceed it
+
+    def count_beside(shard: Shard) -> Tensor:
+        size, limit = values(shard).abs(), limits[shard.name]
+        return torch.stack([(size > limit).sum(), (size == limit).sum()]).double()
+
+    found = shards.totals_and_before(count_beside)
+    return {
+        name: Largest(limits[name], number - total[0] - before[1])
+        for (name, (total, before)), number in zip(found.items(), wanted, strict=True)
+    }

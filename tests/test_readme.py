@@ -22,7 +22,7 @@ def test_example_target_is_the_tested_file():
 def test_example_method_is_the_tested_file():
     source, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     assert source == (ROOT / "examples" / "my_method.py").read_text()
-    assert len(source.splitlines()) <= 20
+    assert len(source.splitlines()) <= 40
     assert "METHODS=full_ft,spider,examples.my_method:TopKGradient" in README
 
 

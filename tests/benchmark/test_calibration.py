@@ -46,7 +46,7 @@ def test_blocks_without_a_projector():
     assert [len(block) for block in Calibration(model, [], names).blocks] == [7]
 
 
-def test_gram_is_the_mean_over_tokens_that_are_not_padding():
+def test_gram_is_the_mean_over_samples_of_their_tokens_that_are_not_padding():
     model, calibration = make()
     name = "layers.0.self_attn.q_proj.weight"
     gram = calibration.gram({}, [name])[name]
@@ -57,7 +57,7 @@ def test_gram_is_the_mean_over_tokens_that_are_not_padding():
         rows += [x[i, j] for i in range(3) for j in range(5) if inputs["attention_mask"][i, j]]
     x = torch.stack(rows)
     assert len(x) == 28
-    torch.testing.assert_close(gram, (2 * x.T @ x / len(x)).detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gram, (2 * x.T @ x / 6).detach(), rtol=0, atol=1e-12)  # two batches of three
 
 
 def test_the_given_weights_are_used_and_the_model_is_left_alone():

@@ -412,6 +412,53 @@ def test_resume_is_bitwise_exact(vila, records, tmp_path, method):
     assert same(whole, delta) and resumed == rows
 
 
+class Momenta(Method):
+    """A method of one's own with memory; `Saved` hands it over."""
+
+    def start(self, shards):
+        self.momenta = {shard.name: torch.zeros_like(shard.weight) for shard in shards}
+
+    def before_step(self, shards):
+        for shard in shards:
+            shard.grad.copy_(self.momenta[shard.name].lerp_(shard.grad, 0.5))
+
+
+class Saved(Momenta):
+    def state_dict(self):
+        return self.momenta
+
+    def load_state_dict(self, state):
+        for name, tensor in self.momenta.items():
+            tensor.copy_(state[name])
+
+
+def test_a_method_that_would_lose_its_state_is_refused_at_the_first_save(vila, records, tmp_path):
+    spec = cell(epochs=4)
+    with pytest.raises(UserError, match=r"Momenta cannot be saved: .*: momenta \(dict of \d+ tensors\)"):
+        run(vila, records, tmp_path / "cut", spec, Momenta(None, 0), checkpoint_steps=2)
+    assert list((tmp_path / "cut" / "checkpoint").iterdir()) == [], "nothing half-written"
+    run(vila, records, tmp_path / "short", spec, Momenta(None, 0))  # never saved, so nothing can be lost
+    allowed = type("Allowed", (Momenta,), {"stateless": True})
+    run(vila, records, tmp_path / "allowed", spec, allowed(None, 0), checkpoint_steps=2)
+
+
+def test_a_signal_does_not_save_what_would_go_on_otherwise(vila, records, tmp_path):
+    with pytest.raises(UserError, match="Momenta cannot be saved"):
+        run(vila, records, tmp_path, None, Momenta(None, 0), stop_at(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert list((tmp_path / "checkpoint").iterdir()) == []
+
+
+def test_a_method_of_ones_own_with_both_functions_resumes_exactly(vila, records, tmp_path):
+    spec = cell(epochs=4)
+    whole, rows = run(vila, records, tmp_path / "whole", spec, Saved(None, 0))
+    with pytest.raises(Killed):
+        run(vila, records, tmp_path / "cut", spec, Saved(None, 0), stop_at(5, kill), checkpoint_steps=2)
+    delta, resumed = run(vila, records, tmp_path / "cut", spec, Saved(None, 0))
+    assert same(whole, delta) and resumed == rows
+    other, _ = run(vila, records, tmp_path / "other", spec)
+    assert not same(whole, other), "the method does nothing, so this tests little"
+
+
 def test_resume_at_the_end_of_an_epoch(vila, records, tmp_path):
     spec = cell(method="spider", epochs=3)
     whole, rows = run(vila, records, tmp_path / "whole", spec)
@@ -536,6 +583,7 @@ class Overflows(Method):
     """Everything is right up to one step, whose update overflows."""
 
     at = 0
+    stateless = True  # its count is not resumed
 
     def before_step(self, shards):
         self.step = getattr(self, "step", 0) + 1

@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,23 @@ TRICKY = [
     "...",
     "",
 ]
-SEPARATORS = ["\r", "\f", "\v", "\u2028", "\u2029", "\u0085", "\n", "\t", "\r\n", "\x1c"]
+SHIFTING = "\v\f\r\u2028\u2029"  # line ends of the tokeniser that its wrapper leaves alone
+SEPARATORS = [*SHIFTING, "\n", "\t", "\r\n", "\x1c", "\x1d", "\x1e", "\x1f"]
+# White space and what looks like it: tabs, separators of ASCII, NEL, no-break and wide spaces, marks without a width.
+SPACES = [" ", "  ", "   ", "\t", " \t", "\n", "\n\n", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\xa0", "\u1680",
+          "\u2003", "\u2009", "\u200b", "\u202f", "\u205f", "\u3000", "\ufeff", "\x00", ""]  # fmt: skip
+# Where white space decides about tokens: fractions, telephone numbers, abbreviations, dashes, marks.
+PIECES = [
+    "0", "1", "1/2", "3/4", "1,000", "212", "555-1234", "(212)", "5:30", "p.m.", "Mr.", "etc.", "U.S.", "a", "dog's",
+    "Don't", "can", "not", "gon", "na", "--", "-", "...", ".", "'", "\"", "``", "$", "3.50", "&", "AT&T", "x", "http://a.b",
+]
+
+
+def spaced(random_: random.Random) -> str:
+    """Return a caption of such pieces and spaces, sometimes with one at its ends."""
+    pieces = random_.choices(PIECES, k=random_.randint(1, 7))
+    text = "".join(piece + random_.choice(SPACES) for piece in pieces)
+    return random_.choice(["", "", "", *SPACES[:4]]) + text + random_.choice(["", "", "."])
 
 
 @pytest.fixture
@@ -48,7 +65,28 @@ def captions(count: int, seed: int) -> list[str]:
 
 def test_tokens_equal_pycocoevalcap(pycocoevalcap_finds_java):
     texts = TRICKY[:-1] + captions(50, 0)
-    assert caption.tokenise(texts) == direct_tokens([caption.one_line(text) for text in texts])
+    assert caption.tokenise(texts) == direct_tokens(texts)
+
+
+def test_white_space_counts_as_with_pycocoevalcap(pycocoevalcap_finds_java):
+    """The tokeniser tells white space apart, in hundreds of these captions."""
+    random_ = random.Random(7)
+    texts = [spaced(random_) for _ in range(5000)] + ["the end"]
+    found = caption.tokenise(texts)
+    assert found == direct_tokens(texts)
+    assert caption.tokenise(["0\t1/2", "0 1/2"]) == direct_tokens(["0\t1/2", "0 1/2"]) == ["0 1/2", "0\xa01/2"]
+    collapsed = caption.tokenise([" ".join(text.split()) for text in texts])
+    assert sum(one != other for one, other in zip(found, collapsed, strict=True)) > 100
+
+
+def test_what_ends_a_line_is_one_space(pycocoevalcap_finds_java):
+    """With the five characters the wrapper shifts captions; without them, a space in their place, it does not."""
+    random_ = random.Random(8)
+    texts = [spaced(random_) + random_.choice(SHIFTING) + spaced(random_) for _ in range(500)] + ["the end"]
+    clean = [re.sub(f"[{SHIFTING}]", " ", text) for text in texts]
+    assert caption.tokenise(texts) == direct_tokens(clean)
+    for separator in SHIFTING:
+        assert direct_tokens([f"first{separator}half", "second", "third"]) == ["first", "half", "second"]
 
 
 def test_cider_equals_pycocoevalcap(pycocoevalcap_finds_java):
@@ -72,7 +110,7 @@ def test_empty_captions_keep_their_place():
 
 
 @pytest.mark.parametrize("separator", SEPARATORS, ids=[f"U+{ord(s[0]):04X}x{len(s)}" for s in SEPARATORS])
-def test_line_separators_do_not_shift_later_captions(separator):
+def test_separators_do_not_shift_later_captions(separator):
     texts = [f"first{separator}half", "second", f"{separator}third{separator}", "fourth"]
     assert caption.tokenise(texts) == ["first half", "second", "third", "fourth"]
 

@@ -213,7 +213,7 @@ def check_spider_magnitude(load: Load = original, dtype=torch.float64, tolerance
         params = configured("spider_magnitude") | ({} if share == 0.5 else {"share": share})
         run = toy.train(module.Select(module.SelectParams(**params), 0), decay=DECAY, dtype=dtype)
         selected = {
-            name: select.smallest(value, value.size - int(value.size * (1 - share)))
+            name: select.small(value, {0.5: value.size // 2, 0.3: value.size * 7 // 10, 1.0: 0}[share])
             for name, value in run.pretrained.items()
         }
         optimizer = AdamW(run.rates, DECAY)

@@ -48,7 +48,7 @@ def run(
             )
             for name, (offset, part) in processes[rank].items()
         ]
-        return Shards(lambda: parts, reduce_as(rank))
+        return Shards(lambda: parts, reduce_as(rank), (rank, len(processes)))
 
     with ThreadPoolExecutor(len(processes)) as pool:
         return list(pool.map(lambda rank: work(shards(rank)), range(len(processes))))

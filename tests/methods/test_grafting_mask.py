@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from benchmark.errors import UserError
-from methods.grafting_mask import exceeded_by
+from methods.grafting_mask import top_share
 from methods.registry import build
 from tests.methods.checks import random_weights
 
@@ -72,7 +73,7 @@ def test_a_loss_without_a_gradient_leaves_the_largest_changes(world):
     result = build("grafting_mask", {"share": 0.1}, 0).finish(finetuned, pretrained, task)
     change = {name: (finetuned[name] - value).abs() for name, value in pretrained.items()}
     limit = torch.cat([value.flatten() for value in change.values()]).sort(descending=True).values[125]
-    for name, value in result.items():
+    for name, value in result.items():  # no two changes are equal
         assert torch.equal(value, torch.where(change[name] > limit, finetuned[name], pretrained[name]))
 
 
@@ -95,10 +96,42 @@ def test_a_gradient_that_is_not_finite_is_no_mask(world, value, step):
         build("grafting_mask", {}, 0).finish(finetuned, pretrained, task)
 
 
-def test_the_limit_of_a_share():
+def taken(share: float, values: dict, count: str = "exact") -> list:
+    return torch.cat([mask.flatten() for mask in top_share(share, values, count).values()]).int().tolist()
+
+
+def test_a_share_is_exact_and_of_equal_elements_the_first_are_in_it():
     values = {"a": torch.tensor([[5.0, 1.0], [3.0, 3.0]]), "b": torch.tensor([0.0])}
-    limits = [exceeded_by(share, values) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]
-    assert limits == [5.0, 3.0, 3.0, 1.0, 0.0, -torch.inf]
+    assert [taken(share, values) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)] == [
+        [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1],
+    ]  # fmt: skip
+    hundred = {"a": torch.arange(60.0), "b": torch.ones(40)}
+    assert [sum(taken(share, hundred)) for share in (0.29, 0.57, 0.58)] == [29, 57, 58], "0.29 * 100 is less than 29"
+
+
+def released(share: float, changes: list[np.ndarray]) -> np.ndarray:
+    """The base patch of src/graft_trainer.py, tensor by tensor."""
+    k = int(share * sum(len(change) for change in changes))
+    best = np.zeros(k)
+    for change in changes:
+        best = -np.sort(-np.concatenate([np.abs(change), best]))[:k]
+    return np.concatenate([np.abs(change) > best.min() for change in changes])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_released_count_is_the_released_patch(ties):
+    """Without ties it has one element less than asked for, with ties fewer still; ours has exactly as many."""
+    source, sizes = np.random.RandomState(int(ties)), []
+    for _ in range(300):
+        changes = [source.standard_normal(source.randint(5, 60)).astype(np.float32) for _ in range(3)]
+        changes = [np.round(change * 2) / 2 if ties else change for change in changes]
+        share, n = source.choice([0.1, 0.2, 0.5]), sum(len(change) for change in changes)
+        values = {str(i): torch.from_numpy(np.abs(change)) for i, change in enumerate(changes)}
+        theirs = released(share, changes)
+        assert (np.array(taken(share, values, "released"), bool) == theirs).all()
+        assert sum(taken(share, values)) == int(share * n)
+        sizes.append(int(share * n) - theirs.sum())
+    assert set(sizes) == {1} if not ties else max(sizes) > 5
 
 
 @pytest.mark.parametrize(

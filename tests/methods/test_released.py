@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark.calibration import Calibration
 from benchmark.shards import attach
 from methods import ops
 from methods.registry import build
+from tests.reference import tailor
 
 RELEASED = json.loads((Path(__file__).parents[1] / "reference" / "released.json").read_text())
 SHAPES = {
@@ -141,3 +143,36 @@ def test_tailor_equals_the_released_surgery(figures, changed):
     assert np.abs(value - finetuned).max() > 0.5, (
         "the added errors are large: a tolerance of 2e-3 tells signs apart"
     )
+
+
+class Alone(torch.nn.Module):
+    """One linear layer under a real name; its input is the batch's."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        mlp = torch.nn.ModuleDict({"up_proj": torch.nn.Linear(columns, rows, bias=False)})
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"mlp": mlp})]).double()
+
+    def forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.layers[0]["mlp"]["up_proj"](inputs)
+
+
+def test_tailor_with_dead_inputs_equals_the_released_surgery():
+    """A dead input's diagonal becomes 1, so the scale of the others counts: per sample, not per token."""
+    source, name, (rows, columns) = np.random.RandomState(0), "layers.0.mlp.up_proj.weight", (8, 24)
+    for _ in range(60):
+        dead, mixing = source.rand(columns) < 0.25, source.standard_normal((columns, columns))
+        batches = [source.standard_normal((source.randint(1, 4), 30, columns)) @ mixing for _ in range(3)]
+        batches = [batch * ~dead * 10 ** source.uniform(-2, 0) for batch in batches]
+        pretrained = source.standard_normal((rows, columns))
+        finetuned = pretrained + 0.1 * source.standard_normal((rows, columns))
+        expected, kept = tailor.released(pretrained, finetuned, batches, 0.1, 8, 0.01)
+        inputs = [
+            {"inputs": torch.from_numpy(batch), "attention_mask": torch.ones(batch.shape[:2])} for batch in batches
+        ]
+        result = build("tailor_official", {"block": 8}, seed=0).finish(
+            {name: torch.from_numpy(finetuned)}, {name: torch.from_numpy(pretrained)},
+            Calibration(Alone(rows, columns), inputs, [name]),
+        )[name].numpy()  # fmt: skip
+        assert ((result != pretrained.astype(np.float32)) == kept).all()
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -139,7 +139,7 @@ def decision_margin(method: Method, shard: Shard) -> Tensor:
     if isinstance(method, Select) and method.params.by == "gradient":
         values = method.accumulated[name]
         moments = ops.moments(ops.abs_sums(values))
-        limit = torch.full_like(values, method._limit[name].item())
+        limit = torch.full_like(values, method._largest[name].limit.item())
         return (ops.rank(values, moments) - ops.rank(limit, moments)).abs()
     if isinstance(method, Grafting):  # the sign of the change
         return (shard.weight - shard.pretrained).abs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmark.errors import UserError
 from benchmark.signals import Preempted
 from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
 from benchmark.train import train
+from methods.base import Method
 from methods.registry import build
 from tests.benchmark.models import tiny
 from tests.multiprocess.launch import launch
@@ -41,8 +43,19 @@ def cell(engine: str, dtype: str) -> CellSpec:
     )
 
 
-def run(folder: Path, out: Path, engine: str, dtype: str = "float32", stop: bool = False) -> str:
-    """Train as a worker process does; return how it ended."""
+class Remembers(Method):
+    """Holds what it does not save, in the second process alone."""
+
+    def before_step(self, shards: Any) -> None:
+        if os.environ["RANK"] == "1":
+            self.momenta = {shard.name: shard.grad.clone() for shard in shards}
+
+
+def run(
+    folder: Path, out: Path, engine: str, dtype: str = "float32", stop: bool = False, method: Method | None = None,
+    **changes: Any,
+) -> str:
+    """Train as a worker process does; return how it ended. Changes are the cell's."""
     records = [
         Record(
             f"item{i}", "toy", "train", None if i % 3 == 2 else folder / f"{i}.png", f"what is {i} ?",
@@ -50,7 +63,7 @@ def run(folder: Path, out: Path, engine: str, dtype: str = "float32", stop: bool
         )
         for i in range(21)
     ]
-    method = build("spider", {}, 0)
+    method = method or build("spider", {}, 0)
     if stop and os.environ["RANK"] == "1":
         steps, before_step = [], method.before_step
 
@@ -63,7 +76,7 @@ def run(folder: Path, out: Path, engine: str, dtype: str = "float32", stop: bool
         method.before_step = stopping
     loaded = tiny.load("llava", folder / "model", getattr(torch, dtype))
     try:
-        train(cell(engine, dtype), loaded, records, method, out)
+        train(replace(cell(engine, dtype), **changes), loaded, records, method, out)
     except (Preempted, UserError) as error:
         return f"{type(error).__name__}: {error}"
     return "done"
@@ -117,3 +130,15 @@ def test_a_cell_in_bfloat16(folder, tmp_path):
     assert all(tensor.dtype == torch.bfloat16 for tensor in deltas[0].values())
     for name, value in deltas[1].items():  # masters that differ in the last bits may round to neighbours
         assert torch.allclose(deltas[0][name].float(), value.float(), rtol=2**-7, atol=1e-6), name
+
+
+def unsaved(folder: Path, out: Path) -> str:
+    """Train a method that cannot be saved, with a save after the second step."""
+    return run(folder, out, "zero2", method=Remembers(None, 0), checkpoint_steps=2)
+
+
+def test_a_method_that_cannot_be_saved_stops_every_process(folder, tmp_path):
+    first, second = launch(unsaved, 2, folder, tmp_path, patience=60)
+    assert first == "UserError: Another process's method cannot be saved; its output says why."
+    assert second.startswith("UserError: The method Remembers cannot be saved") and "momenta (dict of" in second
+    assert list((tmp_path / "checkpoint").iterdir()) == []

@@ -17,15 +17,15 @@ def train(
         pretrained: all elements of the model, flat.
         finetuned: same.
         gradient: of the loss with respect to the weights.
-        share: of the base patch gamma_0, the largest changes, and of the result.
+        share: of the base patch gamma_0, the largest changes, and of the result; of equal ones the first.
         steps: of the descent.
         rate: root mean square of the first.
         bias: b.
     """  # fmt: skip
     change = finetuned - pretrained
     count = int(share * change.size)
-    order = np.sort(np.abs(change))[::-1]
-    patch = (np.abs(change) > (order[count] if count < change.size else -1)).astype(float)
+    patch = np.zeros(change.size)
+    patch[np.argsort(-np.abs(change), kind="stable")[:count]] = 1
     scores, scale = np.zeros(change.size), None
     for _ in range(steps):
         squashed = 0.5 * (1 + np.tanh((scores - bias) / 2))  # the logistic function
@@ -34,7 +34,7 @@ def train(
         scale = np.sqrt(np.mean(slope**2)) if scale is None else scale
         scores = scores - rate * slope / scale
     height = (1 - 2 * patch) * (scores - bias)  # of gamma's logit
-    chosen = height > 0
-    if chosen.sum() > count:
-        chosen = height > np.sort(height)[::-1][count]
-    return np.where(chosen, finetuned, pretrained)
+    first = np.argsort(-height, kind="stable")[:count]
+    result = pretrained.copy()
+    result[first] = np.where(height[first] > 0, finetuned[first], pretrained[first])
+    return result

@@ -8,19 +8,15 @@ from tests.reference.adamw import AdamW, Arrays
 
 
 def largest(x: np.ndarray, count: int) -> np.ndarray:
-    """Which elements are among the `count` largest magnitudes; all that equal a value left out are left out."""
-    x = np.abs(x)
-    if count >= x.size:
-        return np.ones(x.shape, bool)
-    return x > np.sort(x, axis=None)[::-1][count]
+    """Which elements are the `count` largest magnitudes; of equal ones the first in the flattened tensor."""
+    chosen = np.zeros(x.size, bool)
+    chosen[np.argsort(-np.abs(x), axis=None, kind="stable")[:count]] = True
+    return chosen.reshape(x.shape)
 
 
-def smallest(x: np.ndarray, count: int) -> np.ndarray:
-    """Which elements are among the `count` smallest magnitudes; all that equal a value left out are left out."""
-    x = np.abs(x)
-    if count >= x.size:
-        return np.ones(x.shape, bool)
-    return x < np.sort(x, axis=None)[count]
+def small(x: np.ndarray, frozen: int) -> np.ndarray:
+    """Which elements train when the `frozen` largest magnitudes do not."""
+    return ~largest(x, frozen)
 
 
 def train_static(pretrained: Arrays, gradients: list[Arrays], optimizer: AdamW, selected: Arrays) -> Arrays:
