@@ -61,8 +61,8 @@ def test_a_variable_that_changes_precision_is_removed_before_torch_is_imported_a
         own = ["table=table6", "targets=iconqa", "methods=full_ft", "train.epochs=1", f"results={results}"]
         environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"} if name == "loud" else dict(os.environ)
         done = subprocess.run(
-            [sys.executable, "-m", "benchmark", "run", *world.settings(*own), "--cells-only"], cwd=ROOT, env=environment,
-            capture_output=True, text=True,
+            [sys.executable, "-m", "benchmark", "run", *world.settings(*own), "--cells-only"],
+            cwd=ROOT, env=environment, capture_output=True, text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         cell = next(results.glob("cells/*full_ft*"))
