@@ -29,6 +29,8 @@ from benchmark.spec import (
     ProfileSpec,
     TrainSpec,
     build,
+    differences,
+    identity,
     seed_of,
 )
 
@@ -113,6 +115,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
     axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
     config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
+    own = {group: config[group] | usual(profile.id)[group] for group in ("dataset", "methods")}
     cells: list[CellSpec] = []
     settings: list[Mapping[str, Any]] = []
     for values in _settings(given, faults):
@@ -122,7 +125,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
             _apply(settled, key, value, axes["methods"], faults)
         made = _cells(settled, profile, axes, launch, faults)
         made += external.cells(run["checkpoints"], made, faults)
-        cells.extend(made)
+        cells.extend(replace(cell, changed=changed(cell, usual(profile.id) | own)) for cell in made)
         settings.extend([values] * len(made))
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
@@ -473,6 +476,44 @@ def _cells(
             if cell not in cells:
                 cells.append(cell)
     return cells
+
+
+def usual(profile: str) -> dict[str, Any]:
+    """Return what is composed for a profile if nothing else is given."""
+    return _compose((("profile", profile),))
+
+
+def changed(cell: CellSpec, usual: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what sets a cell apart from the profile's own one of its model, method, target and seed.
+
+    Args:
+        cell: with whatever settings.
+        usual: what is composed for its profile, with the user's own targets and methods.
+
+    Returns:
+        The settings as key=value, e.g. "train.epochs=10".
+    """
+    none = Faults()  # conf/ as it is has none
+    model = build(ModelSpec, usual["models"][cell.model.id], "model", none) or cell.model
+    train = _train_spec(usual["train"], model, none) if cell.train else None
+    sets = tuple(build(DatasetSpec, usual["dataset"][one.id], "", none) or one for one in cell.datasets)
+    method = replace(cell.method, params=usual["methods"].get(cell.method.id, {}).get("params", {}))
+    evaluation = build(EvalSpec, usual["eval"], "eval", none) or cell.eval
+    other = replace(cell, model=model, method=method, train=train, datasets=sets, eval=evaluation, dtype=usual["dtype"])
+    found = differences(identity(cell), identity(other))
+    return tuple(f"{_key(path)}={_short(value)}" for path, value, _ in found)
+
+
+def _key(path: str) -> str:
+    """Return a path of a cell's identity as the key that a user sets."""
+    return re.sub("^datasets", "dataset", path).replace("method.params.", "method.", 1)
+
+
+def _short(value: Any) -> str:
+    """Return a value as Hydra reads it, on one line and not long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return shorten(str(value), 60)
 
 
 def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> TrainSpec | None:

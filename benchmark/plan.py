@@ -66,7 +66,8 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
     for cell in cells:
         needs = None
         if cell.method.posthoc:
-            source = replace(cell, method=full_ft)
+            kept = tuple(item for item in cell.changed if not item.startswith("method."))
+            source = replace(cell, method=full_ft, changed=kept)
             needs = cell_id(source)
             order.setdefault(needs, (source, None))
         name = cell_id(cell)
