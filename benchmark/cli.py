@@ -473,19 +473,21 @@ def rates(arguments: list[str]) -> int:
 
 def publish(arguments: list[str]) -> int:
     """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
-    from benchmark.compose import request
+    from benchmark.compose import check_used, request
     from benchmark.publish import publish as publish_tables
 
     overrides = _overrides(arguments, ["partial", "drop"])
     named = [item for item in overrides if item.startswith(("table=", "figure="))]
     words = {item.partition("=")[0]: item.partition("=")[2].split(",") for item in named}
     rest = [item for item in overrides if item not in named]
-    requests = [request([f"table={table}", *rest]) for table in words.get("table", ["table5", "table6"])]
+    tables = words.get("table", ["table5", "table6"])
+    requests = [request([f"table={table}", *rest], optional=True) for table in tables]
     for name in words.get("figure", []):
         from benchmark import drawing
 
         name, _, model = name.partition("@")  # fig5@MODEL: the cells of one model
-        requests += drawing.requests(name, [*rest, *([f"models={model}"] if model else [])])
+        requests += drawing.requests(name, [*rest, *([f"models={model}"] if model else [])], optional=True)
+    check_used(requests)
     done = publish_tables(requests, "--partial" in arguments, "--drop" in arguments)
     print(f"Published to {done.folder}: {done.cells} cells{f', {done.before} of them before' * bool(done.before)}.")
     return 0

@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from textwrap import shorten
@@ -70,6 +70,7 @@ class Request:
     gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
     left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
     gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
+    unused: tuple[str, ...] = ()     # parameters (method.x) that were given and that none of its methods has
 
     def only(self, keep: Callable[[CellSpec], bool]) -> Request:
         """Return the request with those of its cells, and their settings, that `keep` accepts."""
@@ -83,12 +84,14 @@ def options_of(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def request(overrides: Sequence[str], grid: bool = True) -> Request:
+def request(overrides: Sequence[str], grid: bool = True, optional: bool = False) -> Request:
     """Turn Hydra overrides into checked cells.
 
     Args:
         overrides: e.g. ["table=table5", "models=llava", "seeds=0,1", "train.epochs=5,10"].
         grid: whether the command needs cells; without, only profile and results matter if nothing else is given.
+        optional: for one of several requests of a command: a parameter (method.x) that no method of this one has is
+            noted as unused. The command passes all its requests to `check_used`.
 
     Returns:
         The request.
@@ -115,6 +118,8 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
     axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
     config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
+    unused = _unused(given, config, axes["methods"]) if optional else ()
+    given = {key: values for key, values in given.items() if key not in unused}
     own = {group: config[group] | usual(profile.id)[group] for group in ("dataset", "methods")}
     cells: list[CellSpec] = []
     settings: list[Mapping[str, Any]] = []
@@ -149,7 +154,53 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         gpus=run["gpus"] if engine == "single" else launch["devices"],
         left_out=tuple(left_out),
         gate=run["gate"],
+        unused=unused,
     )
+
+
+def check_used(requests: Sequence[Request]) -> None:
+    """Refuse a parameter (method.x) that no method of a command's requests has.
+
+    Args:
+        requests: all that one command line makes, each with `optional`.
+
+    Raises:
+        UserError: names the parameters and those that there are.
+    """
+    if unused := unused_of(requests):
+        methods = dict.fromkeys(cell.method.id for request in requests for cell in request.cells)
+        valid = {f"method.{name}" for request in requests for cell in request.cells for name in cell.method.params}
+        faults = Faults()
+        for key in unused:
+            faults.add(_no_parameter(key, methods, valid))
+        faults.stop()
+
+
+def unused_of(requests: Sequence[Request]) -> list[str]:
+    """Return the parameters that were given and that no method of any of the requests has."""
+    return [key for key in requests[0].unused if all(key in request.unused for request in requests)]
+
+
+def without(overrides: Sequence[str], keys: Container[str]) -> list[str]:
+    """Return the overrides of all other keys."""
+    return [item for item in overrides if item.partition("=")[0] not in keys]
+
+
+def _unused(given: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys that are parameters of methods and of none of these."""
+    known = {name for method in methods for name in config["methods"].get(method, {}).get("params", ())}
+    return tuple(key for key in given if key.startswith("method.") and parameter_of(key) not in known)
+
+
+def parameter_of(key: str) -> str:
+    """Return the name of a method's parameter: momentum of method.momentum and of method.params.momentum."""
+    return key.removeprefix("method.").removeprefix("params.")
+
+
+def _no_parameter(key: str, methods: Iterable[str], valid: Collection[str]) -> str:
+    """Return the message about a parameter that no method has."""
+    hint = did_you_mean(f"method.{parameter_of(key)}", valid) if valid else " They have no parameters."
+    return f"{key}: no such parameter in {', '.join(methods) or 'no method'}.{hint}"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -304,15 +355,13 @@ def _apply(config: dict[str, Any], key: str, value: Any, methods: Sequence[str],
         for model in config["models"].values():
             _assign(model, tail, value, "model", faults)
     elif head == "method" and tail:
-        name = tail.removeprefix("params.")
+        name = parameter_of(key)
         parameters = [config["methods"][method]["params"] for method in methods if method in config["methods"]]
         for values in parameters:
             if name in values:
                 _assign(values, name, value, "method", faults)
         if not any(name in values for values in parameters):
-            valid = {f"method.{other}" for values in parameters for other in values}
-            hint = did_you_mean(f"method.{name}", valid) if valid else " They have no parameters."
-            faults.add(f"{key}={value}: no such parameter in {', '.join(methods) or 'no method'}.{hint}")
+            faults.add(_no_parameter(key, methods, {f"method.{other}" for values in parameters for other in values}))
     else:
         visible = {name: node for name, node in config.items() if name not in ("models", "methods", "profile")}
         _assign(visible, key, value, "", faults)

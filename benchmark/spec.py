@@ -363,6 +363,11 @@ def of_same_grid(name: str, cell: CellSpec) -> bool:
     return rest != name and (not seed or rest.rpartition("-")[0].rpartition("-")[2] == seed)
 
 
+def changed_without(cell: CellSpec, *heads: str) -> tuple[str, ...]:
+    """Return what differs from the defaults in a cell made from this one, to which keys that begin so do not apply."""
+    return tuple(item for item in cell.changed if not item.startswith(heads))
+
+
 def head_of(cell: CellSpec) -> str:
     """Return the words that begin a cell's name: model, target, method."""
     words = (cell.model.id, cell.target, cell.method.id)
