@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmark import signals
 from benchmark.errors import Locked, UserError, did_you_mean, printable
+from benchmark.files import user_path
 
 FAULTY, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 
@@ -299,8 +300,8 @@ def compare(arguments: list[str]) -> int:
     overrides, folders = _split(arguments)
     asked = request(overrides, grid=False)
     reference = at_root(asked.profile.reference) if asked.profile.reference else None
-    ours = Path(folders[0]) if folders else asked.results
-    theirs = Path(folders[1]) if len(folders) > 1 else reference
+    ours = user_path(folders[0]) if folders else asked.results
+    theirs = user_path(folders[1]) if len(folders) > 1 else reference
     if theirs is None:
         raise UserError(f"Profile {asked.profile.id} has no reference. Give two folders: compare A B.")
     gaps, alone = compare_folders(ours, theirs)
@@ -325,7 +326,7 @@ def verify(arguments: list[str]) -> int:
     overrides, folders = _split(_overrides(rest))
     if len(folders) > 1:
         raise UserError(f"verify takes one results folder, got {', '.join(folders)}.")
-    root = Path(folders[0]) if folders else request(overrides, grid=False).results
+    root = user_path(folders[0]) if folders else request(overrides, grid=False).results
     found = check(root, lambda fault: print(printable(str(fault)), flush=True), int(sample[-1]) if sample else 1)
     print(summary(found, root))
     return FAULTY if found.faults else 0
@@ -503,7 +504,7 @@ def export(arguments: list[str]) -> int:
         raise UserError("export needs a cell (a folder name of `list cells`, or its beginning) and a new folder.")
     from benchmark.export import export as write
 
-    print(f"Written: {write(Store(request(overrides, grid=False).results), words[0], Path(words[1]))}")
+    print(f"Written: {write(Store(request(overrides, grid=False).results), words[0], user_path(words[1]))}")
     return 0
 
 
@@ -530,7 +531,7 @@ def accept(arguments: list[str]) -> int:
     """developers: accept code of a stage that changes no number, accept STAGE ... | all (--bump: that does)"""
     from benchmark.accept import main as accept_main
 
-    reference = [Path(item.partition("=")[2]) for item in arguments if item.startswith("reference=")]
+    reference = [user_path(item.partition("=")[2]) for item in arguments if item.startswith("reference=")]
     names = [item for item in arguments if item != "--bump" and not item.startswith("reference=")]
     if not names:
         raise UserError("accept needs a stage, e.g. accept train, or all.")

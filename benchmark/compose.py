@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmark import external, protocols, watch
 from benchmark.errors import UserError, did_you_mean
+from benchmark.files import user_path
 from benchmark.launch import world_size
 from benchmark.spec import (
     ROOT,
@@ -44,6 +45,7 @@ GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
 MOST = 10_000    # values of a key, and combinations of all keys' values
 LONGEST = 10_000  # characters of an override
+PATHS = ("data_root", "model.checkpoint", "model.vision_tower")
 RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu", "checkpoints", "gate")
 
 
@@ -224,6 +226,8 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
         if key in ("results", "hostfile", "checkpoints"):
             given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
             continue
+        if key in PATHS:  # Hydra knows no ~
+            text = f"{key}={re.sub('(?<![^,])~[^,]*', lambda path: _value_of(_home(path[0], faults)), raw)}"
         try:
             override = parser.parse_override(text)
             # A range may be as long as its numbers are large: it is cut before it is all in memory.
@@ -285,6 +289,20 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
+def _home(path: Any, faults: Faults) -> Path:
+    """Return a path with ~ as the user's home, which a shell leaves alone in the middle of a word."""
+    try:
+        return user_path(str(path))
+    except UserError as error:
+        faults.add(str(error))
+        return Path(str(path))
+
+
+def _value_of(path: Path) -> str:
+    """Return a path quoted as Hydra reads it."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
     """Return results folder, number of workers, GPUs, what the zero-shot gate does, the user's own checkpoints."""
     jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
@@ -296,7 +314,8 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
         faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
         flat = []
     results, hostfile = given.get("results", [""])[0], given.get("hostfile", [None])[0]
-    if hostfile is not None and not Path(str(hostfile)).is_file():
+    results, hostfile = (path and str(_home(path, faults)) for path in (results, hostfile))
+    if hostfile is not None and not Path(hostfile).is_file():
         faults.add(f"hostfile={hostfile}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
         hostfile = None
     gate = given.get("gate", ["stop"])[-1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from benchmark.errors import UserError, did_you_mean
-from benchmark.files import digest_of
+from benchmark.files import digest_of, user_path
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LABEL = 48  # characters of a cell's name that say what differs from the defaults
@@ -165,8 +165,8 @@ class CellSpec(PlaceSpec):
 
 
 def at_root(path: str | Path) -> Path:
-    """Return a path of the configuration; relative ones start at the repository."""
-    return Path(path) if Path(path).is_absolute() else ROOT / path
+    """Return a path of the configuration; relative ones start at the repository, ~ is the user's home."""
+    return ROOT / user_path(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------

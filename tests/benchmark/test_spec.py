@@ -59,6 +59,27 @@ def test_a_grid_has_an_end():
         request([*ONE, *many])
 
 
+def test_a_tilde_is_the_users_home_in_every_path(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "own").mkdir(parents=True)
+    (home / "hosts").write_text("a slots=1\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    asked = request([
+        "table=smoke", "results=~/runs", "checkpoints=mine:~/own", "data_root=~/data", "model.checkpoint=~/base",
+        "model.vision_tower=~/tower",
+    ])
+    cells = {cell.method.id: cell for cell in asked.cells}
+    assert asked.results == home / "runs" and asked.data_root == cells["spider"].data_root == f"{home}/data"
+    assert cells["checkpoint.mine"].model.checkpoint == f"{home}/own"
+    assert (cells["spider"].model.checkpoint, cells["spider"].model.vision_tower) == (f"{home}/base", f"{home}/tower")
+    assert request([*ONE, "engine=zero2", "hostfile=~/hosts"]).cells[0].hostfile == f"{home}/hosts"
+    assert at_root("~/data") == home / "data" and at_root("data") == ROOT / "data"
+    for key in ("results=", "data_root=", "model.checkpoint=", "checkpoints=a:"):
+        with pytest.raises(UserError, match=r"~nobody-here/x: nobody's home folder"):
+            request([*ONE, f"{key}~nobody-here/x"])
+
+
 def one(*more: str) -> CellSpec:
     (cell,) = request([*ONE, *more]).cells
     return cell
