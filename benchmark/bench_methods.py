@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmark.doctor import available_gb
 from benchmark.errors import UserError, did_you_mean
-from benchmark.files import write_atomic
+from benchmark.files import user_path, write_atomic
 from benchmark.settings import names_of, read_settings
 from benchmark.shards import Attachment, Shards, attach
 from methods import fused
@@ -475,5 +475,5 @@ def main(overrides: Sequence[str]) -> int:
         fused.devices.intersection_update(devices)
     print(table)
     if given["out"]:
-        write_atomic(Path(given["out"]), table + "\n")
+        write_atomic(user_path(given["out"]), table + "\n")
     return 0

@@ -6,11 +6,10 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from benchmark.data.record import Record
 from benchmark.errors import UserError, did_you_mean
-from benchmark.files import write_atomic
+from benchmark.files import user_path, write_atomic
 from benchmark.settings import names_of, read_settings
 from eval.caption import tokenise
 from eval.score import METRICS, score
@@ -102,5 +101,5 @@ def main(overrides: Sequence[str], measured: Callable[[str], tuple[int, float, f
     shown = table([(name, *measured(name)) for name in metrics])
     print(shown)
     if given["out"]:
-        write_atomic(Path(given["out"]), shown + "\n")
+        write_atomic(user_path(given["out"]), shown + "\n")
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmark import signals
 from benchmark.errors import Locked, UserError, did_you_mean, printable
+from benchmark.files import user_path
 from benchmark.variables import neutralise_process
 
 FAULTY, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
@@ -301,8 +302,8 @@ def compare(arguments: list[str]) -> int:
     overrides, folders = _split(arguments)
     asked = request(overrides, grid=False)
     reference = at_root(asked.profile.reference) if asked.profile.reference else None
-    ours = Path(folders[0]) if folders else asked.results
-    theirs = Path(folders[1]) if len(folders) > 1 else reference
+    ours = user_path(folders[0]) if folders else asked.results
+    theirs = user_path(folders[1]) if len(folders) > 1 else reference
     if theirs is None:
         raise UserError(f"Profile {asked.profile.id} has no reference. Give two folders: compare A B.")
     gaps, alone = compare_folders(ours, theirs)
@@ -327,7 +328,7 @@ def verify(arguments: list[str]) -> int:
     overrides, folders = _split(_overrides(rest))
     if len(folders) > 1:
         raise UserError(f"verify takes one results folder, got {', '.join(folders)}.")
-    root = Path(folders[0]) if folders else request(overrides, grid=False).results
+    root = user_path(folders[0]) if folders else request(overrides, grid=False).results
     found = check(root, lambda fault: print(printable(str(fault)), flush=True), int(sample[-1]) if sample else 1)
     print(summary(found, root))
     return FAULTY if found.faults else 0
@@ -475,19 +476,21 @@ def rates(arguments: list[str]) -> int:
 
 def publish(arguments: list[str]) -> int:
     """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
-    from benchmark.compose import request
+    from benchmark.compose import check_used, request
     from benchmark.publish import publish as publish_tables
 
     overrides = _overrides(arguments, ["partial", "drop"])
     named = [item for item in overrides if item.startswith(("table=", "figure="))]
     words = {item.partition("=")[0]: item.partition("=")[2].split(",") for item in named}
     rest = [item for item in overrides if item not in named]
-    requests = [request([f"table={table}", *rest]) for table in words.get("table", ["table5", "table6"])]
+    tables = words.get("table", ["table5", "table6"])
+    requests = [request([f"table={table}", *rest], optional=True) for table in tables]
     for name in words.get("figure", []):
         from benchmark import drawing
 
         name, _, model = name.partition("@")  # fig5@MODEL: the cells of one model
-        requests += drawing.requests(name, [*rest, *([f"models={model}"] if model else [])])
+        requests += drawing.requests(name, [*rest, *([f"models={model}"] if model else [])], optional=True)
+    check_used(requests)
     done = publish_tables(requests, "--partial" in arguments, "--drop" in arguments)
     print(f"Published to {done.folder}: {done.cells} cells{f', {done.before} of them before' * bool(done.before)}.")
     return 0
@@ -503,7 +506,7 @@ def export(arguments: list[str]) -> int:
         raise UserError("export needs a cell (a folder name of `list cells`, or its beginning) and a new folder.")
     from benchmark.export import export as write
 
-    print(f"Written: {write(Store(request(overrides, grid=False).results), words[0], Path(words[1]))}")
+    print(f"Written: {write(Store(request(overrides, grid=False).results), words[0], user_path(words[1]))}")
     return 0
 
 
@@ -530,7 +533,7 @@ def accept(arguments: list[str]) -> int:
     """developers: accept code of a stage that changes no number, accept STAGE ... | all (--bump: that does)"""
     from benchmark.accept import main as accept_main
 
-    reference = [Path(item.partition("=")[2]) for item in arguments if item.startswith("reference=")]
+    reference = [user_path(item.partition("=")[2]) for item in arguments if item.startswith("reference=")]
     names = [item for item in arguments if item != "--bump" and not item.startswith("reference=")]
     if not names:
         raise UserError("accept needs a stage, e.g. accept train, or all.")

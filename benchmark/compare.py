@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from benchmark.errors import UserError
 from benchmark.scores import read_items, read_scores
-from benchmark.spec import CellSpec, identity, protocol
+from benchmark.spec import CellSpec, differences, identity, protocol
 from benchmark.store import Store, published_key, read_cell
 
 OTHER_INPUTS = "other base model, data or code"
@@ -61,11 +60,15 @@ def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> t
         UserError: a folder has no finished cells or another schema, or a file is damaged.
     """
     mine, other = _finished(ours), _finished(theirs)
+    # A name's words may be another version's; the digits at its end are the cell's.
+    by_digits = {_digits(name): name for name in other}
+    wanted = None if cells is None else set(map(_digits, cells))
     specs: dict[str, CellSpec] = {}  # of theirs, read when needed: most cells are found by name
     gaps, alone = [], []
-    for name in sorted(mine if cells is None else mine.keys() & set(cells)):
-        if name in other:
-            gaps.append(replace(_gap(name, mine[name], other[name]), older=_older(other[name])))
+    for name in sorted(name for name in mine if wanted is None or _digits(name) in wanted):
+        same = by_digits.get(_digits(name))
+        if same is not None:
+            gaps.append(replace(_gap(name, mine[name], other[same]), older=_older(other[same])))
             continue
         cell = read_cell(mine[name])
         if not specs:
@@ -77,6 +80,11 @@ def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> t
             why = f"other settings than {near}: {_differing(cell, specs[near])}"
             gaps.append(Gap(name, "not comparable", why=why))
     return gaps, alone
+
+
+def _digits(name: str) -> str:
+    """Return the end of a cell's name that no other cell has."""
+    return name.rpartition("-")[2]
 
 
 def _place(cell: CellSpec) -> tuple[str, str | None, str, int | None]:
@@ -102,26 +110,9 @@ def _finished(root: Path) -> dict[str, Path]:
 
 def _differing(ours: CellSpec, theirs: CellSpec) -> str:
     """Return the keys in which two cells differ, with both values; at most four."""
-    found = _changed(identity(ours), identity(theirs))
+    found = differences(identity(ours), identity(theirs))
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return "; ".join(f"{key} {own} | {other}" for key, own, other in found[:4]) + more
-
-
-def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return the keys in which two descriptions differ, with both values."""
-    one, other = dict(_flat(ours)), dict(_flat(theirs))
-    return [
-        (key, one.get(key, "absent"), other.get(key, "absent"))
-        for key in {**one, **other} if one.get(key) != other.get(key)
-    ]
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _gap(name: str, ours: Path, theirs: Path) -> Gap:
@@ -151,7 +142,7 @@ def _other_protocols(ours: CellSpec, theirs: CellSpec) -> str:
     """Return in which test sets two cells of one name were asked or scored otherwise; only an untuned model's can."""
     one, other = ({dataset.id: protocol(dataset) for dataset in cell.datasets} for cell in (ours, theirs))
     shared = one.keys() & other.keys()
-    found = _changed(*({name: own for name, own in all_.items() if name in shared} for all_ in (one, other)))
+    found = differences(*({name: own for name, own in all_.items() if name in shared} for all_ in (one, other)))
     shown = "; ".join(f"{key} {own!r} | {their!r}" for key, own, their in found[:4])
     return f"other protocols: {shown}" if found else ""
 

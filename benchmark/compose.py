@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from textwrap import shorten
@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmark import external, own_modules, protocols, watch
 from benchmark.errors import UserError, did_you_mean
+from benchmark.files import user_path
 from benchmark.launch import world_size
 from benchmark.spec import (
     ROOT,
@@ -29,6 +30,8 @@ from benchmark.spec import (
     ProfileSpec,
     TrainSpec,
     build,
+    differences,
+    identity,
     seed_of,
 )
 
@@ -44,6 +47,7 @@ MOST = 10_000    # values of a key, and combinations of all keys' values
 LONGEST = 10_000  # characters of an override
 RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu", "checkpoints", "gate", "radar")
 RADAR = ("points", "zero_shot", "full_ft")
+PATHS = ("data_root", "model.checkpoint", "model.vision_tower")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Request:
     left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
     gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
     radar: str = "points"            # scale of radar plots: points, or the method whose scores are 100 %
+    unused: tuple[str, ...] = ()     # parameters (method.x) that were given and that none of its methods has
 
     def only(self, keep: Callable[[CellSpec], bool]) -> Request:
         """Return the request with those of its cells, and their settings, that `keep` accepts."""
@@ -83,12 +88,14 @@ def options_of(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def request(overrides: Sequence[str], grid: bool = True) -> Request:
+def request(overrides: Sequence[str], grid: bool = True, optional: bool = False) -> Request:
     """Turn Hydra overrides into checked cells.
 
     Args:
         overrides: e.g. ["table=table5", "models=llava", "seeds=0,1", "train.epochs=5,10"].
         grid: whether the command needs cells; without, only profile and results matter if nothing else is given.
+        optional: for one of several requests of a command: a parameter (method.x) that no method of this one has is
+            noted as unused. The command passes all its requests to `check_used`.
 
     Returns:
         The request.
@@ -115,6 +122,9 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
     left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
     axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
     config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
+    unused = _unused(given, config, axes["methods"]) if optional else ()
+    given = {key: values for key, values in given.items() if key not in unused}
+    own = {group: config[group] | usual(profile.id)[group] for group in ("dataset", "methods")}
     cells: list[CellSpec] = []
     settings: list[Mapping[str, Any]] = []
     for values in _settings(given, faults):
@@ -124,7 +134,7 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
             _apply(settled, key, value, axes["methods"], faults)
         made = _cells(settled, profile, axes, launch, faults)
         made += external.cells(run["checkpoints"], made, faults)
-        cells.extend(made)
+        cells.extend(replace(cell, changed=changed(cell, usual(profile.id) | own)) for cell in made)
         settings.extend([values] * len(made))
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
@@ -149,7 +159,53 @@ def request(overrides: Sequence[str], grid: bool = True) -> Request:
         left_out=tuple(left_out),
         gate=run["gate"],
         radar=run["radar"],
+        unused=unused,
     )
+
+
+def check_used(requests: Sequence[Request]) -> None:
+    """Refuse a parameter (method.x) that no method of a command's requests has.
+
+    Args:
+        requests: all that one command line makes, each with `optional`.
+
+    Raises:
+        UserError: names the parameters and those that there are.
+    """
+    if unused := unused_of(requests):
+        methods = dict.fromkeys(cell.method.id for request in requests for cell in request.cells)
+        valid = {f"method.{name}" for request in requests for cell in request.cells for name in cell.method.params}
+        faults = Faults()
+        for key in unused:
+            faults.add(_no_parameter(key, methods, valid))
+        faults.stop()
+
+
+def unused_of(requests: Sequence[Request]) -> list[str]:
+    """Return the parameters that were given and that no method of any of the requests has."""
+    return [key for key in requests[0].unused if all(key in request.unused for request in requests)]
+
+
+def without(overrides: Sequence[str], keys: Container[str]) -> list[str]:
+    """Return the overrides of all other keys."""
+    return [item for item in overrides if item.partition("=")[0] not in keys]
+
+
+def _unused(given: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys that are parameters of methods and of none of these."""
+    known = {name for method in methods for name in config["methods"].get(method, {}).get("params", ())}
+    return tuple(key for key in given if key.startswith("method.") and parameter_of(key) not in known)
+
+
+def parameter_of(key: str) -> str:
+    """Return the name of a method's parameter: momentum of method.momentum and of method.params.momentum."""
+    return key.removeprefix("method.").removeprefix("params.")
+
+
+def _no_parameter(key: str, methods: Iterable[str], valid: Collection[str]) -> str:
+    """Return the message about a parameter that no method has."""
+    hint = did_you_mean(f"method.{parameter_of(key)}", valid) if valid else " They have no parameters."
+    return f"{key}: no such parameter in {', '.join(methods) or 'no method'}.{hint}"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -173,6 +229,8 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
         if key in ("results", "hostfile", "checkpoints"):
             given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
             continue
+        if key in PATHS:  # Hydra knows no ~
+            text = f"{key}={re.sub('(?<![^,])~[^,]*', lambda path: _value_of(_home(path[0], faults)), raw)}"
         try:
             override = parser.parse_override(text)
             # A range may be as long as its numbers are large: it is cut before it is all in memory.
@@ -234,6 +292,20 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
+def _home(path: Any, faults: Faults) -> Path:
+    """Return a path with ~ as the user's home, which a shell leaves alone in the middle of a word."""
+    try:
+        return user_path(str(path))
+    except UserError as error:
+        faults.add(str(error))
+        return Path(str(path))
+
+
+def _value_of(path: Path) -> str:
+    """Return a path quoted as Hydra reads it."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
     """Return results folder, workers, GPUs, what the zero-shot gate does, scale of radars, own checkpoints."""
     jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
@@ -245,7 +317,8 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
         faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
         flat = []
     results, hostfile = given.get("results", [""])[0], given.get("hostfile", [None])[0]
-    if hostfile is not None and not Path(str(hostfile)).is_file():
+    results, hostfile = (path and str(_home(path, faults)) for path in (results, hostfile))
+    if hostfile is not None and not Path(hostfile).is_file():
         faults.add(f"hostfile={hostfile}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
         hostfile = None
     gate = given.get("gate", ["stop"])[-1]
@@ -308,15 +381,13 @@ def _apply(config: dict[str, Any], key: str, value: Any, methods: Sequence[str],
         for model in config["models"].values():
             _assign(model, tail, value, "model", faults)
     elif head == "method" and tail:
-        name = tail.removeprefix("params.")
+        name = parameter_of(key)
         parameters = [config["methods"][method]["params"] for method in methods if method in config["methods"]]
         for values in parameters:
             if name in values:
                 _assign(values, name, value, "method", faults)
         if not any(name in values for values in parameters):
-            valid = {f"method.{other}" for values in parameters for other in values}
-            hint = did_you_mean(f"method.{name}", valid) if valid else " They have no parameters."
-            faults.add(f"{key}={value}: no such parameter in {', '.join(methods) or 'no method'}.{hint}")
+            faults.add(_no_parameter(key, methods, {f"method.{other}" for values in parameters for other in values}))
     else:
         visible = {name: node for name, node in config.items() if name not in ("models", "methods", "profile")}
         _assign(visible, key, value, "", faults)
@@ -494,6 +565,44 @@ def _cells(
             if cell not in cells:
                 cells.append(cell)
     return cells
+
+
+def usual(profile: str) -> dict[str, Any]:
+    """Return what is composed for a profile if nothing else is given."""
+    return _compose((("profile", profile),))
+
+
+def changed(cell: CellSpec, usual: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what sets a cell apart from the profile's own one of its model, method, target and seed.
+
+    Args:
+        cell: with whatever settings.
+        usual: what is composed for its profile, with the user's own targets and methods.
+
+    Returns:
+        The settings as key=value, e.g. "train.epochs=10".
+    """
+    none = Faults()  # conf/ as it is has none
+    model = build(ModelSpec, usual["models"][cell.model.id], "model", none) or cell.model
+    train = _train_spec(usual["train"], model, none) if cell.train else None
+    sets = tuple(build(DatasetSpec, usual["dataset"][one.id], "", none) or one for one in cell.datasets)
+    method = replace(cell.method, params=usual["methods"].get(cell.method.id, {}).get("params", {}))
+    evaluation = build(EvalSpec, usual["eval"], "eval", none) or cell.eval
+    other = replace(cell, model=model, method=method, train=train, datasets=sets, eval=evaluation, dtype=usual["dtype"])
+    found = differences(identity(cell), identity(other))
+    return tuple(f"{_key(path)}={_short(value)}" for path, value, _ in found)
+
+
+def _key(path: str) -> str:
+    """Return a path of a cell's identity as the key that a user sets."""
+    return re.sub("^datasets", "dataset", path).replace("method.params.", "method.", 1)
+
+
+def _short(value: Any) -> str:
+    """Return a value as Hydra reads it, on one line and not long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return shorten(str(value), 60)
 
 
 def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> TrainSpec | None:

@@ -12,7 +12,7 @@ import yaml
 
 from benchmark import lettering, outputs, runner, slices, sweep
 from benchmark import plan as planning
-from benchmark.compose import CONF, Request, request
+from benchmark.compose import CONF, Request, check_used, request, without
 from benchmark.errors import UserError, did_you_mean
 from benchmark.store import Store
 
@@ -58,25 +58,46 @@ def defaults(figure: Mapping[str, Any]) -> list[str]:
     return found + [f"{key}={','.join(map(str, values))}" for key, values in (figure.get("axes") or {}).items()]
 
 
-def requests(name: str, overrides: Sequence[str]) -> list[Request]:
+def requests(name: str, overrides: Sequence[str], optional: bool = False) -> list[Request]:
     """Return the cells that a figure is drawn from, as requests without a table; of the plane, its curve comes last.
+
+    Args:
+        name: of the figure.
+        overrides: replace what the figure's file says.
+        optional: see `benchmark.compose.request`.
 
     Raises:
         UserError: no such figure, or wrong overrides.
     """
     figure = read(name)
     if figure["kind"] == "sweep":
-        return [sweep.ask([*defaults(figure), *overrides])]
-    plain = _with_models([*defaults(figure), *overrides])
-    found = [request(plain)]
-    if curve := figure.get("curve"):
-        kept = [item for item in plain if not item.startswith(("methods=", "method="))]
-        values = ",".join(map(str, curve["values"]))
-        found.append(request([*kept, f"methods={curve['method']}", f"{curve['key']}={values}"]))
+        return [sweep.ask([*defaults(figure), *overrides], optional)]
+    plain = with_models([*defaults(figure), *overrides])
+    curve = figure.get("curve")
+    found = [request(plain, optional=optional or bool(curve))]
+    if curve:
+        found.append(curve_of(curve, plain, found[0]))
+        if not optional:
+            check_used(found)
     return found
 
 
-def _with_models(overrides: Sequence[str]) -> list[str]:
+def curve_of(curve: Mapping[str, Any], overrides: Sequence[str], beside: Request) -> Request:
+    """Return the cells of a curve: one method over the values of its parameter.
+
+    Args:
+        curve: of a figure's file.
+        overrides: of the figure. Values of the curve's key in them replace the file's, unless a method of the figure
+            has a parameter of that name too.
+        beside: the figure's other cells.
+    """
+    kept = without(overrides, ("methods", "method"))
+    own = any(item.startswith(f"{curve['key']}=") for item in kept) and curve["key"] in beside.unused
+    values = [] if own else [f"{curve['key']}={','.join(map(str, curve['values']))}"]
+    return request([*kept, f"methods={curve['method']}", *values], optional=True)
+
+
+def with_models(overrides: Sequence[str]) -> list[str]:
     """Return the overrides with the profile's models where none are named."""
     if any(item.startswith(("models=", "model=")) for item in overrides):
         return list(overrides)
@@ -176,7 +197,7 @@ def _pid(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     from benchmark.progress import progress
     from benchmark.worker import Worker, prepare_process
 
-    asked = request(_with_models(overrides))
+    asked = request(with_models(overrides))
     store, show = Store(asked.results), progress()
     store.check_writable()
     runner.prepare(asked, show)
@@ -197,7 +218,7 @@ def _examples(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     from benchmark import gallery
     from benchmark.worker import Worker
 
-    asked = request(_with_models(overrides))
+    asked = request(with_models(overrides))
     if len({cell.seed for cell in asked.cells if cell.train is not None}) > 1:
         raise UserError("The examples are of one training: give one seed, e.g. seeds=0.")
     code = runner.run(asked)
@@ -222,7 +243,7 @@ def _epochs(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     from benchmark import epochs, plots
     from benchmark.files import write_atomic
 
-    asked = request(_with_models(overrides))
+    asked = request(with_models(overrides))
     code = epochs.run(asked)
     if code:
         return code

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmark.errors import did_you_mean
+from benchmark.errors import UserError, did_you_mean
+from benchmark.files import user_path
 from benchmark.spec import CellSpec, DatasetSpec, Faults, MethodSpec
 
 PREFIX = "checkpoint."
@@ -38,7 +39,12 @@ def parse(text: str, faults: Faults) -> list[Checkpoint]:
         if match is None:
             faults.add(f"checkpoints={entry}: write NAME:FOLDER, or NAME@MODEL:FOLDER, e.g. mine:/data/my-llava.")
             continue
-        name, model, path = match[1], match[2], Path(match[3]).absolute()
+        name, model = match[1], match[2]
+        try:
+            path = user_path(match[3]).absolute()
+        except UserError as error:
+            faults.add(f"checkpoints={entry}: {error}")
+            continue
         if not path.is_dir():
             faults.add(f"checkpoints={entry}: {path} is not a folder. Give the folder of a checkpoint.")
         elif name in {other.name for other in found}:

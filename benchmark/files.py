@@ -23,6 +23,18 @@ PART = ".part"  # end of the name of a file that is being written
 SUMS = "SHA256SUMS"
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path that a user wrote, with ~ and ~name as their home folders, whoever's shell did not do it.
+
+    Raises:
+        UserError: there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: nobody's home folder is known by that name. Write the path from its root.") from error
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old or the new content, never a part.
 

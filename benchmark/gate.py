@@ -15,7 +15,7 @@ from benchmark.compose import Request
 from benchmark.errors import UserError
 from benchmark.plan import Planned
 from benchmark.scores import read_scores
-from benchmark.spec import CellSpec, MethodSpec
+from benchmark.spec import CellSpec, MethodSpec, changed_without
 from benchmark.store import Store
 
 Mode = Literal["stop", "warn"]
@@ -88,7 +88,10 @@ def first(request: Request) -> Request | None:
         base = own.get(cell.model.id)
         if base is None or base.eval.split != "test":
             test = replace(cell.eval, split="test")
-            base = replace(cell, method=UNTUNED, target=None, train=None, datasets=cell.upstream, eval=test)
+            changed = changed_without(cell, "method.", "train.", "eval.split", f"dataset.{cell.target}.")
+            base = replace(
+                cell, method=UNTUNED, target=None, train=None, datasets=cell.upstream, eval=test, changed=changed
+            )
         wanted.setdefault(cell.model.id, base)
     if not wanted:
         return None

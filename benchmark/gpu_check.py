@@ -25,7 +25,7 @@ from benchmark.compose import request
 from benchmark.data import Record
 from benchmark.errors import UserError, did_you_mean
 from benchmark.estimate import GIB, GPUS, OVERHEAD, Setting, memory
-from benchmark.files import write_atomic
+from benchmark.files import user_path, write_atomic
 from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.random import random_model
 from benchmark.models.sizes import Architecture, Tower, architecture_of
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"device={device}: cuda, or cpu for a rehearsal with tiny models.")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device. Run this on one, or rehearse it: device=cpu.")
-    folder = Path(given.get("out") or ROOT / ("results/gpu" if device == "cuda" else "results/runs/gpu-check"))
+    folder = user_path(given.get("out") or ROOT / ("results/gpu" if device == "cuda" else "results/runs/gpu-check"))
     slug = re.sub(r"[^a-z0-9]+", "-", _name(device).lower()).strip("-")
     paper = {m.id: (m.name, architecture_of(m.architecture, m.id)) for m in request(["profile=paper"], False).models}
     models = paper if device == "cuda" else {f"tiny_{name}": (f"tiny {name}", sizes) for name, sizes in TINY.items()}

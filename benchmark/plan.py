@@ -13,7 +13,7 @@ from benchmark.cost import Costs, clock
 from benchmark.errors import UserError
 from benchmark.keys import Digests, Keys, Unverified, keys_of
 from benchmark.models import places
-from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id
+from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id, changed_without
 from benchmark.store import Store, read_cell
 
 # What a cell is computed with, but not named by.
@@ -66,7 +66,7 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
     for cell in cells:
         needs = None
         if cell.method.posthoc:
-            source = replace(cell, method=full_ft)
+            source = replace(cell, method=full_ft, changed=changed_without(cell, "method."))
             needs = cell_id(source)
             order.setdefault(needs, (source, None))
         name = cell_id(cell)

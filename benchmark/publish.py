@@ -87,7 +87,7 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
             for item in finished.values():
                 _copy_cell(item, store.folder(item.cell), partial / "cells" / item.id, columns)
             for name in sorted(before):
-                shutil.copytree(target / "cells" / name, partial / "cells" / name)
+                shutil.copytree(Store(target).folder(plan[name].cell), partial / "cells" / name)
             for root in [target, store.root] if _all_stay(Store(target), partial) else [store.root]:
                 for path in (path for folder in FOLDERS for path in (root / folder).glob("[!.]*")):
                     if path.is_file() and not _of_a_slice(path):
@@ -153,7 +153,9 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
     Raises:
         UserError: names it.
     """
-    lost = sorted({folder.name for folder in Store(target).all_cells()} - stay - wanted)
+    kept = {name.rpartition("-")[2] for name in stay | wanted}  # the words of a published name may be older
+    published = [folder.name for folder in Store(target).all_cells()]
+    lost = sorted(name for name in published if name.rpartition("-")[2] not in kept)
     gone = sorted({path.stem for path in (target / "tables").glob("*.csv")} - tables)
     if lost or gone:
         what = [f"{len(lost)} published cell{'s' * (len(lost) != 1)} (first: {lost[0]})"] if lost else []
@@ -166,8 +168,9 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
 
 def _all_stay(published: Store, partial: Path) -> bool:
     """Return whether every published cell has the answers and scores that it had: then its figures are still true."""
+    copies = {folder.name.rpartition("-")[2]: folder for folder in Store(partial).all_cells()}
     for folder in published.all_cells():
-        copy = partial / "cells" / folder.name
+        copy = copies.get(folder.name.rpartition("-")[2], partial / "cells" / folder.name)
         for path in (path for pattern in ("items/*", "answers/*") for path in folder.glob(pattern)):
             again = copy / path.relative_to(folder)
             if not again.is_file() or again.read_bytes() != path.read_bytes():

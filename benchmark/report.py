@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from benchmark import claims, drawing, measures, outputs, provenance, sweep
 from benchmark import plan as planning
 from benchmark.answers import read_answers
 from benchmark.claims import Evidence
-from benchmark.compose import Request, request
+from benchmark.compose import Request, check_used, request, without
 from benchmark.cost import clock
 from benchmark.data import Record, load, open_image
 from benchmark.errors import UserError
@@ -51,7 +51,7 @@ def run(overrides: Sequence[str]) -> int:
     Raises:
         UserError: wrong overrides, no finished cell, another schema, or the folder cannot be written.
     """
-    base = request(["table=table5", *overrides])
+    base = requests_of(overrides, [])["table5"]
     store = Store(base.results)
     store.check_schema()
     if not any(store.cells.glob("*/scores.json")):
@@ -85,12 +85,13 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
         UserError: see `run`.
     """
     found_tables, evidence, planned, usual = [], {}, {}, set()
-    base = request(["table=table5", *overrides])
     groups: dict[tuple[str, str], None] = {}
     names: dict[str, str] = {}
     more = _more_seeds(overrides, store)
+    requests = requests_of(overrides, more)
+    base = requests["table5"]
     for name in TABLES:
-        asked, plan = _planned(request([f"table={name}", *overrides, *more]), store, bool(more))
+        asked, plan = _planned(requests[name], store, bool(more))
         rows = outputs.build_rows(asked, plan, store)
         for row in rows:
             evidence.setdefault((row.model, row.target, row.method, None), row)
@@ -102,7 +103,7 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
         planned |= {item.id: _merged(planned.get(item.id), item) for item in plan}
         if any(item.done for item in plan):
             found_tables.append(outputs.build_table(asked, plan, store))
-    points, sweep_groups, swept = _sweeps(overrides, more, store, evidence, planned)
+    points, sweep_groups, swept = _sweeps(requests, bool(more), store, evidence, planned)
     verdicts = claims.verdicts(Evidence(
         rows=evidence, upstream=[dataset.id for dataset in base.cells[0].upstream], groups=list(groups), points=points,
         swept=swept, sweep_groups=sweep_groups, pid=_pid(store), names=names,
@@ -154,30 +155,42 @@ def _planned(asked: Request, store: Store, whole: bool) -> tuple[Request, list[P
     return asked, plan
 
 
+def requests_of(overrides: Sequence[str], more: Sequence[str]) -> dict[str, Request]:
+    """Return the cells that the page is about, by table and figure; a method's parameters go where it is.
+
+    Args:
+        overrides: as in `run`.
+        more: further ones, such as seeds.
+
+    Raises:
+        UserError: wrong overrides, or a parameter that no method has.
+    """
+    asked = {name: request([f"table={name}", *overrides, *more], optional=True) for name in TABLES}
+    kept = without(overrides, ("table",))
+    for name in SWEEPS:
+        figure = drawing.read(name)
+        # The figure's own axis stays, whatever the value that the tables have.
+        asked[name] = sweep.ask([*drawing.defaults(figure), *without(kept, figure["axes"]), *more], optional=True)
+    curve = drawing.read("plane")["curve"]
+    targets = f"targets={','.join(drawing.read('plane')['targets'])}"
+    asked["plane"] = drawing.curve_of(curve, drawing.with_models([targets, *kept, *more]), asked["table5"])
+    check_used(list(asked.values()))
+    return asked
+
+
 def _sweeps(
-    overrides: Sequence[str], more: Sequence[str], store: Store, evidence: dict, planned: dict[str, Planned]
+    requests: Mapping[str, Request], whole: bool, store: Store, evidence: dict, planned: dict[str, Planned]
 ) -> tuple[dict[str, list[float]], dict[str, list[tuple[str, str]]], list[str]]:
     """Add the rows of the sweeps and of WiSE-FT's curve; return points, groups and methods of the sweeps."""
     points: dict[str, list[float]] = {}
     groups: dict[str, list[tuple[str, str]]] = {}
     swept: dict[str, None] = {}
-    kept = [item for item in overrides if not item.startswith("table=")]
     for name in SWEEPS:
-        figure = drawing.read(name)
-        # The figure's own axis stays, whatever the value that the tables have.
-        others = [item for item in kept if item.partition("=")[0] not in figure["axes"]]
-        asked = sweep.ask([*drawing.defaults(figure), *others, *more])
-        asked, plan = _planned(asked, store, bool(more))
+        asked, plan = _planned(requests[name], store, whole)
         _add_points(asked, plan, sweep.axes(asked)[0], store, evidence, planned, points, groups)
         swept |= dict.fromkeys(cell.method.id for cell in asked.cells)
-    figure = drawing.read("plane")
-    curve = figure["curve"]
-    asked = sweep.ask([
-        f"methods={curve['method']}", f"targets={','.join(figure['targets'])}",
-        f"{curve['key']}={','.join(map(str, curve['values']))}", *kept, *more,
-    ])  # fmt: skip
-    asked, plan = _planned(asked, store, bool(more))
-    _add_points(asked, plan, curve["key"], store, evidence, planned, points, {})
+    asked, plan = _planned(requests["plane"], store, whole)
+    _add_points(asked, plan, drawing.read("plane")["curve"]["key"], store, evidence, planned, points, {})
     return points, groups, list(swept)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchmark.answers import read_answers
 from benchmark.errors import UserError
-from benchmark.files import canonical_json
+from benchmark.files import canonical_json, user_path
 from benchmark.scores import read_items, read_scores
 from benchmark.spec import plain
 from benchmark.store import Store, published_key, read_cell
@@ -85,7 +85,7 @@ def load(root: str | Path) -> Results:
     Raises:
         UserError: the folder has no finished cells, or another schema.
     """
-    results = Results(Path(root))
+    results = Results(user_path(root))
     if not results.folders:
         raise UserError(f"{root} has no finished cells. Name a results folder (it has a folder `cells`).")
     return results

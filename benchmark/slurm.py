@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmark import own_modules
-from benchmark.compose import AXES, Request
+from benchmark.compose import AXES, Request, parameter_of
 from benchmark.cost import Costs, clock
 from benchmark.data import DATASETS
 from benchmark.errors import UserError
@@ -101,14 +101,19 @@ def _command(
     """Return the overrides that make just these cells."""
     first = group[0].cell
     # Post-hoc cells of one training may differ in a swept key; a comma list makes them all.
+    # A parameter of a method that is not in this element would be refused there.
+    parameters = {name for item in group for name in item.cell.method.params}
     setting: dict[str, list[Any]] = {}
     for key, value in (pair for item in group for pair in settings.get(item.id, {}).items()):
+        if key.startswith("method.") and parameter_of(key) not in parameters:
+            continue
         setting.setdefault(key, [])
         if value not in setting[key]:
             setting[key].append(value)
     kept = [
         item for item in overrides
         if item.partition("=")[0] not in AXES and item.partition("=")[0] not in setting
+        and not item.startswith("method.")
         and not item.startswith(("jobs=", "checkpoints=", "gpu="))
     ]
     narrowed = [*kept, f"models={first.model.id}", "jobs=1"]

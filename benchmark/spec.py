@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from benchmark.errors import UserError, did_you_mean
-from benchmark.files import digest_of
+from benchmark.files import digest_of, user_path
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST_LABEL = 48  # characters of a cell's name that say what differs from the defaults
+LONGEST_HEAD = 150  # and of those that name model, target and method: a file's name may have 255
 Spec = TypeVar("Spec")
 
 
@@ -145,6 +148,8 @@ class CellSpec(PlaceSpec):
     train: TrainSpec | None          # None: no training
     datasets: tuple[DatasetSpec, ...]
     eval: EvalSpec
+    # What differs from the profile's defaults, as key=value. It is for the reader of a name: `identity` has it all.
+    changed: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def upstream(self) -> tuple[DatasetSpec, ...]:
@@ -162,8 +167,8 @@ class CellSpec(PlaceSpec):
 
 
 def at_root(path: str | Path) -> Path:
-    """Return a path of the configuration; relative ones start at the repository."""
-    return Path(path) if Path(path).is_absolute() else ROOT / path
+    """Return a path of the configuration; relative ones start at the repository, ~ is the user's home."""
+    return ROOT / user_path(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -350,8 +355,78 @@ def identity(cell: CellSpec) -> dict[str, Any]:
     }
 
 
+def cell_hash(cell: CellSpec) -> str:
+    """Return the eight hex digits that end a cell's name and tell it from all others."""
+    return digest_of(identity(cell))[:8]
+
+
 def cell_id(cell: CellSpec) -> str:
-    """Return a short readable name that no two different cells share: vila-coco-spider-s0-1a2b3c4d."""
-    parts = [cell.model.id, cell.target, cell.method.id, None if cell.train is None else f"s{cell.seed}"]
-    readable = "-".join(part.replace(":", ".").replace("/", ".") for part in parts if part)
-    return f"{readable}-{digest_of(identity(cell))[:8]}"
+    """Return a short readable name that no two different cells share: vila-coco-spider-momentum0.9-s0-1a2b3c4d."""
+    return "-".join(filter(None, (head_of(cell), label(cell.changed), seed_part(cell), cell_hash(cell))))
+
+
+def is_name_of(name: str, cell: CellSpec) -> bool:
+    """Return whether a folder's name is a cell's: the words between method and seed may be others, or none."""
+    return name.endswith(f"-{cell_hash(cell)}") and of_same_grid(name, cell)
+
+
+def of_same_grid(name: str, cell: CellSpec) -> bool:
+    """Return whether a folder's name has a cell's model, target, method and seed; its settings may be others."""
+    head, seed = head_of(cell), seed_part(cell)
+    rest = name.removeprefix(f"{head}-")
+    return rest != name and (not seed or rest.rpartition("-")[0].rpartition("-")[2] == seed)
+
+
+def changed_without(cell: CellSpec, *heads: str) -> tuple[str, ...]:
+    """Return what differs from the defaults in a cell made from this one, to which keys that begin so do not apply."""
+    return tuple(item for item in cell.changed if not item.startswith(heads))
+
+
+def head_of(cell: CellSpec) -> str:
+    """Return the words that begin a cell's name: model, target, method."""
+    words = (cell.model.id, cell.target, cell.method.id)
+    return "-".join(word.replace(":", ".").replace("/", ".") for word in words if word)[:LONGEST_HEAD]
+
+
+def seed_part(cell: CellSpec) -> str:
+    """Return the seed as a cell's name has it; empty for an untuned model."""
+    return "" if cell.train is None else f"s{cell.seed}"
+
+
+def label(changed: Sequence[str]) -> str:
+    """Return the part of a cell's name that says what differs from the defaults.
+
+    Args:
+        changed: e.g. ("train.epochs=10", "method.alpha=0.4", "eval.split=validation").
+
+    Returns:
+        For example epochs10-alpha0.4-eval.split_validation; what is too long is counted ("and2more"), and a value that
+        does not fit a file's name is left out.
+    """
+    parts: list[str] = []
+    for number, text in enumerate(changed):
+        key, _, value = text.partition("=")
+        head, _, tail = key.partition(".")
+        value = value if re.fullmatch(r"[A-Za-z0-9_.+-]{1,16}", value) else ""
+        part = (tail if tail and head in ("method", "train", "model", "dataset") else key) + "_" * value[:1].isalpha()
+        parts.append(re.sub(r"[^A-Za-z0-9_.+-]", "_", part + value))
+        if len("-".join(parts)) > LONGEST_LABEL:
+            return "-".join([*parts[:-1], f"and{len(changed) - number}more" if number else f"{len(changed)}changed"])
+    return "-".join(parts)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the keys in which two descriptions differ, as paths, with both values; a missing one is "absent"."""
+    ours, theirs = dict(_flat(one)), dict(_flat(other))
+    return [
+        (key, ours.get(key, "absent"), theirs.get(key, "absent"))
+        for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

@@ -19,7 +19,7 @@ import yaml
 from benchmark.errors import Locked, UserError, did_you_mean
 from benchmark.files import lock, sha256_file, sweep, sync, write_atomic
 from benchmark.keys import Keys
-from benchmark.spec import CellSpec, cell_id, cell_of, plain
+from benchmark.spec import CellSpec, cell_hash, cell_id, cell_of, is_name_of, plain
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0
@@ -38,12 +38,30 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.cells = self.root / "cells"
+        self._listed: tuple[int, dict[str, list[str]]] = (0, {})
 
     # -- folders ------------------------------------------------------------------------------------------------
 
     def folder(self, cell: CellSpec) -> Path:
-        """Return the folder of a cell (it may not exist)."""
-        return self.cells / cell_id(cell)
+        """Return the folder of a cell (it may not exist); one that an older version named otherwise is found too."""
+        folder = self.cells / cell_id(cell)
+        if folder.is_dir():
+            return folder
+        same = [name for name in self._names().get(cell_hash(cell), ()) if is_name_of(name, cell)]
+        return self.cells / same[0] if same else folder
+
+    def _names(self) -> dict[str, list[str]]:
+        """Return the names of folders by the digits that end them, listed again when the folder of all has changed."""
+        try:
+            changed = self.cells.stat().st_mtime_ns
+            if changed != self._listed[0]:
+                found: dict[str, list[str]] = {}
+                for name in sorted(os.listdir(self.cells)):
+                    found.setdefault(name.rpartition("-")[2], []).append(name)
+                self._listed = (changed, found)
+        except OSError:  # not there yet
+            return {}
+        return self._listed[1]
 
     def check_schema(self) -> None:
         """Refuse a folder that another version of the program wrote in a form that this one cannot read.
@@ -93,13 +111,16 @@ class Store:
         return sorted(path.parent for path in self.cells.glob("*/cell.yaml"))
 
     def find(self, name: str) -> Path:
-        """Return the folder of a cell by its name, or by a beginning that only it has.
+        """Return the folder of a cell by its name, by a beginning that only it has, or by the digits that end it.
 
         Raises:
             UserError: no such cell, or several, or another schema version.
         """
         names = [folder.name for folder in self.all_cells()]
         found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]
+        # The words of a name may be an older version's.
+        digits = name.rpartition("-")[2]
+        found = found or [other for other in names if len(digits) == 8 and other.endswith(f"-{digits}")]
         if len(found) != 1:
             raise UserError(f"{len(found)} cells begin with {name!r}: {', '.join(found)}." if found else (
                 f"No cell {name!r} in {self.cells}.{did_you_mean(name, names) if names else ' There are none yet.'}"

@@ -57,8 +57,12 @@ def run(name: str | None, title: str | None, overrides: Sequence[str]) -> int:
     return code
 
 
-def ask(overrides: Sequence[str]) -> Request:
+def ask(overrides: Sequence[str], optional: bool = False) -> Request:
     """Return the request of a sweep; what is not named is the profile's models, flickr30k and three methods.
+
+    Args:
+        overrides: of the command line.
+        optional: see `benchmark.compose.request`.
 
     Raises:
         UserError: wrong overrides, no swept key, or a table.
@@ -72,7 +76,7 @@ def ask(overrides: Sequence[str]) -> Request:
         profile = [item for item in overrides if item.startswith("profile=")]
         models = request(profile, grid=False).profile.models
         defaults.append(f"models={','.join(models)}")
-    asked = request([*defaults, *overrides])
+    asked = request([*defaults, *overrides], optional=optional)
     axes(asked)
     return asked
 

@@ -19,7 +19,7 @@ from benchmark.errors import UserError
 from benchmark.files import SUMS, read_sums, read_text, sha256_file
 from benchmark.findings import Fault, Findings, Wrong
 from benchmark.scores import read_items, summarise
-from benchmark.spec import CellSpec, at_root, cell_id
+from benchmark.spec import CellSpec, at_root, cell_id, is_name_of
 from benchmark.store import Store, output_of, read_cell
 from benchmark.verify_tables import check_table
 
@@ -189,7 +189,7 @@ def _cell(store: Store, folder: Path, records: Data, found: Findings, rescore: b
     found.cells += 1
     with found.checking(name, "cell.yaml"):
         cell = read_cell(folder)
-        if cell_id(cell) != name:
+        if not is_name_of(name, cell):
             raise Wrong(f"describes the cell {cell_id(cell)}, not this folder's")
     if cell is None:
         return None

@@ -12,7 +12,7 @@ from benchmark import lettering, measures, outputs, published, render, tables
 from benchmark.compose import options_of, request
 from benchmark.findings import Findings, Wrong
 from benchmark.scores import read_items
-from benchmark.spec import CellSpec, cell_id
+from benchmark.spec import CellSpec, cell_hash
 
 
 def check_table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Findings) -> None:
@@ -26,7 +26,7 @@ def check_table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Fi
         raise Wrong("is empty")
     asked = request([f"table={stem}", f"profile={next(iter(cells.values())).profile}"]) if cells else None
     layout = asked.layout if asked else {}
-    wanted = {cell_id(cell) for cell in asked.cells} if asked else set()
+    wanted = {cell_hash(cell) for cell in asked.cells} if asked else set()
     groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for line in lines:
         groups.setdefault((line["model"], line["target"], line["method"]), []).append(line)
@@ -112,7 +112,7 @@ def _find(
         and (cell.target == target and cell.seed == seed or cell.train is None and target in _ids_of(cell))
     }
     if len(fits) > 1:
-        fits = {name: cell for name, cell in fits.items() if name in wanted} or fits
+        fits = {name: cell for name, cell in fits.items() if cell_hash(cell) in wanted} or fits
     if len(fits) != 1:
         what = "no cell" if not fits else f"{len(fits)} cells ({', '.join(sorted(fits))})"
         raise Wrong(f"{what} of {method} on {target} ({model}), seed {seed}")

@@ -39,7 +39,7 @@ def find(name: str, repository: str | None = None) -> Place:
         name: path (relative ones start at the repository's root) or hub repository.
         repository: hub repository to fall back on.
     """
-    path = at_root(Path(name).expanduser())
+    path = at_root(name)
     if path.is_dir():
         return Place(path)
     for candidate in (name, repository):

@@ -27,6 +27,8 @@ from benchmark import worker
 from benchmark.data.record import Record
 from benchmark.errors import UserError
 from benchmark.pool import serve
+from benchmark.spec import head_of, seed_part
+from benchmark.store import read_cell
 
 BASE = 1.0
 ITEMS = 12
@@ -210,8 +212,9 @@ class World:
         ]
 
     def cells(self) -> dict[str, Path]:
-        """Return the folder of every cell by the words of its name before the hash."""
-        return {path.parent.name.rpartition("-")[0]: path.parent for path in self.results.glob("cells/*/cell.yaml")}
+        """Return the folder of every cell by model, target, method and seed."""
+        folders = {path.parent: read_cell(path.parent) for path in self.results.glob("cells/*/cell.yaml")}
+        return {"-".join(filter(None, (head_of(cell), seed_part(cell)))): path for path, cell in folders.items()}
 
     def scores(self) -> dict[str, bytes]:
         """Return all scores.json by cell."""

@@ -63,6 +63,16 @@ def test_each_mistake_is_one_message_and_code_2(arguments, message, capsys, tmp_
     assert captured.err.count("error:") == 1 and "Traceback" not in captured.err
 
 
+def test_folders_and_files_that_a_verb_is_given_may_begin_with_a_tilde(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for arguments in (["verify", "~/no"], ["compare", "~/no", "~/other"], ["report", "results=~/no"]):
+        assert cli.main(arguments) == 2
+        assert f"{tmp_path}/no has no" in capsys.readouterr().err
+    monkeypatch.setattr("benchmark.export.export", lambda store, name, folder: folder)
+    assert cli.main(["export", "CELL", "~/out"]) == 0
+    assert capsys.readouterr().out == f"Written: {tmp_path}/out\n"
+
+
 def test_a_process_ends_with_the_exit_code_and_without_a_traceback():
     done = subprocess.run(
         [sys.executable, "-m", "benchmark", "run", "table=table5", "methods=spidr", "seeds=x"], capture_output=True,

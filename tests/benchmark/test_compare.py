@@ -41,6 +41,17 @@ def test_a_copy_is_identical(folders):
     assert "2 of 2 cells have identical item scores." in line(gaps, folders[1])
 
 
+def test_a_cell_is_the_same_whatever_words_its_name_has(folders):
+    ours, theirs, world = folders
+    shutil.rmtree(world.results)
+    assert cli.main(["run", *world.overrides("methods=full_ft", "train.epochs=2"), "--cells-only"]) == 0
+    name = cell(ours, "full_ft").name
+    assert "-epochs2-" in name
+    shutil.copytree(ours / "cells" / name, theirs / "cells" / name.replace("-epochs2", ""))
+    gaps, alone = compare(ours, theirs)
+    assert [(gap.cell, gap.verdict) for gap in gaps] == [(name, "identical")] and alone == []
+
+
 @pytest.mark.parametrize(("change", "verdict"), [(-0.1, "near"), (-300.0, "off")])
 def test_numbers_are_near_inside_the_intervals_and_off_outside(folders, change, verdict):
     ours, theirs, _ = folders

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmark import cli, everything
+from benchmark import cli, drawing, everything
 from benchmark.errors import UserError
 from tests.benchmark import fakes
 
@@ -37,6 +37,48 @@ def test_figures_run_what_they_lack_and_share_it(world):
     for stem in ("fig5-*", "plane-*_llava_pocket", "fig3-*_llava_pocket_iconqa"):
         assert {path.suffix for path in (world.results / "figures").glob(f"{stem}.*")} == {".png", ".pdf", ".csv"}
     assert not list((world.results / "figures").glob("fig5.*"))
+
+
+OWN = "examples.my_method:TopKGradient"
+
+
+def test_parameters_go_to_the_methods_that_have_them():
+    asked, curve = drawing.requests("plane", [f"methods=full_ft,{OWN}", "method.share=0.3"])
+    assert {cell.method.id: dict(cell.method.params) for cell in asked.cells} == {"full_ft": {}, OWN: {"share": 0.3}}
+    assert sorted({cell.method.params["alpha"] for cell in curve.cells}) == [n / 10 for n in range(1, 10)]
+    # A value of the curve's own key replaces the file's, unless a method of the figure has that key too.
+    _, curve = drawing.requests("plane", ["methods=full_ft", "method.alpha=0.25,0.75"])
+    assert {cell.method.params["alpha"] for cell in curve.cells} == {0.25, 0.75}
+    asked, curve = drawing.requests("plane", ["methods=full_ft,wise_ft", "method.alpha=0.25"])
+    assert len({cell.method.params["alpha"] for cell in curve.cells}) == 9
+    assert {cell.method.params.get("alpha") for cell in asked.cells} == {None, 0.25}
+    (asked,) = drawing.requests("fig5", ["method.momentum=0.9"])
+    assert {cell.method.params.get("momentum") for cell in asked.cells} == {None, 0.9}
+
+
+@pytest.mark.parametrize(("name", "given"), [
+    ("plane", ["methods=full_ft,spider", "method.momentun=0.9"]), ("fig5", ["method.alpha=0.5"]),
+    ("plane", ["methods=full_ft", "method.momentum=0.9"]),
+])  # fmt: skip
+def test_a_parameter_that_no_method_of_a_figure_has_is_an_error(name, given):
+    with pytest.raises(UserError, match=rf"{given[-1].partition('=')[0]}: no such parameter in full_ft.* Valid: "):
+        drawing.requests(name, given)
+
+
+def test_all_gives_a_parameter_to_the_tables_and_figures_that_have_it(monkeypatch):
+    given = {}
+    monkeypatch.setattr(everything, "_table", lambda name, own: lambda: given.update({name: own}) or 0)
+    monkeypatch.setattr(everything, "_figure", lambda name, own: lambda: given.update({name: own}) or 0)
+    monkeypatch.setattr(everything, "_report", lambda own: given.update(report=own) or 0)
+    monkeypatch.setattr(everything.rates, "run", lambda own: given.update(rates=own[1:]) or 0)
+    assert everything.run(["seeds=0", "method.alpha=0.4"]) == 0
+    # table5 and table6 have no WiSE-FT; the plane's curve and the report's do.
+    assert given["table5"] == given["fig5"] == given["rates"] == ["seeds=0"]
+    assert given["plane"] == given["report"] == ["seeds=0", "method.alpha=0.4"]
+    given.clear()
+    with pytest.raises(UserError, match=r"method.aplha: no such parameter in .*Did you mean 'method.alpha'"):
+        everything.run(["method.aplha=0.4"])
+    assert not given
 
 
 def test_all_goes_on_after_a_failure_and_says_so(monkeypatch, capsys):

@@ -144,6 +144,17 @@ def test_a_report_of_finished_cells(world, capsys):
     assert (world.results / "report.html").read_text() == again
 
 
+def test_a_report_of_some_methods_gives_each_its_parameters(world, capsys):
+    assert cli.main(["run", *world.overrides("methods=full_ft,spider", "method.momentum=0.9"), "--cells-only"]) == 0
+    own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]
+    assert cli.main(["report", "models=llava_pocket", "methods=full_ft,spider", "method.momentum=0.9", *own]) == 0
+    assert "2 finished cells" in (world.results / "report.html").read_text()
+    capsys.readouterr()
+    assert cli.main(["report", "models=llava_pocket", "methods=full_ft,spider", "method.momentun=0.9", *own]) == 2
+    error = capsys.readouterr().err
+    assert "Did you mean 'method.momentum'?" in error and error.count("method.momentun") == 1
+
+
 def test_a_setting_of_the_tables_leaves_the_sweeps_their_axis_and_two_settings_are_refused(world, capsys):
     assert cli.main(["run", *world.overrides("methods=full_ft,spider", "train.epochs=6,7")[1:], "--cells-only"]) == 0
     own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]

@@ -67,6 +67,19 @@ def test_a_grid_runs_writes_every_file_and_prints_its_table(drawing_world, capsy
     assert "textvqa_no_ocr" in values
 
 
+def test_results_of_a_version_that_named_cells_otherwise_are_used_and_finished(world, capsys):
+    run(world, "methods=full_ft,wise_ft", "train.epochs=2", "method.alpha=0.4")
+    before = world.scores()
+    for path in world.cells().values():
+        path.rename(path.with_name(path.name.replace("-alpha0.4", "").replace("-epochs2", "")))
+    (world.cells()["llava_pocket-iconqa-wise_ft-s0"] / "scores.json").unlink()
+    fakes.World.forget_calls(world)
+    assert run(world, "methods=full_ft,wise_ft", "train.epochs=2", "method.alpha=0.4") == 0
+    assert trained() == [] and "2 cells, 1 done" in capsys.readouterr().out.split("Results:")[-2]
+    assert len(world.cells()) == len(list(world.results.glob("cells/*/"))) == 2
+    assert sorted(world.scores().values()) == sorted(before.values())
+
+
 def test_finished_cells_are_reused_whoever_asks(world, capsys):
     run(world, "methods=full_ft,spider")
     world.forget_calls()

@@ -31,6 +31,7 @@ def commands(text: str) -> list[list[str]]:
         ["table=table6", "seeds=0,1", "methods=zero_shot,full_ft,dare,spider"],
         ["models=vila_pocket", "methods=spider,tailor", "targets=coco", "train.epochs=5,6", "train.warmup_ratio=0.1"],
         ["table=table6", "methods=wise_ft", "method.alpha=0.25", "models=llava_pocket"],
+        ["table=table6", "methods=full_ft,spider,dare", "method.momentum=0.9", "method.params.keep=0.2"],
         ["models=vila_pocket", "methods=wise_ft", "targets=coco,iconqa", "method.alpha=0.1,0.2,0.3"],
     ],
 )

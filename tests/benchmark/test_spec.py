@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,10 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from benchmark import plan as planning
 from benchmark.compose import options_of, request
 from benchmark.errors import UserError
 from benchmark.spec import (
+    LONGEST_LABEL,
     ROOT,
     CellSpec,
     EvalSpec,
@@ -23,8 +28,11 @@ from benchmark.spec import (
     TrainSpec,
     at_root,
     build,
+    cell_hash,
     cell_id,
     cell_of,
+    is_name_of,
+    label,
     plain,
 )
 
@@ -49,6 +57,27 @@ def test_a_grid_has_an_end():
     many = [f"train.{key}=range(1,60)" for key in ("epochs", "batch_size", "limit")]
     with pytest.raises(UserError, match=r"205379 combinations, at most 10000 make a grid"):
         request([*ONE, *many])
+
+
+def test_a_tilde_is_the_users_home_in_every_path(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "own").mkdir(parents=True)
+    (home / "hosts").write_text("a slots=1\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    asked = request([
+        "table=smoke", "results=~/runs", "checkpoints=mine:~/own", "data_root=~/data", "model.checkpoint=~/base",
+        "model.vision_tower=~/tower",
+    ])
+    cells = {cell.method.id: cell for cell in asked.cells}
+    assert asked.results == home / "runs" and asked.data_root == cells["spider"].data_root == f"{home}/data"
+    assert cells["checkpoint.mine"].model.checkpoint == f"{home}/own"
+    assert (cells["spider"].model.checkpoint, cells["spider"].model.vision_tower) == (f"{home}/base", f"{home}/tower")
+    assert request([*ONE, "engine=zero2", "hostfile=~/hosts"]).cells[0].hostfile == f"{home}/hosts"
+    assert at_root("~/data") == home / "data" and at_root("data") == ROOT / "data"
+    for key in ("results=", "data_root=", "model.checkpoint=", "checkpoints=a:"):
+        with pytest.raises(UserError, match=r"~nobody-here/x: nobody's home folder"):
+            request([*ONE, f"{key}~nobody-here/x"])
 
 
 def one(*more: str) -> CellSpec:
@@ -328,6 +357,48 @@ def test_the_name_of_a_cell_is_readable():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "spider-s0"),
+        (["train.epochs=10"], "spider-epochs10-s0"),
+        (["train.epochs=5", "method.momentum=0.85"], "spider-s0"),  # the defaults, said aloud
+        (["method=wise_ft", "method.alpha=0.4"], "wise_ft-alpha0.4-s0"),
+        (["train.scheduler=linear", "train.limit=8", "eval.limit=4"], "spider-scheduler_linear-limit8-eval.limit4-s0"),
+        (["model.learning_rate=1e-3", "train.epochs=2"], "spider-epochs2-learning_rate0.001-s0"),
+        (["model.learning_rate=1e-3", "train.scope=projector", "train.warmup_ratio=0.1", "train.weight_decay=0.5"],
+         "spider-learning_rate0.001-scope_projector-and2more-s0"),
+        (["dtype=bfloat16", "engine=zero2", "eval.batch_size=3"], "spider-dtype_bfloat16-s0"),
+        (['dataset.iconqa.prompt="{question} ../x\ty"'], "spider-iconqa.prompt-s0"),
+        (["method=zero_shot", "eval.split=validation"], "zero_shot-eval.split_validation"),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_cell_says_what_differs_from_the_defaults(overrides, words):
+    name = cell_id(one(*overrides))
+    assert name.rpartition("-")[0] == f"vila_pocket-{'iconqa-' * ('zero_shot' not in words)}{words}"
+    assert re.fullmatch(r"[\w.+-]+", name, re.ASCII)
+
+
+def test_what_a_cell_is_made_from_does_not_carry_its_parameters():
+    asked = request(["methods=wise_ft", "model=vila_pocket", "dataset=coco", "method.alpha=0.4", "train.epochs=3"])
+    names = [cell_id(cell).rpartition("-")[0] for cell, _ in planning.expand(asked.cells, asked.full_ft)]
+    assert names == ["vila_pocket-coco-full_ft-epochs3-s0", "vila_pocket-coco-wise_ft-alpha0.4-epochs3-s0"]
+
+
+@given(st.lists(st.text(), max_size=9), st.text("abc.:", min_size=1, max_size=300))
+def test_no_setting_makes_a_name_that_is_long_or_unsafe(changed, method):
+    cell = replace(one(), changed=tuple(changed))
+    assert re.fullmatch(r"[\w.+-]*", label(changed), re.ASCII) and len(label(changed)) <= LONGEST_LABEL + 12
+    cell = replace(cell, method=replace(cell.method, id=method))
+    assert len(cell_id(cell)) <= 240 and is_name_of(cell_id(cell), cell)
+
+
+def test_an_older_cell_file_loads_and_keeps_its_name():
+    new = one("train.epochs=10")
+    values = {key: value for key, value in plain(new).items() if key != "changed"}
+    assert cell_of(values) == new and cell_id(cell_of(values)) == f"vila_pocket-iconqa-spider-s0-{cell_hash(new)}"
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "seed=1", "method=full_ft", "model=llava_pocket", "dataset=coco", "method.momentum=0.9", "train.epochs=6",
@@ -338,7 +409,7 @@ def test_the_name_of_a_cell_is_readable():
 )  # fmt: skip
 def test_what_changes_a_cell(override):
     other = request([*ONE, override]).cells[0]
-    assert cell_id(other) != cell_id(one())
+    assert cell_hash(other) != cell_hash(one())
 
 
 @pytest.mark.parametrize(
@@ -360,7 +431,7 @@ def test_no_field_is_forgotten():
         "checkpoint", "name", "learning_rate", "projector_learning_rate", "counts", "role", "posthoc", "data_root",
         "device", "threads", "checkpoint_minutes", "checkpoint_steps", "engine", "zero_optimization", "batch_size",
         "repository", "vision_tower", "architecture",
-        "processes", "devices", "hostfile", "report_to",
+        "processes", "devices", "hostfile", "report_to", "changed",
     }  # fmt: skip
     changed = {int: 99, float: 0.123, str: "other", dict: {"other": 1}, type(None): 99, tuple: ()}
     for spec, place in ((cell, None), (cell.model, "model"), (cell.train, "train"), (cell.method, "method"),
@@ -373,7 +444,7 @@ def test_no_field_is_forgotten():
             other = other if place is None else replace(cell, **{place: other})
             # The model's rates count through the TrainSpec, whose own fields all count.
             expected_same = item.name in same and place != "train"
-            assert (cell_id(other) == cell_id(cell)) == expected_same, (place, item.name)
+            assert (cell_hash(other) == cell_hash(cell)) == expected_same, (place, item.name)
 
 
 def test_an_untuned_model_is_one_cell_whatever_its_targets_and_seeds():

@@ -49,6 +49,21 @@ def finish(store: Store, cell: CellSpec, keys: Keys) -> None:
     store.finish(cell, "done")
 
 
+def test_a_folder_that_an_older_version_named_is_found_by_its_digits(store):
+    cell = request(["method=spider", "model=vila_pocket", "dataset=iconqa", "train.epochs=2"]).cells[0]
+    finish(store, cell, KEYS)
+    new = store.folder(cell)
+    old = new.with_name(new.name.replace("-epochs2", ""))
+    new.rename(old)
+    assert new != old and store.folder(cell) == old and store.missing(cell, KEYS) == []
+    assert Store(store.root).find(new.name) == old  # by whichever name a note has
+    with store.lock(cell):
+        assert (old / "lock").is_file() and not new.exists()
+    for name in (f"vila_pocket-coco-spider-s0-{old.name[-8:]}", f"vila_pocket-iconqa-spider-s1-{old.name[-8:]}"):
+        old.rename(old := old.with_name(name))
+        assert store.folder(cell) == new  # the same digits are not enough
+
+
 def test_a_new_cell_misses_everything_and_a_finished_one_nothing(store, cell):
     assert store.missing(cell, KEYS) == list(FILES)
     finish(store, cell, KEYS)

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ import yaml
 from benchmark import publish, tables
 from benchmark.checkpoint import save_delta
 from benchmark.cli import main
+from benchmark.compose import changed, usual
 from benchmark.files import SUMS, sha256_file, write_sums
 from benchmark.findings import Findings, Wrong
 from benchmark.render import write
 from benchmark.scores import read_items
-from benchmark.spec import ROOT
+from benchmark.spec import ROOT, cell_id
 from benchmark.store import output_of, read_cell
 from benchmark.verify import _same, stages_of, verify
 from tests.benchmark.cells import unpack_answers
@@ -34,6 +36,15 @@ CELLS = sorted(
     path.name for path in (COMMITTED / "cells").iterdir()
     if re.search(r"-(iconqa|scienceqa)-", path.name) and (path / "train.jsonl.gz").is_file()
 )
+
+
+def test_published_cells_have_the_names_that_a_run_gives_them():
+    folders = [*(COMMITTED / "cells").glob("*-alpha0.4-*"), *sorted((COMMITTED / "cells").iterdir())[::9]]
+    assert len(folders) > 30 and any("-epochs10-" in folder.name for folder in folders)
+    for folder in folders:
+        cell = read_cell(folder)
+        assert cell_id(cell) == folder.name == cell_id(replace(cell, changed=changed(cell, usual(cell.profile))))
+
 
 
 def faults_of(root: Path, sample: int = 1) -> dict[str, list[str]]:

@@ -31,7 +31,7 @@ from benchmark.data.prepare import forms, group, hub, official
 from benchmark.data.prepare.files import Index, Place, unpack
 from benchmark.data.prepare.forms import Row
 from benchmark.errors import UserError, did_you_mean
-from benchmark.files import digest_of, write_atomic
+from benchmark.files import digest_of, user_path, write_atomic
 
 Say = Callable[[str], None]
 
@@ -106,12 +106,12 @@ def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path)
     for text in given.places:
         name, equals, rest = text.partition("=")
         if equals and name in known:
-            own[name] = (*own.get(name, ()), Path(rest).expanduser())
+            own[name] = (*own.get(name, ()), user_path(rest))
         else:
-            places.append(Path(text).expanduser())
+            places.append(user_path(text))
     for text in given.ids:
         name, _, rest = text.partition("=")
-        ids[name] = Path(rest).expanduser()
+        ids[name] = user_path(rest)
     for name in (*names, *ids):
         if name not in known:
             raise UserError(f"Unknown dataset {name!r}.{did_you_mean(name, known)}")
