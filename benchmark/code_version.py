@@ -32,7 +32,7 @@ MODEL = (
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
         "benchmark/train.py", "benchmark/checkpoint.py", "benchmark/engine.py", "benchmark/fragments.py",
-        "benchmark/shards.py", *MODEL, "methods/base.py",
+        "benchmark/shards.py", *MODEL, "methods/base.py", "methods/state.py",
     ),
     "posthoc": ("benchmark/posthoc.py", "benchmark/calibration.py", "methods/blocks.py", "methods/masks.py"),
     "generate": ("eval/generate.py", *MODEL),
@@ -41,7 +41,9 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "eval/textvqa.py", "eval/vqa.py",
     ),
     "summary": ("eval/stats.py", "eval/averages.py", "benchmark/scores.py"),
-    "footprint": ("benchmark/footprint.py", "benchmark/shards.py", "benchmark/train.py", "methods/base.py"),
+    "footprint": (
+        "benchmark/footprint.py", "benchmark/shards.py", "benchmark/train.py", "methods/base.py", "methods/state.py",
+    ),
     "pid": ("benchmark/pid.py", "benchmark/train.py", "benchmark/models/batch.py"),
 }
 
