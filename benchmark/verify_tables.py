@@ -83,9 +83,9 @@ def _row(
     diagnostics = {}
     columns = layout.get("columns") or ()
     # The table says which cells it is of; those published earlier do not.
-    own = set((block[0].get("cells") or "").split())
+    own = {name.rpartition("-")[2] for name in (block[0].get("cells") or "").split()}
     for seed in seeds:
-        folder, cell = _find(key, seed, cells, own & cells.keys() or wanted)
+        folder, cell = _find(key, seed, cells, own or wanted)
         for name in items:
             items[name][seed] = read_items(root / "cells" / folder / "items" / f"{name}.jsonl.gz")
         diagnostics[seed] = measures.recorded(cell, root / "cells" / folder, columns)

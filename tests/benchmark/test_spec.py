@@ -230,8 +230,9 @@ def test_a_method_of_the_users_own(tmp_path, monkeypatch):
 def test_the_parameters_of_a_method_of_the_users_own():
     name = "examples.my_method:TopKGradient"
     cells = request([*ONE, f"methods=full_ft,{name}", "method.share=0.2,0.3"]).cells
-    assert [cell.method.params for cell in cells if cell.method.id == name] == [{"share": 0.2}, {"share": 0.3}]
-    assert request([*ONE, f"method={name}"]).cells[0].method.params == {"share": 0.1}
+    own = [cell.method.params for cell in cells if cell.method.id == name]
+    assert own == [{"share": 0.2, "momentum": 0.9}, {"share": 0.3, "momentum": 0.9}]
+    assert request([*ONE, f"method={name}"]).cells[0].method.params == {"share": 0.1, "momentum": 0.9}
     assert "Did you mean 'method.share'?" in faults(*ONE, f"method={name}", "method.shares=0.2")
 
 
