@@ -181,7 +181,8 @@ def test_a_failed_test_or_another_number_accepts_nothing(tests, samples, altered
     assert altered() == before and "Nothing was accepted" in capsys.readouterr().out
 
 
-def test_what_has_not_changed_is_not_accepted(altered):
+def test_what_has_not_changed_is_not_accepted(altered, monkeypatch):
+    monkeypatch.setattr(code_version, "changed", lambda: ["method/dare"])
     with pytest.raises(UserError, match="The code of score has not changed. Changed: method/dare"):
         accept.main(["score"])
     with pytest.raises(UserError, match="Unknown stage 'trian'. Did you mean 'train'"):
