@@ -85,7 +85,8 @@ def test_a_seed_changes_its_trained_cells_and_nothing_else(world, plain):
     both = result(world, "seeds", "seeds=0,1")
     assert {name: files for name, files in both.items() if name in plain} == plain
     others = {name: files for name, files in both.items() if name not in plain}
-    assert sorted(name.split("-")[2:4] for name in others) == [["dare", "s1"], ["full_ft", "s1"], ["spider", "s1"]]
+    assert sorted(name.split("-")[2] for name in others) == ["dare", "full_ft", "spider"]
+    assert all("s1" in name.split("-") for name in others)
     for name, files in others.items():
         twin = next(plain[other] for other in plain if other.split("-")[:3] == name.split("-")[:3])
         assert files["delta.safetensors"] != twin["delta.safetensors"]

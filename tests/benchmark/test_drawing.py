@@ -44,7 +44,8 @@ OWN = "examples.my_method:TopKGradient"
 
 def test_parameters_go_to_the_methods_that_have_them():
     asked, curve = drawing.requests("plane", [f"methods=full_ft,{OWN}", "method.share=0.3"])
-    assert {cell.method.id: dict(cell.method.params) for cell in asked.cells} == {"full_ft": {}, OWN: {"share": 0.3}}
+    own = {"share": 0.3, "momentum": 0.9}
+    assert {cell.method.id: dict(cell.method.params) for cell in asked.cells} == {"full_ft": {}, OWN: own}
     assert sorted({cell.method.params["alpha"] for cell in curve.cells}) == [n / 10 for n in range(1, 10)]
     # A value of the curve's own key replaces the file's, unless a method of the figure has that key too.
     _, curve = drawing.requests("plane", ["methods=full_ft", "method.alpha=0.25,0.75"])

@@ -20,7 +20,7 @@ class OutOfMemoryError(RuntimeError):
 FULL = OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
-def full(*_):
+def full(*_, **__):
     raise FULL
 
 
@@ -83,7 +83,7 @@ def test_a_worker_calls_it_a_users_mistake(tmp_path, monkeypatch):
     for name in ("lock", "missing", "folder", "check_writable", "finish"):
         monkeypatch.setattr(worker._store, name, lambda *_: ["train"])
     monkeypatch.setattr(worker._store, "lock", lambda cell: contextlib.nullcontext())
-    failure = worker.run(type("Cell", (), {"engine": "single"})(), None, None, None)
+    failure = worker.run(type("Cell", (), {"engine": "single", "datasets": ()})(), None, None, None)
     assert failure.user and "says what fits" in failure.message
 
 

@@ -103,7 +103,7 @@ def test_the_gate_is_about_the_base_and_not_about_a_checkpoint_of_ones_own(held,
     monkeypatch.setattr(gate, "hold", lambda first, *_: asked.append(first) or {"llava_pocket"})
     assert cli.main(["run", *held.overrides("methods=zero_shot,full_ft", f"checkpoints=mine:{own}")]) == 0
     assert [cell.method.id for cell in asked[0].cells] == ["zero_shot"]
-    assert "| mine |" in (held.results / "tables" / "table6.md").read_text()
+    assert "| mine |" in next(held.results.glob("tables/table6*.md")).read_text()
 
 
 def test_a_model_whose_untuned_cell_fails_is_not_trained(held, monkeypatch, capsys):

@@ -181,7 +181,7 @@ def test_a_failed_cell_does_not_stop_the_others(world, monkeypatch, capsys):
     assert status["state"] == "failed"
     assert "the loss exploded" in status["error"]["message"] and "Traceback" in status["error"]["traceback"]
     assert not (world.cells()["llava_pocket-iconqa-full_ft-s0"] / "scores.json").exists()
-    assert "Missing: Full FT" in (world.results / "tables" / "table6.md").read_text()
+    assert "Missing: Full FT" in next(world.results.glob("tables/table6*.md")).read_text()
     monkeypatch.setenv(fakes.TROUBLE, "")
     world.forget_calls()
     assert run(world, "methods=full_ft,dare,tailor,spider") == 0
