@@ -21,6 +21,37 @@ settings = $(if $(PROFILE),profile=$(PROFILE)) $(if $(MODELS),models=$(MODELS)) 
 	$(if $(GPUS),gpus=$(GPUS))$(if $(GATE), gate=$(GATE)) $(if $(RESULTS),'results=$(RESULTS)')$(if $(CHECKPOINTS), 'checkpoints=$(CHECKPOINTS)') $(ARGS)
 grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
+# A variable that a target does not read is a slip, such as METHOD for METHODS: nothing starts.
+grid_names := PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS GATE RESULTS CHECKPOINTS ARGS
+reads_help := $(grid_names) TABLE FIGURE AXIS VALUES A B GPU SBATCH PART SIZE DEVICE STAGE BUMP KILLS SEED
+reads_sweep := $(grid_names) AXIS VALUES
+reads_plan := $(grid_names) TABLE GPU
+reads_sbatch := $(grid_names) TABLE SBATCH
+reads_zeroshot := $(grid_names) TABLE
+reads_publish := $(grid_names) TABLE FIGURE
+reads_compare := A B RESULTS PROFILE
+reads_verify := RESULTS PROFILE ARGS
+reads_accept := STAGE BUMP
+reads_chaos := KILLS SEED ARGS
+reads_pretrain := MODELS ARGS
+reads_test := ARGS
+reads_bench-scorers := ARGS
+reads_bench-methods := SIZE DEVICE METHODS ARGS
+reads_bench := $(reads_bench-methods)
+reads_gpu-check := PART ARGS
+reads_list :=
+reads_lint :=
+reads_clean :=
+goals := $(or $(MAKECMDGOALS),help)
+reads := PYTHON VENV $(foreach goal,$(goals),$(if $(filter undefined,$(origin reads_$(goal))),$(grid_names),$(reads_$(goal))))
+given := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+slips := $(filter-out $(reads) MAKEFLAGS MAKEOVERRIDES SHELL,$(given))
+ifneq ($(slips),)
+near = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' $(1) $(reads))
+$(foreach name,$(slips),$(info error: make $(goals) does not read $(name).$(if $(call near,$(name)), Did you mean $(call near,$(name))?)))
+$(error nothing was started. It reads $(sort $(reads)))
+endif
+
 .PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
 	all report compare verify sbatch plan list test lint pretrain rates publish bench bench-scorers bench-methods gpu-check \
 	doctor chaos accept clean check-python
@@ -28,7 +59,7 @@ grid = $(if $(TABLE),table=$(TABLE),table=table5)
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), CHECKPOINTS=name:dir,"; \
-	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, FIGURE, GPU, PART, SIZE, DEVICE, ARGS"
+	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, FIGURE, GPU, SBATCH, PART, SIZE, DEVICE, ARGS"
 
 table5: $(ready) ## Table 5 and its radar plots: captioning targets
 	@$(python) -m benchmark run table=table5 $(settings)
@@ -85,8 +116,8 @@ compare: $(ready) ## two results folders cell by cell: A=dir B=dir (default: you
 verify: $(ready) ## check a results folder against itself, answers scored again: RESULTS=results/... (default: your run)
 	@$(python) -m benchmark verify $(if $(RESULTS),'$(RESULTS)') $(if $(PROFILE),profile=$(PROFILE)) $(ARGS)
 
-sbatch: $(ready) ## a Slurm array script of the missing cells: make sbatch TABLE=table6 > job.sh
-	@$(python) -m benchmark plan --sbatch $(grid) $(settings)
+sbatch: $(ready) ## a Slurm array script of the missing cells: make sbatch TABLE=table6 SBATCH="--partition=x" > job.sh
+	@$(python) -m benchmark plan --sbatch $(grid) $(settings) $(if $(SBATCH),'sbatch=$(SBATCH)')
 
 zeroshot: $(ready) ## the untuned models alone, held against the paper (PROFILE=paper)
 	@$(python) -m benchmark zeroshot $(if $(TABLE),table=$(TABLE)) $(settings)

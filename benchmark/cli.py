@@ -249,7 +249,8 @@ def plan(arguments: list[str]) -> int:
     from benchmark.cost import Costs
     from benchmark.store import Store
 
-    overrides = _overrides(arguments, ["sbatch"])
+    flags = [item.partition("=")[2] for item in arguments if item.startswith("sbatch=")]
+    overrides = _overrides([item for item in arguments if not item.startswith("sbatch=")], ["sbatch"])
     asked = request(overrides)
     store = Store(asked.results)
     sbatch = "--sbatch" in arguments
@@ -263,7 +264,7 @@ def plan(arguments: list[str]) -> int:
     if sbatch:
         from benchmark.slurm import script
 
-        print(script(planned, asked, costs, overrides), end="")
+        print(script(planned, asked, costs, overrides, " ".join(flags)), end="")
         return 0
     print(planning.describe(planned, asked, costs))
     if asked.gpu is not None:

@@ -118,6 +118,9 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
         run["jobs"] = 1
     elif "jobs" not in given and given.get("device", [config["device"]])[0] == "cuda":
         run["jobs"] = max(run["jobs"], len(run["gpus"]))  # one cell per GPU that is named
+    if engine == "single" and run["gpus"] and given.get("device", [config["device"]])[0] == "cpu":
+        numbers = ",".join(map(str, run["gpus"]))
+        faults.add(f"gpus={numbers}: device=cpu uses no GPU. Leave gpus out, or say device=cuda.")
     launch = _launch(run, engine, faults)
     left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
     axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmark import own_modules
@@ -13,9 +15,11 @@ from benchmark.cost import Costs, clock
 from benchmark.data import DATASETS
 from benchmark.errors import UserError
 from benchmark.external import PREFIX
+from benchmark.models.sizes import architecture_of
 from benchmark.plan import Planned
-from benchmark.spec import DatasetSpec, cell_id
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, cell_id
 
+LIBRARIES, FEATURES = 4.0, 1.0  # GiB of a process: Python's packages and data; features of images that it keeps
 HEAD = """#!/bin/bash
 # {cells} missing cells in {elements} array elements. Submit from the repository: sbatch THIS_FILE
 # A job that is preempted or nears its end gets SIGTERM, saves its training state and is queued again.
@@ -29,11 +33,12 @@ HEAD = """#!/bin/bash
 #SBATCH --time={time}
 {resources}
 set -u
+python=${{PYTHON:-{python}}}
 commands=(
 {commands}
 )
 # exec: the child is the program itself, so the signal reaches it and not a shell around it.
-eval "exec ${{PYTHON:-.venv/bin/python}} -m benchmark run --cells-only ${{commands[$SLURM_ARRAY_TASK_ID]}}" &
+eval "exec \\"\\$python\\" -m benchmark run --cells-only ${{commands[$SLURM_ARRAY_TASK_ID]}}" &
 child=$!
 trap 'kill -TERM $child' TERM
 wait $child; code=$?
@@ -58,7 +63,9 @@ def elements(plan: Sequence[Planned], asked: Request) -> list[list[Planned]]:
     return list(groups.values())
 
 
-def script(plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Sequence[str]) -> str:
+def script(
+    plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Sequence[str], flags: str = ""
+) -> str:
     """Return the array script of a plan's missing cells.
 
     Args:
@@ -66,12 +73,13 @@ def script(plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Seq
         asked: the request.
         costs: expected times; an element's limit is three times the longest, and at least 30 minutes.
         overrides: the command line that made the request; each element narrows it to its own cells.
+        flags: of sbatch, such as "--partition=a --account=b"; they come last, so they replace ours.
 
     Returns:
         The script's text.
 
     Raises:
-        UserError: nothing is missing, or a cell is to be trained on several machines.
+        UserError: a flag is none, nothing is missing, or a cell is to be trained on several machines.
     """
     if asked.cells[0].hostfile:
         raise UserError(f"hostfile={asked.cells[0].hostfile}: a job of the array has one node. Leave hostfile out.")
@@ -84,15 +92,48 @@ def script(plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Seq
     minutes = max(30, math.ceil(3 * seconds / 60))
     place = asked.cells[0]
     resources = [f"#SBATCH --cpus-per-task={max(1, place.threads)}"]
+    memory = max(map(_gigabytes, (item.cell for item in plan)))
     if place.device == "cuda":
         gpus = max(1, place.processes)
         resources = [f"#SBATCH --gpus-per-node={gpus}", f"#SBATCH --cpus-per-task={8 * gpus}"]
     notes = f"# Longest element: about {clock(seconds)} expected."
     return HEAD.format(
         cells=sum(map(len, groups)), elements=len(groups), last=len(groups) - 1,
-        time=f"{minutes // 60:02d}:{minutes % 60:02d}:00", resources="\n".join([*resources, notes]),
+        time=f"{minutes // 60:02d}:{minutes % 60:02d}:00", python=_python(),
+        resources="\n".join([*resources, f"#SBATCH --mem={memory}G", *_flags(flags), notes]),
         commands="\n".join(f"    {shlex.quote(command)}" for command in commands),
     )  # fmt: skip
+
+
+def _flags(text: str) -> list[str]:
+    """Return flags of sbatch as lines of a script.
+
+    Raises:
+        UserError: one does not begin with "--", or holds what would end its line.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"sbatch={text}: {error}. Write it like sbatch='--partition=a --account=b'.") from None
+    for word in words:
+        if not word.startswith("--") or len(word) < 3 or not word.isprintable():
+            raise UserError(f"sbatch={text}: {word!r} is no flag. Write it like sbatch='--partition=a --account=b'.")
+    return [f"#SBATCH {shlex.quote(word) if ' ' in word else word}" for word in words]
+
+
+def _gigabytes(cell: CellSpec) -> int:
+    """Return the host memory of a cell in GiB: each process loads the weights, keeps features, needs libraries."""
+    processes = max(1, cell.processes)
+    weights = 0.0
+    if cell.model.architecture:
+        weights = 2 * architecture_of(cell.model.architecture, cell.model.id).total / 2**30
+    return math.ceil(processes * (weights + (FEATURES if weights else 0) + LIBRARIES))
+
+
+def _python() -> str:
+    """Return the interpreter that elements run with: the environment that make installs, or the one that wrote this."""
+    own = Path(sys.executable)
+    return ".venv/bin/python" if own == ROOT / ".venv" / "bin" / "python" else shlex.quote(str(own))
 
 
 def _command(

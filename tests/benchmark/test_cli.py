@@ -175,6 +175,43 @@ def test_inspect_adds_nothing_to_a_published_folder(world, reference, capsys, mo
     assert "not drawn: Cannot write there." in out and "A^S" in out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table5", "METHOD=spider"], "does not read METHOD. Did you mean METHODS?"),
+        (["table6", "JOB=3", "SEED=1"], "does not read JOB. Did you mean JOBS?"),
+        (["verify", "METHODS=spider"], "make verify does not read METHODS."),
+        (["fig5", "TABLE=table5"], "make fig5 does not read TABLE."),
+        (["list", "ARGS=x"], "make list does not read ARGS."),
+    ],
+)
+def test_a_variable_of_make_that_a_target_does_not_read_is_refused(words, said):
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stdout + done.stderr and "benchmark" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["table5", "METHODS=full_ft", "ARGS=a.b=1 seeds=0"], "table=table5 methods=full_ft a.b=1 seeds=0"),
+        (["sweep", "AXIS=a b", "VALUES=1,2 3,4"], "sweep a=1,2 b=3,4"),
+        (["sbatch", "TABLE=table6", "SBATCH=--partition=x"], "plan --sbatch table=table6 sbatch=--partition=x"),
+        (["accept", "STAGE=train", "BUMP=1"], "accept train --bump"),
+    ],
+)
+def test_what_a_target_reads_arrives_and_the_environment_disturbs_nobody(words, command):
+    done = subprocess.run(
+        ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "METHOD": "x", "SEED": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert command in " ".join(done.stdout.replace("'", "").split())
+
+
+def test_gpus_on_a_cpu_are_refused(capsys):
+    assert cli.main(["plan", "table=table5", "gpus=0,1"]) == 2
+    assert "gpus=0,1: device=cpu uses no GPU. Leave gpus out, or say device=cuda." in capsys.readouterr().err
+
+
 def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
     cli.main(["run", *world.overrides("methods=full_ft,spider")])
     other = tmp_path / "other"

@@ -52,6 +52,21 @@ def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_
     assert count == len(commands(text)) and "--requeue" in text
 
 
+def test_the_script_says_memory_interpreter_and_the_users_flags(capsys, monkeypatch, tmp_path):
+    asked = ["table=table6", "models=llava_pocket", "methods=full_ft", f"results={tmp_path}"]
+    monkeypatch.setattr("sys.executable", "/opt/my env/bin/python")
+    text = script(capsys, *asked, "sbatch=--partition=a100 --account=lab")
+    assert "\n#SBATCH --mem=4G\n#SBATCH --partition=a100\n#SBATCH --account=lab\n" in text
+    assert "\npython=${PYTHON:-'/opt/my env/bin/python'}\n" in text
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    paper = ["profile=paper", "table=table5", "models=llava15_7b", "methods=full_ft", "gpus=8"]
+    text = script(capsys, *paper, f"results={tmp_path}")
+    assert int(re.search(r"--mem=(\d+)G", text)[1]) >= 105  # eight processes that each load 13.2 GiB of weights
+    for wrong in ("-p x", "partition=x", "--a=1\n#SBATCH --b", "--a='"):
+        assert cli.main(["plan", "--sbatch", *asked, f"sbatch={wrong}"]) == 2
+        assert "Write it like sbatch='--partition=a --account=b'" in capsys.readouterr().err
+
+
 def started(folder: Path, text: str, element: int, python: str) -> subprocess.Popen:
     """Start an element of a job script as Slurm does, with stand-ins for Python and for scontrol (notes `requeued`)."""
     (folder / "job.sh").write_text(text)
