@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmark import signals
-from benchmark.errors import Locked, UserError, did_you_mean, printable
+from benchmark.errors import Locked, UserError, counted, did_you_mean, printable
 from benchmark.files import user_path
 from benchmark.variables import neutralise_process
 
@@ -39,6 +39,26 @@ Keys of run, plan, score, publish:
 Exit codes: 0 done, 1 cells failed, 2 something to correct, 75 stopped by SIGTERM or SIGUSR1, 130 stopped by ctrl-C.
 """
 
+# Completes `spiderbench`, which is then an alias or a function for `python -m benchmark`.
+COMPLETION = """spiderbench() {{ python -m benchmark "$@"; }}
+_spiderbench() {{
+  local line=${{COMP_LINE:0:$COMP_POINT}} word words head
+  word=${{line##* }}
+  head=${{word%%=*}}
+  if [ "$COMP_CWORD" -le 1 ]; then words='{verbs}'
+  elif [ "$head" = "$word" ]; then words='{keys}'; compopt -o nospace
+  else
+    case $head in
+{cases}
+    *) words='' ;;
+    esac
+    word=${{word#*=}}; word=${{word##*,}}
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -F _spiderbench spiderbench
+"""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command.
@@ -52,6 +72,9 @@ def main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(_help(), end="")
+        return 0
+    if verb in ("--version", "version"):
+        print(f"spiderbench {version()}")
         return 0
     try:
         if verb not in VERBS:
@@ -92,6 +115,15 @@ def main(arguments: Sequence[str]) -> int:
     except signals.Terminated:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return PREEMPTED
+
+
+def version() -> str:
+    """Return the program's version, as pyproject.toml has it."""
+    import tomllib
+
+    from benchmark.spec import ROOT
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
 def _help() -> str:
@@ -493,7 +525,8 @@ def publish(arguments: list[str]) -> int:
         requests += drawing.requests(name, [*rest, *([f"models={model}"] if model else [])], optional=True)
     check_used(requests)
     done = publish_tables(requests, "--partial" in arguments, "--drop" in arguments)
-    print(f"Published to {done.folder}: {done.cells} cells{f', {done.before} of them before' * bool(done.before)}.")
+    before = f", {done.before} of them before" * bool(done.before)
+    print(f"Published to {done.folder}: {counted(done.cells, 'cell')}{before}.")
     return 0
 
 
@@ -530,6 +563,22 @@ def doctor(arguments: list[str]) -> int:
     return doctor_main(arguments)
 
 
+def completion(arguments: list[str]) -> int:
+    """print completion of commands, keys and their values for bash: source <(python -m benchmark completion)"""
+    from benchmark.compose import AXES, GROUPS, RUN_KEYS, options_of
+    from methods.registry import METHODS
+
+    if arguments not in ([], ["bash"]):
+        raise UserError(f"completion {' '.join(arguments)}: only bash is known. Use completion bash.")
+    keys = " ".join(f"{key}=" for key in (*GROUPS, *AXES, *RUN_KEYS))
+    values = {group: options_of(group) for group in GROUPS}
+    values |= {"model": options_of("model"), "models": options_of("model")}
+    values |= {"method": [*METHODS], "methods": [*METHODS]}
+    cases = "\n".join(f"    {key}) words='{' '.join(names)}' ;;" for key, names in values.items())
+    print(COMPLETION.format(verbs=" ".join(VERBS), keys=keys, cases=cases), end="")
+    return 0
+
+
 def accept(arguments: list[str]) -> int:
     """developers: accept code of a stage that changes no number, accept STAGE ... | all (--bump: that does)"""
     from benchmark.accept import main as accept_main
@@ -552,5 +601,5 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": run, "zeroshot": zeroshot, "plan": plan, "score": score, "compare": compare, "verify": verify, "list": list_,
     "inspect": inspect, "doctor": doctor, "data": data, "audit": audit, "pretrain": pretrain, "rates": rates,
     "publish": publish, "export": export, "sweep": sweep, "figure": figure, "all": all_, "report": report,
-    "bench": bench, "gpu-check": gpu_check, "accept": accept,
+    "bench": bench, "gpu-check": gpu_check, "accept": accept, "completion": completion,
 }

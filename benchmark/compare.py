@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, counted
 from benchmark.scores import read_items, read_scores
 from benchmark.spec import CellSpec, differences, identity, protocol
 from benchmark.store import Store, published_key, read_cell
@@ -229,4 +229,4 @@ def line(gaps: list[Gap], theirs: Path, alone: Collection[str] = ()) -> str:
 
 
 def _cells(count: int) -> str:
-    return f"{count} cell{'s' * (count != 1)}"
+    return counted(count, "cell")

@@ -69,9 +69,16 @@ def did_you_mean(value: str, valid: Iterable[str]) -> str:
         A sentence that can be appended to an error message.
     """
     names = sorted(valid)
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    # A slip, or the beginning of a longer name; what merely shares letters (lora, tailor) is no guess.
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.7)
+    near = near or [name for name in names if len(value) > 2 and name.startswith(value)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Valid: {', '.join(names)}."
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number with its word, which is plural unless the number is 1: '1 cell', '2 cells'."""
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def printable(text: str) -> str:

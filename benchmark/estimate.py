@@ -56,6 +56,10 @@ def parse_gpus(text: str) -> tuple[Gpu, int]:
     """
     found = re.fullmatch(r"(.+?)(?:x(\d+))?", text.lower().strip())
     name, count = (found[1], int(found[2] or 1)) if found else (text, 0)
+    if sized := re.fullmatch(r"(.+?)-(\d+)(?:gb)?", name):  # the card of that memory: a100-80gb, a100-40gb
+        small = f"{sized[1]}-{sized[2]}"
+        plain = GPUS.get(sized[1])
+        name = small if small in GPUS else sized[1] if plain and abs(plain.memory - int(sized[2])) < 12 else name
     if name not in GPUS or count < 1:
         raise UserError(f"gpu={text}: expected a card and a number, e.g. 4090x8.{did_you_mean(name, GPUS)}")
     return GPUS[name], count

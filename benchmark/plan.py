@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmark.compose import Request
 from benchmark.cost import Costs, clock
-from benchmark.errors import UserError
+from benchmark.errors import UserError, counted
 from benchmark.keys import Digests, Keys, Unverified, keys_of
 from benchmark.models import places
 from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id, changed_without
@@ -259,4 +259,4 @@ def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
     )
     names = ", ".join(request.left_out)
     out = f"\nLeft out, as this engine cannot train them (engine=single can): {names}." if names else ""
-    return f"{len(plan)} cells, {len(plan) - len(left)} done{rest}. Results: {request.results}{out}"
+    return f"{counted(len(plan), 'cell')}, {len(plan) - len(left)} done{rest}. Results: {request.results}{out}"

@@ -14,7 +14,7 @@ from typing import Any
 from benchmark import answers, measures, outputs, slices
 from benchmark import plan as planning
 from benchmark.compose import Request, options_of
-from benchmark.errors import UserError
+from benchmark.errors import UserError, counted
 from benchmark.files import unfinished_folder, write_atomic, write_sums
 from benchmark.keys import Digests, keys_of
 from benchmark.plan import Planned
@@ -158,7 +158,7 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
     lost = sorted(name for name in published if name.rpartition("-")[2] not in kept)
     gone = sorted({path.stem for path in (target / "tables").glob("*.csv")} - tables)
     if lost or gone:
-        what = [f"{len(lost)} published cell{'s' * (len(lost) != 1)} (first: {lost[0]})"] if lost else []
+        what = [f"{counted(len(lost), 'published cell')} (first: {lost[0]})"] if lost else []
         what += [f"the table{'s' * (len(gone) != 1)} {', '.join(gone)}"] if gone else []
         raise UserError(
             f"{target} would lose {' and '.join(what)}, which this command does not ask for. Name all tables, figures "

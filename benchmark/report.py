@@ -22,7 +22,7 @@ from benchmark.claims import Evidence
 from benchmark.compose import Request, check_used, request, without
 from benchmark.cost import clock
 from benchmark.data import Record, load, open_image
-from benchmark.errors import UserError
+from benchmark.errors import UserError, counted
 from benchmark.files import write_atomic
 from benchmark.page import Content, page
 from benchmark.plan import Planned
@@ -111,7 +111,8 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     done = [item for item in planned.values() if item.done]
     seeds = sorted({item.cell.seed for item in done if item.cell.train is not None})
     lead = [
-        f"{base.profile.name}; {len(done)} finished cells; training seeds: {', '.join(map(str, seeds)) or 'none'}"
+        f"{base.profile.name}; {counted(len(done), 'finished cell')}; "
+        f"training seeds: {', '.join(map(str, seeds)) or 'none'}"
         f"{' (the notes of each table name its own)' if len(seeds) > 1 else ''}.",
         "Verdicts follow rules that were written down before the results (docs/claims.md); they are about this scale.",
     ]

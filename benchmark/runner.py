@@ -14,7 +14,7 @@ from benchmark import gate, signals
 from benchmark import plan as planning
 from benchmark.compose import Request
 from benchmark.cost import Costs
-from benchmark.errors import Locked, UserError
+from benchmark.errors import Locked, UserError, counted
 from benchmark.files import sweep
 from benchmark.launch import gpus_in_sight
 from benchmark.plan import Planned
@@ -159,8 +159,8 @@ def _verdict(failures: dict[str, Failure], store: Store) -> int:
     reasons: dict[str, list[str]] = {}
     for name, failure in failures.items():
         reasons.setdefault(failure.message, []).append(name)
-    cells = f"{len(failures)} cell{'s' * (len(failures) != 1)}"
-    print(f"{cells} failed. Fix the reason and run the same command again; finished cells are kept.")
+    failed = f"{counted(len(failures), 'cell')} failed."
+    print(f"{failed} Fix the reason and run the same command again; finished cells are kept.")
     for message, names in reasons.items():
         print(f"  {message}\n    in: {', '.join(names)}")
     if not all(failure.user for failure in failures.values()):

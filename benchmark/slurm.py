@@ -13,7 +13,7 @@ from benchmark import own_modules
 from benchmark.compose import AXES, Request, parameter_of
 from benchmark.cost import Costs, clock
 from benchmark.data import DATASETS
-from benchmark.errors import UserError
+from benchmark.errors import UserError, counted
 from benchmark.external import PREFIX
 from benchmark.models.sizes import architecture_of
 from benchmark.plan import Planned
@@ -85,7 +85,7 @@ def script(
         raise UserError(f"hostfile={asked.cells[0].hostfile}: a job of the array has one node. Leave hostfile out.")
     groups = elements(plan, asked)
     if not groups:
-        raise UserError(f"All {len(plan)} cells are done: there is nothing to submit.")
+        raise UserError(f"{counted(len(plan), 'cell')}, all done: there is nothing to submit.")
     settings = {cell_id(cell): setting for cell, setting in zip(asked.cells, asked.settings, strict=True)}
     commands = [_command(group, asked, settings, overrides) for group in groups]
     seconds = max(sum(costs.seconds(item.cell, item.missing) for item in group) for group in groups)

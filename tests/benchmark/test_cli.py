@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -207,6 +208,27 @@ def test_what_a_target_reads_arrives_and_the_environment_disturbs_nobody(words, 
     assert command in " ".join(done.stdout.replace("'", "").split())
 
 
+def test_the_version_is_that_of_the_project(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"spiderbench \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [("ver", ["verify"]), ("run mode", ["model=", "models="]), ("run methods=full_ft,spider_co", ["spider_code"]),
+     ("run table=table5 profile=p", ["pocket", "paper"]), ("run results=x", [])],
+)  # fmt: skip
+def test_bash_completes_commands_keys_and_values(line, wanted, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out + f"""
+COMP_LINE='spiderbench {line}'; COMP_POINT=${{#COMP_LINE}}; COMP_CWORD={len(line.split())}
+compopt() {{ :; }}
+_spiderbench; printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == sorted(wanted), done.stderr
+
+
 def test_gpus_on_a_cpu_are_refused(capsys):
     assert cli.main(["plan", "table=table5", "gpus=0,1"]) == 2
     assert "gpus=0,1: device=cpu uses no GPU. Leave gpus out, or say device=cuda." in capsys.readouterr().err
@@ -345,7 +367,7 @@ def test_publish_keeps_an_untuned_model_with_the_sets_it_was_published_with(worl
     shutil.rmtree(world.results)
     cli.main(["run", *one])
     assert cli.main(["publish", *both]) == 0
-    assert "1 cells, 1 of them before" in capsys.readouterr().out
+    assert "1 cell, 1 of them before" in capsys.readouterr().out
     lines = list(csv.DictReader((reference / "tables" / "table6.csv").read_text().splitlines()))
     assert {line["target"] for line in lines} == {"iconqa", "scienceqa"} and all(line["value"] for line in lines)
     # Published on one target only, it is not whole for two.

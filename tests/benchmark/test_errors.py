@@ -8,7 +8,7 @@ import json
 import pytest
 
 from benchmark import launch, ranks, signals
-from benchmark.errors import UserError, explained
+from benchmark.errors import UserError, counted, did_you_mean, explained
 from benchmark.store import Store
 from benchmark.worker import Worker
 
@@ -85,6 +85,19 @@ def test_a_worker_calls_it_a_users_mistake(tmp_path, monkeypatch):
     monkeypatch.setattr(worker._store, "lock", lambda cell: contextlib.nullcontext())
     failure = worker.run(type("Cell", (), {"engine": "single", "datasets": ()})(), None, None, None)
     assert failure.user and "says what fits" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("lora", ""), ("spyder", "spider"), ("llava", "llava_pocket"), ("METHOD", "METHODS"), ("xx", "")],
+)
+def test_only_a_slip_or_a_beginning_is_a_guess(value, hint):
+    said = did_you_mean(value, ["tailor", "spider", "llava_pocket", "METHODS", "xxlarge"])
+    assert ("Did you mean" in said) == bool(hint) and (not hint or f"Did you mean {hint!r}?" in said)
+
+
+def test_a_number_and_its_word():
+    assert [counted(n, "cell") for n in (0, 1, 2)] == ["0 cells", "1 cell", "2 cells"]
 
 
 def test_readers_that_give_nothing_are_one_message_with_the_room_in_shared_memory():

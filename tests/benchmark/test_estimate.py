@@ -131,7 +131,15 @@ def test_cards(text, count):
     assert parse_gpus(text)[1] == count
 
 
-@pytest.mark.parametrize("text", ["4091x8", "4090x0", "", "x8"])
+@pytest.mark.parametrize(
+    ("text", "card"), [("A100-80GBx4", "a100"), ("a100-40gb", "a100-40"), ("H100-80GB", "h100"),
+                      ("4090-24GBx8", "4090")]
+)
+def test_a_card_may_say_its_memory(text, card):
+    assert parse_gpus(text)[0].name == card
+
+
+@pytest.mark.parametrize("text", ["4091x8", "4090x0", "", "x8", "4090-80gb"])
 def test_unknown_cards_are_refused(text):
     with pytest.raises(UserError, match="expected a card and a number, e.g. 4090x8"):
         parse_gpus(text)

@@ -30,7 +30,7 @@ from benchmark.data.layout import official_names
 from benchmark.data.prepare import forms, group, hub, official
 from benchmark.data.prepare.files import Index, Place, unpack
 from benchmark.data.prepare.forms import Row
-from benchmark.errors import UserError, did_you_mean
+from benchmark.errors import UserError, counted, did_you_mean
 from benchmark.files import digest_of, user_path, write_atomic
 
 Say = Callable[[str], None]
@@ -149,9 +149,11 @@ def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say
             say("  NOT PREPARED, see below")
     if faults:
         lines = "\n".join(f"  {name}: {text}" for name, text in faults.items())
+        verb = "is" if len(faults) == 1 else "are"
+        others = "" if len(faults) == len(specs) else " (the others are)"
         raise UserError(
-            f"{len(faults)} of {len(specs)} datasets are not prepared (the others are; the same command goes on):\n"
-            f"{lines}"
+            f"{len(faults)} of {counted(len(specs), 'dataset')} {verb} not prepared{others}; the same command goes "
+            f"on:\n{lines}"
         )
 
 

@@ -130,7 +130,7 @@ def refusal(name: str, source: Path, root: Path) -> str:
     with pytest.raises(UserError) as caught:
         main(["--no-hub", f"--from={name}={source}", name], specs, root)
     text = str(caught.value)
-    assert text.count("\n") == 1 and text.startswith("1 of 1 datasets are not prepared"), text
+    assert text.count("\n") == 1 and text.startswith("1 of 1 dataset is not prepared"), text
     assert not (root / name).exists() and not list(root.rglob("*.json"))
     return text.split("\n")[1]
 
