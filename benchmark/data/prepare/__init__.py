@@ -137,12 +137,22 @@ def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say
     Raises:
         UserError: some could not be prepared; every reason at once.
     """
+    @cache
+    def online() -> bool:
+        if asked.hub and not hub.reachable():
+            say(
+                "The hub cannot be reached: nothing is downloaded, only tables below --from and in the hub client's "
+                "cache are read (--no-hub leaves out this check)"
+            )
+            return False
+        return asked.hub
+
     faults = {}
     for name, spec in specs.items():
         about = sources()[name]
         say(f"{name}: licence {about['licence']}; terms {about['terms']}")
         try:
-            for line in _prepare(name, spec, root, asked, say):
+            for line in _prepare(name, spec, root, asked, online, say):
                 say(f"  {line}")
         except UserError as error:
             faults[name] = str(error)
@@ -163,8 +173,10 @@ def wanted_splits(spec: data.DatasetLike, more: Sequence[str] = ()) -> list[str]
     return [split for split in data.SPLITS if split in needed]
 
 
-def _prepare(name: str, spec: data.DatasetLike, root: Path, asked: Asked, say: Say) -> list[str]:
-    """Prepare one dataset; return what to tell about it."""
+def _prepare(
+    name: str, spec: data.DatasetLike, root: Path, asked: Asked, online: Callable[[], bool], say: Say
+) -> list[str]:
+    """Prepare one dataset; return what to tell about it. `online` is asked only where a table may be downloaded."""
     folder = root / name
     before = _manifest(folder)
     splits = wanted_splits(spec, (*asked.splits, *(before or {}).get("splits", {})))
@@ -185,7 +197,7 @@ def _prepare(name: str, spec: data.DatasetLike, root: Path, asked: Asked, say: S
         records = {split: data.load(spec, root, split) for split in splits}
         if all(record.image is None or data.find_image(record.image) for split in splits for record in records[split]):
             return ["prepared already", *_summary(before)]
-    index, found, origin, notes = _rows(name, spec, splits, asked, root, say)
+    index, found, origin, notes = _rows(name, spec, splits, asked, root, online, say)
     _check_rows(name, spec, found, origin)
     if name == "ocrvqa":
         found, records, gone = _sample_books(spec, found, splits, ids, root, index)
@@ -240,7 +252,8 @@ def _listed(path: Path | None) -> list[str]:
 
 
 def _rows(
-    name: str, spec: data.DatasetLike, splits: Sequence[str], asked: Asked, root: Path, say: Say
+    name: str, spec: data.DatasetLike, splits: Sequence[str], asked: Asked, root: Path, online: Callable[[], bool],
+    say: Say,
 ) -> tuple[Index, dict[str, list[Row]], dict[str, str], list[str]]:
     """Return the user's files, rows per official split, where each of our splits is from, and notes."""
     about = sources()[name]
@@ -279,10 +292,10 @@ def _rows(
         if len(parts) > 1:
             tries.append(f"{split}: the hub has no table for {'+'.join(parts)}")
             continue
-        if asked.hub:
+        if online():
             say(f"  {split}: from the hub")
         try:
-            take(hub.load(name, {split: parts[0]}, about.get("hub") or {}, places, asked.hub, root / TABLES), "hub")
+            take(hub.load(name, {split: parts[0]}, about.get("hub") or {}, places, online(), root / TABLES), "hub")
         except hub.Unavailable as error:
             tries.append(f"{split}: {error}")
     if left():

@@ -19,6 +19,7 @@ from benchmark.data.prepare.forms import Row
 from benchmark.errors import UserError
 
 Rows = dict[str, list[Row]]
+REACH_SECONDS = 5.0  # for the hub's first answer; a look-up of the client's own goes on for 20 seconds and more
 
 # Tables that look right and are not.
 REFUSED = {
@@ -71,6 +72,21 @@ class Table:
         if self.image_column is None:
             return [False] * len(self.whole)
         return self.whole.data.column(self.image_column).is_null().to_pylist()
+
+
+def reachable() -> bool:
+    """Return whether the hub answers at all; asked once, before the look-ups, which are slow to fail one by one.
+
+    The client's own session is used, so that its proxies, its endpoint and HF_HUB_OFFLINE count.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+    except Exception:  # the client's HTTP library differs with its version, and so do its errors
+        return False
+    return True
 
 
 def load(
@@ -165,7 +181,7 @@ def _table(
             except Exception as error:  # what datasets, the hub client and the network raise has no common base
                 reasons.append(f"{path}: {_reason(error)}")
         if not paths:
-            reasons.append(f"{ident}: not below --from, and --no-hub was given")
+            reasons.append(f"{ident}: neither below --from nor in the hub client's cache")
     raise Unavailable("; ".join(reasons))
 
 

@@ -82,7 +82,7 @@ def test_a_folder_of_the_dataset_alone_may_be_the_table(tmp_path):
         if there:
             assert len(hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), asked, False)["val2014"]) == 2
         else:
-            with pytest.raises(hub.Unavailable, match="new/OK: not below --from, and --no-hub was given; old/OK: not"):
+            with pytest.raises(hub.Unavailable, match="new/OK: neither below --from nor in .*; old/OK: neither"):
                 hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), asked, False)
 
 
@@ -109,6 +109,22 @@ def test_a_snapshot_in_the_hub_clients_cache_serves_a_machine_without_a_network(
     assert len(hub.load("okvqa", {"test": "val2014"}, source("new/OK", "old/OK"), by_hand)["val2014"]) == 2
 
 
+@pytest.mark.parametrize("answer", [True, False])
+def test_any_answer_of_the_hub_is_one_and_every_error_is_none(monkeypatch, answer):
+    import huggingface_hub.utils
+
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append((url, timeout))
+            if not answer:
+                raise OSError("no route to host")
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
+    assert hub.reachable() is answer
+    assert len(asked) == 1 and asked[0][1] == hub.REACH_SECONDS
+
+
 def test_without_the_hub_the_table_with_the_images_is_not_downloaded_either(monkeypatch, tmp_path):
     import datasets
 
@@ -117,7 +133,7 @@ def test_without_the_hub_the_table_with_the_images_is_not_downloaded_either(monk
     })
     tried, real = [], datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: tried.append(path) or real(path, **options))
-    with pytest.raises(hub.Unavailable, match="KoreanImageCaptioningDataset: not below --from, and --no-hub was given"):
+    with pytest.raises(hub.Unavailable, match="KoreanImageCaptioningDataset: neither below --from nor in the"):
         hub.load("coco", {"test": "test"}, sources()["coco"]["hub"], [Place(tmp_path)], False)
     assert [path for path in tried if not path.startswith(str(tmp_path))] == []
 

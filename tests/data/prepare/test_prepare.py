@@ -423,3 +423,29 @@ def test_a_read_only_folder_of_another_owner_is_checked_without_writing(specs, d
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     prepared(specs, tmp_path, "gqa")
     assert "the folder is read-only" in capsys.readouterr().out and tree(tmp_path) == before
+
+
+def test_a_machine_without_a_network_is_found_out_once(specs, tmp_path, monkeypatch, capsys):
+    """Every look-up fails by itself only after 20 seconds and more, and there are several for each dataset."""
+    import datasets
+
+    from benchmark.data.prepare import hub as tables
+
+    checks, looked = [], []
+    monkeypatch.setattr(tables, "reachable", lambda: bool(checks.append(1)))
+    monkeypatch.setattr(tables, "_cached", lambda ident: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **_: looked.append(path))
+    with pytest.raises(UserError, match="2 of 2 datasets") as caught:
+        main(["okvqa", "gqa"], specs, tmp_path)
+    assert (len(checks), looked) == (1, [])
+    assert "neither below --from nor in the hub client's cache" in str(caught.value)
+    assert capsys.readouterr().out.count("The hub cannot be reached") == 1
+
+
+def test_where_every_split_has_files_or_the_hub_is_not_wanted_nobody_asks_for_it(specs, drawn, tmp_path, monkeypatch):
+    from benchmark.data.prepare import hub as tables
+
+    monkeypatch.setattr(tables, "reachable", lambda: pytest.fail("asked for the hub"))
+    main([*own(drawn, ["gqa"]), "gqa"], specs, tmp_path)
+    with pytest.raises(UserError, match="no source has"):
+        main(["--no-hub", "okvqa"], specs, tmp_path)
