@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmark import code_version
 from benchmark.errors import UserError, did_you_mean
 from benchmark.files import digest_of
@@ -21,35 +23,18 @@ from benchmark.spec import ROOT, at_root
 # What must hold beside the samples: the same numbers whatever the order, the workers and the engine.
 TESTS = ("tests/benchmark/test_determinism.py", "tests/methods/test_reference.py", "tests/multiprocess/test_parity.py")
 
-# Published cells of seed 0 that are run again: every method, both models, all four targets.
-SAMPLES: tuple[tuple[str, str, str], ...] = (
-    ("vila_pocket", "", "zero_shot"), ("llava_pocket", "", "zero_shot"),
-    ("vila_pocket", "coco", "full_ft"), ("vila_pocket", "flickr30k", "full_ft"), ("vila_pocket", "iconqa", "full_ft"),
-    ("llava_pocket", "scienceqa", "full_ft"), ("llava_pocket", "flickr30k", "full_ft"),
-    ("llava_pocket", "coco", "l2_reg"), ("vila_pocket", "scienceqa", "grafting"), ("llava_pocket", "iconqa", "half_ft"),
-    ("vila_pocket", "flickr30k", "dare"), ("llava_pocket", "flickr30k", "tailor"),
-    ("vila_pocket", "coco", "spider"), ("llava_pocket", "scienceqa", "spider"),
-    ("vila_pocket", "iconqa", "wise_ft"),
-    *(("vila_pocket", "coco", method) for method in (
-        "l2_reg_two_step", "l2_reg_scaled", "grafting_mean", "grafting_scaled", "half_ft_elements", "spider_gradient",
-        "spider_code", "spider_lag", "spider_global", "dare_drop_only", "tailor_official", "tailor_keep_projector",
-    )),
-    *(("vila_pocket", "flickr30k", method) for method in (
-        "l2_reg_mean", "grafting_two_step", "grafting_mask", "half_ft_step", "spider_magnitude", "spider_idm",
-        "spider_abs", "spider_instant", "spider_posthoc", "dare_magnitude", "tailor_no_compensation",
-        "tailor_change_sensitivity",
-    )),
-)  # fmt: skip
+SAMPLES = ROOT / "conf" / "samples.yaml"
 
 
 def main(names: Sequence[str], bump: bool = False, reference: Path | None = None) -> int:
     """Accept or bump stages.
 
     Args:
-        names: of `code_version.stages()`, or "all" for those whose code has changed.
+        names: of `code_version.stages()`, or "all" for those whose code has changed, or "samples": accept nothing, run
+            every sample and compare.
         bump: raise their versions instead: their numbers have changed, and published cells of them are stale.
-        reference: results to compare with; by default the published ones. Another processor rounds otherwise: run the
-            samples there before the change, with `results=DIR`, and compare with that folder.
+        reference: results to compare with; by default the published ones. Another processor rounds otherwise: there,
+            run "samples" before the change, and compare with the folder below build/ that it names.
 
     Returns:
         0, or 1 if a test failed or a number changed; then nothing is written.
@@ -57,6 +42,8 @@ def main(names: Sequence[str], bump: bool = False, reference: Path | None = None
     Raises:
         UserError: an unknown stage, or one that has not changed.
     """
+    if list(names) == ["samples"]:
+        return 0 if _samples_agree([name for name in code_version.stages() if "/" not in name], reference) else 1
     changed = code_version.changed()
     wanted = changed if list(names) == ["all"] else list(names)
     for name in wanted:
@@ -75,20 +62,28 @@ def main(names: Sequence[str], bump: bool = False, reference: Path | None = None
     return 0
 
 
+def all_samples() -> list[tuple[str, str, str]]:
+    """Return (model, target, method) of the published cells that are run again; an untuned model has no target."""
+    grid = yaml.safe_load(SAMPLES.read_text(encoding="utf-8"))
+    return [(model, target, method) for model, targets in grid.items() for target, methods in targets.items()
+            for method in methods]  # fmt: skip
+
+
 def samples(stage: str) -> list[tuple[str, str, str]]:
     """Return the samples that a stage, family or method has a part in."""
     from benchmark.compose import request
     from methods.registry import METHODS
 
+    everything = all_samples()
     kind, _, name = stage.partition("/")
     if kind == "method":
-        return [sample for sample in SAMPLES if sample[2] == name]
+        return [sample for sample in everything if sample[2] == name]
     if kind == "posthoc":
-        return [sample for sample in SAMPLES if METHODS[sample[2]].kind == "posthoc"]
+        return [sample for sample in everything if METHODS[sample[2]].kind == "posthoc"]
     if kind == "family":
-        families = {model: request([f"model={model}", "method=zero_shot"]).models[0].family for model, _, _ in SAMPLES}
-        return [sample for sample in SAMPLES if families[sample[0]] == name]
-    return list(SAMPLES)
+        models = {sample[0]: request([f"model={sample[0]}", "method=zero_shot"]).models[0] for sample in everything}
+        return [sample for sample in everything if models[sample[0]].family == name]
+    return everything
 
 
 def _tests_pass() -> bool:
@@ -102,7 +97,7 @@ def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
     from benchmark.compare import compare, describe, line
     from benchmark.compose import request
 
-    chosen = [sample for sample in SAMPLES if any(sample in samples(stage) for stage in stages)]
+    chosen = [sample for sample in all_samples() if any(sample in samples(stage) for stage in stages)]
     # The folder's name holds the code: what other code made is not taken for this one's, an interrupted run goes on.
     digest = digest_of({name: code_version.code_digest(code_version.modules_of(name)) for name in stages})[:8]
     results = ROOT / "build" / f"accept-{digest}"
@@ -132,7 +127,7 @@ def _footprints_agree(results: Path, reference: Path) -> bool:
     from benchmark.compose import request
     from benchmark.store import Store
 
-    asked = request(["model=vila_pocket", "dataset=coco", "methods=full_ft,spider", f"results={results}"])
+    asked = request([f"model={_first_model()}", "dataset=coco", "methods=full_ft,spider", f"results={results}"])
     store = Store(results)
     footprint.measure(asked, plan.make(asked, store), store)
     agree = True
@@ -153,7 +148,7 @@ def _discrepancies_agree(results: Path, reference: Path) -> bool:
     from benchmark.worker import Worker
 
     agree = True
-    asked = request(["models=vila_pocket", "methods=full_ft", "targets=coco", f"results={results}"])
+    asked = request([f"models={_first_model()}", "methods=full_ft", "targets=coco", f"results={results}"])
     for model in asked.models:
         with tempfile.TemporaryDirectory() as folder:
             ours = pid.measure(asked, model, Worker(Store(results)), Path(folder)).to_dict("records")
@@ -164,6 +159,10 @@ def _discrepancies_agree(results: Path, reference: Path) -> bool:
                     print(f"pid of {one['dataset']}, {one['part']}: {key} {one[key]} | {value}")
                     agree = False
     return agree
+
+
+def _first_model() -> str:
+    return all_samples()[0][0]
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A results folder as three tables: `from benchmark import results; results.load("results/pocket").cells`."""
+"""A results folder as three tables: `from benchmark import results; results.load(folder).cells`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def load(root: str | Path) -> Results:
     """Return the finished cells of a results folder as tables.
 
     Args:
-        root: results folder of a run (results/runs/pocket) or a published one (results/pocket).
+        root: results folder of a run or a published one.
 
     Returns:
         Its tables `cells`, `items` and `logs`.

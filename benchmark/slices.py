@@ -81,7 +81,7 @@ def suffix(found: Mapping[str, str]) -> str:
 
 
 def heading(found: Mapping[str, str]) -> str:
-    """Return the same for a reader: "; here with models llava_pocket, seeds 0, 1"; nothing for the whole.
+    """Return the same for a reader: "; here with models MODEL, seeds 0, 1"; nothing for the whole.
 
     Args:
         found: from `differences`.
