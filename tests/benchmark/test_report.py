@@ -134,7 +134,7 @@ def test_a_report_of_finished_cells(world, capsys):
     text = (world.results / "report.html").read_text()
     check(text)
     assert "Fine-tuning forgets" in text and "not run" in text and "Figure fig4_x" in text
-    assert "Fig. 4. Every set's score by method, on one scale from 0; bands are 95 % intervals. x" in html.unescape(text)
+    assert "score by method, on one scale from 0; bands are 95 % intervals. x" in html.unescape(text)
     assert "commit " in text and text.count('class="sortable"') >= 4
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
     assert {run["method"] for run in data["runs"]} == {"zero_shot", "full_ft", "spider"}
