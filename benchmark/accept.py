@@ -122,12 +122,12 @@ def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
 
 
 def _footprints_agree(results: Path, reference: Path) -> bool:
-    """Measure again what SPIDER and DARE keep, and compare it with the published bytes; times differ each time."""
+    """Measure again what SPIDER keeps, and compare it with the published bytes; times differ each time."""
     from benchmark import footprint, measures, plan
     from benchmark.compose import request
     from benchmark.store import Store
 
-    asked = request([f"model={_first_model()}", "dataset=coco", "methods=full_ft,spider", f"results={results}"])
+    asked = request([f"model={_first_model()}", "dataset=flickr30k", "methods=full_ft,spider", f"results={results}"])
     store = Store(results)
     footprint.measure(asked, plan.make(asked, store), store)
     agree = True
