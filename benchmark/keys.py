@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmark import code_version
 from benchmark.errors import UserError
@@ -26,6 +26,9 @@ from benchmark.spec import (
     protocol,
     training_form,
 )
+
+if TYPE_CHECKING:
+    from benchmark.progress import Counted
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,13 @@ class Digests:
     Args:
         cache: file to remember them in; it is written if its folder exists and can be written.
         compute: read what is not remembered; without, only small files are read.
+        told: called with (stage, images checked, images in all) while data are read the first time.
     """
 
-    def __init__(self, cache: Path, compute: bool = True) -> None:
+    def __init__(self, cache: Path, compute: bool = True, told: Counted | None = None) -> None:
         self._cache = cache
         self._compute = compute
+        self._told = told
         self._fingerprints: dict[Path, str] = {}
         try:
             self._known: dict[str, dict[str, str]] = json.loads(cache.read_text())
@@ -168,7 +173,8 @@ class Digests:
             if not self._compute:
                 raise Unverified
             records = data.load(dataset, at_root(data_root), split, limit)
-            data.check_images(records)
+            told = self._told
+            data.check_images(records, told and (lambda *count: told(f"{dataset.id}/{split}: images", *count)))
             return data.digest(records)
 
         what = canonical_json(["records", plain(dataset), split, limit])

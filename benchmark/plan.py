@@ -13,6 +13,7 @@ from benchmark.cost import Costs, clock
 from benchmark.errors import UserError, counted
 from benchmark.keys import Digests, Keys, Unverified, keys_of
 from benchmark.models import places
+from benchmark.progress import Counted
 from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id, changed_without
 from benchmark.store import Store, read_cell
 
@@ -95,7 +96,9 @@ def with_datasets(cell: CellSpec, more: Sequence[DatasetSpec]) -> CellSpec:
     return replace(cell, datasets=(*cell.datasets, *(dataset for dataset in more if dataset.id not in known)))
 
 
-def make(request: Request, store: Store, compute: bool = True) -> list[Planned]:
+def make(
+    request: Request, store: Store, compute: bool = True, told: Counted | None = None
+) -> list[Planned]:
     """Return the plan of a request.
 
     Args:
@@ -103,6 +106,7 @@ def make(request: Request, store: Store, compute: bool = True) -> list[Planned]:
         store: what is finished.
         compute: read checkpoints and data whose digests are not remembered. Without, a plan takes no time, and cells
             that depend on them are not verified.
+        told: called with (stage, images checked, images in all) while data are read the first time.
 
     Returns:
         Cells in the order in which they should run.
@@ -111,7 +115,7 @@ def make(request: Request, store: Store, compute: bool = True) -> list[Planned]:
         UserError: a checkpoint is missing, data are there but broken, or the results are of another schema version.
     """
     store.check_schema()
-    digests = Digests(store.root / "digests.json", compute)
+    digests = Digests(store.root / "digests.json", compute, told)
     keys: dict[str, Keys | None] = {}
     plan = []
     for cell, needs in expand(request.cells, request.full_ft):

@@ -1,15 +1,17 @@
-"""What the user sees while cells run: two bars on a terminal, one line per event elsewhere."""
+"""What the user sees while cells run or one long piece of work does: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TextIO
 
 from benchmark.cost import clock
 
 QUIET_SECONDS = 30.0  # between two lines about one cell, where there are no bars
+Counted = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 class Progress(Protocol):
@@ -47,7 +49,7 @@ class Clock:
         self._expected: dict[str, float] = {}
         self._running: dict[str, float] = {}
         self._took: dict[str, tuple[float, float]] = {}
-        self._stages: dict[str, tuple[str, int, float]] = {}
+        self._stages: dict[str, tuple[tuple[str, int], int, float]] = {}
         self._stage_left: dict[str, tuple[float, float]] = {}
 
     def begin(self, cells: Mapping[str, float]) -> None:
@@ -62,12 +64,13 @@ class Clock:
     def step(self, cell: str, stage: str, done: int, total: int) -> None:
         """A stage of a cell has come so far; from two such reports on, its own pace tells how long it needs at least.
 
-        The first report of a stage starts the measurement, so that what was done before (a resumed run) counts not.
+        The first report of a stage, and the first with its real total, starts the measurement: what was done before,
+        by a run that this one resumes, does not count.
         """
         now = time.monotonic()
-        name, first, began = self._stages.get(cell, ("", 0, now))
-        if name != stage or done < first:
-            self._stages[cell] = (stage, done, now)
+        known, first, began = self._stages.get(cell, (("", 0), 0, now))
+        if known != (stage, total) or done < first:
+            self._stages[cell] = ((stage, total), done, now)
             self._stage_left.pop(cell, None)
         elif done > first:
             self._stage_left[cell] = (now, (now - began) / (done - first) * max(0, total - done))
@@ -87,8 +90,8 @@ class Clock:
         return time.monotonic() - self.started
 
     @property
-    def left(self) -> float:
-        """Seconds until the run is over; above 0 while a cell is not done."""
+    def left(self) -> float | None:
+        """Seconds until the run is over; None while that is not known: every guess is over and no stage is measured."""
         expected = sum(seconds for seconds, _ in self._took.values())
         pace = sum(seconds for _, seconds in self._took.values()) / expected if expected > 0 else 1.0
         now = time.monotonic()
@@ -96,8 +99,14 @@ class Clock:
         for cell, seconds in self._expected.items():
             guess = pace * seconds - (now - self._running.get(cell, now))
             told, measured = self._stage_left.get(cell, (now, 0.0))
-            rest += max(1.0, guess, measured - (now - told))
-        return rest / self._workers
+            rest += max(0.0, guess, measured - (now - told))
+        return rest / self._workers if rest > 0 or not self._expected else None
+
+    @property
+    def left_text(self) -> str:
+        """Say the time left, if work remains and it is known; never "0 s", less than a second is rounded up."""
+        left = self.left
+        return f", {clock(max(1.0, left))} left" if left is not None and self._expected else ""
 
 
 class Lines:
@@ -127,7 +136,7 @@ class Lines:
         now = time.monotonic()
         if now - self._said.get(cell, now) >= QUIET_SECONDS:
             self._said[cell] = now
-            self._say(f"{cell}: {stage} {done}/{total} {info}".rstrip())
+            self._say(f"{cell}: {stage} {done:,}/{total:,} {info}".rstrip())
 
     def finished(self, cell: str, text: str) -> None:
         self._clock.stop(cell)
@@ -141,12 +150,11 @@ class Lines:
         self._stream.flush()
 
     def _say(self, text: str) -> None:
-        left = f", {clock(self._clock.left)} left" if self._done < self._total else ""
-        print(f"[{clock(self._clock.elapsed)}{left}] {text}", file=self._stream, flush=True)
+        print(f"[{clock(self._clock.elapsed)}{self._clock.left_text}] {text}", file=self._stream, flush=True)
 
 
 class Bars:
-    """One bar over cells with time left, and one per running cell.
+    """One bar over cells with time left, and one per running cell; a cell alone has the time on its own.
 
     Args:
         workers: cells that run at a time.
@@ -159,14 +167,16 @@ class Bars:
         self._clock = Clock(workers)
         self._bars = RichProgress(
             TextColumn("{task.description}"), BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[text]}"), transient=True,
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"), TextColumn("{task.fields[text]}"), transient=True,
         )
         self._cells = self._bars.add_task("cells", total=1, text="")
         self._inner: dict[str, int] = {}
+        self._alone = False
 
     def begin(self, cells: Mapping[str, float]) -> None:
         self._clock.begin(cells)
-        self._bars.update(self._cells, total=max(1, len(cells)))
+        self._alone = len(cells) == 1
+        self._bars.update(self._cells, total=max(1, len(cells)), visible=not self._alone)
         self._bars.start()
         self._refresh()
 
@@ -177,7 +187,8 @@ class Bars:
     def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
         self._clock.step(cell, stage, done, total)
         if cell in self._inner:
-            self._bars.update(self._inner[cell], completed=done, total=max(1, total), text=f"{stage}  {info}".rstrip())
+            text = "  ".join(filter(None, [stage, info, self._time if self._alone else ""]))
+            self._bars.update(self._inner[cell], completed=done, total=max(1, total), text=text)
         self._refresh()
 
     def finished(self, cell: str, text: str) -> None:
@@ -195,10 +206,40 @@ class Bars:
         self._bars.stop()
 
     def _refresh(self) -> None:
-        text = f"{clock(self._clock.elapsed)} gone, {clock(self._clock.left)} left"
-        self._bars.update(self._cells, text=text)
+        self._bars.update(self._cells, text=self._time)
+
+    @property
+    def _time(self) -> str:
+        return f"{clock(self._clock.elapsed)} gone{self._clock.left_text}"
 
 
 def progress(workers: int = 1) -> Progress:
     """Return bars on a terminal, lines elsewhere."""
     return Bars(workers) if sys.stdout.isatty() else Lines(workers)
+
+
+@contextlib.contextmanager
+def counted(what: str) -> Iterator[Counted]:
+    """Show how far one long piece of work is, as a run shows a cell: a bar, or a line every half minute.
+
+    Args:
+        what: the work; its stages come with the reports. The time left is that of the stage.
+
+    Yields:
+        What to tell (stage, done, total); nothing is shown before the first report.
+    """
+    show: Progress | None = None
+
+    def told(stage: str, done: int, total: int) -> None:
+        nonlocal show
+        if show is None:
+            show = progress()
+            show.begin({what: 0.0})
+            show.cell(what)
+        show.step(what, stage, done, total)
+
+    try:
+        yield told
+    finally:
+        if show is not None:
+            show.end()

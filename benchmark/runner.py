@@ -19,7 +19,7 @@ from benchmark.files import sweep
 from benchmark.launch import gpus_in_sight
 from benchmark.plan import Planned
 from benchmark.pool import Pool
-from benchmark.progress import Progress, progress
+from benchmark.progress import Progress, counted, progress
 from benchmark.spec import CellSpec, ProfileSpec, at_root
 from benchmark.store import Store, short_lock
 from benchmark.worker import VISIBLE, Failure, Worker, prepare_process
@@ -124,7 +124,8 @@ def _run(request: Request, show: Progress | None) -> int:
             sweep(store.root, LEFTOVER_SECONDS)
             prepare(request, show)
             planning.check_inputs(request.cells)
-            plan = planning.make(request, store)
+            with counted("checking the data") as told:
+                plan = planning.make(request, store, told=told)
             left = [item for item in plan if not item.done]
             costs = Costs(store, request.profile)
             store.check_writable(costs.megabytes([item.missing for item in left]))

@@ -25,6 +25,7 @@ from benchmark.verify_tables import check_table
 
 if TYPE_CHECKING:
     from benchmark.data import Record
+    from benchmark.progress import Counted
     from eval.score import ItemScore
 
 # Another processor or numpy may round the last bits of a logarithm otherwise; only there this much is equal.
@@ -39,7 +40,9 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 Data = Callable[[CellSpec, str, str, int | None], Sequence["Record"]]
 
 
-def verify(root: Path, show: Callable[[Fault], None], sample: int = 1, draw: bool = True) -> Findings:
+def verify(
+    root: Path, show: Callable[[Fault], None], sample: int = 1, draw: bool = True, told: Counted | None = None
+) -> Findings:
     """Check every finished cell and every table of a results folder.
 
     Args:
@@ -48,6 +51,7 @@ def verify(root: Path, show: Callable[[Fault], None], sample: int = 1, draw: boo
         sample: score answers again, and recompute intervals, in one of so many cells (at least one), chosen by the
             hash of their names; everything else is checked in all.
         draw: get data that the profile can draw and that are not there.
+        told: called with (stage, done, total): files whose digest is checked, then cells.
 
     Returns:
         Counts and faults.
@@ -60,9 +64,11 @@ def verify(root: Path, show: Callable[[Fault], None], sample: int = 1, draw: boo
     names = sorted(path.name for path in store.cells.glob("*") if path.is_dir()) if store.cells.is_dir() else []
     if not names:
         raise UserError(f"{root} has no cells. Name a results folder (it has a folder `cells`): verify RESULTS.")
-    _sums(root, found)
+    _sums(root, found, told)
     records, chosen, cells = _reader(draw), _chosen(names, sample), {}
-    for name in names:
+    for done, name in enumerate(names):
+        if told is not None:
+            told("cells", done, len(names))
         folder = store.cells / name
         cell = _cell(store, folder, records, found, name in chosen)
         if cell is not None:
@@ -148,14 +154,16 @@ def _draw(cell: CellSpec) -> None:
 # Digests of a published folder
 
 
-def _sums(root: Path, found: Findings) -> None:
+def _sums(root: Path, found: Findings, told: Counted | None = None) -> None:
     """Hold every file against SHA256SUMS: none altered, none missing, none added. Text files of people are left out."""
     if not (root / SUMS).is_file():
         return
     listed: dict[str, str] = {}
     with found.checking("-", SUMS):
         listed = read_sums(root / SUMS)
-    for name, digest in listed.items():
+    for done, (name, digest) in enumerate(listed.items()):
+        if told is not None:
+            told("files", done, len(listed))
         with found.checking(*_place(name)):
             if not (root / name).is_file():
                 raise Wrong(f"is missing; {SUMS} lists it")

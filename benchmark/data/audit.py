@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageStat
 from rich.console import Console
-from rich.progress import track
 
 from benchmark.data import SPLITS, DatasetLike, baselines, load, reader_of
 from benchmark.data.audit_report import Report, markdown, tables, verdict
@@ -24,6 +23,7 @@ from benchmark.data.layout import Absent, read_json
 from benchmark.data.record import Record, check_images, find_image, open_image
 from benchmark.errors import UserError
 from benchmark.files import sha256_file, write_atomic
+from benchmark.progress import Counted, counted
 from eval.score import score, value
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SCENE_KEYS = "scene_keys.json"
 
 def audit(
     specs: Sequence[DatasetLike], root: Path, bases: Mapping[str, Answerer] | None = None,
-    split: str = "test", console: Console | None = None,
+    split: str = "test", told: Counted | None = None,
 ) -> Report:
     """Check all splits that are on disk and compute the baselines of one.
 
@@ -50,7 +50,7 @@ def audit(
         bases: by name, functions that answer records with a model; each one answers twice, seeing the images
             and seeing their mean colour instead ('blind').
         split: which split the baselines answer.
-        console: where progress goes; None shows none.
+        told: called with (stage, done, total) as images are decoded and baselines computed.
 
     Returns:
         The report.
@@ -59,7 +59,7 @@ def audit(
         UserError: nothing could be read at all.
     """
     report = Report()
-    splits = read_splits(specs, root, report)
+    splits = read_splits(specs, root, report, told)
     if not splits:
         raise UserError("\n".join(report.faults) or f"{root} has no data set. Draw or fetch one there.")
     # Variants of a protocol show the same images again, so only one spec per reader counts as a set.
@@ -68,10 +68,10 @@ def audit(
            for spec in specs if first[reader_of(spec)] == spec.id
            for name in SPLITS if (spec.id, name) in splits}
     check_disjoint(own, root, report)
-    for spec in track(
-        [spec for spec in specs if (spec.id, split) in splits], "baselines", console=console,
-        disable=console is None, transient=True,
-    ):
+    shown = [spec for spec in specs if (spec.id, split) in splits]
+    for done, spec in enumerate(shown):
+        if told is not None:
+            told("baselines", done, len(shown))
         train, test = splits.get((spec.id, "train"), []), splits[spec.id, split]
         if spec.metric == "cider":
             report.captions.append(caption_row(spec, train, test, bases or {}))
@@ -80,13 +80,16 @@ def audit(
     return report
 
 
-def read_splits(specs: Iterable[DatasetLike], root: Path, report: Report) -> Splits:
+def read_splits(
+    specs: Iterable[DatasetLike], root: Path, report: Report, told: Counted | None = None
+) -> Splits:
     """Read every split that is required or on disk; note the faults of each.
 
     Args:
         specs: data sets.
         root: data folder.
         report: gets the faults.
+        told: called with ("images", decoded, all).
 
     Returns:
         Records by (data set id, split).
@@ -96,16 +99,26 @@ def read_splits(specs: Iterable[DatasetLike], root: Path, report: Report) -> Spl
         for split in SPLITS:
             required = (spec.counts or {}).get(split) is not None
             try:
-                records = load(spec, root, split)
-                check_images(records)
+                splits[spec.id, split] = load(spec, root, split)
             except Absent as error:
                 if required:
                     report.faults.append(str(error))
             except UserError as error:
                 report.faults.append(str(error))
-            else:
-                splits[spec.id, split] = records
-    return splits
+    sizes = {place: len({record.image for record in records} - {None}) for place, records in splits.items()}
+    before, sound = 0, {}
+    for place, records in splits.items():
+        def count(done: int, _: int, before: int = before) -> None:
+            if told is not None:
+                told("images", before + done, sum(sizes.values()))
+
+        try:
+            check_images(records, count)
+            sound[place] = records
+        except UserError as error:
+            report.faults.append(str(error))
+        before += sizes[place]
+    return sound
 
 
 def check_disjoint(splits: Splits, root: Path, report: Report) -> None:
@@ -301,7 +314,8 @@ def main(
         UserError: nothing could be read, or the folder cannot be written.
     """
     console = console or Console()
-    report = audit(specs, Path(root), bases, split, console)
+    with counted("audit") as told:
+        report = audit(specs, Path(root), bases, split, told)
     for table in tables(report):
         console.print(table)
     console.print(verdict(report), markup=False, highlight=False)

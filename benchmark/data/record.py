@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,12 @@ def open_image(record: Record, transparency: str = "drop") -> Image.Image:
         ) from error
 
 
-def check_images(records: Iterable[Record]) -> int:
+def check_images(records: Iterable[Record], told: Callable[[int, int], None] | None = None) -> int:
     """Decode the image of every record once.
+
+    Args:
+        records: any records; those without an image are passed over.
+        told: called after each image with (images decoded, images in all).
 
     Returns:
         Number of distinct image files read.
@@ -127,16 +131,18 @@ def check_images(records: Iterable[Record]) -> int:
     Raises:
         UserError: some cannot be read; the message counts all and names the first five.
     """
-    seen: dict[Path, str] = {}
+    seen: dict[Path, Record] = {}
     faults: list[str] = []
     for record in records:
-        if record.image is None or record.image in seen:
-            continue
-        seen[record.image] = record.item_id
+        if record.image is not None:
+            seen.setdefault(record.image, record)
+    for done, record in enumerate(seen.values(), 1):
         try:
             _read(record.image)
         except Exception as error:  # as in open_image
             faults.append(f"  {record.image} ({_where(record)}): {error}")
+        if told is not None:
+            told(done, len(seen))
     if faults:
         more = [f"  ... and {len(faults) - 5} more"] if len(faults) > 5 else []
         raise UserError("\n".join([

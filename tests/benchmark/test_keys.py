@@ -7,6 +7,7 @@ import json
 from dataclasses import fields, replace
 
 import pytest
+from PIL import Image
 
 from benchmark.compose import request
 from benchmark.keys import Digests, keys_of
@@ -147,6 +148,21 @@ def test_a_digest_is_computed_again_only_when_a_file_changes(tmp_path, monkeypat
     assert json.loads(cache.read_text())
     assert Digests(tmp_path / "no folder" / "digests.json").model(model) == "other 3"
     assert not (tmp_path / "no folder").exists()
+
+
+def test_reading_data_the_first_time_tells_how_far_it_is(tmp_path, monkeypatch, cell):
+    from benchmark import data
+
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        Image.new("RGB", (4, 4)).save(path)
+    records = [data.Record(path.stem, "gqa", "test", path, "?", "a", ("a",), None, path.stem, {}) for path in paths]
+    monkeypatch.setattr(data, "load", lambda *_: records)
+    told, cache = [], tmp_path / "digests.json"
+    for _ in range(2):  # the second time nothing is read
+        digests = Digests(cache, told=lambda *report: told.append(report))
+        digests.records(cell.dataset("gqa"), str(tmp_path), "test", None)
+    assert told == [("gqa/test: images", done, 3) for done in (1, 2, 3)]
 
 
 def test_the_dtype_of_answers_redoes_them_alone_and_is_named_where_it_differs(cell):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import pytest
 
 from benchmark import progress
-from benchmark.progress import Clock
+from benchmark.progress import Bars, Clock, Lines, counted
 
 
 @pytest.fixture
@@ -33,8 +36,12 @@ def test_work_that_remains_is_never_no_time(now):
     clock = Clock()
     clock.begin({"a": 10.0})
     clock.start("a")
-    now[0] += 500
-    assert clock.left > 0
+    now[0] += 9.9
+    assert clock.left > 0 and clock.left_text == ", 1 s left"
+    now[0] += 500  # no stage is measured: nothing is known, so nothing is said
+    assert clock.left is None and clock.left_text == ""
+    clock.stop("a")
+    assert clock.left == 0 and clock.left_text == ""
 
 
 def test_a_resumed_training_and_a_new_stage_start_their_own_measurement(now):
@@ -49,3 +56,85 @@ def test_a_resumed_training_and_a_new_stage_start_their_own_measurement(now):
     now[0] += 4
     clock.step("a", "generate", 2, 10)
     assert clock.left == pytest.approx(16)
+
+
+def test_a_resumed_training_is_measured_from_its_first_step_here(now):
+    """As the worker reports: a stage that begins, 0 of 1, then the first step of this process."""
+    clock = Clock()
+    clock.begin({"a": 1.0})
+    clock.start("a")
+    clock.step("a", "train", 0, 1)
+    now[0] += 10
+    clock.step("a", "train", 901, 1000)
+    now[0] += 10
+    clock.step("a", "train", 902, 1000)
+    assert clock.left == pytest.approx(980)
+
+
+def test_features_that_outlast_the_guess_and_a_training_after_them_leave_time(now):
+    """The line names image and step, and never says that no time is left."""
+    stream = io.StringIO()
+    show = Lines(stream=stream)
+    show.begin({"a": 60.0})
+    show.cell("a")
+    show.step("a", "train", 0, 1)
+    for done in range(500, 10_001, 500):
+        now[0] += 20
+        show.step("a", "train: images", done, 10_000)
+    for done in range(1, 101):
+        now[0] += 20
+        show.step("a", "train", done, 100, "loss 1.000")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[40 s, 6 min left] a: train: images 1,000/10,000"
+    assert lines[-1] == "[40 min] a: train 100/100 loss 1.000"
+    lefts = {line: re.fullmatch(r"\[.*, (\d+) (s|min) left\] .*", line) for line in lines}
+    assert all(int(left[1]) > 0 for left in lefts.values() if left)
+    # Only after the last image, when no step is measured yet, and after the last step nothing is known.
+    silent = [line.partition("a: ")[2] for line, left in lefts.items() if not left]
+    assert len(lines) == 60 and silent == ["train: images 10,000/10,000", "train 100/100 loss 1.000"]
+
+
+def test_a_long_piece_of_work_says_a_line_now_and_then_and_a_short_one_none(now, capsys):
+    slow = [
+        "[30 s, 2 min left] verify: cells 3/12", "[60 s, 60 s left] verify: cells 6/12",
+        "[2 min, 30 s left] verify: cells 9/12",
+    ]
+    for seconds, expected in ((1, []), (10, slow)):
+        with counted("verify") as told:
+            for done in range(12):
+                told("cells", done, 12)
+                now[0] += seconds
+        assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_terminal_gets_one_bar_with_the_stage_and_the_time(now, monkeypatch, capsys):
+    made = []
+
+    def bars() -> Bars:
+        made.append(Bars())
+        return made[-1]
+
+    monkeypatch.setattr(progress, "progress", bars)
+    with counted("audit") as told:
+        told("images", 0, 1234)
+        now[0] += 10
+        told("images", 617, 1234)
+        shown = [task for task in made[0]._bars.tasks if task.visible]
+        assert [(task.description, task.completed, task.total) for task in shown] == [("audit", 617, 1234)]
+        assert shown[0].fields["text"] == "images  10 s gone, 10 s left"
+        assert made[0]._bars.live.is_started
+    assert not made[0]._bars.live.is_started
+
+
+def test_work_that_fails_leaves_no_bar_behind(monkeypatch):
+    made = []
+
+    def bars() -> Bars:
+        made.append(Bars())
+        return made[-1]
+
+    monkeypatch.setattr(progress, "progress", bars)
+    with pytest.raises(OSError), counted("audit") as told:
+        told("images", 1, 2)
+        raise OSError
+    assert not made[0]._bars.live.is_started

@@ -67,6 +67,16 @@ def test_the_committed_results_hold(capsys):
     assert int(found[4]) == len(list((COMMITTED / "tables").glob("*.csv")))
 
 
+def test_verify_tells_how_many_files_and_cells_it_has_checked(tmp_path):
+    for name in CELLS[:2]:
+        shutil.copytree(COMMITTED / "cells" / name, tmp_path / "cells" / name)
+    write_sums(tmp_path, [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()])
+    told = []
+    verify(tmp_path, lambda fault: None, told=lambda *report: told.append(report))
+    files = len((tmp_path / SUMS).read_text().splitlines())
+    assert told == [*(("files", done, files) for done in range(files)), ("cells", 0, 2), ("cells", 1, 2)]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Faults
 

@@ -116,6 +116,18 @@ def test_wrong_counts_and_unreadable_images_are_all_listed(root, spec_of, iconqa
     assert "iconqa" in text, "the other data set is audited all the same"
 
 
+def test_the_audit_tells_how_far_it_is_over_all_sets(root, spec_of, iconqa):
+    """One count over all images, so that the time left is that of the whole and not of one set."""
+    (root / "gqa" / "images" / "4.png").write_bytes(b"no image")
+    told = []
+    report = audit([spec_of("gqa"), spec_of("iconqa")], root, told=lambda *report: told.append(report))
+    images = [count for stage, *count in told if stage == "images"]
+    total = images[0][1]
+    assert any("4.png" in fault for fault in report.faults)
+    assert images == [[done, total] for done in range(1, total + 1)] and total > 8
+    assert [count for stage, *count in told if stage == "baselines"] == [[0, 2], [1, 2]]
+
+
 def test_a_split_that_is_not_on_disk_fails_only_if_it_is_counted(root, spec_of):
     (root / "gqa" / "train_balanced_questions.json").unlink()
     assert audit([spec_of("gqa", counts={"train": None})], root).passed

@@ -167,6 +167,14 @@ def test_readable_images_are_counted(three):
     assert check_images([*three, *three, record("text")]) == 3
 
 
+def test_checking_images_tells_how_far_it_is(three):
+    three[1].image.write_bytes(b"no image")
+    told = []
+    with pytest.raises(UserError, match="1 of 3"):
+        check_images([*three, *three, record("text")], lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_digest_does_not_depend_on_the_folder(three, tmp_path):
     moved = []
     for each in three:
