@@ -351,7 +351,7 @@ def compare(arguments: list[str]) -> int:
 def verify(arguments: list[str]) -> int:
     """check a results folder: digests, items, answers scored again, averages, tables, provenance (--sample=N)"""
     from benchmark.compose import request
-    from benchmark.progress import counted
+    from benchmark.progress import long_work
     from benchmark.verify import summary
     from benchmark.verify import verify as check
 
@@ -363,7 +363,7 @@ def verify(arguments: list[str]) -> int:
     if len(folders) > 1:
         raise UserError(f"verify takes one results folder, got {', '.join(folders)}.")
     root = user_path(folders[0]) if folders else request(overrides, grid=False).results
-    with counted("verify") as told:
+    with long_work("verify") as told:
         found = check(
             root, lambda fault: print(printable(str(fault)), flush=True), int(sample[-1]) if sample else 1, told=told
         )

@@ -28,7 +28,7 @@ from benchmark.spec import (
 )
 
 if TYPE_CHECKING:
-    from benchmark.progress import Counted
+    from benchmark.progress import StageTold
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Digests:
         told: called with (stage, images checked, images in all) while data are read the first time.
     """
 
-    def __init__(self, cache: Path, compute: bool = True, told: Counted | None = None) -> None:
+    def __init__(self, cache: Path, compute: bool = True, told: StageTold | None = None) -> None:
         self._cache = cache
         self._compute = compute
         self._told = told

@@ -13,7 +13,7 @@ from benchmark.cost import Costs, clock
 from benchmark.errors import UserError, counted
 from benchmark.keys import Digests, Keys, Unverified, keys_of
 from benchmark.models import places
-from benchmark.progress import Counted
+from benchmark.progress import StageTold
 from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id, changed_without
 from benchmark.store import Store, read_cell
 
@@ -97,7 +97,7 @@ def with_datasets(cell: CellSpec, more: Sequence[DatasetSpec]) -> CellSpec:
 
 
 def make(
-    request: Request, store: Store, compute: bool = True, told: Counted | None = None
+    request: Request, store: Store, compute: bool = True, told: StageTold | None = None
 ) -> list[Planned]:
     """Return the plan of a request.
 

@@ -6,12 +6,16 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Protocol, TextIO
 
 from benchmark.cost import clock
 
 QUIET_SECONDS = 30.0  # between two lines about one cell, where there are no bars
-Counted = Callable[[str, int, int], None]  # (stage, done, total)
+StageTold = Callable[[str, int, int], None]  # (stage, done, total)
+Told = Callable[[int, int], None]  # (done, total)
+
+_READING: ContextVar[Told | None] = ContextVar("reading", default=None)
 
 
 class Progress(Protocol):
@@ -219,7 +223,7 @@ def progress(workers: int = 1) -> Progress:
 
 
 @contextlib.contextmanager
-def counted(what: str) -> Iterator[Counted]:
+def long_work(what: str) -> Iterator[StageTold]:
     """Show how far one long piece of work is, as a run shows a cell: a bar, or a line every half minute.
 
     Args:
@@ -243,3 +247,23 @@ def counted(what: str) -> Iterator[Counted]:
     finally:
         if show is not None:
             show.end()
+
+
+@contextlib.contextmanager
+def images_told(told: Told) -> Iterator[None]:
+    """Have `read_image` tell how many images a stage has read before its first step.
+
+    Args:
+        told: called with (images done, images in all).
+    """
+    token = _READING.set(told)
+    try:
+        yield
+    finally:
+        _READING.reset(token)
+
+
+def read_image(done: int, total: int) -> None:
+    """Tell whoever asked with `images_told` how many images are read; nobody may have."""
+    if (told := _READING.get()) is not None:
+        told(done, total)

@@ -19,7 +19,7 @@ from benchmark.files import sweep
 from benchmark.launch import gpus_in_sight
 from benchmark.plan import Planned
 from benchmark.pool import Pool
-from benchmark.progress import Progress, counted, progress
+from benchmark.progress import Progress, long_work, progress
 from benchmark.spec import CellSpec, ProfileSpec, at_root
 from benchmark.store import Store, short_lock
 from benchmark.worker import VISIBLE, Failure, Worker, prepare_process
@@ -124,7 +124,7 @@ def _run(request: Request, show: Progress | None) -> int:
             sweep(store.root, LEFTOVER_SECONDS)
             prepare(request, show)
             planning.check_inputs(request.cells)
-            with counted("checking the data") as told:
+            with long_work("checking the data") as told:
                 plan = planning.make(request, store, told=told)
             left = [item for item in plan if not item.done]
             costs = Costs(store, request.profile)

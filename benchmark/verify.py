@@ -25,7 +25,7 @@ from benchmark.verify_tables import check_table
 
 if TYPE_CHECKING:
     from benchmark.data import Record
-    from benchmark.progress import Counted
+    from benchmark.progress import StageTold
     from eval.score import ItemScore
 
 # Another processor or numpy may round the last bits of a logarithm otherwise; only there this much is equal.
@@ -41,7 +41,7 @@ Data = Callable[[CellSpec, str, str, int | None], Sequence["Record"]]
 
 
 def verify(
-    root: Path, show: Callable[[Fault], None], sample: int = 1, draw: bool = True, told: Counted | None = None
+    root: Path, show: Callable[[Fault], None], sample: int = 1, draw: bool = True, told: StageTold | None = None
 ) -> Findings:
     """Check every finished cell and every table of a results folder.
 
@@ -154,7 +154,7 @@ def _draw(cell: CellSpec) -> None:
 # Digests of a published folder
 
 
-def _sums(root: Path, found: Findings, told: Counted | None = None) -> None:
+def _sums(root: Path, found: Findings, told: StageTold | None = None) -> None:
     """Hold every file against SHA256SUMS: none altered, none missing, none added. Text files of people are left out."""
     if not (root / SUMS).is_file():
         return

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.errors import UserError, explained, printable
 from benchmark.files import write_atomic
 from benchmark.keys import Keys
+from benchmark.progress import images_told
 from benchmark.spec import CellSpec, ModelSpec, answering_dtype, at_root
 from benchmark.store import Store
 from benchmark.variables import neutralise_process
@@ -139,6 +140,11 @@ def how_to_load(cell: CellSpec, answering: bool) -> tuple[ModelSpec, str, str, s
     return cell.model, last if answering and cell.train is None else cell.dtype, cell.device, last
 
 
+def _images(stage: str, step: Step) -> contextlib.AbstractContextManager[None]:
+    """Report the images that a stage reads before its first step, which takes minutes where there are 10,000."""
+    return images_told(lambda done, total: step(f"{stage}: images", done, total, ""))
+
+
 class Worker:
     """Runs cells one after another.
 
@@ -216,7 +222,7 @@ class Worker:
         kind, _, dataset = stage.partition("/")
         step(stage, 0, 1, "")
         if kind == "train":
-            self._posthoc(cell, full_ft) if cell.method.posthoc else self._train(cell, step)
+            self._posthoc(cell, full_ft, step) if cell.method.posthoc else self._train(cell, step)
         elif kind == "generate":
             self._generate(cell, dataset, step)
         elif kind == "score":
@@ -242,10 +248,10 @@ class Worker:
 
         seed_everything(cell.seed)
         method = build(cell.method.id, dict(cell.method.params), cell.seed)
-        with self._base(cell):
+        with self._base(cell), _images("train", step):
             train(cell, self._load(cell), records, method, folder, told)
 
-    def _posthoc(self, cell: CellSpec, full_ft: CellSpec | None) -> None:
+    def _posthoc(self, cell: CellSpec, full_ft: CellSpec | None, step: Step) -> None:
         from benchmark.posthoc import transform
         from methods.registry import build
 
@@ -254,7 +260,7 @@ class Worker:
         method = build(cell.method.id, dict(cell.method.params), cell.seed)
         delta = self._store.folder(full_ft) / "delta.safetensors"
         out = self._store.folder(cell) / "delta.safetensors"
-        with self._base(cell) as base:
+        with self._base(cell) as base, _images("train", step):
             transform(cell, self._load(cell), self._training_records(cell), method, base, delta, out)
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
@@ -281,10 +287,11 @@ class Worker:
         with self._base(cell, answering=True) if cell.train else contextlib.nullcontext():
             if cell.train:
                 apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
-            generate(
-                loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told,
-                share_images=cell.eval.share_images,
-            )
+            with _images(f"generate {dataset}", step):
+                generate(
+                    loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told,
+                    share_images=cell.eval.share_images,
+                )
 
     def _score(self, cell: CellSpec, dataset: str) -> None:
         from benchmark.scores import read_answers, write_items

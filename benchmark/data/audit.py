@@ -23,7 +23,7 @@ from benchmark.data.layout import Absent, read_json
 from benchmark.data.record import Record, check_images, find_image, open_image
 from benchmark.errors import UserError
 from benchmark.files import sha256_file, write_atomic
-from benchmark.progress import Counted, counted
+from benchmark.progress import StageTold, long_work
 from eval.score import score, value
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SCENE_KEYS = "scene_keys.json"
 
 def audit(
     specs: Sequence[DatasetLike], root: Path, bases: Mapping[str, Answerer] | None = None,
-    split: str = "test", told: Counted | None = None,
+    split: str = "test", told: StageTold | None = None,
 ) -> Report:
     """Check all splits that are on disk and compute the baselines of one.
 
@@ -81,7 +81,7 @@ def audit(
 
 
 def read_splits(
-    specs: Iterable[DatasetLike], root: Path, report: Report, told: Counted | None = None
+    specs: Iterable[DatasetLike], root: Path, report: Report, told: StageTold | None = None
 ) -> Splits:
     """Read every split that is required or on disk; note the faults of each.
 
@@ -314,7 +314,7 @@ def main(
         UserError: nothing could be read, or the folder cannot be written.
     """
     console = console or Console()
-    with counted("audit") as told:
+    with long_work("audit") as told:
         report = audit(specs, Path(root), bases, split, told)
     for table in tables(report):
         console.print(table)

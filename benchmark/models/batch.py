@@ -16,6 +16,7 @@ from benchmark.data.record import Record, check_images, find_image, open_image
 from benchmark.errors import UserError
 from benchmark.models import LoadedModel
 from benchmark.models.prompt import IGNORE
+from benchmark.progress import read_image
 
 FEATURE_BYTES = 2**30
 READ_SECONDS = 30  # without a batch from the processes that read ahead; torch itself waits for ever
@@ -139,7 +140,7 @@ class Items:
         if math.prod(shape) * model.dtype.itemsize > FEATURE_BYTES - used and key not in loaded.features:
             if key not in loaded.checked:
                 # Hours of training should not end at a broken file, so all are read once before.
-                check_images(self.records)
+                check_images(self.records, read_image)
                 loaded.checked.add(key)
             return None
         if key not in loaded.features:
@@ -149,6 +150,7 @@ class Items:
                 pixels = self._pixels([by_path[path] for path in list(self.rows)[start : start + TOWER_BATCH]])
                 with torch.no_grad():
                     features[start : start + len(pixels)] = loaded.tower(pixels.to(model.device, model.dtype))
+                read_image(start + len(pixels), len(files))
             loaded.features[key] = features
         return loaded.features[key]
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmark import progress
-from benchmark.progress import Bars, Clock, Lines, counted
+from benchmark.progress import Bars, Clock, Lines, long_work
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_long_piece_of_work_says_a_line_now_and_then_and_a_short_one_none(now,
         "[2 min, 30 s left] verify: cells 9/12",
     ]
     for seconds, expected in ((1, []), (10, slow)):
-        with counted("verify") as told:
+        with long_work("verify") as told:
             for done in range(12):
                 told("cells", done, 12)
                 now[0] += seconds
@@ -115,7 +115,7 @@ def test_a_terminal_gets_one_bar_with_the_stage_and_the_time(now, monkeypatch, c
         return made[-1]
 
     monkeypatch.setattr(progress, "progress", bars)
-    with counted("audit") as told:
+    with long_work("audit") as told:
         told("images", 0, 1234)
         now[0] += 10
         told("images", 617, 1234)
@@ -134,7 +134,7 @@ def test_work_that_fails_leaves_no_bar_behind(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(progress, "progress", bars)
-    with pytest.raises(OSError), counted("audit") as told:
+    with pytest.raises(OSError), long_work("audit") as told:
         told("images", 1, 2)
         raise OSError
     assert not made[0]._bars.live.is_started

@@ -32,7 +32,7 @@ from benchmark.data.prepare.files import Index, Place, unpack
 from benchmark.data.prepare.forms import Row
 from benchmark.errors import UserError, counted, did_you_mean
 from benchmark.files import digest_of, user_path, write_atomic
-from benchmark.progress import counted
+from benchmark.progress import long_work
 
 Say = Callable[[str], None]
 
@@ -544,7 +544,7 @@ def _finish(
     """Decode every image, hold the ids against those of earlier times, record what was made."""
     every = [record for rows in records.values() for record in rows]
     say(f"  decoding {len({record.image for record in every} - {None})} images")
-    with counted(name) as told:
+    with long_work(name) as told:
         data.check_images(every, lambda done, total: told("images", done, total))
     content = {
         "choice": choice, "written": written, "group_first": group_first, "notes": list(notes),

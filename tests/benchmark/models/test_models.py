@@ -27,6 +27,7 @@ from benchmark.errors import UserError
 from benchmark.models import LoadedModel, llava, trainable_names, vila
 from benchmark.models.batch import Item, Items, collate, split_start, start_cache
 from benchmark.models.prompt import encode
+from benchmark.progress import images_told
 from tests.benchmark.models import tiny
 
 FAMILIES = ["llava", "vila"]
@@ -269,6 +270,30 @@ def test_items_keep_tower_features_and_fall_back_to_pixels(models, family, tmp_p
         by_pixels = loaded.model(**collate(loaded, [fresh[0]], "right")).logits
         by_features = loaded.model(**collate(loaded, [Items(loaded, records, True)[3]], "right")).logits
     torch.testing.assert_close(by_features, by_pixels, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_reading_images_tells_how_far_it_is(models, tmp_path, monkeypatch, in_memory):
+    loaded = models["llava"]
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for seed, path in enumerate(paths):
+        tiny.picture(33, 20, seed).save(path)
+    records = [
+        Record(str(i), "toy", "train", image, "what?", "red", ("red",), None, str(i), {})
+        for i, image in enumerate([*paths, paths[0], None])
+    ]
+    monkeypatch.setattr("benchmark.models.batch.TOWER_BATCH", 2)
+    if not in_memory:
+        monkeypatch.setattr("benchmark.models.batch.FEATURE_BYTES", 0)
+    monkeypatch.setattr(loaded, "features", {})
+    monkeypatch.setattr(loaded, "checked", set())
+    told = []
+    with images_told(lambda *report: told.append(report)):
+        Items(loaded, records, supervised=True)
+        Items(loaded, records, supervised=True)  # known by now: nothing is read
+    assert told == ([(2, 5), (4, 5), (5, 5)] if in_memory else [(done, 5) for done in range(1, 6)])
+    Items(loaded, records[:1], supervised=True)  # nobody listens any more
+    assert len(told) == (3 if in_memory else 5)
 
 
 def test_shared_start_ends_before_images_and_answers(models):
