@@ -70,7 +70,7 @@ def did_you_mean(value: str, valid: Iterable[str]) -> str:
     """
     names = sorted(valid)
     # A slip, or the beginning of a longer name; what merely shares letters (lora, tailor) is no guess.
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.65)
     near = near or [name for name in names if len(value) > 2 and name.startswith(value)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Valid: {', '.join(names)}."

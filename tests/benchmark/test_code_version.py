@@ -207,7 +207,7 @@ NO_NUMBERS = {
     "benchmark/data/__init__.py", "benchmark/data/record.py", "benchmark/models/folder.py",
     "methods/__init__.py", "methods/registry.py", "eval/__init__.py", "eval/java.py", "benchmark/sidecar.py",
     "benchmark/models/places.py", "benchmark/models/sizes.py", "benchmark/models/trainable.py",
-    "benchmark/signals.py", "benchmark/watch.py",
+    "benchmark/signals.py", "benchmark/watch.py", "benchmark/progress.py", "benchmark/cost.py",
 }  # fmt: skip
 
 
