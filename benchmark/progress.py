@@ -158,13 +158,14 @@ class Lines:
 
 
 class Bars:
-    """One bar over cells with time left, and one per running cell; a cell alone has the time on its own.
+    """One bar over cells with time left, and one per running cell.
 
     Args:
         workers: cells that run at a time.
+        alone: there is one piece of work only, so its own bar has the time left.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, alone: bool = False) -> None:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
@@ -175,11 +176,10 @@ class Bars:
         )
         self._cells = self._bars.add_task("cells", total=1, text="")
         self._inner: dict[str, int] = {}
-        self._alone = False
+        self._alone = alone
 
     def begin(self, cells: Mapping[str, float]) -> None:
         self._clock.begin(cells)
-        self._alone = len(cells) == 1
         self._bars.update(self._cells, total=max(1, len(cells)), visible=not self._alone)
         self._bars.start()
         self._refresh()
@@ -217,9 +217,9 @@ class Bars:
         return f"{clock(self._clock.elapsed)} gone{self._clock.left_text}"
 
 
-def progress(workers: int = 1) -> Progress:
+def progress(workers: int = 1, alone: bool = False) -> Progress:
     """Return bars on a terminal, lines elsewhere."""
-    return Bars(workers) if sys.stdout.isatty() else Lines(workers)
+    return Bars(workers, alone) if sys.stdout.isatty() else Lines(workers)
 
 
 @contextlib.contextmanager
@@ -237,7 +237,7 @@ def long_work(what: str) -> Iterator[StageTold]:
     def told(stage: str, done: int, total: int) -> None:
         nonlocal show
         if show is None:
-            show = progress()
+            show = progress(alone=True)
             show.begin({what: 0.0})
             show.cell(what)
         show.step(what, stage, done, total)

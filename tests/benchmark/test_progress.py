@@ -110,8 +110,8 @@ def test_a_long_piece_of_work_says_a_line_now_and_then_and_a_short_one_none(now,
 def test_a_terminal_gets_one_bar_with_the_stage_and_the_time(now, monkeypatch, capsys):
     made = []
 
-    def bars() -> Bars:
-        made.append(Bars())
+    def bars(**how: bool) -> Bars:
+        made.append(Bars(**how))
         return made[-1]
 
     monkeypatch.setattr(progress, "progress", bars)
@@ -129,8 +129,8 @@ def test_a_terminal_gets_one_bar_with_the_stage_and_the_time(now, monkeypatch, c
 def test_work_that_fails_leaves_no_bar_behind(monkeypatch):
     made = []
 
-    def bars() -> Bars:
-        made.append(Bars())
+    def bars(**how: bool) -> Bars:
+        made.append(Bars(**how))
         return made[-1]
 
     monkeypatch.setattr(progress, "progress", bars)
@@ -138,3 +138,16 @@ def test_work_that_fails_leaves_no_bar_behind(monkeypatch):
         told("images", 1, 2)
         raise OSError
     assert not made[0]._bars.live.is_started
+
+
+def test_a_run_of_one_cell_keeps_the_bar_that_has_the_time(now):
+    """A cell's name is long: on a terminal of 80 columns nothing fits behind its stage."""
+    show = Bars()
+    show.begin({"a": 60.0})
+    show.cell("a")
+    show.step("a", "train", 0, 10)
+    try:
+        shown = {task.description: task.fields["text"] for task in show._bars.tasks if task.visible}
+        assert shown == {"cells": "0 s gone, 60 s left", "a": "train"}
+    finally:
+        show.end()
