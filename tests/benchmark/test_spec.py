@@ -209,7 +209,7 @@ def test_processes_that_cannot_share_a_batch_are_refused_before_they_start(tmp_p
 
 
 def test_results_folder_and_workers(tmp_path):
-    asked = request([*ONE, f"results={tmp_path}/a,b [1]", "jobs=3", "gpus=0,1"])
+    asked = request([*ONE, f"results={tmp_path}/a,b [1]", "jobs=3", "gpus=0,1", "device=cuda"])
     assert asked.results == tmp_path / "a,b [1]" and asked.jobs == 3 and asked.gpus == (0, 1)
     assert request([*ONE, "device=cuda", "gpus=0,1,2"]).jobs == 3  # one cell per GPU unless jobs says otherwise
     assert request(ONE).results == ROOT / "results" / "runs" / "pocket"
