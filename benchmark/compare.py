@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmark.errors import UserError, counted
 from benchmark.scores import read_items, read_scores
-from benchmark.spec import CellSpec, differences, identity, protocol
+from benchmark.spec import CellSpec, differences, digits_of, identity, protocol
 from benchmark.store import Store, published_key, read_cell
 
 OTHER_INPUTS = "other base model, data or code"
@@ -60,13 +60,12 @@ def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> t
         UserError: a folder has no finished cells or another schema, or a file is damaged.
     """
     mine, other = _finished(ours), _finished(theirs)
-    # A name's words may be another version's; the digits at its end are the cell's.
-    by_digits = {_digits(name): name for name in other}
-    wanted = None if cells is None else set(map(_digits, cells))
+    by_digits = {digits_of(name): name for name in other}
+    wanted = None if cells is None else set(map(digits_of, cells))
     specs: dict[str, CellSpec] = {}  # of theirs, read when needed: most cells are found by name
     gaps, alone = [], []
-    for name in sorted(name for name in mine if wanted is None or _digits(name) in wanted):
-        same = by_digits.get(_digits(name))
+    for name in sorted(name for name in mine if wanted is None or digits_of(name) in wanted):
+        same = by_digits.get(digits_of(name))
         if same is not None:
             gaps.append(replace(_gap(name, mine[name], other[same]), older=_older(other[same])))
             continue
@@ -80,11 +79,6 @@ def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> t
             why = f"other settings than {near}: {_differing(cell, specs[near])}"
             gaps.append(Gap(name, "not comparable", why=why))
     return gaps, alone
-
-
-def _digits(name: str) -> str:
-    """Return the end of a cell's name that no other cell has."""
-    return name.rpartition("-")[2]
 
 
 def _place(cell: CellSpec) -> tuple[str, str | None, str, int | None]:
@@ -208,15 +202,15 @@ def line(gaps: list[Gap], theirs: Path, alone: Collection[str] = ()) -> str:
     usable = [gap for gap in gaps if gap.verdict != "not comparable"]
     rest = []
     if len(usable) < len(gaps):
-        rest.append(f"{_cells(len(gaps) - len(usable))} cannot be compared: settings or test items differ")
+        rest.append(f"{counted(len(gaps) - len(usable), 'cell')} cannot be compared: settings or test items differ")
     if alone:
-        rest.append(f"{_cells(len(alone))} not in the reference (first: {min(alone)})")
+        rest.append(f"{counted(len(alone), 'cell')} not in the reference (first: {min(alone)})")
     if not usable:
         return "; ".join([f"Nothing to compare with {theirs}", *rest]) + "."
     same = sum(gap.verdict == "identical" for gap in usable)
     inside = sum(gap.verdict in ("identical", "near") for gap in usable)
     verb = "has" if len(usable) == 1 else "have"
-    parts = [f"Compared with {theirs}: {same} of {_cells(len(usable))} {verb} identical item scores"]
+    parts = [f"Compared with {theirs}: {same} of {counted(len(usable), 'cell')} {verb} identical item scores"]
     if same < len(usable):
         worst = max(usable, key=lambda gap: abs(gap.ours - gap.theirs))
         parts += [
@@ -226,7 +220,3 @@ def line(gaps: list[Gap], theirs: Path, alone: Collection[str] = ()) -> str:
     if older := sum(bool(gap.older) for gap in usable):
         rest.append(f"{older} of theirs {'is' if older == 1 else 'are'} of older code")
     return "; ".join(parts + rest) + "."
-
-
-def _cells(count: int) -> str:
-    return counted(count, "cell")

@@ -233,7 +233,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
             given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
             continue
         if key in PATHS:  # Hydra knows no ~
-            text = f"{key}={re.sub('(?<![^,])~[^,]*', lambda path: _value_of(_home(path[0], faults)), raw)}"
+            text = f"{key}={re.sub('(?<![^,])~[^,]*', lambda path: hydra_value(str(_home(path[0], faults))), raw)}"
         try:
             override = parser.parse_override(text)
             # A range may be as long as its numbers are large: it is cut before it is all in memory.
@@ -258,7 +258,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
 
 def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
     """Return the chosen file of each configuration group that the user names."""
-    chosen: dict[str, str] = {}
+    chosen = {"profile": _default_profile()}  # named, so that it is composed once for a request and for `usual`
     for group in GROUPS:
         if group not in given:
             continue
@@ -270,6 +270,15 @@ def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
         else:
             chosen[group] = name
     return chosen
+
+
+@functools.cache
+def _default_profile() -> str:
+    """Return the profile that conf/config.yaml chooses."""
+    import yaml
+
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return next(entry["profile"] for entry in defaults if isinstance(entry, dict) and "profile" in entry)
 
 
 @functools.cache
@@ -304,9 +313,19 @@ def _home(path: Any, faults: Faults) -> Path:
         return Path(str(path))
 
 
-def _value_of(path: Path) -> str:
-    """Return a path quoted as Hydra reads it."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def hydra_value(value: Any) -> str:
+    """Return a value as Hydra reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, list):
+        return f"[{','.join(map(hydra_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{hydra_value(item)}" for key, item in value.items()) + "}"
+    return repr(value)
 
 
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:

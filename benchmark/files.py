@@ -82,7 +82,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     try:
         return gzip.decompress(packed.read_bytes()).decode()
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{packed.name} is damaged: {error}") from error
 
 

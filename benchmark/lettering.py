@@ -176,5 +176,3 @@ def as_written(cell: str) -> str:
 def markdown(text: str) -> str:
     """Return text on one line with every character that Markdown would interpret written out."""
     return re.sub(r"([\\|*_<>`~$\[\]])", r"\\\1", tidy(text))
-
-

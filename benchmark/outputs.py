@@ -209,7 +209,7 @@ def _notes(request: Request, rows: Sequence[RowResult]) -> list[str]:
         }
         notes.append(
             f"{request.profile.name}: {cell.train.epochs} epochs, batch {cell.train.batch_size}, learning rate "
-            + "; ".join(f"{name} {rate}" for name, rate in rates.items()) 
+            + "; ".join(f"{name} {rate}" for name, rate in rates.items())
             + f"; {cell.dtype}{f', answers in {cell.eval.dtype}' if cell.eval.dtype else ''}, {cell.device}."
         )
     limited = [f"{what} {limit} items" for what, limit in (

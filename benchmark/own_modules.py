@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmark.errors import UserError
+from benchmark.files import user_path
 from benchmark.spec import ROOT
 
 
@@ -36,7 +37,7 @@ def canonical(name: str) -> str:
     """
     if not (name.endswith(".py") or "/" in name):
         return name
-    path = Path(name).expanduser().resolve()
+    path = user_path(name).resolve()
     if not path.is_file():
         raise UserError(f"{name}: there is no file {path}. Give a Python file, e.g. ./my_target.py.")
     inside = path.relative_to(ROOT).with_suffix("").parts if path.is_relative_to(ROOT) else ()

@@ -18,7 +18,7 @@ from benchmark.errors import UserError, counted
 from benchmark.files import unfinished_folder, write_atomic, write_sums
 from benchmark.keys import Digests, keys_of
 from benchmark.plan import Planned
-from benchmark.spec import at_root, cell_id
+from benchmark.spec import at_root, cell_id, digits_of
 from benchmark.store import KEY, Store, published_key, read_cell
 
 CELL_FILES = (
@@ -153,9 +153,9 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
     Raises:
         UserError: names it.
     """
-    kept = {name.rpartition("-")[2] for name in stay | wanted}  # the words of a published name may be older
+    kept = {digits_of(name) for name in stay | wanted}  # the words of a published name may be older
     published = [folder.name for folder in Store(target).all_cells()]
-    lost = sorted(name for name in published if name.rpartition("-")[2] not in kept)
+    lost = sorted(name for name in published if digits_of(name) not in kept)
     gone = sorted({path.stem for path in (target / "tables").glob("*.csv")} - tables)
     if lost or gone:
         what = [f"{counted(len(lost), 'published cell')} (first: {lost[0]})"] if lost else []
@@ -168,9 +168,9 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
 
 def _all_stay(published: Store, partial: Path) -> bool:
     """Return whether every published cell has the answers and scores that it had: then its figures are still true."""
-    copies = {folder.name.rpartition("-")[2]: folder for folder in Store(partial).all_cells()}
+    copies = {digits_of(folder.name): folder for folder in Store(partial).all_cells()}
     for folder in published.all_cells():
-        copy = copies.get(folder.name.rpartition("-")[2], partial / "cells" / folder.name)
+        copy = copies.get(digits_of(folder.name), partial / "cells" / folder.name)
         for path in (path for pattern in ("items/*", "answers/*") for path in folder.glob(pattern)):
             again = copy / path.relative_to(folder)
             if not again.is_file() or again.read_bytes() != path.read_bytes():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +13,7 @@ import pandas as pd
 
 from benchmark.answers import read_answers
 from benchmark.errors import UserError
-from benchmark.files import canonical_json, user_path
+from benchmark.files import canonical_json, read_text, user_path
 from benchmark.scores import read_items, read_scores
 from benchmark.spec import plain
 from benchmark.store import Store, published_key, read_cell
@@ -128,13 +126,11 @@ def _items(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _log(folder: Path) -> Iterator[dict[str, Any]]:
-    packed = folder / "train.jsonl.gz"
-    path = packed if packed.is_file() else folder / "train.jsonl"
-    if not path.is_file():  # an untuned model, or a post-hoc cell of older code
-        return
+    path = folder / "train.jsonl"
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path == packed else open(path, encoding="utf-8") as file:
-            for line in file:
-                yield {"cell": folder.name, **json.loads(line)}
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        for line in read_text(path).splitlines():
+            yield {"cell": folder.name, **json.loads(line)}
+    except FileNotFoundError:  # an untuned model, or a post-hoc cell of older code
+        return
+    except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {path}: {error}. Run the cell again.") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import own_modules
-from benchmark.compose import AXES, Request, parameter_of
+from benchmark.compose import AXES, Request, hydra_value, parameter_of
 from benchmark.cost import Costs, clock
 from benchmark.data import DATASETS
 from benchmark.errors import UserError, counted
@@ -158,7 +158,7 @@ def _command(
         and not item.startswith(("jobs=", "checkpoints=", "gpu="))
     ]
     narrowed = [*kept, f"models={first.model.id}", "jobs=1"]
-    narrowed += [f"{key}={','.join(map(_value, values))}" for key, values in setting.items()]
+    narrowed += [f"{key}={','.join(map(hydra_value, values))}" for key, values in setting.items()]
     methods = list(dict.fromkeys(item.cell.method.id for item in group))
     if first.method.id.startswith(PREFIX):
         # A checkpoint of the user's own is a row of its own beside the untuned model.
@@ -177,7 +177,7 @@ def _method(method: str) -> str:
     """Return a method as an element of the array can find it: one in a file of the user's own by that file."""
     module, colon, name = method.rpartition(":")
     place = own_modules.portable(module) if colon else module
-    return method if place == module else _value(f"{place}:{name}")
+    return method if place == module else hydra_value(f"{place}:{name}")
 
 
 def _target(dataset: DatasetSpec) -> str:
@@ -186,19 +186,4 @@ def _target(dataset: DatasetSpec) -> str:
     if reader in DATASETS:
         return dataset.id
     place = own_modules.portable(reader)
-    return place if place == reader else _value(place)
-
-
-def _value(value: Any) -> str:
-    """Return a value as Hydra reads it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    if isinstance(value, list):
-        return f"[{','.join(map(_value, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
-    return repr(value)
+    return place if place == reader else hydra_value(place)

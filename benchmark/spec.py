@@ -365,9 +365,14 @@ def cell_id(cell: CellSpec) -> str:
     return "-".join(filter(None, (head_of(cell), label(cell.changed), seed_part(cell), cell_hash(cell))))
 
 
+def digits_of(name: str) -> str:
+    """Return the end of a cell's name that no other cell has; the words before may be another version's."""
+    return name.rpartition("-")[2]
+
+
 def is_name_of(name: str, cell: CellSpec) -> bool:
     """Return whether a folder's name is a cell's: the words between method and seed may be others, or none."""
-    return name.endswith(f"-{cell_hash(cell)}") and of_same_grid(name, cell)
+    return digits_of(name) == cell_hash(cell) and of_same_grid(name, cell)
 
 
 def of_same_grid(name: str, cell: CellSpec) -> bool:

@@ -19,7 +19,7 @@ import yaml
 from benchmark.errors import Locked, UserError, did_you_mean
 from benchmark.files import lock, sha256_file, sweep, sync, write_atomic
 from benchmark.keys import Keys
-from benchmark.spec import CellSpec, cell_hash, cell_id, cell_of, is_name_of, plain
+from benchmark.spec import CellSpec, cell_hash, cell_id, cell_of, digits_of, is_name_of, plain
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0
@@ -57,7 +57,7 @@ class Store:
             if changed != self._listed[0]:
                 found: dict[str, list[str]] = {}
                 for name in sorted(os.listdir(self.cells)):
-                    found.setdefault(name.rpartition("-")[2], []).append(name)
+                    found.setdefault(digits_of(name), []).append(name)
                 self._listed = (changed, found)
         except OSError:  # not there yet
             return {}
@@ -119,7 +119,7 @@ class Store:
         names = [folder.name for folder in self.all_cells()]
         found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]
         # The words of a name may be an older version's.
-        digits = name.rpartition("-")[2]
+        digits = digits_of(name)
         found = found or [other for other in names if len(digits) == 8 and other.endswith(f"-{digits}")]
         if len(found) != 1:
             raise UserError(f"{len(found)} cells begin with {name!r}: {', '.join(found)}." if found else (

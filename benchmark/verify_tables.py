@@ -12,7 +12,7 @@ from benchmark import lettering, measures, outputs, published, render, tables
 from benchmark.compose import options_of, request
 from benchmark.findings import Findings, Wrong
 from benchmark.scores import read_items
-from benchmark.spec import CellSpec, cell_hash
+from benchmark.spec import CellSpec, cell_hash, digits_of
 
 
 def check_table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Findings) -> None:
@@ -83,7 +83,7 @@ def _row(
     diagnostics = {}
     columns = layout.get("columns") or ()
     # The table says which cells it is of; those published earlier do not.
-    own = {name.rpartition("-")[2] for name in (block[0].get("cells") or "").split()}
+    own = {digits_of(name) for name in (block[0].get("cells") or "").split()}
     for seed in seeds:
         folder, cell = _find(key, seed, cells, own or wanted)
         for name in items:

@@ -26,6 +26,7 @@ from benchmark.train import Order, Share, TrainingFailed, batch_loss, permutatio
 from methods.base import Method, NoParams
 from methods.registry import build
 from tests.benchmark.models import tiny
+from tests.methods.toy import Momenta
 
 ANSWERS = ["red", "a blue dog", "B", "a red cat", "blue", "cat", "a dog", "A", "dog", "red red red"]
 
@@ -410,17 +411,6 @@ def test_resume_is_bitwise_exact(vila, records, tmp_path, method):
     delta, resumed = run(vila, records, tmp_path / "cut", spec, on_progress=lambda step, *_: seen.append(step))
     assert seen == [11, 12]
     assert same(whole, delta) and resumed == rows
-
-
-class Momenta(Method):
-    """A method of one's own with memory; `Saved` hands it over."""
-
-    def start(self, shards):
-        self.momenta = {shard.name: torch.zeros_like(shard.weight) for shard in shards}
-
-    def before_step(self, shards):
-        for shard in shards:
-            shard.grad.copy_(self.momenta[shard.name].lerp_(shard.grad, 0.5))
 
 
 class Saved(Momenta):

@@ -18,19 +18,9 @@ from methods.base import Method
 from methods.registry import METHODS, build, load_class
 from methods.spider import Spider, SpiderParams
 from tests.methods import toy
+from tests.methods.toy import Momenta
 
 TRAINING = [name for name, entry in METHODS.items() if entry.kind == "training"]
-
-
-class Momenta(Method):
-    """A dict of tensors, the first thing that one writes."""
-
-    def start(self, shards):
-        self.momenta = {shard.name: torch.zeros_like(shard.weight) for shard in shards}
-
-    def before_step(self, shards):
-        for shard in shards:
-            shard.grad.copy_(self.momenta[shard.name].lerp_(shard.grad, 0.5))
 
 
 class Lazy(Method):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.shards import Attachment, attach
+from methods.base import Method
 
 WIDTH = 6
 
@@ -135,3 +136,14 @@ def train(method, steps: int = 8, decay: float = 0.1, dtype: torch.dtype = torch
     gradients = [step(model, optimizer, index) for index in range(steps)]
     moments = arrays({name: optimizer.state[value]["exp_avg"] for name, value in named.items()})
     return Run(arrays(pretrained), arrays(named), gradients, moments, rates, attachment, optimizer, model)
+
+
+class Momenta(Method):
+    """A method with memory that it does not save: a dict of tensors, the first thing that one writes."""
+
+    def start(self, shards):
+        self.momenta = {shard.name: torch.zeros_like(shard.weight) for shard in shards}
+
+    def before_step(self, shards):
+        for shard in shards:
+            shard.grad.copy_(self.momenta[shard.name].lerp_(shard.grad, 0.5))
