@@ -13,6 +13,11 @@ from benchmark.errors import Locked, UserError, counted, did_you_mean, printable
 from benchmark.files import user_path
 from benchmark.variables import neutralise_process
 
+# Verbs that read a folder, whatever cells it has.
+READS_ONLY = ("compare", "verify", "list", "inspect", "export")
+# Verbs of a grid of cells that runs here or is there already.
+GRIDS = ("run", "zeroshot", "score", "sweep", "figure", "all", "report", "rates", "publish")
+UNREAD = {"zeroshot": ("method", "methods"), "figure": ("table",)}
 FAULTY, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 
 HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table.
@@ -84,6 +89,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         neutralise_process(launched=False)  # before anything imports torch, which reads some of them then
         with signals.raising():
+            _refuse_unread(verb, rest)
             return VERBS[verb](rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -115,6 +121,24 @@ def main(arguments: Sequence[str]) -> int:
     except signals.Terminated:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return PREEMPTED
+
+
+def _refuse_unread(verb: str, arguments: Sequence[str]) -> None:
+    """Refuse keys that a verb would take and not use: who gives one believes that it does something.
+
+    Raises:
+        UserError: names them.
+    """
+    given = [item for item in arguments if "=" in item and not item.startswith("-")]
+    keys = dict.fromkeys(item.partition("=")[0] for item in given)
+    if verb in READS_ONLY:
+        unread = [key for key in keys if key not in ("profile", "results")]
+        why = "it reads profile= and results= alone"
+    else:
+        unread = [key for key in keys if key in UNREAD.get(verb, ()) or key == "gpu" and verb in GRIDS]
+        why = "only plan reads gpu=" if unread == ["gpu"] else "its cells are its own"
+    if unread:
+        raise UserError(f"{verb} does not read {', '.join(f'{key}=' for key in unread)}: {why}. Leave it out.")
 
 
 def version() -> str:

@@ -64,6 +64,23 @@ def test_each_mistake_is_one_message_and_code_2(arguments, message, capsys, tmp_
     assert captured.err.count("error:") == 1 and "Traceback" not in captured.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (["zeroshot", "methods=spider"], "methods="), (["figure", "plane", "table=table6"], "table="),
+        (["run", "table=smoke", "gpu=4090x8"], "gpu="), (["report", "gpu=4090x8"], "gpu="),
+        (["compare", "methods=spider", "jobs=7"], "methods=, jobs="), (["verify", "methods=spider"], "methods="),
+        (["list", "jobs=9"], "jobs="), (["inspect", "seeds=1", "CELL"], "seeds="),
+        (["export", "CELL", "DIR", "train.epochs=3"], "train.epochs="),
+    ],
+)
+def test_a_key_that_a_verb_would_ignore_is_refused(arguments, keys, capsys, tmp_path):
+    assert cli.main([*arguments, f"results={tmp_path}/new"]) == 2
+    error = capsys.readouterr().err
+    assert f"{arguments[0]} does not read {keys}:" in error and "Leave it out." in error
+    assert not (tmp_path / "new").exists()
+
+
 def test_folders_and_files_that_a_verb_is_given_may_begin_with_a_tilde(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     for arguments in (["verify", "~/no"], ["compare", "~/no", "~/other"], ["report", "results=~/no"]):
