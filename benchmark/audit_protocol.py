@@ -60,7 +60,8 @@ def main(
             text = sample(printable(record.prompt), target, record.image is not None, tokenizer, model, plain_text)
             console.print(text, soft_wrap=True)  # a break of the terminal's would not be the prompt's
     if not shown:
-        raise UserError(f"There are no data in {root}. Get them first: data prepare, or make table5.")
+        raise UserError(f"There are no data in {root}. Get them first: `data prepare profile=paper`, "
+                        "or `data draw profile=pocket`.")
     return 0
 
 

@@ -14,7 +14,7 @@ from benchmark.errors import UserError, counted
 from benchmark.keys import Digests, Keys, Unverified, keys_of
 from benchmark.models import places
 from benchmark.progress import StageTold
-from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, at_root, cell_id, changed_without
+from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, ProfileSpec, at_root, cell_id, changed_without
 from benchmark.store import Store, read_cell
 
 # What a cell is computed with, but not named by.
@@ -197,7 +197,10 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
     missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]
     if missing:
         head = f"{len(missing)} folder{'s do' if len(missing) > 1 else ' does'} not exist:"
-        fix = "Put them there (real datasets: data prepare profile=paper), or set model.checkpoint= and data_root=."
+        fix = (
+            "Put them there (data sets: `data prepare profile=paper` gets the real ones, `data draw profile=pocket` "
+            "the drawn ones), or set model.checkpoint= and data_root=."
+        )
         raise UserError("\n".join([head, *missing, fix]))
 
 
@@ -247,9 +250,14 @@ def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
     if any(item.keys is None and item.verified for item in plan):
         root, profile = request.cells[0].data_root, request.profile
         drawn = profile.prepare and root == f"data/{profile.id}"
-        how = "`run` gets them first" if drawn else f"`data prepare profile={profile.id}` gets them (docs/data.md)"
-        lines.append(f"The data are not there yet ({root}); {how}.")
+        lines.append(f"The data are not there yet ({root}); {'`run` gets them first' if drawn else advice(profile)}.")
     return "\n".join(lines)
+
+
+def advice(profile: ProfileSpec) -> str:
+    """Return which command fills a data folder that `run` leaves alone: one that the profile accepts."""
+    verb = "draw" if profile.prepare else "prepare"
+    return f"`data {verb} profile={profile.id} data_root=DIR` fills a folder (docs/data.md)"
 
 
 def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:

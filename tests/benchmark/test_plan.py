@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_plan_without_data_says_so(world):
     assert plan[0].keys is None and plan[0].missing[0] == "train" and plan[0].missing[-1] == "summary"
     costs = Costs(Store(asked.results), asked.profile)
     text = planning.describe(plan, asked, costs)
-    assert "data are not there yet" in text and "`data prepare profile=pocket` gets them" in text
+    assert "data are not there yet" in text and "`data draw profile=pocket data_root=DIR` fills" in text
     ours = dataclasses.replace(asked, cells=tuple(dataclasses.replace(c, data_root="data/pocket") for c in asked.cells))
     assert "(data/pocket); `run` gets them first" in planning.describe(plan, ours, costs)
 
@@ -181,3 +182,13 @@ def test_results_of_another_schema_are_not_planned_over(world, capsys):
     (world.results / "schema").write_text("99")
     assert cli.main(["plan", *world.overrides("methods=full_ft")]) == 2
     assert "schema version 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", ["pocket", "paper"])
+def test_a_plan_advises_a_data_command_that_the_profile_accepts(profile, monkeypatch, tmp_path):
+    said = planning.advice(request([f"profile={profile}"], grid=False).profile)
+    words = re.search(r"`(data \w+ profile=\w+) data_root=DIR`", said)
+    done = []
+    monkeypatch.setattr("benchmark.runner.draw", lambda *_: done.append("draw"))
+    monkeypatch.setattr("benchmark.data.prepare.main", lambda *_: done.append("prepare") or 0)
+    assert cli.main([*words[1].split(), f"data_root={tmp_path}"]) == 0 and len(done) == 1
