@@ -473,7 +473,9 @@ def main(overrides: Sequence[str]) -> int:
         table = report(size, given["device"], run(size, methods or (*TRAINED, RELEASED), given["device"]))
     finally:
         fused.devices.intersection_update(devices)
-    print(table)
-    if given["out"]:
-        write_atomic(user_path(given["out"]), table + "\n")
+    try:
+        if given["out"]:
+            write_atomic(user_path(given["out"]), table + "\n")
+    finally:
+        print(table)
     return 0

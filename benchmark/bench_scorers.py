@@ -99,7 +99,9 @@ def main(overrides: Sequence[str], measured: Callable[[str], tuple[int, float, f
     if "cider" in metrics:
         tokenise(["warm up"])  # the first start of Java reads its files from the disk
     shown = table([(name, *measured(name)) for name in metrics])
-    print(shown)
-    if given["out"]:
-        write_atomic(user_path(given["out"]), shown + "\n")
+    try:
+        if given["out"]:
+            write_atomic(user_path(given["out"]), shown + "\n")
+    finally:
+        print(shown)
     return 0

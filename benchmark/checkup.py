@@ -100,7 +100,7 @@ def _layout(model: ModelSpec, path: Path) -> tuple[str, int]:
         UserError: the folder is of no known layout, a shard is missing or cut short, or has too few weights.
     """
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path / 'config.json'} cannot be read ({error}). Fetch the checkpoint again.") from None
     if model.family == "vila":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmark import signals
+from benchmark import signals, terminal
 from benchmark.errors import Locked, UserError, counted, did_you_mean, printable
 from benchmark.files import user_path
 from benchmark.variables import neutralise_process
@@ -74,6 +73,19 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
+    with terminal.guarded() as output:
+        code = _main(arguments)
+    if output.lost is None or isinstance(output.lost, BrokenPipeError | ValueError):  # `| head` has read enough
+        return code
+    print(
+        f"error: Not all of the output could be printed: {output.lost.strerror}. Files are complete. Send the output "
+        "elsewhere and run the command again to see it.",
+        file=sys.stderr,
+    )
+    return code or USER_ERROR
+
+
+def _main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(_help(), end="")
@@ -97,9 +109,6 @@ def main(arguments: Sequence[str]) -> int:
     except Locked as owner:
         print(f"error: {owner} works on a cell that this needs. Run the command again when it ends.", file=sys.stderr)
         return USER_ERROR
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         # What a command reads or writes is checked where it happens; this is a path that cannot exist at all.
         if error.filename is None:
@@ -249,9 +258,7 @@ def report(arguments: list[str]) -> int:
 
 def zeroshot(arguments: list[str]) -> int:
     """score the untuned models alone and hold them against the paper's zero-shot row"""
-    from rich.console import Console
-
-    from benchmark import gate, outputs, plan, render, runner
+    from benchmark import gate, outputs, plan, runner
     from benchmark.compose import request
     from benchmark.store import Store
 
@@ -263,8 +270,7 @@ def zeroshot(arguments: list[str]) -> int:
         return code
     store = Store(asked.results)
     planned = plan.make(asked, store)
-    # Shown and not written: the file of this name is the whole table's.
-    render.show(outputs.build_table(asked, planned, store), Console(file=sys.stdout))
+    outputs.report(asked, planned, store)
     gate.hold(asked, planned, store)
     return code
 

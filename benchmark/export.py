@@ -154,7 +154,7 @@ def _write_vila(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
     save_file(tensors, weights, metadata={"format": "pt"})
     for name in ("config.json", "llm/config.json", "vision_tower/config.json", "mm_projector/config.json"):
         if (loaded.path / name).is_file():
-            text = (loaded.path / name).read_text()
+            text = (loaded.path / name).read_text(encoding="utf-8")
             write_atomic(path / name, DTYPE.sub(rf"\g<1>{cell.dtype}\g<2>", text))
 
 

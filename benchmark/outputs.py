@@ -30,7 +30,7 @@ SEVERAL = (
 
 
 def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
-    """Print what was asked for and write its files below the results folder.
+    """Write the files of what was asked for below the results folder, then print it.
 
     Args:
         request: with or without a table.
@@ -52,9 +52,9 @@ def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
     found = slices.differences(request, whole(request))
     table = build_table(request, plan, store)
     table = replace(table, title=table.title + slices.heading(found))
+    written, drawn = write(request, table, store.root, slices.suffix(found))
     print()
     render.show(table, Console(file=sys.stdout))
-    written, drawn = write(request, table, store.root, slices.suffix(found))
     print(f"\nTable: {written[0].with_suffix('')}.{{md,csv,tex}}")
     for stem in sorted({path.with_suffix("") for path in drawn}):
         print(f"Radar: {stem}.{{png,pdf,csv}}")
@@ -86,7 +86,7 @@ def write(request: Request, table: Table, root: Path, suffix: str = "") -> tuple
         suffix: behind the names of the files of a slice, which never replace those of the whole table.
 
     Returns:
-        The files of the table and those of the plots.
+        The files of the table and those of the plots, which a table of columns of its own or of untuned models lacks.
 
     Raises:
         UserError: the folder cannot be written.
@@ -96,7 +96,8 @@ def write(request: Request, table: Table, root: Path, suffix: str = "") -> tuple
     assert request.table is not None
     stem = FIGURES.get(request.table, request.table)
     cider = [name for name, dataset in request.datasets.items() if dataset.metric == "cider"]
-    drawn = [] if table.shown else figures.radars(table, root / "figures", f"{stem}{suffix}", request.radar, cider)
+    plain = bool(table.shown) or not table.frame["tuned"].any()  # one untuned model has nothing to be held against
+    drawn = [] if plain else figures.radars(table, root / "figures", f"{stem}{suffix}", request.radar, cider)
     return render.write(table, root / "tables", f"{request.table}{suffix}"), drawn
 
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from benchmark import signals
+from benchmark import signals, terminal
 from benchmark.errors import Locked, UserError
 from benchmark.store import Store
 
@@ -44,7 +44,7 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
         except OSError:  # the parent was killed: stop as if it had said so
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with contextlib.suppress(EOFError, BrokenPipeError, signals.Terminated), signals.raising():
+    with contextlib.suppress(EOFError, BrokenPipeError, signals.Terminated), signals.raising(), terminal.guarded():
         try:
             prepare_process(*place)
             worker = Worker(Store(Path(root)))

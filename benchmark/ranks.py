@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import signals
+from benchmark import signals, terminal
 from benchmark.errors import UserError, explained
 from benchmark.files import write_atomic
 from benchmark.launch import OUTCOME, POLL, STOP
@@ -174,4 +174,6 @@ def _watch(folder: Path, owner: dict[str, Any] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    with terminal.guarded():  # to a log in the locale's encoding
+        code = main(Path(sys.argv[1]), sys.argv[2])
+    sys.exit(code)

@@ -70,7 +70,7 @@ def checkpoint_digest(folders: Sequence[Path], of: Callable[[Path], str | None] 
 
 def _read() -> dict[str, str]:
     try:
-        known = json.loads(cache_file().read_text())
+        known = json.loads(cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -297,7 +297,7 @@ def main(
     specs: Sequence[DatasetLike], root: Path, bases: Mapping[str, Answerer] | None = None,
     out: Path | None = None, split: str = "test", console: Console | None = None,
 ) -> int:
-    """Audit, print, and write audit.json and audit.md if asked.
+    """Audit, write audit.json and audit.md if asked, and print.
 
     Args:
         specs: data sets of a profile.
@@ -316,11 +316,11 @@ def main(
     console = console or Console()
     with long_work("audit") as told:
         report = audit(specs, Path(root), bases, split, told)
-    for table in tables(report):
-        console.print(table)
-    console.print(verdict(report), markup=False, highlight=False)
     if out is not None:
         content = dataclasses.asdict(report) | {"passed": report.passed, "split": split}
         write_atomic(Path(out) / "audit.json", json.dumps(content, indent=1) + "\n")
         write_atomic(Path(out) / "audit.md", markdown(report))
+    for table in tables(report):
+        console.print(table)
+    console.print(verdict(report), markup=False, highlight=False)
     return 0 if report.passed else 1

@@ -57,7 +57,7 @@ def folders(model: ModelSpec) -> list[Path]:
     """Return every folder that a model is read from: the checkpoint's and, if it has no tower, the tower's."""
     path = checkpoint(model).path
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return [path]
     original = isinstance(config, dict) and is_original(config)
@@ -102,7 +102,7 @@ def hub_cache() -> Path:
 def _in_hub_cache(repository: str) -> Place | None:
     folder = hub_cache() / f"models--{repository.replace('/', '--')}"
     try:
-        revision = (folder / "refs" / "main").read_text().strip()
+        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except OSError:
         return None
     path = folder / "snapshots" / revision

@@ -268,7 +268,7 @@ def _logger(name: str, out: Path) -> Callable[[str], None]:
         line = f"[{name} {time.time() - start:6.0f} s] {text}"
         print(line, flush=True)
         out.mkdir(parents=True, exist_ok=True)
-        with open(out / "log.txt", "a") as file:
+        with open(out / "log.txt", "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     return log

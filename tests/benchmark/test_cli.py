@@ -127,6 +127,27 @@ def test_cfg_job_shows_every_cell(capsys):
     ]
 
 
+def test_the_files_of_a_table_are_written_before_it_is_printed(world, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmark.render.show", stop)
+    assert cli.main(["run", *world.overrides("methods=full_ft")]) == 130
+    assert len([*(world.results / "tables").iterdir()]) == 3
+
+
+def test_zeroshot_writes_its_rows_beside_the_table_that_they_are_of(world, capsys):
+    cli.main(["run", *world.overrides("methods=zero_shot,full_ft,spider")])
+    before = contents(world.results / "tables")
+    assert cli.main(["zeroshot", *world.overrides()]) == 0
+    out = capsys.readouterr().out
+    written = {name: text for name, text in contents(world.results / "tables").items() if name not in before}
+    assert {Path(name).suffix for name in written} == {".md", ".csv", ".tex"}
+    assert all("zero_shot" in name and b"SPIDER" not in text for name, text in written.items())
+    assert "Zero-shot gate" in out and f"Table: {world.results}/tables/{next(iter(written)).rpartition('.')[0]}" in out
+    assert before.items() <= contents(world.results / "tables").items()
+
+
 def test_list_shows_what_there_is(world, capsys):
     cli.main(["run", *world.overrides("methods=zero_shot")])
     capsys.readouterr()
