@@ -10,16 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmark.errors import UserError
-from benchmark.files import digest_of, sha256_file, write_atomic
+from benchmark.files import digest_of, sha256_file, user_path, write_atomic
 from benchmark.models import checkpoint_files
 
 LARGE = 2**24  # bytes; smaller files are read each time
 
 
 def cache_file() -> Path:
-    """Return where digests are remembered (SPIDERBENCH_CACHE, XDG_CACHE_HOME or ~/.cache)."""
+    """Return where digests are remembered (SPIDERBENCH_CACHE, XDG_CACHE_HOME or ~/.cache).
+
+    Raises:
+        UserError: the user has no home folder, as in some containers.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("SPIDERBENCH_CACHE") or Path(home) / "spiderbench").expanduser() / "digests.json"
+    return user_path(os.environ.get("SPIDERBENCH_CACHE") or Path(home) / "spiderbench") / "digests.json"
 
 
 def file_digest(path: Path) -> str:
@@ -71,7 +75,7 @@ def checkpoint_digest(folders: Sequence[Path], of: Callable[[Path], str | None] 
 def _read() -> dict[str, str]:
     try:
         known = json.loads(cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return {}
     return known if isinstance(known, dict) else {}
 

@@ -43,7 +43,8 @@ def differences(asked: Request, whole: Request, ignore: Container[str] = ()) -> 
             dict.fromkeys(value for cell in one.cells for value in values_of(cell)) for one in (asked, whole)
         )
         same = same and ours.keys() == theirs.keys()
-        if name in ignore or ours.keys() == theirs.keys() or (name == "seeds" and ours.keys() > theirs.keys()):
+        any_seeds = name == "seeds" and (not ours or ours.keys() > theirs.keys())  # untuned models alone have none
+        if name in ignore or ours.keys() == theirs.keys() or any_seeds:
             continue
         if ours.keys() > theirs.keys():
             found["with"] = ", ".join(filter(None, [found.get("with"), *(one for one in ours if one not in theirs)]))

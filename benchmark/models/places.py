@@ -94,9 +94,12 @@ def tower(path: Path, config: Mapping[str, Any], given: str | None) -> Path:
 
 
 def hub_cache() -> Path:
-    """Return the folder in which huggingface_hub keeps what it downloaded."""
+    """Return the folder in which huggingface_hub keeps what it downloaded.
+
+    For a user without a home folder the path begins with ~ and does not exist, as with huggingface_hub.
+    """
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub"))
 
 
 def _in_hub_cache(repository: str) -> Place | None:

@@ -81,6 +81,32 @@ def test_a_key_that_a_verb_would_ignore_is_refused(arguments, keys, capsys, tmp_
     assert not (tmp_path / "new").exists()
 
 
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whom the machine does not know and who has no HOME, as in containers that are given a number only."""
+    def unknown(*_):
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "SPIDERBENCH_CACHE", "HF_HOME", "HF_HUB_CACHE", "LOGNAME", "USER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("pwd.getpwnam", unknown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["plan", "table=table5", "profile=paper", "gpu=4090x8"], 0), (["doctor", "profile=paper"], 2),
+        (["run", "table=table5", "profile=paper", "models=vila15_3b"], 2), (["list"], 0),
+        (["run", "table=smoke", "results=~/r"], 2), (["run", "table=smoke", "model.checkpoint=~x/y"], 2),
+    ],
+)
+def test_a_user_without_a_home_is_served_and_only_a_tilde_is_refused(arguments, code, homeless, capsys):
+    assert cli.main(arguments) == code
+    error = capsys.readouterr().err
+    assert "home folder" in error if "~" in arguments[-1] else "home" not in error
+
+
 def test_folders_and_files_that_a_verb_is_given_may_begin_with_a_tilde(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     for arguments in (["verify", "~/no"], ["compare", "~/no", "~/other"], ["report", "results=~/no"]):
