@@ -10,8 +10,8 @@ White space stays as it is, as with the wrapper, because the tokeniser tells it 
 
 from __future__ import annotations
 
+import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,16 +46,16 @@ def tokenise(captions: Sequence[str]) -> list[str]:
         return []
     jar = Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR
     java = find_java()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "captions.txt"
-        file.write_bytes("".join(f"{one_line(caption)}\n" for caption in captions).encode())
-        command = [str(java), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
-        try:
-            done = subprocess.run([*command, "-preserveLines", "-lowerCase", str(file)], capture_output=True)
-        except OSError as error:
-            raise UserError(
-                f"Cannot start Java at {java}: {error.strerror}. Set JAVA_HOME to a working Java."
-            ) from error
+    command = [str(java), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    try:
+        # Not through a file: the tokeniser splits file names at spaces, and TMPDIR may have some. The locale is for the
+        # jar's own path, in which Java looks for letters of the locale only.
+        done = subprocess.run(
+            [*command, "-preserveLines", "-lowerCase"], capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
+            input="".join(f"{one_line(caption)}\n" for caption in captions).encode(),
+        )
+    except OSError as error:
+        raise UserError(f"Cannot start Java at {java}: {error.strerror}. Set JAVA_HOME to a working Java.") from error
     lines = done.stdout.decode().split("\n")[:-1]
     if done.returncode != 0 or len(lines) != len(captions):
         reason = exception_of(done.stderr.decode(errors="replace"))

@@ -171,3 +171,26 @@ def test_a_failing_tokeniser_is_not_a_score(script, message, tmp_path, monkeypat
     java.write_text("not a program")
     with pytest.raises(UserError, match="Cannot start Java"):
         caption.tokenise(["one", "two"])
+
+
+@pytest.mark.parametrize("name", ["with space", "ü漢字", "x" * 200, "missing"])
+def test_the_folder_of_temporary_files_does_not_matter(name, tmp_path):
+    folder = tmp_path / name
+    if name != "missing":
+        folder.mkdir()
+    code = "from eval.caption import tokenise; assert tokenise(['A cat.', 'ü']) == ['a cat', 'ü']"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(folder)}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_jar_may_lie_where_only_utf_8_has_the_letters(tmp_path, monkeypatch):
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    jar = tmp_path / "ü漢字 x" / "tokeniser.jar"
+    jar.parent.mkdir()
+    jar.symlink_to(Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    monkeypatch.setattr(ptbtokenizer, "STANFORD_CORENLP_3_4_1_JAR", str(jar))
+    monkeypatch.setenv("LC_ALL", "C")
+    assert caption.tokenise(["A cat."]) == ["a cat"]
