@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import signals, terminal
+from benchmark import signals, temporary, terminal
 from benchmark.errors import UserError, explained
 from benchmark.files import write_atomic
 from benchmark.launch import OUTCOME, POLL, STOP
@@ -76,6 +76,7 @@ def leave_together(folder: Path, processes: int, seconds: float = 60.0) -> None:
 
 def _prepare(cell: CellSpec) -> None:
     neutralise_process(launched=True)
+    temporary.settle()  # on another machine it may be another
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("DS_ACCELERATOR", cell.device)

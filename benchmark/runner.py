@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any
 
-from benchmark import gate, signals
+from benchmark import gate, signals, temporary
 from benchmark import plan as planning
 from benchmark.compose import Request
 from benchmark.cost import Costs
@@ -120,6 +120,7 @@ def _run(request: Request, show: Progress | None) -> int:
     schedule: Schedule | None = None
     try:
         with signals.raising():
+            temporary.settle()  # before there are workers, which take it over
             store.check_writable()
             sweep(store.root, LEFTOVER_SECONDS)
             prepare(request, show)

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from benchmark import temporary
 from benchmark.errors import UserError, explained, printable
 from benchmark.files import write_atomic
 from benchmark.keys import Keys
@@ -63,7 +64,8 @@ def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
         gpu: the device to use; None for the first visible one.
 
     Raises:
-        UserError: a GPU is asked for and torch sees none; or Python runs without docstrings.
+        UserError: a GPU is asked for and torch sees none; Python runs without docstrings; no folder can hold temporary
+            files.
     """
     if sys.flags.optimize > 1:
         raise UserError(
@@ -71,6 +73,7 @@ def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
             "python -O, and unset PYTHONOPTIMIZE."
         )
     neutralise_process(launched=False)
+    temporary.settle()
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else str(gpu) if gpu is not None else (
         os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     )

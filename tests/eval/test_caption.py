@@ -179,9 +179,8 @@ def test_the_folder_of_temporary_files_does_not_matter(name, tmp_path):
     if name != "missing":
         folder.mkdir()
     code = "from eval.caption import tokenise; assert tokenise(['A cat.', 'ü']) == ['a cat', 'ü']"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(folder)}, cwd=ROOT, capture_output=True, text=True
-    )
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
