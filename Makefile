@@ -23,12 +23,17 @@ grid = $(if $(TABLE),table=$(TABLE),table=table5)
 
 # A variable that a target does not read is a slip, such as METHOD for METHODS: nothing starts.
 grid_names := PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS GATE RESULTS CHECKPOINTS ARGS
+running := JOBS GPUS GATE
 reads_help := $(grid_names) TABLE FIGURE AXIS VALUES A B GPU SBATCH PART SIZE DEVICE STAGE BUMP KILLS SEED
 reads_sweep := $(grid_names) AXIS VALUES
 reads_plan := $(grid_names) TABLE GPU
 reads_sbatch := $(grid_names) TABLE SBATCH
-reads_zeroshot := $(grid_names) TABLE
-reads_publish := $(grid_names) TABLE FIGURE
+reads_zeroshot := $(filter-out METHODS SEEDS CHECKPOINTS,$(grid_names)) TABLE
+reads_publish := $(filter-out $(running),$(grid_names)) TABLE FIGURE
+reads_report := $(filter-out $(running),$(grid_names))
+reads_all := $(filter-out METHODS TARGETS,$(grid_names))
+reads_rates := $(filter-out TARGETS SEEDS CHECKPOINTS,$(grid_names))
+reads_fig1 := $(filter-out SEEDS CHECKPOINTS JOBS GATE,$(grid_names))
 reads_compare := A B RESULTS PROFILE
 reads_verify := RESULTS PROFILE ARGS
 reads_accept := STAGE BUMP

@@ -7,16 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmark import signals, terminal
+from benchmark import signals, terminal, usage
 from benchmark.errors import Locked, UserError, counted, did_you_mean, printable
 from benchmark.files import user_path
+from benchmark.usage import OPTIONS
 from benchmark.variables import neutralise_process
 
-# Verbs that read a folder, whatever cells it has.
-READS_ONLY = ("compare", "verify", "list", "inspect", "export")
-# Verbs of a grid of cells that runs here or is there already.
-GRIDS = ("run", "zeroshot", "score", "sweep", "figure", "all", "report", "rates", "publish")
-UNREAD = {"zeroshot": ("method", "methods"), "figure": ("table",)}
 FAULTY, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 
 HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table.
@@ -30,7 +26,7 @@ HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command
 
 {verbs}
 
-Keys of run, plan, score, publish:
+`VERB --help` shows what one command reads, with examples. Keys of run and plan:
   table= profile=            a grid of conf/table, a scale of conf/profile
   models= methods= targets= seeds=   comma lists (method=, model=, dataset=, seed= mean the same)
   results=DIR                where results go (default results/runs/<profile>)
@@ -87,9 +83,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments or ["--help"]
-    if verb in ("-h", "--help", "help"):
+    if verb in ("-h", "--help", "help") and not rest:
         print(_help(), end="")
         return 0
+    if verb == "help":  # help VERB
+        verb, *rest = *rest, "--help"
     if verb in ("--version", "version"):
         print(f"spiderbench {version()}")
         return 0
@@ -97,11 +95,11 @@ def _main(arguments: Sequence[str]) -> int:
         if verb not in VERBS:
             raise UserError(f"Unknown command {verb!r}.{did_you_mean(verb, VERBS)}")
         if "-h" in rest or "--help" in rest:
-            print(_help(), end="")
+            print(usage.describe(verb, rest, _said(verb)), end="")
             return 0
         neutralise_process(launched=False)  # before anything imports torch, which reads some of them then
         with signals.raising():
-            _refuse_unread(verb, rest)
+            usage.refuse_unread(verb, rest)
             return VERBS[verb](rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -132,24 +130,6 @@ def _main(arguments: Sequence[str]) -> int:
         return PREEMPTED
 
 
-def _refuse_unread(verb: str, arguments: Sequence[str]) -> None:
-    """Refuse keys that a verb would take and not use: who gives one believes that it does something.
-
-    Raises:
-        UserError: names them.
-    """
-    given = [item for item in arguments if "=" in item and not item.startswith("-")]
-    keys = dict.fromkeys(item.partition("=")[0] for item in given)
-    if verb in READS_ONLY:
-        unread = [key for key in keys if key not in ("profile", "results")]
-        why = "it reads profile= and results= alone"
-    else:
-        unread = [key for key in keys if key in UNREAD.get(verb, ()) or key == "gpu" and verb in GRIDS]
-        why = "only plan reads gpu=" if unread == ["gpu"] else "its cells are its own"
-    if unread:
-        raise UserError(f"{verb} does not read {', '.join(f'{key}=' for key in unread)}: {why}. Leave it out.")
-
-
 def version() -> str:
     """Return the program's version, as pyproject.toml has it."""
     import tomllib
@@ -161,8 +141,13 @@ def version() -> str:
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    lines = (f"  {name:<{width}}  {(verb.__doc__ or '').partition(chr(10))[0]}" for name, verb in VERBS.items())
+    lines = (f"  {name:<{width}}  {_said(name).partition(chr(10))[0]}" for name in VERBS)
     return HELP.format(verbs="\n".join(lines))
+
+
+def _said(verb: str) -> str:
+    """Return what a verb does, in a line or two."""
+    return VERBS[verb].__doc__ or ""
 
 
 def _overrides(arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
@@ -177,13 +162,12 @@ def _overrides(arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]
         name, equals, value = item.removeprefix("--").partition("=")
         if not item.startswith("-"):
             overrides.append(item)
-        elif name in ("jobs", "gpus", "results", "hostfile"):
+        elif name in OPTIONS:
             if not equals and not rest:
                 raise UserError(f"{item} needs a value, e.g. {name}=2.")
             overrides.append(f"{name}={value if equals else rest.pop(0)}")
         elif name not in flags:
-            known = ["jobs", "gpus", "results", "hostfile", *flags]
-            raise UserError(f"Unknown option {item!r}.{did_you_mean(name, known)}")
+            raise UserError(f"Unknown option {item!r}.{did_you_mean(name, [*OPTIONS, *flags])}")
     return overrides
 
 
@@ -191,6 +175,16 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return (overrides, the rest)."""
     overrides = [item for item in arguments if "=" in item and not item.startswith("-")]
     return overrides, [item for item in arguments if item not in overrides]
+
+
+def _refuse_beside(command: str, overrides: Sequence[str], keys: Sequence[str], why: str) -> None:
+    """Refuse keys that a command reads, but not beside the words that it was given.
+
+    Raises:
+        UserError: names them.
+    """
+    if unread := [item for item in overrides if item.partition("=")[0] in keys]:
+        raise UserError(f"{command} does not read {', '.join(unread)}: {why}. Leave it out.")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -363,6 +357,10 @@ def compare(arguments: list[str]) -> int:
     from benchmark.spec import at_root
 
     overrides, folders = _split(arguments)
+    if len(folders) > 2:
+        raise UserError(f"compare takes at most two results folders, got {', '.join(folders)}.")
+    unread = [(), ("results",), ("results", "profile")][len(folders)]
+    _refuse_beside(f"compare {' '.join(folders)}", overrides, unread, "the folders are given")
     asked = request(overrides, grid=False)
     reference = at_root(asked.profile.reference) if asked.profile.reference else None
     ours = user_path(folders[0]) if folders else asked.results
@@ -392,6 +390,8 @@ def verify(arguments: list[str]) -> int:
     overrides, folders = _split(_overrides(rest))
     if len(folders) > 1:
         raise UserError(f"verify takes one results folder, got {', '.join(folders)}.")
+    if folders:
+        _refuse_beside(f"verify {folders[0]}", overrides, ("results", "profile"), "the folder is given")
     root = user_path(folders[0]) if folders else request(overrides, grid=False).results
     with long_work("verify") as told:
         found = check(
@@ -409,6 +409,8 @@ def list_(arguments: list[str]) -> int:
     overrides, words = _split(arguments)
     if words not in ([], ["cells"]):
         raise UserError(f"list {' '.join(words)}: only `list` and `list cells` exist.")
+    if not words:
+        _refuse_beside("list", overrides, ("results",), "only list cells does")
     asked = request(overrides, grid=False)
     if words:
         from benchmark.store import Store
@@ -594,6 +596,8 @@ def doctor(arguments: list[str]) -> int:
     """check Python, packages, Java, processors, memory and disk; with profile=paper also GPUs, checkpoints, data"""
     from benchmark.doctor import main as doctor_main
 
+    if words := [item for item in arguments if "=" not in item and item != "--packages"]:
+        raise UserError(f"doctor {' '.join(words)}: it takes keys only, e.g. doctor profile=paper.")
     return doctor_main(arguments)
 
 

@@ -258,7 +258,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
 
 def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
     """Return the chosen file of each configuration group that the user names."""
-    chosen = {"profile": _default_profile()}  # named, so that it is composed once for a request and for `usual`
+    chosen = {"profile": default_profile()}  # named, so that it is composed once for a request and for `usual`
     for group in GROUPS:
         if group not in given:
             continue
@@ -273,7 +273,7 @@ def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
 
 
 @functools.cache
-def _default_profile() -> str:
+def default_profile() -> str:
     """Return the profile that conf/config.yaml chooses."""
     import yaml
 

@@ -211,6 +211,10 @@ class World:
             f"model.checkpoint={self.checkpoint}", f"results={self.results}", "jobs=1", *more,
         ]
 
+    def grid(self, *more: str) -> list[str]:
+        """Return the same for a command that runs no cell."""
+        return [item for item in self.overrides(*more) if not item.startswith("jobs=")]
+
     def cells(self) -> dict[str, Path]:
         """Return the folder of every cell by model, target, method and seed."""
         folders = {path.parent: read_cell(path.parent) for path in self.results.glob("cells/*/cell.yaml")}

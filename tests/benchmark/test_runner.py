@@ -162,7 +162,7 @@ def test_score_uses_stored_answers_without_a_model(world, capsys):
     for path in world.results.glob("cells/*/items/gqa.jsonl.gz"):
         path.write_bytes(b"damaged")
     world.forget_calls()
-    assert cli.main(["score", *world.overrides("methods=full_ft,zero_shot,spider")]) == 0
+    assert cli.main(["score", *world.grid("methods=full_ft,zero_shot,spider")]) == 0
     assert fakes.calls() == []
     assert world.scores() == expected
     assert "spider" in capsys.readouterr().out  # named as not run yet
@@ -388,7 +388,7 @@ def test_a_cell_of_another_process_is_one_message(world, monkeypatch, capsys):
         raise Locked("process 1 on elsewhere")
 
     monkeypatch.setattr("benchmark.store.Store.lock", locked)
-    assert cli.main(["score", *arguments]) == 2
+    assert cli.main(["score", *world.grid("methods=full_ft")]) == 2
     assert capsys.readouterr().err.startswith("error: process 1 on elsewhere works on a cell that this needs.")
 
 
