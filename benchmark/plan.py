@@ -198,7 +198,7 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
     if missing:
         head = f"{len(missing)} folder{'s do' if len(missing) > 1 else ' does'} not exist:"
         fix = (
-            "Put them there (data sets: `data prepare profile=paper` gets the real ones, `data draw profile=pocket` "
+            "Put them there (data sets: `data prepare profile=paper` gets the real ones, `data draw` makes "
             "the drawn ones), or set model.checkpoint= and data_root=."
         )
         raise UserError("\n".join([head, *missing, fix]))
