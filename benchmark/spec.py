@@ -18,11 +18,21 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LABEL = 48  # characters of a cell's name that say what differs from the defaults
 LONGEST_HEAD = 150  # and of those that name model, target and method: a file's name may have 255
 Spec = TypeVar("Spec")
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
-def bounds(low: float | None = None, high: float | None = None, above: float | None = None) -> dict[str, Any]:
-    """Return field metadata that limits a number: low <= value <= high, value > above."""
-    return {"low": low, "high": high, "above": above}
+def bounds(
+    low: float | None = None, high: float | None = None, above: float | None = None, about: str = ""
+) -> dict[str, Any]:
+    """Return field metadata that limits a number, or each of several: low <= value <= high, value > above.
+
+    Args:
+        low: least value.
+        high: largest value.
+        above: the value is more than this.
+        about: what a message says is expected, in place of the type and the limit.
+    """
+    return {"low": low, "high": high, "above": above, "about": about}
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,20 @@ class PlaceSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """How a command runs its cells; no part of what a cell is. The command line sets these, conf/ does not."""
+
+    results: Path | None = None      # folder; None: results/runs/<profile>
+    jobs: int = field(default=1, metadata=bounds(low=1))  # cells at a time
+    gpus: tuple[int, ...] = field(default=(), metadata=bounds(low=0, about="device numbers, e.g. gpus=0,1"))
+    hostfile: Path | None = None     # DeepSpeed's, for several machines
+    gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
+    checkpoints: str = ""            # the user's own: NAME:FOLDER,NAME@MODEL:FOLDER
+    gate: Literal["stop", "warn"] = "stop"  # what to do if untuned models do not score as in the paper
+    radar: Literal["points", "zero_shot", "full_ft"] = "points"  # scale of radar plots, or the method that is 100 %
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellSpec(PlaceSpec):
     """One entry of a table: a model tuned by a method on a target, and the datasets it is evaluated on."""
 
@@ -240,7 +264,7 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
         if isinstance(value, str) or not isinstance(value, list | tuple):
             faults.add(f"{where}={value}: expected a list, e.g. [a,b].")
             return ()
-        return tuple(_accept(item, arguments[0], {}, where, faults) for item in value)
+        return tuple(_accept(item, arguments[0], limits, where, faults) for item in value)
     if origin is dict:
         if not isinstance(value, Mapping):
             faults.add(f"{where}={value}: expected keys and values, e.g. {{a: 1}}.")
@@ -253,7 +277,7 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+        wanted = limits.get("about") or KINDS[hint]
         faults.add(f"{where}={'null' if value is None else value}: expected {wanted}.")
         return value
     for name, wrong, text in (
@@ -264,7 +288,8 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
         bound = limits.get(name)
         # A NaN is smaller than nothing: it would pass every bound.
         if bound is not None and (wrong(bound) or value != value):
-            faults.add(f"{where}={value}: must be {text.format(bound)}.")
+            wanted = f"expected {limits['about']}" if limits.get("about") else f"must be {text.format(bound)}"
+            faults.add(f"{where}={value}: {wanted}.")
     return value
 
 
