@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,23 @@ from benchmark.errors import UserError, counted
 from benchmark.keys import Digests, Keys, Unverified, keys_of
 from benchmark.models import places
 from benchmark.progress import StageTold
-from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, ProfileSpec, at_root, cell_id, changed_without
+from benchmark.spec import (
+    CellSpec,
+    DatasetSpec,
+    MethodSpec,
+    ProfileSpec,
+    at_root,
+    cell_id,
+    changed_without,
+    flat,
+    plain,
+)
 from benchmark.store import Store, read_cell
 
 # What a cell is computed with, but not named by.
 NAMELESS = (
-    "model.checkpoint", "data_root", "device", "threads", "engine", "eval.batch_size", "eval.share_images",
-    "train.gradient_checkpointing",
+    "model.checkpoint", "model.vision_tower", "data_root", "device", "threads", "engine", "eval.batch_size",
+    "eval.share_images", "train.gradient_checkpointing",
 )
 
 
@@ -80,13 +89,12 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
 
 def _check_same(name: str, one: CellSpec, other: CellSpec) -> None:
     """Refuse two cells of one name that would not be computed alike."""
+    ours, theirs = (dict(flat(plain(cell))) for cell in (one, other))
     for key in NAMELESS:
-        values = [functools.reduce(lambda spec, name: spec and getattr(spec, name), key.split("."), cell)
-                  for cell in (one, other)]  # fmt: skip
-        if values[0] != values[1]:
+        if ours.get(key) != theirs.get(key):
             raise UserError(
-                f"{key}={values[0]},{values[1]}: it is no part of what a cell is ({name}), so one results folder "
-                "cannot hold both. Give one value, or results=dir of its own for each."
+                f"{key}={ours.get(key)},{theirs.get(key)}: it is no part of what a cell is ({name}), so one results "
+                "folder cannot hold both. Give one value, or results=dir of its own for each."
             )
 
 
