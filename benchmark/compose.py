@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmark import external, own_modules, protocols, watch
 from benchmark.errors import UserError, did_you_mean
@@ -54,6 +54,13 @@ SECTIONS = ("profile", "table", "seed", "train", "eval", "dataset", "engine", "m
 WHOLE = ("profile", "table")  # groups whose files are chosen as they are: no key of theirs can be set
 
 
+class Entry(NamedTuple):
+    """A cell of a grid, and the settings that the command line gave for it."""
+
+    cell: CellSpec
+    settings: Mapping[str, Any]      # the keys that were given, with this cell's values
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request(RunSpec):
     """What one command line asks for."""
@@ -61,8 +68,7 @@ class Request(RunSpec):
     profile: ProfileSpec
     table: str | None
     title: str | None
-    cells: tuple[CellSpec, ...]      # in the order of the table, without the cells they depend on
-    settings: tuple[Mapping[str, Any], ...]  # of each cell: the keys that were given, with this cell's values
+    grid: tuple[Entry, ...]          # in the order of the table, without the cells they depend on
     layout: Mapping[str, Any]        # how the table is printed: its file in conf/table
     full_ft: MethodSpec              # what post-hoc methods start from
     datasets: Mapping[str, DatasetSpec]  # every dataset as it is configured now
@@ -75,11 +81,18 @@ class Request(RunSpec):
     left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
     unused: tuple[str, ...] = ()     # parameters (method.x) that were given and that none of its methods has
 
+    @property
+    def cells(self) -> tuple[CellSpec, ...]:
+        """The cells of the grid."""
+        return tuple(entry.cell for entry in self.grid)
+
     def only(self, keep: Callable[[CellSpec], bool]) -> Request:
         """Return the request with those of its cells, and their settings, that `keep` accepts."""
-        kept = [keep(cell) for cell in self.cells]
-        cells, settings = (tuple(itertools.compress(values, kept)) for values in (self.cells, self.settings))
-        return replace(self, cells=cells, settings=settings)
+        return replace(self, grid=tuple(entry for entry in self.grid if keep(entry.cell)))
+
+    def of(self, cells: Iterable[CellSpec]) -> Request:
+        """Return the request with these cells, which have no settings of their own."""
+        return replace(self, grid=tuple(Entry(cell, {}) for cell in cells))
 
 
 def options_of(group: str) -> list[str]:
@@ -128,8 +141,7 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
     unused = _unused(given, config, axes["methods"]) if optional else ()
     given = {key: values for key, values in given.items() if key not in unused}
     own = {group: config[group] | usual(profile.id)[group] for group in ("dataset", "methods")}
-    cells: list[CellSpec] = []
-    settings: list[Mapping[str, Any]] = []
+    entries: list[Entry] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
         # A named protocol first: a single key that is also given has the last word.
@@ -138,8 +150,7 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
         place = _place(settled, launch, faults)
         made = _cells(settled, profile, axes, place, faults)
         made += external.cells(own_checkpoints, made, faults)
-        cells.extend(replace(cell, changed=changed(cell, usual(profile.id) | own)) for cell in made)
-        settings.extend([values] * len(made))
+        entries += [Entry(replace(cell, changed=changed(cell, usual(profile.id) | own)), values) for cell in made]
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
     models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
@@ -154,8 +165,7 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
         profile=profile,
         table=table.get("id"),
         title=table.get("title"),
-        cells=tuple(cells),
-        settings=tuple(settings),
+        grid=tuple(entries),
         layout=table,
         full_ft=_method(config, FULL_FT),
         datasets={dataset.id: dataset for dataset in datasets if dataset},
@@ -223,7 +233,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, given = OverridesParser.create(), {}
+    parser, given = OverridesParser.create(), dict[str, list[Any]]()
     for text in overrides:
         key, equals, raw = text.partition("=")
         if len(text) > LONGEST or not text.replace("\n", " ").replace("\t", " ").isprintable():
@@ -241,7 +251,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
             override = parser.parse_override(text)
             # A range may be as long as its numbers are large: it is cut before it is all in memory.
             sweep = override.sweep_iterator() if override.is_sweep_override() else iter([override.value()])
-            values = list(itertools.islice(sweep, MOST + 1))
+            values: list[Any] = list(itertools.islice(sweep, MOST + 1))
         except HydraException as error:
             reason = shorten(str(error).splitlines()[0], 200)
             faults.add(f"{shorten(text, 200)!r} cannot be read: {reason}. Quote it: '{key}=\"value\"'.")
@@ -710,7 +720,7 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
     """Note names in conf/ that only the code can judge: model family and the blocks to tune."""
     from benchmark.models import FAMILIES, SCOPES
 
-    checks = [("train.scope", config["train"]["scope"], SCOPES)]
+    checks: list[tuple[str, Any, Collection[str]]] = [("train.scope", config["train"]["scope"], SCOPES)]
     checks += [("model.family", model["family"], FAMILIES) for model in config["models"].values()]
     for key, value, valid in checks:
         if not isinstance(value, str) or value not in valid:

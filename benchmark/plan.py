@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -129,18 +130,17 @@ def make(
     for cell, needs in expand(request.cells, request.full_ft):
         cell = _keep_datasets(cell, store.folder(cell), request)
         name = cell_id(cell)
-        verified = True
+        own, verified, source = None, True, keys.get(needs or "")
         if data_missing(cell):
-            keys[name] = None
             missing = _all_stages(cell)
         else:
-            try:
-                keys[name] = None if needs and keys[needs] is None else keys_of(cell, digests, keys.get(needs or ""))
-            except Unverified:
-                keys[name] = None
-            verified = keys[name] is not None
-            missing = store.missing(cell, keys[name]) if verified else _not_recorded(cell, store)
-        plan.append(Planned(cell, name, needs, keys[name], tuple(missing), verified))
+            if needs is None or source is not None:
+                with contextlib.suppress(Unverified):
+                    own = keys_of(cell, digests, source)
+            verified = own is not None
+            missing = store.missing(cell, own) if own is not None else _not_recorded(cell, store)
+        keys[name] = own
+        plan.append(Planned(cell, name, needs, own, tuple(missing), verified))
     return plan
 
 

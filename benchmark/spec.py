@@ -9,15 +9,18 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from benchmark.errors import UserError, did_you_mean
 from benchmark.files import digest_of, user_path
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LABEL = 48  # characters of a cell's name that say what differs from the defaults
 LONGEST_HEAD = 150  # and of those that name model, target and method: a file's name may have 255
-Spec = TypeVar("Spec")
+Spec = TypeVar("Spec", bound="DataclassInstance")
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
@@ -286,7 +289,7 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
         return {str(key): _accept(item, arguments[1], {}, f"{where}.{key}", faults) for key, item in value.items()}
     if hint is Any:
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where, faults)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -371,12 +374,12 @@ def training_form(train: TrainSpec | None) -> dict[str, Any] | None:
     return None if train is None else canonical(train)
 
 
-def own_dtype(cell: CellSpec) -> str | None:
+def own_dtype(cell: CellSpec) -> Literal["float32", "bfloat16", "float16"] | None:
     """Return the dtype in which a cell's answers are generated; None if it is the cell's."""
     return None if cell.eval.dtype == cell.dtype else cell.eval.dtype
 
 
-def answering_dtype(cell: CellSpec) -> str:
+def answering_dtype(cell: CellSpec) -> Literal["float32", "bfloat16", "float16"]:
     """Return the dtype in which a cell's answers are generated."""
     return own_dtype(cell) or cell.dtype
 

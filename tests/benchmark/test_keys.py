@@ -8,15 +8,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from benchmark import code_version
 from benchmark.compose import options_of, request
 from benchmark.files import digest_of
 from benchmark.keys import Digests, Keys, keys_of
-from benchmark.spec import ROOT, CellSpec, DatasetSpec, TrainSpec, cell_hash, cell_id, cell_of, plain
-from benchmark.store import published_key
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, TrainSpec, cell_hash, cell_id, plain
+from benchmark.store import Store, published_key, read_cell
 
 
 class Contents(Digests):
@@ -187,7 +186,7 @@ def test_the_dtype_of_answers_redoes_them_alone_and_is_named_where_it_differs(ce
 # Published cells: their ids and keys stay
 
 
-PUBLISHED = ROOT / "results" / "pocket" / "cells"
+PUBLISHED = Store(ROOT / "results" / "pocket")
 
 
 class DrawnContents(Digests):
@@ -205,11 +204,7 @@ class DrawnContents(Digests):
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, CellSpec]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return {
-        folder.name: cell_of(yaml.load((folder / "cell.yaml").read_text(encoding="utf-8"), loader))
-        for folder in PUBLISHED.iterdir()
-    }
+    return {folder.name: read_cell(folder) for folder in PUBLISHED.all_cells()}
 
 
 def test_published_cells_keep_their_ids(published):
@@ -233,11 +228,11 @@ def test_published_cells_keep_their_keys(published, monkeypatch):
         if name not in made:
             cell = published[name]
             source = keys(by_hash[cell_hash(replace(cell, method=full_ft))]) if cell.method.posthoc else None
-            code = json.loads((PUBLISHED / name / "provenance.json").read_text(encoding="utf-8"))["code"]
+            code = json.loads((PUBLISHED.find(name) / "provenance.json").read_text(encoding="utf-8"))["code"]
             monkeypatch.setattr(code_version, "of_cell", lambda *of: code)
             made[name] = keys_of(cell, digests, source)
         return made[name]
 
     assert {name: keys(name).summary for name in published} == {
-        name: published_key(PUBLISHED / name) for name in published
+        name: published_key(PUBLISHED.find(name)) for name in published
     }

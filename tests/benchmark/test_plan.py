@@ -78,7 +78,7 @@ def test_a_plan_without_data_says_so(world):
     costs = Costs(Store(asked.results), asked.profile)
     text = planning.describe(plan, asked, costs)
     assert "data are not there yet" in text and "`data draw profile=pocket data_root=DIR` fills" in text
-    ours = dataclasses.replace(asked, cells=tuple(dataclasses.replace(c, data_root="data/pocket") for c in asked.cells))
+    ours = asked.of(dataclasses.replace(cell, data_root="data/pocket") for cell in asked.cells)
     assert "(data/pocket); `run` gets them first" in planning.describe(plan, ours, costs)
 
 
