@@ -108,8 +108,8 @@ def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
             request([f"model={model}", f"method={method}", *([f"dataset={target}"] if target else [])])
             for model, target, method in chosen
         ]
-        cells = tuple(itertools.chain.from_iterable(one.cells for one in requests))
-        if runner.run(replace(requests[0], cells=cells, settings=({},) * len(cells), results=results)) != runner.DONE:
+        cells = itertools.chain.from_iterable(one.cells for one in requests)
+        if runner.run(replace(requests[0].of(cells), results=results)) != runner.DONE:
             return False
         gaps, alone = compare(results, theirs)
         for text in [*(describe(gap) for gap in gaps if gap.verdict != "identical"), *alone]:

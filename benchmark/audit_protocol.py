@@ -61,7 +61,7 @@ def main(
             console.print(text, soft_wrap=True)  # a break of the terminal's would not be the prompt's
     if not shown:
         raise UserError(f"There are no data in {root}. Get them first: `data prepare profile=paper`, "
-                        "or `data draw profile=pocket`.")
+                        "or `data draw`.")
     return 0
 
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,9 @@ def _read() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def code_digest(modules: tuple[str, ...]) -> str:
-    """Return a digest of modules that names of files, comments, docstrings, imports and annotations do not change.
+    """Return a digest of modules that file names, comments, docstrings, imports and annotations do not change.
+
+    Nor does moving a function or class to another of these modules: each top-level statement counts by itself.
 
     Args:
         modules: files, relative to the repository or absolute.
@@ -134,8 +136,9 @@ def code_digest(modules: tuple[str, ...]) -> str:
     Returns:
         Hex digest of their syntax trees.
     """
-    texts = (_essence(ast.parse(at_root(name).read_text(encoding="utf-8"))) for name in set(modules))
-    digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+    trees = [ast.parse(at_root(name).read_text(encoding="utf-8")) for name in set(modules)]
+    statements = filter(None, (_essence(statement) for tree in trees for statement in _without_docstring(tree)))
+    digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in statements)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -158,9 +161,13 @@ def _essence(node: Any) -> str:
     fields = {key: value for key, value in ast.iter_fields(node) if key not in _BESIDE and value not in (None, [])}
     if "target" in fields and name == "Assign":
         fields = {"targets": [fields.pop("target")], **fields}
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
-        fields["body"] = node.body[1:]
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        fields["body"] = _without_docstring(node)
     return name + "(" + ",".join(f"{key}={_essence(value)}" for key, value in fields.items()) + ")"
+
+
+def _without_docstring(node: Any) -> list[ast.stmt]:
+    return node.body[1:] if ast.get_docstring(node) else node.body
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -187,9 +194,9 @@ def method_modules(method: str) -> tuple[str, ...]:
 
 @functools.cache
 def _imported_methods(name: str) -> tuple[str, ...]:
-    """Return the files of methods/ that a module imports, wherever in it."""
+    """Return the files of methods/ that a module imports, wherever in it; imports for annotations run nothing."""
     modules = []
-    for node in ast.walk(ast.parse(at_root(name).read_text(encoding="utf-8"))):
+    for node in _run(ast.parse(at_root(name).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -198,6 +205,14 @@ def _imported_methods(name: str) -> tuple[str, ...]:
             modules += [source, *(f"{source}.{alias.name}" for alias in node.names)]
     files = [ROOT / (module.replace(".", "/") + ".py") for module in modules if module.startswith("methods.")]
     return tuple(sorted({str(file.relative_to(ROOT)) for file in files if file.is_file()}))
+
+
+def _run(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield every node that runs: all but what stands below `if TYPE_CHECKING`."""
+    if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+        yield node
+        for child in ast.iter_child_nodes(node):
+            yield from _run(child)
 
 
 def _family_modules(family: str) -> tuple[str, ...]:

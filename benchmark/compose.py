@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmark import external, own_modules, protocols, watch
 from benchmark.errors import UserError, did_you_mean
@@ -28,6 +28,7 @@ from benchmark.spec import (
     ModelSpec,
     PlaceSpec,
     ProfileSpec,
+    RunSpec,
     TrainSpec,
     build,
     differences,
@@ -45,20 +46,29 @@ GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
 MOST = 10_000    # values of a key, and combinations of all keys' values
 LONGEST = 10_000  # characters of an override
-RUN_KEYS = ("results", "jobs", "gpus", "hostfile", "gpu", "checkpoints", "gate", "radar")
-RADAR = ("points", "zero_shot", "full_ft")
+RUN_KEYS = tuple(item.name for item in fields(RunSpec))
+RAW = ("results", "hostfile", "checkpoints")  # paths that are no Hydra values: they may hold commas and brackets
 PATHS = ("data_root", "model.checkpoint", "model.vision_tower")
+# What of the composed configuration is no run-time key of a cell (a PlaceSpec): everything else is one.
+SECTIONS = ("profile", "table", "seed", "train", "eval", "dataset", "engine", "models", "methods")
+WHOLE = ("profile", "table")  # groups whose files are chosen as they are: no key of theirs can be set
 
 
-@dataclass(frozen=True)
-class Request:
+class Entry(NamedTuple):
+    """A cell of a grid, and the settings that the command line gave for it."""
+
+    cell: CellSpec
+    settings: Mapping[str, Any]      # the keys that were given, with this cell's values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(RunSpec):
     """What one command line asks for."""
 
     profile: ProfileSpec
     table: str | None
     title: str | None
-    cells: tuple[CellSpec, ...]      # in the order of the table, without the cells they depend on
-    settings: tuple[Mapping[str, Any], ...]  # of each cell: the keys that were given, with this cell's values
+    grid: tuple[Entry, ...]          # in the order of the table, without the cells they depend on
     layout: Mapping[str, Any]        # how the table is printed: its file in conf/table
     full_ft: MethodSpec              # what post-hoc methods start from
     datasets: Mapping[str, DatasetSpec]  # every dataset as it is configured now
@@ -68,19 +78,21 @@ class Request:
     device: str
     threads: int
     results: Path
-    jobs: int
-    gpus: tuple[int, ...]
-    gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
     left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
-    gate: str = "stop"               # what to do if untuned models do not score as in the paper: stop or warn
-    radar: str = "points"            # scale of radar plots: points, or the method whose scores are 100 %
     unused: tuple[str, ...] = ()     # parameters (method.x) that were given and that none of its methods has
+
+    @property
+    def cells(self) -> tuple[CellSpec, ...]:
+        """The cells of the grid."""
+        return tuple(entry.cell for entry in self.grid)
 
     def only(self, keep: Callable[[CellSpec], bool]) -> Request:
         """Return the request with those of its cells, and their settings, that `keep` accepts."""
-        kept = [keep(cell) for cell in self.cells]
-        cells, settings = (tuple(itertools.compress(values, kept)) for values in (self.cells, self.settings))
-        return replace(self, cells=cells, settings=settings)
+        return replace(self, grid=tuple(entry for entry in self.grid if keep(entry.cell)))
+
+    def of(self, cells: Iterable[CellSpec]) -> Request:
+        """Return the request with these cells, which have no settings of their own."""
+        return replace(self, grid=tuple(Entry(cell, {}) for cell in cells))
 
 
 def options_of(group: str) -> list[str]:
@@ -113,55 +125,56 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
     assert profile is not None
     run = _run_settings(given, profile, faults)
     axes = _axes(given, config, profile, grid, faults)
-    engine = config["engine"]["id"]
-    if engine != "single" and "jobs" not in given:
-        run["jobs"] = 1
-    elif "jobs" not in given and given.get("device", [config["device"]])[0] == "cuda":
-        run["jobs"] = max(run["jobs"], len(run["gpus"]))  # one cell per GPU that is named
-    if engine == "single" and run["gpus"] and given.get("device", [config["device"]])[0] == "cpu":
-        numbers = ",".join(map(str, run["gpus"]))
+    engine, device = config["engine"]["id"], given.get("device", [config["device"]])[0]
+    if "jobs" not in given and engine != "single":
+        run = replace(run, jobs=1)
+    elif "jobs" not in given and device == "cuda":
+        run = replace(run, jobs=max(run.jobs, len(run.gpus)))  # one cell per GPU that is named
+    if engine == "single" and run.gpus and device == "cpu":
+        numbers = ",".join(map(str, run.gpus))
         faults.add(f"gpus={numbers}: device=cpu uses no GPU. Leave gpus out, or say device=cuda.")
     launch = _launch(run, engine, faults)
+    own_checkpoints = external.parse(run.checkpoints, faults)
     left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
     axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
     config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
     unused = _unused(given, config, axes["methods"]) if optional else ()
     given = {key: values for key, values in given.items() if key not in unused}
     own = {group: config[group] | usual(profile.id)[group] for group in ("dataset", "methods")}
-    cells: list[CellSpec] = []
-    settings: list[Mapping[str, Any]] = []
+    entries: list[Entry] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
         # A named protocol first: a single key that is also given has the last word.
         for key, value in sorted(values.items(), key=lambda item: not item[0].startswith("protocol.")):
-            _apply(settled, key, value, axes["methods"], faults)
-        made = _cells(settled, profile, axes, launch, faults)
-        made += external.cells(run["checkpoints"], made, faults)
-        cells.extend(replace(cell, changed=changed(cell, usual(profile.id) | own)) for cell in made)
-        settings.extend([values] * len(made))
+            _apply(settled, key, value, axes["models"] or profile.models, axes["methods"], faults)
+        place = _place(settled, launch, faults)
+        made = _cells(settled, profile, axes, place, faults)
+        made += external.cells(own_checkpoints, made, faults)
+        entries += [Entry(replace(cell, changed=changed(cell, usual(profile.id) | own)), values) for cell in made]
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
     models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
     faults.stop()
+    assert place is not None
     table = config.get("table") or {}
+    folder = ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder"))))
+    if engine != "single":
+        run = replace(run, gpus=place.devices)
     return Request(
+        **vars(replace(run, results=run.results or folder)),
         profile=profile,
         table=table.get("id"),
         title=table.get("title"),
-        cells=tuple(cells),
-        settings=tuple(settings),
+        grid=tuple(entries),
         layout=table,
         full_ft=_method(config, FULL_FT),
         datasets={dataset.id: dataset for dataset in datasets if dataset},
         models=tuple(model for model in models if model),
-        **{key: settled[key] for key in ("data_root", "dtype", "device", "threads")},
-        results=run["results"] or ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder")))),
-        jobs=run["jobs"],
-        gpu=run["gpu"],
-        gpus=run["gpus"] if engine == "single" else launch["devices"],
+        data_root=place.data_root,
+        dtype=place.dtype,
+        device=place.device,
+        threads=place.threads,
         left_out=tuple(left_out),
-        gate=run["gate"],
-        radar=run["radar"],
         unused=unused,
     )
 
@@ -220,7 +233,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, given = OverridesParser.create(), {}
+    parser, given = OverridesParser.create(), dict[str, list[Any]]()
     for text in overrides:
         key, equals, raw = text.partition("=")
         if len(text) > LONGEST or not text.replace("\n", " ").replace("\t", " ").isprintable():
@@ -229,8 +242,8 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
         if not equals or not key:
             faults.add(f"{text!r} is not of the form key=value.")
             continue
-        if key in ("results", "hostfile", "checkpoints"):
-            given[key] = [raw]  # a path is no Hydra value: it may hold commas and brackets
+        if key in RAW:
+            given[key] = [raw]
             continue
         if key in PATHS:  # Hydra knows no ~
             text = f"{key}={re.sub('(?<![^,])~[^,]*', lambda path: hydra_value(str(_home(path[0], faults))), raw)}"
@@ -238,7 +251,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
             override = parser.parse_override(text)
             # A range may be as long as its numbers are large: it is cut before it is all in memory.
             sweep = override.sweep_iterator() if override.is_sweep_override() else iter([override.value()])
-            values = list(itertools.islice(sweep, MOST + 1))
+            values: list[Any] = list(itertools.islice(sweep, MOST + 1))
         except HydraException as error:
             reason = shorten(str(error).splitlines()[0], 200)
             faults.add(f"{shorten(text, 200)!r} cannot be read: {reason}. Quote it: '{key}=\"value\"'.")
@@ -328,52 +341,49 @@ def hydra_value(value: Any) -> str:
     return repr(value)
 
 
-def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> dict[str, Any]:
-    """Return results folder, workers, GPUs, what the zero-shot gate does, scale of radars, own checkpoints."""
-    jobs, gpus = given.get("jobs", [min(profile.jobs, os.cpu_count() or 1)]), given.get("gpus", [])
-    if len(jobs) != 1 or isinstance(jobs[0], bool) or not isinstance(jobs[0], int) or jobs[0] < 1:
-        faults.add(f"jobs={','.join(map(str, jobs))}: expected a whole number of 1 or more.")
-        jobs = [1]
-    flat = list(itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in gpus))
-    if any(isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0 for gpu in flat):
-        faults.add(f"gpus={','.join(map(str, flat))}: expected device numbers, e.g. gpus=0,1.")
-        flat = []
-    results, hostfile = given.get("results", [""])[0], given.get("hostfile", [None])[0]
-    results, hostfile = (path and str(_home(path, faults)) for path in (results, hostfile))
-    if hostfile is not None and not Path(hostfile).is_file():
-        faults.add(f"hostfile={hostfile}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
-        hostfile = None
-    gate = given.get("gate", ["stop"])[-1]
-    if gate not in ("stop", "warn"):
-        faults.add(f"gate={gate}: unknown value.{did_you_mean(str(gate), ('stop', 'warn'))}")
-    radar = given.get("radar", ["points"])[-1]
-    if radar not in RADAR:
-        faults.add(f"radar={radar}: unknown value.{did_you_mean(str(radar), RADAR)}")
-    return {
-        "radar": radar,
-        "jobs": jobs[0], "gpus": tuple(flat), "results": Path(results).absolute() if results else None, "gate": gate,
-        "gpu": str(given["gpu"][0]) if "gpu" in given else None,
-        "hostfile": str(Path(hostfile).absolute()) if hostfile else None,
-        "checkpoints": external.parse(given.get("checkpoints", [""])[0], faults),
-    }
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """Return the values of a comma list, of which each may be a list."""
+    return list(itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values))
 
 
-def _launch(run: Mapping[str, Any], engine: str, faults: Faults) -> dict[str, Any]:
+def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> RunSpec:
+    """Return results folder, workers, GPUs and whatever else says how a command runs; what is wrong has its default."""
+    values: dict[str, Any] = {"jobs": min(profile.jobs, os.cpu_count() or 1)}
+    for key in RUN_KEYS:
+        if key not in given:
+            continue
+        flat = _flat(given[key])
+        if key == "gpus":
+            values[key] = flat
+        elif len(flat) != 1:
+            faults.add(f"{key}={','.join(map(str, flat))}: give one value.")
+        elif flat != [""]:
+            values[key] = str(flat[0]) if key == "gpu" else flat[0]  # a card may be named by a number
+    for key in ("results", "hostfile"):
+        if key in values:
+            values[key] = _home(values[key], faults).absolute()
+    if "hostfile" in values and not values["hostfile"].is_file():
+        name = given["hostfile"][0]
+        faults.add(f"hostfile={name}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
+        del values["hostfile"]
+    return build(RunSpec, values, "", faults) or RunSpec()
+
+
+def _launch(run: RunSpec, engine: str, faults: Faults) -> dict[str, Any]:
     """Return how many processes train a cell and on which GPUs: gpus=8 means eight of them, gpus=4,5 these two."""
-    gpus = run["gpus"]
+    hostfile = str(run.hostfile) if run.hostfile else None
     if engine == "single":
-        if run["hostfile"]:
-            faults.add(f"hostfile={run['hostfile']}: engine=single trains in one process. Use engine=zero2.")
+        if hostfile:
+            faults.add(f"hostfile={hostfile}: engine=single trains in one process. Use engine=zero2.")
         return {"processes": 1, "devices": (), "hostfile": None}
-    if run["jobs"] > 1:
-        faults.add(f"jobs={run['jobs']}: with engine={engine} one cell takes all GPUs. Leave jobs out.")
-    if gpus == (0,):
+    if run.jobs > 1:
+        faults.add(f"jobs={run.jobs}: with engine={engine} one cell takes all GPUs. Leave jobs out.")
+    if run.gpus == (0,):
         faults.add(f"gpus=0: with engine={engine} a single number is how many GPUs to use. Use gpus=1 or more.")
-    if run["hostfile"] and not world_size(1, run["hostfile"]):
-        faults.add(f"hostfile={run['hostfile']}: it names no machine. Write a line like 'host1 slots=8' for each.")
-    listed = gpus if len(gpus) > 1 else ()
-    processes = len(listed) or (gpus[0] if gpus else 0)
-    return {"processes": processes, "devices": listed, "hostfile": run["hostfile"]}
+    if hostfile and not world_size(1, hostfile):
+        faults.add(f"hostfile={hostfile}: it names no machine. Write a line like 'host1 slots=8' for each.")
+    listed = run.gpus if len(run.gpus) > 1 else ()
+    return {"processes": len(listed) or sum(run.gpus), "devices": listed, "hostfile": hostfile}
 
 
 def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[str, Any]]:
@@ -388,10 +398,14 @@ def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[s
         yield dict(zip(swept, combination, strict=True))
 
 
-def _apply(config: dict[str, Any], key: str, value: Any, methods: Sequence[str], faults: Faults) -> None:
-    """Set one key of the composed configuration; model.x and method.x mean every model and the methods asked for."""
+def _apply(
+    config: dict[str, Any], key: str, value: Any, models: Sequence[str], methods: Sequence[str], faults: Faults
+) -> None:
+    """Set one key of the composed configuration; model.x and method.x mean the models and the methods asked for."""
     head, _, tail = key.partition(".")
-    if head == "protocol" and tail:
+    if reason := _of_file(key, config):
+        faults.add(reason)
+    elif head == "protocol" and tail:
         if tail not in config["dataset"]:
             faults.add(f"{key}={value}: no such dataset.{did_you_mean(tail, config['dataset'])}")
             return
@@ -400,48 +414,76 @@ def _apply(config: dict[str, Any], key: str, value: Any, methods: Sequence[str],
         except UserError as error:
             faults.add(str(error))
     elif head == "model" and tail:
-        for model in config["models"].values():
-            _assign(model, tail, value, "model", faults)
+        nodes = [config["models"][name] for name in models if name in config["models"]]
+        for node in [node for node in nodes if _holds(node, tail)] or nodes[:1]:
+            _assign(node, tail, value, "model", faults)
     elif head == "method" and tail:
         name = parameter_of(key)
-        parameters = [config["methods"][method]["params"] for method in methods if method in config["methods"]]
-        for values in parameters:
-            if name in values:
-                _assign(values, name, value, "method", faults)
-        if not any(name in values for values in parameters):
-            faults.add(_no_parameter(key, methods, {f"method.{other}" for values in parameters for other in values}))
+        nodes = [config["methods"][method]["params"] for method in methods if method in config["methods"]]
+        if not any(name in node for node in nodes):
+            faults.add(_no_parameter(key, methods, {f"method.{other}" for node in nodes for other in node}))
+        for node in nodes:
+            if name in node:
+                _assign(node, name, value, "method", faults)
     else:
-        visible = {name: node for name, node in config.items() if name not in ("models", "methods", "profile")}
-        _assign(visible, key, value, "", faults)
-        config.update(visible)
+        settable = {name: node for name, node in config.items() if name not in ("models", "methods", *WHOLE)}
+        _assign(settable, key, value, "", faults)
+        config.update(settable)
+
+
+def _of_file(key: str, config: Mapping[str, Any]) -> str | None:
+    """Return why a key that only a file in conf/ may set is refused; None for every other key."""
+    head, *middle = key.split(".")
+    last = middle.pop() if middle else ""
+    if head in WHOLE and last:
+        if not config.get(head):
+            return f"{key}: no {head} is chosen. Use {head}=NAME with one of {', '.join(options_of(head))}."
+        own = f"{last}=VALUE" if last in {*AXES, *RUN_KEYS} else f"{head}=NAME with a copy of it, changed"
+        return f"{key}: it is set in conf/{head}/{config[head]['id']}.yaml alone. Use {own}."
+    if key == "engine.id":
+        return f"{key}: it names the engine's file. Use engine=NAME."
+    if (head, last) in (("model", "id"), ("dataset", "id")) and len(middle) < 2:
+        return f"{key}: results are named by it. Use {'.'.join((head, *middle))}.name to change the name in tables."
+    if (head, last) == ("dataset", "role") and len(middle) == 1:
+        return f"{key}: it decides which average the set enters. It is set in conf/dataset/{middle[0]}.yaml alone."
+    return None
+
+
+def _holds(node: Any, path: str) -> bool:
+    """Return whether a path of keys leads somewhere in a node."""
+    for name in path.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return False
+        node = node[name]
+    return True
 
 
 def _assign(node: dict[str, Any], path: str, value: Any, prefix: str, faults: Faults) -> None:
     """Set node[path] if that key exists and the value is of its kind; else note the nearest key."""
-    *parents, last = path.split(".")
-    for name in (*parents, last):
-        full = f"{prefix}.{name}" if prefix else name
-        if not isinstance(node, dict) or name not in node:
-            valid = [f"{prefix}.{other}" if prefix else other for other in (node if isinstance(node, dict) else ())]
-            known = valid if prefix else sorted({*valid, *GROUPS, *RUN_KEYS, *AXES})
-            faults.add(f"{full}: no such key.{did_you_mean(full, known)}")
-            return
-        if name is not last:
-            node, prefix = node[name], full
-    old, full = node[last], f"{prefix}.{last}" if prefix else last
+    name, _, rest = path.partition(".")
+    full = f"{prefix}.{name}" if prefix else name
+    if name not in node:
+        valid = [f"{prefix}.{other}" for other in node] if prefix else {*node, *GROUPS, *RUN_KEYS, *AXES}
+        faults.add(f"{full}: no such key.{did_you_mean(full, valid) if valid else f' {prefix} holds no keys.'}")
+        return
+    old = node[name]
     if isinstance(old, dict):
-        if not isinstance(value, dict):
+        inner = {rest: value} if rest else value
+        if not isinstance(inner, dict):
             faults.add(f"{full}={value}: a group of keys. Set one of {', '.join(f'{full}.{name}' for name in old)}.")
             return
-        for inner, item in value.items():
-            _assign(old, str(inner), item, full, faults)
+        for key, item in inner.items():
+            _assign(old, str(key), item, full, faults)
+        return
+    if rest:
+        faults.add(f"{full}.{rest}: no such key. {full} is a single value: use {full}=VALUE.")
         return
     # Typed fields are checked by their dataclass; free-form options and parameters only here.
     same = old is None or value is None or type(old) is type(value) or {type(old), type(value)} <= {int, float}
     if not same and (".options." in full or prefix.startswith("method")):
         faults.add(f"{full}={value}: expected a value like {old!r}.")
         return
-    node[last] = value
+    node[name] = value
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -457,7 +499,10 @@ def _axes(
     named: dict[str, list[Any]] = {}
     for key, values in given.items():
         if key in AXES:
-            flat = itertools.chain.from_iterable(v if isinstance(v, list) else [v] for v in values)
+            flat = _flat(values)
+            if any(isinstance(value, list | dict) for value in flat):
+                faults.add(f"{key}={shorten(','.join(map(str, values)), 60)}: expected a name, or several: {key}=A,B.")
+                flat = []
             named[AXES[key]] = list(dict.fromkeys(flat))
     table = config.get("table") or {}
     if table:
@@ -542,8 +587,18 @@ def _refused(methods: Sequence[str], engine: str) -> list[str]:
     return [name for name in methods if engine in entry(name).refuses]
 
 
+def _place(config: Mapping[str, Any], launch: Mapping[str, Any], faults: Faults) -> PlaceSpec | None:
+    """Return where and how cells run: every key of conf/config.yaml that belongs to no section, and the engine's."""
+    engine = dict(config["engine"])
+    keys = {key: value for key, value in config.items() if key not in SECTIONS}
+    place = build(PlaceSpec, {**keys, "engine": engine.pop("id"), **engine, **launch}, "", faults)
+    if place and (lacking := watch.fault(place.report_to)):
+        faults.add(lacking)
+    return place
+
+
 def _cells(
-    config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], launch: Mapping[str, Any],
+    config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], place: PlaceSpec | None,
     faults: Faults,
 ) -> list[CellSpec]:
     """Return the cells of one combination of settings, models outermost, methods innermost."""
@@ -558,32 +613,31 @@ def _cells(
     }
     trains = {name: _train_spec(config["train"], model, faults) for name, model in models.items() if model}
     evaluation = build(EvalSpec, config["eval"], "eval", faults)
-    keys = ("data_root", "dtype", "device", "threads", "checkpoint_minutes", "checkpoint_steps", "report_to")
-    place = {key: config[key] for key in keys}
-    place |= {"engine": config["engine"]["id"], "zero_optimization": config["engine"].get("zero_optimization", {})}
-    place |= launch
-    known = build(PlaceSpec, place, "", faults)
-    if known is not None and (lacking := watch.fault(known.report_to)):
-        faults.add(lacking)
+    sets = {name: dataset for name, dataset in datasets.items() if dataset}
     _check_names(config, profile, faults)
-    _check_stops([dataset for dataset in datasets.values() if dataset], faults)
+    _check_stops(list(sets.values()), faults)
     _check_methods(config, axes["methods"], faults)
-    if faults.messages:
+    if faults.messages or place is None or evaluation is None:
         return []
     if any(entry(name).kind != "none" for name in axes["methods"]):
-        _check_processes(trains.values(), launch, faults)
-    upstream, extra = ([datasets[name] for name in names] for names in (profile.upstream, profile.extra))
-    asked = [datasets[name] for name in axes["targets"]]
+        _check_processes(trains.values(), place, faults)
+    upstream, extra, asked = (
+        tuple(sets[name] for name in names) for names in (profile.upstream, profile.extra, axes["targets"])
+    )
     cells: list[CellSpec] = []
-    for model, target, seed in itertools.product(axes["models"], asked or [None], axes["seeds"]):
-        shared = {"profile": profile.id, "model": models[model], "eval": evaluation, **place}
-        for name in axes["methods"]:
-            method = _method(config, name)
-            if entry(name).kind == "none":
-                own = {"target": None, "seed": 0, "train": None, "datasets": (*upstream, *asked, *extra)}
-            else:
-                own = {"target": target.id, "seed": seed, "train": trains[model], "datasets": (*upstream, target)}
-            cell = CellSpec(method=method, **own, **shared)
+    for name, target, seed in itertools.product(axes["models"], asked or [None], axes["seeds"]):
+        model = models[name]
+        assert model is not None
+        untuned = CellSpec(
+            **vars(place), profile=profile.id, model=model, method=MethodSpec("", {}), target=None, seed=0, train=None,
+            datasets=(*upstream, *asked, *extra), eval=evaluation,
+        )
+        for method in axes["methods"]:
+            cell = replace(untuned, method=_method(config, method))
+            if entry(method).kind != "none":
+                assert target is not None
+                tuned = {"target": target.id, "seed": seed, "train": trains[name], "datasets": (*upstream, target)}
+                cell = replace(cell, **tuned)
             if cell not in cells:
                 cells.append(cell)
     return cells
@@ -647,9 +701,9 @@ def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> 
     return train
 
 
-def _check_processes(trains: Iterable[TrainSpec | None], launch: Mapping[str, Any], faults: Faults) -> None:
+def _check_processes(trains: Iterable[TrainSpec | None], place: PlaceSpec, faults: Faults) -> None:
     """Note a number of processes that a batch cannot be cut for, before each of them has loaded a model in vain."""
-    count = world_size(launch["processes"], launch["hostfile"])
+    count = world_size(place.processes, place.hostfile)
     for train in filter(None, trains):
         batch, micro = train.batch_size, train.micro_batch_size
         if count < 2 or batch % (micro * count) == 0:
@@ -666,7 +720,7 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
     """Note names in conf/ that only the code can judge: model family and the blocks to tune."""
     from benchmark.models import FAMILIES, SCOPES
 
-    checks = [("train.scope", config["train"]["scope"], SCOPES)]
+    checks: list[tuple[str, Any, Collection[str]]] = [("train.scope", config["train"]["scope"], SCOPES)]
     checks += [("model.family", model["family"], FAMILIES) for model in config["models"].values()]
     for key, value, valid in checks:
         if not isinstance(value, str) or value not in valid:

@@ -127,7 +127,7 @@ def _plane(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Draw the plane of A^S and A^T: methods of the tables, and the curve of WiSE-FT as the control."""
     # The overrides hold the file's as well, which does no harm twice.
     asked, extra = requests(figure["id"], overrides)
-    both = replace(asked, cells=asked.cells + extra.cells, settings=asked.settings + extra.settings)
+    both = replace(asked, grid=asked.grid + extra.grid)
     code = runner.run(both)
     if code in (runner.PREEMPTED, runner.INTERRUPTED):
         return code

@@ -60,8 +60,7 @@ def run(asked: Request, show: Progress | None = None) -> int:
             show.note(f"{item.id}: trained once more to keep the weights of every epoch")
             _keep(item, store, worker)
     for epoch in range(1, trained[0].cell.train.epochs if trained else 1):
-        own = replace(asked, cells=tuple(item.cell for item in trained), results=store_of(store.root, epoch).root)
-        own = replace(own, settings=({},) * len(own.cells))
+        own = replace(asked.of(item.cell for item in trained), results=store_of(store.root, epoch).root)
         digests = store.root / "digests.json"
         if digests.is_file():  # else every store would decode every image once
             write_atomic(own.results / "digests.json", digests.read_bytes())
@@ -166,6 +165,6 @@ def tidy(asked: Request) -> pd.DataFrame:
 
 
 def _lines(asked: Request, cells: Sequence[CellSpec], store: Store) -> pd.DataFrame:
-    own = replace(asked, cells=tuple(cells), settings=({},) * len(cells), results=store.root)
+    own = replace(asked.of(cells), results=store.root)
     frame = outputs.build_table(own, planning.make(own, store), store).frame
     return frame[frame["value"].notna() & frame["target"].isin([cell.target for cell in asked.cells])]

@@ -95,7 +95,7 @@ def first(request: Request) -> Request | None:
         wanted.setdefault(cell.model.id, base)
     if not wanted:
         return None
-    return replace(request, cells=tuple(wanted.values()), settings=({},) * len(wanted))
+    return request.of(wanted.values())
 
 
 def hold(request: Request, plan: Sequence[Planned], store: Store) -> set[str]:

@@ -19,9 +19,9 @@ from benchmark.spec import (
     CellSpec,
     DatasetSpec,
     ModelSpec,
-    answering_dtype,
     at_root,
     input_form,
+    own_dtype,
     plain,
     protocol,
     training_form,
@@ -88,12 +88,14 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
         else:
             data = digests.records(cell.dataset(cell.target), cell.data_root, "train", cell.train.limit)
             train = digest_of({**common, "code": code["train"], "train": training_form(cell.train), "data": data})
+    # Settings that came later are part of a key only where they are set: keys made before them stay.
+    later = {name: value for name, value in (
+        ("share_images", cell.eval.share_images), ("eval_dtype", own_dtype(cell)),
+    ) if value}
     generate, score = {}, {}
     for dataset in cell.datasets:
         generate[dataset.id] = digest_of({
-            "stage": "generate", **base, "weights": train, "batch_size": cell.eval.batch_size,
-            **({"share_images": True} if cell.eval.share_images else {}),
-            **({} if answering_dtype(cell) == cell.dtype else {"eval_dtype": cell.eval.dtype}),
+            "stage": "generate", **base, "weights": train, "batch_size": cell.eval.batch_size, **later,
             "protocol": {key: value for key, value in protocol(dataset).items() if key != "metric"},
             "data": digests.records(dataset, cell.data_root, cell.eval.split, cell.eval.limit),
             "code": code["generate"],

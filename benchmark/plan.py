@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +14,23 @@ from benchmark.errors import UserError, counted
 from benchmark.keys import Digests, Keys, Unverified, keys_of
 from benchmark.models import places
 from benchmark.progress import StageTold
-from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, ProfileSpec, at_root, cell_id, changed_without
+from benchmark.spec import (
+    CellSpec,
+    DatasetSpec,
+    MethodSpec,
+    ProfileSpec,
+    at_root,
+    cell_id,
+    changed_without,
+    flat,
+    plain,
+)
 from benchmark.store import Store, read_cell
 
 # What a cell is computed with, but not named by.
 NAMELESS = (
-    "model.checkpoint", "data_root", "device", "threads", "engine", "eval.batch_size", "eval.share_images",
-    "train.gradient_checkpointing",
+    "model.checkpoint", "model.vision_tower", "data_root", "device", "threads", "engine", "eval.batch_size",
+    "eval.share_images", "train.gradient_checkpointing",
 )
 
 
@@ -80,13 +90,12 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
 
 def _check_same(name: str, one: CellSpec, other: CellSpec) -> None:
     """Refuse two cells of one name that would not be computed alike."""
+    ours, theirs = (dict(flat(plain(cell))) for cell in (one, other))
     for key in NAMELESS:
-        values = [functools.reduce(lambda spec, name: spec and getattr(spec, name), key.split("."), cell)
-                  for cell in (one, other)]  # fmt: skip
-        if values[0] != values[1]:
+        if ours.get(key) != theirs.get(key):
             raise UserError(
-                f"{key}={values[0]},{values[1]}: it is no part of what a cell is ({name}), so one results folder "
-                "cannot hold both. Give one value, or results=dir of its own for each."
+                f"{key}={ours.get(key)},{theirs.get(key)}: it is no part of what a cell is ({name}), so one results "
+                "folder cannot hold both. Give one value, or results=dir of its own for each."
             )
 
 
@@ -121,18 +130,17 @@ def make(
     for cell, needs in expand(request.cells, request.full_ft):
         cell = _keep_datasets(cell, store.folder(cell), request)
         name = cell_id(cell)
-        verified = True
+        own, verified, source = None, True, keys.get(needs or "")
         if data_missing(cell):
-            keys[name] = None
             missing = _all_stages(cell)
         else:
-            try:
-                keys[name] = None if needs and keys[needs] is None else keys_of(cell, digests, keys.get(needs or ""))
-            except Unverified:
-                keys[name] = None
-            verified = keys[name] is not None
-            missing = store.missing(cell, keys[name]) if verified else _not_recorded(cell, store)
-        plan.append(Planned(cell, name, needs, keys[name], tuple(missing), verified))
+            if needs is None or source is not None:
+                with contextlib.suppress(Unverified):
+                    own = keys_of(cell, digests, source)
+            verified = own is not None
+            missing = store.missing(cell, own) if own is not None else _not_recorded(cell, store)
+        keys[name] = own
+        plan.append(Planned(cell, name, needs, own, tuple(missing), verified))
     return plan
 
 
@@ -198,7 +206,7 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
     if missing:
         head = f"{len(missing)} folder{'s do' if len(missing) > 1 else ' does'} not exist:"
         fix = (
-            "Put them there (data sets: `data prepare profile=paper` gets the real ones, `data draw profile=pocket` "
+            "Put them there (data sets: `data prepare profile=paper` gets the real ones, `data draw` makes "
             "the drawn ones), or set model.checkpoint= and data_root=."
         )
         raise UserError("\n".join([head, *missing, fix]))

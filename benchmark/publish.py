@@ -64,7 +64,7 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
     if old.is_dir() and not target.is_dir():  # killed between the two renames below
         old.rename(target)
     # One plan of all: an untuned model is in several tables, and whole with the sets of all of them.
-    everything = replace(requests[0], cells=tuple(cell for request in requests for cell in request.cells), settings=())
+    everything = requests[0].of(cell for request in requests for cell in request.cells)
     plan = {item.id: item for item in planning.make(everything, store)}
     before = _published(everything, plan, store, Store(target))
     if partial_too:

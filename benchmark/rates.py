@@ -53,7 +53,7 @@ def run(overrides: Sequence[str]) -> int:
         raise UserError(f"{', '.join(wrong)}: the rates are chosen on {TARGETS} with seed {SEED} alone. Leave it out.")
     base = request(["table=table5", "methods=full_ft", f"targets={TARGETS}", *overrides])
     requests = {model.id: grid_of(model, overrides) for model in base.models}
-    everything = replace(base, cells=tuple(cell for asked in requests.values() for cell in asked.cells))
+    everything = base.of(cell for asked in requests.values() for cell in asked.cells)
     code = runner.run(everything)
     if code:
         return code
@@ -129,7 +129,7 @@ def grid_of(model: ModelSpec, overrides: Sequence[str]) -> Request:
     for rate in GRID:
         rates = [f"train.learning_rate={rate!r}", f"train.projector_learning_rate={rate * ratio!r}"]
         parts.append(request([*fixed, "eval.split=validation", *rates]))
-    asked = replace(parts[0], cells=tuple(cell for part in parts for cell in part.cells))
+    asked = replace(parts[0], grid=tuple(entry for part in parts for entry in part.grid))
     if not any(cell.method.id == "full_ft" for cell in asked.cells):
         raise UserError("The rate is chosen on Full FT: methods= must contain full_ft.")
     return asked
@@ -190,8 +190,8 @@ def lines(asked: Request, store: Store) -> pd.DataFrame:
     """Return the lines of `benchmark.tables` at every rate, of each target on its own."""
     planned, frames = plan.make(asked, store), []
     for rate in GRID:
-        cells = tuple(cell for cell in asked.cells if cell.train and cell.train.learning_rate == rate)
-        frame = outputs.build_table(replace(asked, cells=cells), planned, store).frame
+        cells = [cell for cell in asked.cells if cell.train and cell.train.learning_rate == rate]
+        frame = outputs.build_table(asked.of(cells), planned, store).frame
         frames.append(frame[frame["value"].notna()].assign(learning_rate=rate))
     return pd.concat(frames, ignore_index=True)
 

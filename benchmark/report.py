@@ -200,9 +200,9 @@ def _add_points(
     points: dict, groups: dict,
 ) -> None:
     planned |= {item.id: _merged(planned.get(item.id), item) for item in plan}
-    for value in dict.fromkeys(setting[key] for setting in asked.settings):
-        cells = [cell for cell, setting in zip(asked.cells, asked.settings, strict=True) if setting[key] == value]
-        rows = outputs.build_rows(replace(asked, cells=tuple(cells)), plan, store)
+    for value in dict.fromkeys(entry.settings[key] for entry in asked.grid):
+        at_value = replace(asked, grid=tuple(entry for entry in asked.grid if entry.settings[key] == value))
+        rows = outputs.build_rows(at_value, plan, store)
         points.setdefault(key, []).append(value)
         for row in rows:
             evidence[row.model, row.target, row.method, (key, value)] = row

@@ -50,9 +50,11 @@ def differences(asked: Request, whole: Request, ignore: Container[str] = ()) -> 
             found["with"] = ", ".join(filter(None, [found.get("with"), *(one for one in ours if one not in theirs)]))
         else:
             found[name] = ", ".join(ours)
-    swept = {key: dict.fromkeys(str(setting.get(key)) for setting in asked.settings)
-             for setting in asked.settings[:1] for key in setting if key not in NAMELESS}  # fmt: skip
-    before = {key: dict.fromkeys(str(setting.get(key)) for setting in whole.settings) for key in swept}
+    given = [key for key in (asked.grid[0].settings if asked.grid else {}) if key not in NAMELESS]
+    swept, before = (
+        {key: dict.fromkeys(str(entry.settings.get(key)) for entry in one.grid) for key in given}
+        for one in (asked, whole)
+    )
     found |= {key: ", ".join(values) for key, values in swept.items() if values != before[key]}
     if same and not found:  # another training file, say
         found["settings"] = digest_of(sorted(_ids(asked)))[:8]

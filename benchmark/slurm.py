@@ -86,7 +86,7 @@ def script(
     groups = elements(plan, asked)
     if not groups:
         raise UserError(f"{counted(len(plan), 'cell')}, all done: there is nothing to submit.")
-    settings = {cell_id(cell): setting for cell, setting in zip(asked.cells, asked.settings, strict=True)}
+    settings = {cell_id(entry.cell): entry.settings for entry in asked.grid}
     commands = [_command(group, asked, settings, overrides) for group in groups]
     seconds = max(sum(costs.seconds(item.cell, item.missing) for item in group) for group in groups)
     minutes = max(30, math.ceil(3 * seconds / 60))

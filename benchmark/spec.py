@@ -9,20 +9,39 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from benchmark.errors import UserError, did_you_mean
 from benchmark.files import digest_of, user_path
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LABEL = 48  # characters of a cell's name that say what differs from the defaults
 LONGEST_HEAD = 150  # and of those that name model, target and method: a file's name may have 255
-Spec = TypeVar("Spec")
+Spec = TypeVar("Spec", bound="DataclassInstance")
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
-def bounds(low: float | None = None, high: float | None = None, above: float | None = None) -> dict[str, Any]:
-    """Return field metadata that limits a number: low <= value <= high, value > above."""
-    return {"low": low, "high": high, "above": above}
+# Metadata of fields, for `canonical`. A field is part of what a cell is, unless it is marked as apart. A field that
+# came later is left out at its default, so that the cells made before it keep their names and keys.
+APART = {"apart": True}
+LATER = {"omit_default": True}
+
+
+def bounds(
+    low: float | None = None, high: float | None = None, above: float | None = None, about: str = ""
+) -> dict[str, Any]:
+    """Return field metadata that limits a number, or each of several: low <= value <= high, value > above.
+
+    Args:
+        low: least value.
+        high: largest value.
+        above: the value is more than this.
+        about: what a message says is expected, in place of the type and the limit.
+    """
+    return {"low": low, "high": high, "above": above, "about": about}
 
 
 @dataclass(frozen=True)
@@ -48,18 +67,22 @@ class ModelSpec:
     """A base model: where its checkpoint is and how it is fed and tuned."""
 
     id: str
-    name: str
+    name: str = field(metadata=APART)
     family: str
-    checkpoint: str
+    checkpoint: str = field(metadata=APART)
     preprocess: Literal["pad", "crop", "resize"]
     max_length: int = field(metadata=bounds(low=16))
-    learning_rate: float = field(metadata=bounds(above=0))
-    projector_learning_rate: float = field(metadata=bounds(above=0))
-    repository: str | None = None    # of the Hugging Face hub, looked for in its cache if there is no such folder
-    vision_tower: str | None = None  # folder or hub repository, for a checkpoint without one; null: the one it names
-    vocab_size: int | None = field(default=None, metadata=bounds(low=1))  # rows of the output layer; null: all
-    transparency: Literal["drop", "white"] = "drop"  # of images: the colours under it, as the original has, or on white
-    architecture: dict[str, Any] = field(default_factory=dict)  # sizes: what a plan counts with and a load must match
+    learning_rate: float = field(metadata=bounds(above=0) | APART)  # the TrainSpec has the rates of a cell
+    projector_learning_rate: float = field(metadata=bounds(above=0) | APART)
+    # Of the Hugging Face hub, looked for in its cache if there is no such folder.
+    repository: str | None = field(default=None, metadata=APART)
+    # Folder or hub repository, for a checkpoint without a tower; null: the one that it names.
+    vision_tower: str | None = field(default=None, metadata=APART)
+    vocab_size: int | None = field(default=None, metadata=bounds(low=1) | LATER)  # rows of the output layer; null: all
+    # Of images: the colours under it, as the original has, or on white.
+    transparency: Literal["drop", "white"] = field(default="drop", metadata=LATER)
+    # Sizes: what a plan counts with and a load must match.
+    architecture: dict[str, Any] = field(default_factory=dict, metadata=APART)
 
 
 @dataclass(frozen=True)
@@ -67,15 +90,16 @@ class DatasetSpec:
     """A dataset with its protocol: prompt, metric, answer length, stop rule, splits, asserted counts."""
 
     id: str
-    name: str
-    role: Literal["upstream", "target", "extra"]
+    name: str = field(metadata=APART)
+    role: Literal["upstream", "target", "extra"] = field(metadata=APART)
     metric: Literal["vqa_lavis", "vqa_official", "textvqa", "exact_lower", "gqa", "scienceqa", "cider"]
     prompt: str
     max_new_tokens: int = field(metadata=bounds(low=1))
     splits: dict[str, Any]
-    counts: dict[str, Any]
+    counts: dict[str, Any] = field(metadata=APART)
     options: dict[str, Any]
-    stop: tuple[str, ...] = ()       # strings that end an answer, beside the end token; they are no part of it
+    # Strings that end an answer, beside the end token; they are no part of it.
+    stop: tuple[str, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -84,7 +108,7 @@ class MethodSpec:
 
     id: str
     params: dict[str, Any]
-    posthoc: bool = False            # made from the finished Full FT cell, without training
+    posthoc: bool = field(default=False, metadata=APART)  # made from the finished Full FT cell, without training
 
 
 @dataclass(frozen=True)
@@ -104,18 +128,21 @@ class TrainSpec:
     max_grad_norm: float = field(metadata=bounds(low=0))
     loss_group: int = field(metadata=bounds(low=1))
     limit: int | None = field(metadata=bounds(low=1))
-    gradient_checkpointing: bool = False  # run each block again in the backward pass rather than keep what it made
+    # Run each block again in the backward pass rather than keep what it made: no number changes.
+    gradient_checkpointing: bool = field(default=False, metadata=APART)
 
 
 @dataclass(frozen=True)
 class EvalSpec:
     """How answers are generated."""
 
-    batch_size: int = field(metadata=bounds(low=1))
+    batch_size: int = field(metadata=bounds(low=1) | APART)
     limit: int | None = field(default=None, metadata=bounds(low=1))
     split: Literal["test", "validation"] = "test"
-    share_images: bool = False   # run an image once for all questions on it: the same answers up to rounding
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None   # of generation only; null: the cell's dtype
+    # Run an image once for all questions on it: the same answers up to rounding.
+    share_images: bool = field(default=False, metadata=APART)
+    # Of generation only; null: the cell's dtype.
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +161,20 @@ class PlaceSpec:
     devices: tuple[int, ...] = ()                              # the GPUs of these processes; empty: the first ones
     hostfile: str | None = None                                # DeepSpeed's, for several machines
     report_to: Literal["none", "tensorboard", "wandb"] = "none"  # where the Trainer sends the rows of train.jsonl too
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """How a command runs its cells; no part of what a cell is. The command line sets these, conf/ does not."""
+
+    results: Path | None = None      # folder; None: results/runs/<profile>
+    jobs: int = field(default=1, metadata=bounds(low=1))  # cells at a time
+    gpus: tuple[int, ...] = field(default=(), metadata=bounds(low=0, about="device numbers, e.g. gpus=0,1"))
+    hostfile: Path | None = None     # DeepSpeed's, for several machines
+    gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
+    checkpoints: str = ""            # the user's own: NAME:FOLDER,NAME@MODEL:FOLDER
+    gate: Literal["stop", "warn"] = "stop"  # what to do if untuned models do not score as in the paper
+    radar: Literal["points", "zero_shot", "full_ft"] = "points"  # scale of radar plots, or the method that is 100 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +281,7 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
         if isinstance(value, str) or not isinstance(value, list | tuple):
             faults.add(f"{where}={value}: expected a list, e.g. [a,b].")
             return ()
-        return tuple(_accept(item, arguments[0], {}, where, faults) for item in value)
+        return tuple(_accept(item, arguments[0], limits, where, faults) for item in value)
     if origin is dict:
         if not isinstance(value, Mapping):
             faults.add(f"{where}={value}: expected keys and values, e.g. {{a: 1}}.")
@@ -248,12 +289,12 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
         return {str(key): _accept(item, arguments[1], {}, f"{where}.{key}", faults) for key, item in value.items()}
     if hint is Any:
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where, faults)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+        wanted = limits.get("about") or KINDS[hint]
         faults.add(f"{where}={'null' if value is None else value}: expected {wanted}.")
         return value
     for name, wrong, text in (
@@ -264,7 +305,8 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
         bound = limits.get(name)
         # A NaN is smaller than nothing: it would pass every bound.
         if bound is not None and (wrong(bound) or value != value):
-            faults.add(f"{where}={value}: must be {text.format(bound)}.")
+            wanted = f"expected {limits['about']}" if limits.get("about") else f"must be {text.format(bound)}"
+            faults.add(f"{where}={value}: {wanted}.")
     return value
 
 
@@ -304,32 +346,42 @@ def cell_of(values: Mapping[str, Any], where: str = "cell") -> CellSpec:
     return cell
 
 
+def canonical(spec: Any) -> dict[str, Any]:
+    """Return what of a spec is part of what a cell is: see APART and LATER.
+
+    Args:
+        spec: one of the dataclasses above.
+    """
+    return {
+        item.name: plain(getattr(spec, item.name)) for item in dataclasses.fields(spec)
+        if not item.metadata.get("apart")
+        and not (item.metadata.get("omit_default") and getattr(spec, item.name) == item.default)
+    }
+
+
 def protocol(dataset: DatasetSpec) -> dict[str, Any]:
     """Return what makes the numbers of a dataset comparable; pretty names and asserted counts do not."""
-    form = {key: value for key, value in plain(dataset).items() if key not in ("name", "counts", "role")}
-    return form if dataset.stop else {key: value for key, value in form.items() if key != "stop"}
+    return canonical(dataset)
 
 
 def input_form(model: ModelSpec) -> dict[str, Any]:
-    """Return how a model is fed; its weights are identified by their digest, its rates are in the TrainSpec."""
-    form: dict[str, Any] = {"family": model.family, "preprocess": model.preprocess, "max_length": model.max_length}
-    if model.vocab_size is not None:
-        form["vocab_size"] = model.vocab_size
-    if model.transparency != "drop":
-        form["transparency"] = model.transparency
-    return form
-
-
-def answering_dtype(cell: CellSpec) -> str:
-    """Return the dtype in which a cell's answers are generated."""
-    return cell.eval.dtype or cell.dtype
+    """Return how a model is fed, whatever its id; its weights are identified by their digest."""
+    return {key: value for key, value in canonical(model).items() if key != "id"}
 
 
 def training_form(train: TrainSpec | None) -> dict[str, Any] | None:
-    """Return the settings that make a trained model what it is; computing activations twice changes no number."""
-    if train is None:
-        return None
-    return {key: value for key, value in plain(train).items() if key != "gradient_checkpointing"}
+    """Return the settings that make a trained model what it is."""
+    return None if train is None else canonical(train)
+
+
+def own_dtype(cell: CellSpec) -> Literal["float32", "bfloat16", "float16"] | None:
+    """Return the dtype in which a cell's answers are generated; None if it is the cell's."""
+    return None if cell.eval.dtype == cell.dtype else cell.eval.dtype
+
+
+def answering_dtype(cell: CellSpec) -> Literal["float32", "bfloat16", "float16"]:
+    """Return the dtype in which a cell's answers are generated."""
+    return own_dtype(cell) or cell.dtype
 
 
 def identity(cell: CellSpec) -> dict[str, Any]:
@@ -341,16 +393,13 @@ def identity(cell: CellSpec) -> dict[str, Any]:
     counted = (*cell.upstream, *(cell.targets if cell.train is not None else ()))
     return {
         "profile": cell.profile,
-        "model": {"id": cell.model.id, **input_form(cell.model)},
-        "method": {"id": cell.method.id, "params": plain(cell.method.params)},
+        "model": canonical(cell.model),
+        "method": canonical(cell.method),
         "target": cell.target,
         "seed": cell.seed,
         "train": training_form(cell.train),
         "datasets": {dataset.id: protocol(dataset) for dataset in counted},
-        "eval": {
-            "limit": cell.eval.limit, "split": cell.eval.split,
-            **({} if answering_dtype(cell) == cell.dtype else {"dtype": cell.eval.dtype}),
-        },
+        "eval": canonical(dataclasses.replace(cell.eval, dtype=own_dtype(cell))),
         "dtype": cell.dtype,
     }
 
@@ -422,16 +471,17 @@ def label(changed: Sequence[str]) -> str:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return the keys in which two descriptions differ, as paths, with both values; a missing one is "absent"."""
-    ours, theirs = dict(_flat(one)), dict(_flat(other))
+    ours, theirs = dict(flat(one)), dict(flat(other))
     return [
         (key, ours.get(key, "absent"), theirs.get(key, "absent"))
         for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)
     ]
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a description as paths (train.epochs), each with its value."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
+            yield from flat(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, value

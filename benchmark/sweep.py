@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from benchmark import plan as planning
 from benchmark.compose import AXES, Request, request
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
-from benchmark.spec import cell_id
+from benchmark.spec import CellSpec, cell_id
 from benchmark.store import Store
 from benchmark.tables import LEVEL
 from eval import stats
@@ -88,8 +88,8 @@ def axes(asked: Request) -> list[str]:
         UserError: there are none.
     """
     keys = [
-        key for key in asked.settings[0] if len({repr(setting[key]) for setting in asked.settings}) > 1
-    ] if asked.settings else []
+        key for key in asked.grid[0].settings if len({repr(entry.settings[key]) for entry in asked.grid}) > 1
+    ] if asked.grid else []
     if not keys:
         raise UserError(
             "A sweep needs a key with several values, e.g. train.epochs=5,10 "
@@ -111,15 +111,15 @@ def tidy(asked: Request, store: Store, keys: Sequence[str]) -> pd.DataFrame:
     """
     plan = planning.make(asked, store)
     done = {item.id for item in plan if item.done}
-    points: dict[str, tuple[Mapping[str, Any], list]] = {}
-    for cell, setting in zip(asked.cells, asked.settings, strict=True):
-        point = {key: setting[key] for key in keys}
+    points: dict[str, tuple[dict[str, Any], list[CellSpec]]] = {}
+    for cell, settings in asked.grid:
+        point = {key: settings[key] for key in keys}
         points.setdefault(repr(point), (point, []))[1].append(cell)
     frames = []
     for point, cells in points.values():
         if not any(cell_id(cell) in done for cell in cells):
             continue
-        table = outputs.build_table(replace(asked, cells=tuple(cells), title="sweep"), plan, store)
+        table = outputs.build_table(replace(asked.of(cells), title="sweep"), plan, store)
         frame = table.frame[table.frame["value"].notna()]
         frame = frame.assign(**{key: _text(value) for key, value in point.items()})
         frames.append(frame[[*keys, *COLUMNS, "method_name", "model_name", "target_name", "tuned"]])

@@ -37,11 +37,16 @@ SPLITS = ("train", "validation", "test")
 class DatasetLike(Protocol):
     """What the readers need of a dataset's spec (benchmark.spec.DatasetSpec has it)."""
 
-    id: str
-    prompt: str
-    splits: dict[str, Any]
-    counts: dict[str, int]
-    options: dict[str, Any]
+    @property
+    def id(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def splits(self) -> Mapping[str, Any]: ...
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
 
 
 def reader_of(spec: DatasetLike) -> str:

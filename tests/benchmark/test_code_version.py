@@ -65,6 +65,20 @@ def test_the_name_of_a_file_does_not_change_the_digest(tmp_path):
     assert digest_of_text(tmp_path, CODE) == digest_of_text(tmp_path, CODE, "another_name.py")
 
 
+def test_moving_a_function_between_the_files_of_a_stage_does_not_change_the_digest(tmp_path):
+    one, other, rest = tmp_path / "one.py", tmp_path / "other.py", tmp_path / "rest.py"
+    one.write_text("import a\n\ndef f(x):\n    return a.g(x)\n\nLIMIT = 3\n")
+    rest.write_text('"""What is left."""\n\nfrom other import f\n\nLIMIT = 3\n')
+    other.write_text("import a\n\ndef f(x):\n    return a.g(x)\n")
+    assert code_digest((str(one),)) == code_digest((str(rest), str(other)))
+
+
+def test_an_import_for_annotations_adds_nothing_to_a_method(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("if TYPE_CHECKING:\n    from methods.shards import Shards\nfrom methods.ops import sign\n")
+    assert code_version._imported_methods(str(path)) == ("methods/ops.py",)
+
+
 def test_renaming_a_helper_module_changes_no_key_and_no_digest(tmp_path, monkeypatch):
     """benchmark/fragments.py becomes benchmark/pieces.py in a copy of the code; its users import the new name."""
     cell = request(["method=spider", "model=vila_pocket", "dataset=iconqa"]).cells[0]

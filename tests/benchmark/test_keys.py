@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from benchmark.compose import request
-from benchmark.keys import Digests, keys_of
-from benchmark.spec import CellSpec, DatasetSpec, TrainSpec, cell_id
+from benchmark import code_version
+from benchmark.compose import options_of, request
+from benchmark.files import digest_of
+from benchmark.keys import Digests, Keys, keys_of
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, TrainSpec, cell_hash, cell_id, plain
+from benchmark.store import Store, published_key, read_cell
 
 
 class Contents(Digests):
@@ -176,3 +180,59 @@ def test_the_dtype_of_answers_redoes_them_alone_and_is_named_where_it_differs(ce
     assert keys_of(at("float32"), Contents()) == keys_of(cell, Contents())
     paper = request(["method=full_ft", "model=vila15_3b", "dataset=coco", "profile=paper"])
     assert paper.cells[0].eval.dtype == "float16"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Published cells: their ids and keys stay
+
+
+PUBLISHED = Store(ROOT / "results" / "pocket")
+
+
+class DrawnContents(Digests):
+    """Digests of the shipped checkpoints and the drawn data, as they were when the cells were published."""
+
+    def __init__(self) -> None:
+        self.known = json.loads(Path(__file__).with_name("published_contents.json").read_text())
+
+    def model(self, model):
+        return self.known[model.id]
+
+    def records(self, dataset, data_root, split, limit):
+        return self.known[f"{dataset.id} {digest_of([plain(dataset), split, limit])[:8]}"]
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, CellSpec]:
+    return {folder.name: read_cell(folder) for folder in PUBLISHED.all_cells()}
+
+
+def test_published_cells_keep_their_ids(published):
+    assert len(published) >= 324
+    assert [name for name, cell in published.items() if cell_id(cell) != name] == []
+    asked = request([
+        "models=vila_pocket,llava_pocket", f"methods={','.join(options_of('method'))}",
+        "targets=flickr30k,coco,iconqa,scienceqa", "seeds=0,1,2",
+    ])
+    composed = {cell_id(cell) for cell in asked.cells}
+    as_configured = {name for name, cell in published.items() if not cell.changed}
+    assert len(as_configured) >= 150 and as_configured <= composed
+
+
+def test_published_cells_keep_their_keys(published, monkeypatch):
+    """With the code versions that each was made with, so that the test outlives a change of code."""
+    digests, by_hash, made = DrawnContents(), {cell_hash(cell): name for name, cell in published.items()}, {}
+    full_ft = request(["method=full_ft", "model=vila_pocket", "dataset=coco"]).cells[0].method
+
+    def keys(name: str) -> Keys:
+        if name not in made:
+            cell = published[name]
+            source = keys(by_hash[cell_hash(replace(cell, method=full_ft))]) if cell.method.posthoc else None
+            code = json.loads((PUBLISHED.find(name) / "provenance.json").read_text(encoding="utf-8"))["code"]
+            monkeypatch.setattr(code_version, "of_cell", lambda *of: code)
+            made[name] = keys_of(cell, digests, source)
+        return made[name]
+
+    assert {name: keys(name).summary for name in published} == {
+        name: published_key(PUBLISHED.find(name)) for name in published
+    }

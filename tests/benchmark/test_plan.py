@@ -12,6 +12,7 @@ from benchmark import cli
 from benchmark import plan as planning
 from benchmark.compose import Request, request
 from benchmark.cost import Costs, clock
+from benchmark.errors import UserError
 from benchmark.progress import Clock, Lines
 from benchmark.runner import Schedule
 from benchmark.spec import cell_id
@@ -77,7 +78,7 @@ def test_a_plan_without_data_says_so(world):
     costs = Costs(Store(asked.results), asked.profile)
     text = planning.describe(plan, asked, costs)
     assert "data are not there yet" in text and "`data draw profile=pocket data_root=DIR` fills" in text
-    ours = dataclasses.replace(asked, cells=tuple(dataclasses.replace(c, data_root="data/pocket") for c in asked.cells))
+    ours = asked.of(dataclasses.replace(cell, data_root="data/pocket") for cell in asked.cells)
     assert "(data/pocket); `run` gets them first" in planning.describe(plan, ours, costs)
 
 
@@ -192,3 +193,16 @@ def test_a_plan_advises_a_data_command_that_the_profile_accepts(profile, monkeyp
     monkeypatch.setattr("benchmark.runner.draw", lambda *_: done.append("draw"))
     monkeypatch.setattr("benchmark.data.prepare.main", lambda *_: done.append("prepare") or 0)
     assert cli.main([*words[1].split(), f"data_root={tmp_path}"]) == 0 and len(done) == 1
+
+
+@pytest.mark.parametrize("key", planning.NAMELESS)
+def test_one_folder_holds_no_two_cells_of_one_name(key):
+    """Settings that compute a cell otherwise and do not name it: two values of one would redo it for ever."""
+    cell = request(["method=spider", "model=vila_pocket", "dataset=iconqa"]).cells[0]
+    head, _, tail = key.partition(".")
+    value = dataclasses.replace(getattr(cell, head), **{tail: 7}) if tail else "other"
+    other = dataclasses.replace(cell, **{head: value})
+    assert cell_id(cell) == cell_id(other)
+    with pytest.raises(UserError, match=f"{key}=.*: it is no part of what a cell is"):
+        planning.expand([cell, other], cell.method)
+    assert len(planning.expand([cell, cell], cell.method)) == 1

@@ -122,7 +122,7 @@ def released(share: float, changes: list[np.ndarray]) -> np.ndarray:
 def test_the_released_count_is_the_released_patch(ties):
     """Without ties it has one element less than asked for, with ties fewer still; ours has exactly as many."""
     source, sizes = np.random.RandomState(int(ties)), []
-    for _ in range(300):
+    for _ in range(2500):
         changes = [source.standard_normal(source.randint(5, 60)).astype(np.float32) for _ in range(3)]
         changes = [np.round(change * 2) / 2 if ties else change for change in changes]
         share, n = source.choice([0.1, 0.2, 0.5]), sum(len(change) for change in changes)
