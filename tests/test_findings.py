@@ -1,0 +1,583 @@
+"""Every number in docs/findings.md and in README's findings stands in a published file; here is which one, and where.
+
+A row is a fragment of the text with a field for each number, and the values that the fields must show. To change a
+number in the text, change its source; to add one, add a row.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+POCKET = ROOT / "results" / "pocket"
+FINDINGS_MD = ROOT / "docs" / "findings.md"
+V, L = "vila_pocket", "llava_pocket"
+OTHERS = ("full_ft", "l2_reg", "grafting", "half_ft", "dare", "tailor")
+ALPHA = "method.alpha"
+# A number of its own; not the digits of a name (Flickr30k) and not those of a link's target.
+NUMBER = re.compile(r"(?<![\w.^-])\d+(?:\.\d+)?(?:e-?\d+)?")
+TARGET = re.compile(r"\]\([^)]*\)")
+
+Row = tuple[Any, ...]  # template, value of each field
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Where numbers come from
+
+
+@cache
+def _frame(path: str) -> pd.DataFrame:
+    return pd.read_csv(POCKET / path, dtype={"seeds": str})
+
+
+def look_up(path: str, column: str, **where: Any) -> Any:
+    """Return the one value of a column of results/pocket/<path> in the line that fits."""
+    frame = _frame(path)
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1, f"{path}, {where}: {len(frame)} lines"
+    return frame[column].item()
+
+
+def table(name: str, model: str, target: str, method: str, metric: str = "H", column: str = "value") -> Any:
+    """Return a cell of tables/<name>.csv."""
+    where = {"model": model, "target": target, "method": method, "metric": metric}
+    return look_up(f"tables/{name}.csv", column, **where)
+
+
+def seeds(name: str) -> str:
+    """Return the seeds of a table's trained rows, "0, 1, 2"."""
+    frame = _frame(f"tables/{name}.csv")
+    (found,) = set(frame.loc[frame.method != "zero_shot", "seeds"])
+    return ", ".join(found.split())
+
+
+def plane(model: str, panel: str, method: str, metric: str = "H", alpha: float | None = None) -> float:
+    """Return a point of the plane of A^S and A^T, for WiSE-FT that of an alpha."""
+    where = {"method": method, "panel": panel, "curve": alpha is not None} | ({ALPHA: alpha} if alpha else {})
+    return look_up(f"figures/plane_{model}.csv", metric, **where)
+
+
+def plane_seed() -> int:
+    """Return the seed of the planes: the one with which SPIDER has the same H in Table 5."""
+    found = set()
+    for model in (V, L):
+        by_seed = table("table5", model, "flickr30k", "spider", column="by_seed").split()
+        number = by_seed.index(f"{plane(model, 'Flickr30k', 'spider'):.4f}")
+        found.add(int(seeds("table5").split(", ")[number]))
+    (seed,) = found
+    return seed
+
+
+def sweep_seed() -> int:
+    """Return the seed of the sweeps."""
+    (seed,) = pd.concat(_frame(f"sweeps/{name}.csv").seeds for name in ("fig5", "fig6", "fig7", "forgetting")).unique()
+    return int(seed)
+
+
+def best_alpha(model: str, panel: str) -> float:
+    """Return where WiSE-FT's H is highest."""
+    frame = _frame(f"figures/plane_{model}.csv")
+    curve = frame[(frame.panel == panel) & (frame.method == "wise_ft")]
+    return curve.loc[curve.H.idxmax(), ALPHA]
+
+
+def sweep(name: str, axis: str, model: str, value: int, method: str, metric: str = "H", target="Flickr30k") -> float:
+    """Return a point of a line plot, figures/<name>.csv."""
+    where = {"model_name": model, "target_name": target, axis: value, "method": method, "metric": metric}
+    return look_up(f"figures/{name}.csv", "value", **where)
+
+
+epochs, layers, batch = (
+    partial(sweep, name, f"train.{axis}")
+    for name, axis in (("fig5", "epochs"), ("fig6", "last_layers"), ("fig7", "batch_size"))
+)
+forgetting = partial(sweep, "forgetting", "epoch")
+VILA, LLAVA = "VILA (pocket)", "LLaVA (pocket)"
+
+
+def end(name: str, column: str, last: bool = True) -> int:
+    """Return the last or first point of a sweep."""
+    values = _frame(f"figures/{name}.csv")[column]
+    return int(values.max() if last else values.min())
+
+
+def rate(model: str, method: str, learning_rate: float, metric: str = "H") -> float:
+    """Return a line of the learning-rate study, a mean over both captioning targets."""
+    return look_up(f"rates/{model}.csv", metric, method=method, learning_rate=learning_rate)
+
+
+def chosen(model: str) -> float:
+    """Return the learning rate that the protocol fixed."""
+    return look_up(f"rates/{model}.csv", "learning_rate", method="full_ft", chosen=1)
+
+
+def grid_end(model: str) -> float:
+    """Return the largest learning rate of the study."""
+    return _frame(f"rates/{model}.csv").learning_rate.max()
+
+
+def parameter(method: str, name: str) -> float:
+    """Return a method's parameter, the one that the published cells have."""
+    return yaml.safe_load((ROOT / "conf" / "method" / f"{method}.yaml").read_text())["params"][name]
+
+
+def card(model: str, dataset: str, column: str) -> float:
+    """Return a baseline from a base model's card."""
+    lines = (ROOT / "benchmark" / "checkpoints" / model / "README.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    heading = next(row for row in cells if row[0] == "set")
+    return float(next(row for row in cells if row[0] == dataset)[heading.index(column)])
+
+
+def protocol(pattern: str) -> str:
+    """Return what protocol.md says."""
+    return re.search(pattern, (POCKET / "protocol.md").read_text())[1]
+
+
+@cache
+def verdicts(folder: Path) -> dict[str, int]:
+    """Return how many claims got each verdict in a report on a copy of the published results."""
+    copy = shutil.copytree(POCKET, folder / "pocket")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmark", "report", f"results={copy}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    line = re.search(r"Of (\d+ claims: [^.]*)\.", (copy / "report.html").read_text())[1]
+    counts = re.findall(r"([a-z][a-z ]*): (\d+)", line.partition(": ")[2])
+    return {"all": int(line.split()[0])} | {name: int(count) for name, count in counts}
+
+
+def share(one: float, other: float) -> float:
+    """Return one as a percentage of other."""
+    return 100 * one / other
+
+
+def grafting_within() -> int:
+    """Return the percentage within which Table 5's note says that Grafting's weights end."""
+    lines = (POCKET / "tables" / "table5.md").read_text().splitlines()
+    note = next(line for line in lines if line.startswith("- Grafting:"))
+    pairs = re.findall(r": ([\d.]+) and ([\d.]+)", note)
+    assert len(pairs) == 4
+    assert all(abs(float(own) / float(full) - 1) < 0.01 for own, full in pairs)
+    return int(re.search(r"within (\d+) % of Full FT", note)[1])
+
+
+def blocks(name: str) -> int:
+    """Return the number of model and target pairs of a table."""
+    return len(_frame(f"tables/{name}.csv").groupby(["model", "target"]))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The rows
+
+
+def _t5(target: str, method: str, metric: str) -> tuple[float, float]:
+    return tuple(table("table5", model, target, method, metric) for model in (V, L))
+
+
+def _keeps(target: str) -> tuple[float, float]:
+    both = zip(_t5(target, "spider", "A_S"), _t5(target, "zero_shot", "A_S"), strict=True)
+    return tuple(share(a, b) for a, b in both)
+
+
+def _learns(method: str) -> tuple[float, float]:
+    both = zip(_t5("flickr30k", method, "A_T"), _t5("flickr30k", "full_ft", "A_T"), strict=True)
+    return tuple(share(a, b) for a, b in both)
+
+
+def _pairs(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [value for pair in zip(one, other, strict=True) for value in pair]
+
+
+def captioning() -> list[Row]:
+    t5 = partial(table, "table5")
+    return [
+        ("## Captioning: Table {}, mean of seeds {}", 5, seeds("table5")),
+        ("[Table {}](../results/pocket/tables/table5.md), made by `make table{} SEEDS={}`", 5, 5,
+         seeds("table5").replace(" ", "")),
+        ("VILA's A^S from {:.1f} to {:.1f} (Flickr30k) and {:.1f} (COCO), and LLaVA's from {:.1f} to {:.1f} and {:.1f}",
+         *(t5(m, t, x, "A_S") for m in (V, L)
+           for t, x in (("coco", "zero_shot"), ("flickr30k", "full_ft"), ("coco", "full_ft")))),
+        ("{:.1f} against {:.1f} (VILA) and {:.1f} against {:.1f} (LLaVA), both significant. "
+         "It keeps {:.0f} and {:.0f} %",
+         *_pairs(_t5("coco", "spider", "H"), _t5("coco", "full_ft", "H")), *_keeps("coco")),
+        ("with LLaVA, Tailor is ({:.1f})", t5(L, "coco", "tailor")),
+        ("SPIDER again keeps {:.0f} and {:.0f} % of A^S, but learns only {:.0f} and {:.0f} % of what Full FT learns "
+         "(CIDEr {:.0f} and {:.0f} against {:.0f} and {:.0f})", *_keeps("flickr30k"), *_learns("spider"),
+         *_t5("flickr30k", "spider", "A_T"), *_t5("flickr30k", "full_ft", "A_T")),
+        ("far below Full FT's: {:.1f} and {:.1f} against {:.1f} and {:.1f}.",
+         *_t5("flickr30k", "spider", "H"), *_t5("flickr30k", "full_ft", "H")),
+        ("only with LLaVA ({:.1f})", t5(L, "flickr30k", "l2_reg")),
+        ("**Tailor** keeps {:.0f} %", 100 * parameter("tailor", "keep")),
+        ("except for LLaVA on COCO ({:.1f}; SPIDER has {:.1f})", t5(L, "coco", "tailor", "A_S"),
+         t5(L, "coco", "spider", "A_S")),
+        ("with LLaVA, {:.0f} % of what Full FT learns.", _learns("tailor")[1]),
+        ("it gains {:.0f} points of CIDEr over zero-shot with LLaVA and loses {:.0f} with VILA",
+         t5(L, "coco", "tailor", "A_T") - t5(L, "coco", "zero_shot", "A_T"),
+         t5(V, "coco", "zero_shot", "A_T") - t5(V, "coco", "tailor", "A_T")),
+        ("**DARE** keeps {:.0f} %", 100 * parameter("dare", "keep")),
+        ("than Full FT in all {} blocks", blocks("table5")),
+        ("does not act at {}: its weights end within {} %", parameter("grafting", "strength"), grafting_within()),
+    ]  # fmt: skip
+
+
+def question_answering() -> list[Row]:
+    t6 = partial(table, "table6")
+
+    def both(target: str, method: str, metric: str) -> tuple[float, float]:
+        return t6(V, target, method, metric), t6(L, target, method, metric)
+
+    return [
+        ("## Question answering: Table {}, mean of seeds {}", 6, seeds("table6")),
+        ("[Table {}](../results/pocket/tables/table6.md), made by `make table{} SEEDS={}`", 6, 6,
+         seeds("table6").replace(" ", "")),
+        ("Zero-shot scores are {:.0f} (VILA) and {:.0f} (LLaVA).", *both("iconqa", "zero_shot", "A_T")),
+        ("per kind of question scores {:.0f}, the commonest answer to the same question {:.0f} ([model card]"
+         "(../benchmark/checkpoints/vila_pocket/README.md))",
+         *(card(V, "iconqa", column) for column in ("majority", "lookup"))),
+        ("Full FT reaches {:.0f} and {:.0f}. SPIDER reaches {:.0f} and {:.0f}, but keeps A^S at {:.1f} and {:.1f}, "
+         "where Full FT ends at {:.1f} and {:.1f}.",
+         *both("iconqa", "full_ft", "A_T"), *both("iconqa", "spider", "A_T"),
+         *both("iconqa", "spider", "A_S"), *both("iconqa", "full_ft", "A_S")),
+        ("below Full FT with VILA ({:.1f} against {:.1f}) and within noise of it with LLaVA ({:.1f} against {:.1f})",
+         *_pairs(both("iconqa", "spider", "H"), both("iconqa", "full_ft", "H"))),
+        ("**ScienceQA is near.** Zero-shot scores are {:.0f} and {:.0f}.", *both("scienceqa", "zero_shot", "A_T")),
+        ("SPIDER's H is the best ({:.1f} against {:.1f} for Full FT, significant)",
+         t6(L, "scienceqa", "spider"), t6(L, "scienceqa", "full_ft")),
+    ]  # fmt: skip
+
+
+def control() -> list[Row]:
+    def best(panel: str, model: str) -> tuple[float, float]:
+        alpha = best_alpha(model, panel)
+        return plane(model, panel, "wise_ft", alpha=alpha), alpha
+
+    def at(model: str, method: str, alpha: float | None = None) -> tuple[float, float]:
+        return tuple(plane(model, "Flickr30k", method, metric, alpha) for metric in ("A_T", "A_S"))
+
+    return [
+        ("## The control: WiSE-FT, seed {}", plane_seed()),
+        ("WiSE-FT reaches H {:.1f} (VILA, at {:.1f} of the way) and {:.1f} (LLaVA, at {:.1f}). SPIDER has {:.1f} and "
+         "{:.1f}.", *best("COCO-Caption", V), *best("COCO-Caption", L),
+         *(plane(model, "COCO-Caption", "spider") for model in (V, L))),
+        ("WiSE-FT reaches {:.1f} (at {:.1f}) and {:.1f} (at {:.1f}), SPIDER {:.1f} and {:.1f}.", *best("IconQA", V),
+         *best("IconQA", L), *(plane(model, "IconQA", "spider") for model in (V, L))),
+        ("it learns {:.1f} at an A^S of {:.1f}, where WiSE-FT (at {}) learns {:.1f} at {:.1f}.", *at(V, "spider"), 0.5,
+         *at(V, "wise_ft", 0.5)),
+        ("{:.1f} at {:.1f}, where WiSE-FT (at {}) learns {:.1f} at {:.1f}.", *at(L, "spider"), 0.6,
+         *at(L, "wise_ft", 0.6)),
+    ]  # fmt: skip
+
+
+SELECTED = ("spider_idm", "spider_gradient", "spider_magnitude", "half_ft_elements")
+
+
+def modules() -> list[Row]:
+    assert seeds("table2") == seeds("table3") == seeds("table4")
+    t2, t3, t4 = (partial(table, f"table{number}", V) for number in (2, 3, 4))
+    return [
+        ("cost: Tables {}, {}, {}, VILA, mean of seeds {}", 2, 3, 4, seeds("table3")),
+        ("[Table {}](../results/pocket/tables/table3.md)", 3),
+        ("(H {:.1f} and {:.1f}; smallest weights {:.1f}, random {:.1f})", *(t3("coco", one) for one in SELECTED)),
+        ("on Flickr30k ({:.1f} and {:.1f}; smallest weights {:.1f}, random {:.1f})",
+         *(t3("flickr30k", one) for one in SELECTED)),
+        ("[Table {}](../results/pocket/tables/table4.md)", 4),
+        ("lowers H from {:.1f} to {:.1f} on COCO and from {:.1f} to {:.1f} on Flickr30k",
+         *(t4(target, one) for target in ("coco", "flickr30k") for one in ("spider_idm", "spider"))),
+        ("[Table {}](../results/pocket/tables/table2.md): SPIDER holds {:.1f} times", 2,
+         t2("flickr30k", "spider", "memory")),
+        ("(w\\* in {} bits and the accumulated gradient)", round(32 * t2("flickr30k", "l2_reg", "memory"))),
+        ("takes {:.2f} times as long", t2("flickr30k", "spider", "step_time")),
+    ]  # fmt: skip
+
+
+def variants() -> list[Row]:
+    v = partial(table, "variants", V)
+    return [
+        ("## Named variants: VILA, seed {}", seeds("variants")),
+        ("H on Flickr30k is {:.1f} instead of {:.1f}, and on COCO {:.1f} instead of {:.1f}.",
+         *(v(target, one) for target in ("flickr30k", "coco") for one in ("spider_code", "spider"))),
+        ("{:.1f} on Flickr30k and {:.1f} on COCO.", v("flickr30k", "spider_posthoc"), v("coco", "spider_posthoc")),
+    ]  # fmt: skip
+
+
+def sweeps() -> list[Row]:
+    few, many = end("fig6", "train.last_layers", last=False), end("fig6", "train.last_layers")
+    short, long = end("fig5", "train.epochs", last=False), end("fig5", "train.epochs")
+    small, large = end("fig7", "train.batch_size", last=False), end("fig7", "train.batch_size")
+    return [
+        ("## Epochs, layers, batch size: Flickr30k, seed {}", sweep_seed()),
+        ("({:.1f} with {}, {:.1f} with {}; [Fig. {}](../results/pocket/figures/fig6.csv))",
+         layers(VILA, few, "spider"), few, layers(VILA, many, "spider"), many, 6),
+        ("from {:.1f} after {} epochs to {:.1f} after {} ([Fig. {}](../results/pocket/figures/fig5.csv))",
+         epochs(LLAVA, short, "full_ft"), short, epochs(LLAVA, long, "full_ft"), long, 5),
+        ("from {:.1f} with {} layers to {:.1f} with {}.",
+         layers(LLAVA, few, "full_ft"), few, layers(LLAVA, many, "full_ft"), many),
+        ("SPIDER rises to {:.1f} and {:.1f}", epochs(LLAVA, long, "spider"), layers(LLAVA, many, "spider")),
+        ("A batch of {} instead of {} changes little for SPIDER: H {:.1f} with VILA and {:.1f} with LLaVA "
+         "([Fig. {}](../results/pocket/figures/fig7.csv))", large, small, batch(VILA, large, "spider"),
+         batch(LLAVA, large, "spider"), 7),
+        ("VILA's A^S on COCO is {:.1f} then, and {:.1f} after all {}.",
+         *(forgetting(VILA, one, "full_ft", "A_S", "COCO-Caption") for one in (1, end("forgetting", "epoch"))),
+         end("forgetting", "epoch")),
+    ]  # fmt: skip
+
+
+def rates() -> list[Row]:
+    start, top = chosen(V), grid_end(V)
+    return [
+        ("## Learning rate, on validation, seed {}", protocol(r"seed (\d+); targets")),
+        ("rises from {:.1f} at the chosen {} to {:.1f} at {}, the largest rate of the grid; Full FT's falls "
+         "from {:.1f} to {:.1f}.", rate(V, "spider", start), start, rate(V, "spider", top), top,
+         rate(V, "full_ft", start), rate(V, "full_ft", top)),
+    ]  # fmt: skip
+
+
+def claims(folder: Path) -> list[Row]:
+    found = verdicts(folder)
+    return [
+        ("Of {} claims", found["all"]),
+        ("{} hold:", found["holds"]),
+        ("{} are contradicted", found["contradicted"]),
+        ("{} are not shown", found["not shown"]),
+    ]
+
+
+def readme() -> list[Row]:
+    said = " ".join(section(FINDINGS_MD, "The paper's claims").split())
+    counts = re.search(r"Of (\d+) claims: - (\d+) hold.* - (\d+) are contradicted.* - (\d+) are not shown", said)
+    return [
+        ("[Table {}](results/pocket/tables/table5.md), mean of seeds {}, unless", 5, seeds("table5")),
+        ("On COCO, Full FT takes A^S from {:.1f} to {:.1f} with VILA and from {:.1f} to {:.1f} with LLaVA.",
+         *(_t5("coco", method, "A_S")[number] for number in (0, 1) for method in ("zero_shot", "full_ft"))),
+        ("H is {:.1f} against Full FT's {:.1f} with VILA, and {:.1f} against {:.1f} with LLaVA.",
+         *_pairs(_t5("coco", "spider", "H"), _t5("coco", "full_ft", "H"))),
+        ("learns {:.0f} and {:.0f} % of what Full FT learns, and H is {:.1f} and {:.1f} against {:.1f} and {:.1f}.",
+         *_learns("spider"), *_t5("flickr30k", "spider", "H"), *_t5("flickr30k", "full_ft", "H")),
+        ("reaches an H of {:.1f} and {:.1f} on COCO, above SPIDER's {:.1f} and {:.1f} (seed {})",
+         *(plane(model, "COCO-Caption", "wise_ft", alpha=best_alpha(model, "COCO-Caption")) for model in (V, L)),
+         *(plane(model, "COCO-Caption", "spider") for model in (V, L)), plane_seed()),
+        ("Of {} claims of the paper, {} hold here, {} are contradicted in at least one group and {} are not shown",
+         *counts.groups()),
+    ]  # fmt: skip
+
+
+# Heading -> its rows.
+FINDINGS: dict[str, Callable[..., list[Row]]] = {
+    "What the pocket numbers say": lambda: [],
+    "Captioning": captioning,
+    "Question answering": question_answering,
+    "The control": control,
+    "Selection rules": modules,
+    "Named variants": variants,
+    "Epochs, layers, batch size": sweeps,
+    "Learning rate": rates,
+    "The paper's claims": claims,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What words say without a number
+
+
+def _frames(name: str, metric: str = "H", **where: Any) -> pd.DataFrame:
+    frame = _frame(f"tables/{name}.csv")
+    frame = frame[(frame.metric == metric) & (frame.method != "zero_shot")]
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame.set_index("method")
+
+
+def _ranked(name: str, metric: str = "H", **where: Any) -> list[str]:
+    return list(_frames(name, metric, **where).value.sort_values(ascending=False).index)
+
+
+def _above_curve(model: str) -> bool:
+    """Return whether SPIDER keeps more than WiSE-FT where the curve has learned as much, on Flickr30k."""
+    frame = _frame(f"figures/plane_{model}.csv")
+    curve = frame[(frame.panel == "Flickr30k") & frame.curve].sort_values("A_T")
+    kept, learned = (plane(model, "Flickr30k", "spider", metric) for metric in ("A_S", "A_T"))
+    return kept > np.interp(learned, curve.A_T, curve.A_S)
+
+
+FACTS: dict[str, Callable[[], bool]] = {
+    "both significant": lambda: all(table("table5", m, "coco", "spider", "H", "star") for m in (V, L)),
+    "It is the best method with VILA; with LLaVA, Tailor is":
+        lambda: [_ranked("table5", model=m, target="coco")[0] for m in (V, L)] == ["spider", "tailor"],
+    "Only L2-Reg beats Full FT there by more than noise, and only with LLaVA":
+        lambda: [(row.model, method) for method, row in _frames("table5", target="flickr30k").iterrows()
+                 if row.star and row.delta > 0] == [(L, "l2_reg")],
+    "the most of A^S, except for LLaVA on COCO":
+        lambda: [_ranked("table5", "A_S", model=m, target=t)[0] for m in (V, L) for t in ("flickr30k", "coco")]
+        == ["tailor", "tailor", "tailor", "spider"],
+    "learns nothing with VILA": lambda: table("table5", V, "flickr30k", "tailor", "A_T") < 0.05,
+    "It keeps less of A^S than Full FT in all":
+        lambda: all(table("table5", m, t, "dare", "A_S") < table("table5", m, t, "full_ft", "A_S")
+                    for m in (V, L) for t in ("flickr30k", "coco")),
+    "is significantly below Full FT in H with VILA, and within noise of it with LLaVA":
+        lambda: [table("table5", m, t, "half_ft", "H", "star") for m in (V, L) for t in ("flickr30k", "coco")]
+        == [True, True, False, False] and all(_frames("table5", model=V).loc["half_ft", "delta"] < 0),
+    "SPIDER is significantly below Full FT with VILA":
+        lambda: [table("table6", m, "iconqa", "spider", "H", "star") for m in (V, L)] == [True, False],
+    "With VILA, no method moves H by more than noise":
+        lambda: not _frames("table6", model=V, target="scienceqa").star.any(),
+    "SPIDER's H is the best":
+        lambda: _ranked("table6", model=L, target="scienceqa")[0] == "spider"
+        and table("table6", L, "scienceqa", "spider", "H", "star"),
+    "SPIDER lies above WiSE-FT's curve with VILA": lambda: _above_curve(V) and not _above_curve(L),
+    "are the best on COCO":
+        lambda: _ranked("table3", target="coco")[:2] == list(SELECTED[:2])
+        and set(_ranked("table3", target="flickr30k")[-2:]) == set(SELECTED[:2]),
+    "matters more than any other choice":
+        lambda: _ranked("variants", target="flickr30k", reference="spider")[:2] == ["spider_code", "spider_lag"]
+        and _frames("variants", target="flickr30k", reference="spider").delta.abs().nlargest(2).index.tolist()
+        == ["spider_code", "spider_lag"],
+    "With VILA, SPIDER stays behind Full FT at every setting":
+        lambda: all(read(VILA, value, "spider") < read(VILA, value, "full_ft")
+                    for read, values in ((epochs, range(5, 11)), (layers, range(2, 6)), (batch, (16, 32)))
+                    for value in values),
+    "most of Full FT's forgetting is there after the first":
+        lambda: all(2 * (base - first) > base - last for base, first, last in (
+            [forgetting(m, epoch, "full_ft", "A_S", t) for epoch in (0, 1, 5)]
+            for m in (VILA, LLAVA) for t in ("Flickr30k", "COCO-Caption"))),
+    "SPIDER learns more at every larger rate":
+        lambda: all(_frame(f"rates/{m}.csv").query("method == 'spider'").A_T.is_monotonic_increasing for m in (V, L)),
+    "The common rate is the best for Full FT":
+        lambda: all(rate(m, "full_ft", chosen(m), "A_T")
+                    == _frame(f"rates/{m}.csv").query("method == 'full_ft'").A_T.max() for m in (V, L)),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The check
+
+
+def shown(value: Any, form: str) -> str:
+    """Return a value as text: rounded half up as a reader rounds, or in the way of 5e-4."""
+    if form:
+        return str(Decimal(str(round(value, 6))).quantize(Decimal(1).scaleb(-int(form[1:-1])), ROUND_HALF_UP))
+    if isinstance(value, float) and 0 < value < 0.01:
+        digits, power = f"{value:e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
+    return str(value)
+
+
+def render(template: str, values: Sequence[Any]) -> tuple[str, list[tuple[int, int]]]:
+    """Return a row's text and where its numbers stand in it."""
+    text, spans, rest = "", [], list(values)
+    for literal, name, form, _ in string.Formatter().parse(template):
+        text += literal
+        if name is not None:
+            number = shown(rest.pop(0), form)
+            spans.append((len(text), len(text) + len(number)))
+            text += number
+    assert not rest, f"{template}: more values than fields"
+    return text, spans
+
+
+def numbers(text: str) -> list[re.Match[str]]:
+    """Return the numbers of a text; not those in the target of a link."""
+    targets = [match.span() for match in TARGET.finditer(text)]
+    return [match for match in NUMBER.finditer(text) if not any(a <= match.start() < b for a, b in targets)]
+
+
+def faults(text: str, rows: Sequence[Row]) -> list[str]:
+    """Return the rows that the text does not show, and its numbers that no row has.
+
+    Args:
+        text: a section.
+        rows: its rows.
+    """
+    text = " ".join(text.split())
+    found, covered = [], []
+    for template, *values in rows:
+        fragment, spans = render(template, values)
+        if text.count(fragment) != 1:
+            found.append(f"{text.count(fragment)} times instead of once: {fragment}")
+            continue
+        start = text.index(fragment)
+        covered += [(start + a, start + b) for a, b in spans]
+    for match in numbers(text):
+        if not any(a <= match.start() and match.end() <= b for a, b in covered):
+            found.append(f"no source for {match[0]} in: ...{text[max(0, match.start() - 40) : match.end() + 20]}...")
+    return found
+
+
+def sections(path: Path) -> dict[str, str]:
+    """Return heading -> text with the heading, of a Markdown file."""
+    parts = re.split(r"^(?=#+ )", path.read_text(), flags=re.M)
+    return {part.lstrip("# ").partition("\n")[0]: part for part in parts if part.strip()}
+
+
+def section(path: Path, start: str) -> str:
+    """Return the one section whose heading starts so."""
+    (text,) = (text for heading, text in sections(path).items() if heading.startswith(start))
+    return text
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+def _rows(name: str, folder: Path) -> list[Row]:
+    return claims(folder) if FINDINGS[name] is claims else FINDINGS[name]()
+
+
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if rows is claims else []) for name, rows in FINDINGS.items()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_has_its_source(name, folder):
+    assert faults(section(FINDINGS_MD, name), _rows(name, folder)) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_altered_digit_is_seen(name, folder):
+    text, rows = section(FINDINGS_MD, name), _rows(name, folder)
+    _alter(" ".join(text.split()), rows)
+
+
+def _alter(text: str, rows: Sequence[Row]) -> None:
+    """Alter each digit in turn and expect a fault."""
+    assert not rows or numbers(text)
+    for match in numbers(text):
+        for at in (place for place in range(*match.span()) if text[place].isdigit()):
+            altered = text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
+            assert faults(altered, rows), f"{match[0]} at {at}"
+
+
+def test_readme_findings_have_their_source():
+    text, rows = section(ROOT / "README.md", "What we found"), readme()
+    assert faults(text, rows) == []
+    assert len(re.findall(r"^- ", text, re.M)) <= 5
+    _alter(" ".join(text.split()), rows)
+
+
+def test_a_new_number_is_seen():
+    assert faults("H is 1.5, not 2.", [("H is {:.1f}", 1.5)]) == ["no source for 2 in: ...H is 1.5, not 2...."]
+
+
+def test_every_section_is_checked():
+    assert all(sum(heading.startswith(name) for name in FINDINGS) == 1 for heading in sections(FINDINGS_MD))
+
+
+@pytest.mark.parametrize("words", FACTS)
+def test_words_are_true(words):
+    assert words in " ".join(FINDINGS_MD.read_text().split())
+    assert FACTS[words]()
