@@ -1,62 +1,229 @@
-"""What the README promises: its example method runs as written, its commands exist, its links lead somewhere."""
+"""What README and docs promise: examples run as written, commands exist and parse, links and anchors lead somewhere."""
 
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
 import subprocess
 import sys
+import textwrap
+from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+
+from benchmark.cli import VERBS, main
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHIPPED = "benchmark/checkpoints/llava_pocket"
+# What an example leaves open -> what stands for it here.
+PLACES = {
+    " ... ": " table=table5 ",
+    "/path/to/checkpoint": SHIPPED,
+    "mine:/path,other@vila_pocket:/path2": f"mine:{SHIPPED}",
+    "hostfile=hosts ": "",
+    "./my_target.py": "./examples/my_target.py",
+    "./my_method.py:MyMethod": "./examples/my_method.py:TopKGradient",
+}
+# Verbs that compose a grid; the rest is looked up by name alone. What plan does not read is left out.
+GRIDS = ("run", "plan", "zeroshot", "sweep", "figure", "all", "report", "rates", "publish")
+NOT_PLANNED = ("figure", "gate", "name", "sbatch", "results")
 
 
-def test_example_target_is_the_tested_file():
-    _, source = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert source == (ROOT / "examples" / "my_target.py").read_text()
-    assert "TARGETS=examples.my_target" in README
+@cache
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
-def test_example_method_is_the_tested_file():
-    source, _ = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert source == (ROOT / "examples" / "my_method.py").read_text()
-    assert len(source.splitlines()) <= 40
-    assert "METHODS=full_ft,spider,examples.my_method:TopKGradient" in README
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
 
 
-def test_make_targets_in_the_readme_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"make ([a-z0-9-]+)", README)) - {"and"}
-    assert {"table5", "test"} <= named
-    for target in named:
-        assert re.search(rf"^{target}:", makefile, re.M), target
+# ---------------------------------------------------------------------------------------------------------------
+# Links
 
 
-def test_links_lead_to_files():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        if not link.startswith("http"):
-            assert (ROOT / link).exists(), link
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)).strip().lower().replace(" ", "-")
 
 
-def test_nothing_is_left_open():
-    assert "TODO" + "_" not in README
+def anchors(path: Path) -> set[str]:
+    prose = re.sub(r"^```.*?^```", "", text(path), flags=re.S | re.M)
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", prose, re.M)}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "list",
-        "plan table=table5",
-        "run method=spider model=llava_pocket dataset=iconqa train.epochs=5,10 seed=1 --cfg job",
-    ],
-)
-def test_commands_in_the_readme_run(command, tmp_path):
-    verb, *rest = command.split()
-    extra = [] if verb == "list" else [f"results={tmp_path}"]
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_links_and_anchors_lead_somewhere(page):
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            wrong.append(target)
+    assert wrong == []
+
+
+def test_every_page_is_reached_from_the_readme():
+    seen, open_pages = set(), [README]
+    while open_pages:
+        page = open_pages.pop()
+        seen.add(page)
+        links = re.findall(r"\]\(([^)#\s]+\.md)", text(page))
+        open_pages += [path for link in links if (path := (page.parent / link).resolve()) in PAGES and path not in seen]
+    assert set(PAGES) == seen
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_paths_that_are_named_exist(page):
+    folders = "benchmark|conf|docs|eval|examples|methods|tests"
+    named = re.findall(rf"`((?:{folders})/[\w/.]+\.(?:py|md|json|yaml))`", text(page))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Python
+
+
+PYTHON = [(page, block) for page in PAGES for block in re.findall(r"^```python\n(.*?)^```", text(page), re.S | re.M)]
+INDENTED = [
+    (page, textwrap.dedent(block))
+    for page in PAGES
+    for block in re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", text(page), re.M)
+    if re.match(r"\s*(from|import) ", block)
+]
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=names([page for page, _ in PYTHON]))
+def test_python_blocks_are_parts_of_examples(page, block):
+    files = [textwrap.dedent(path.read_text()) for path in (ROOT / "examples").glob("*.py")]
+    assert any(block in file or textwrap.indent(block, "    ") in file for file in files)
+
+
+def test_whole_examples_are_in_the_documents():
+    usage = text(ROOT / "docs" / "usage.md")
+    for path in (ROOT / "examples").glob("[a-z]*.py"):
+        assert f"```python\n{path.read_text()}```" in usage, path
+    assert len((ROOT / "examples" / "my_method.py").read_text().splitlines()) <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "block"), INDENTED, ids=names([page for page, _ in INDENTED]))
+def test_indented_python_runs(page, block, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    subprocess.run([sys.executable, "-c", block], check=True)
+
+
+def test_a_method_acts_in_a_trainer_of_ones_own():
+    train = runpy.run_path(str(ROOT / "examples" / "own_trainer.py"))["train"]
+    torch.manual_seed(0)
+    batches = torch.randn(20, 16, 8)
+    models = {name: torch.nn.Linear(8, 8) for name in ("full_ft", "spider")}
+    models["spider"].load_state_dict(models["full_ft"].state_dict())
+    numbers = {name: train(model, batches, name) for name, model in models.items()}
+    assert numbers["full_ft"]["restored_fraction"] == 0
+    assert 0 < numbers["spider"]["restored_fraction"] < 1
+    assert not torch.equal(models["full_ft"].weight, models["spider"].weight)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def commands(page: Path) -> list[str]:
+    """Return the commands of a page: lines of code blocks, and code within the text."""
+    lines = re.findall(r"^ {4}(?:.*&& )?((?:\S*python|make) .*)$", text(page), re.M)
+    lines += [" ".join(code.split()) for code in re.findall(r"`((?:python -m benchmark|make) [^`]+)`", text(page))]
+    return [re.split(r"\s+#\s|\s{2,}#|\s>\s", line)[0].strip() for line in lines]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+MAKE = [command for command in COMMANDS if command.startswith("make ")]
+DIRECT = [command for command in COMMANDS if re.match(r"\S*python -m benchmark ", command)]
+
+
+def arguments(command: str) -> list[str]:
+    for place, real in PLACES.items():
+        command = command.replace(place, real)
+    return shlex.split(command)
+
+
+def check(verb: str, rest: list[str], tmp_path: Path) -> None:
+    """Plan what a verb would run, or look the verb up."""
+    assert verb in VERBS, verb
+    if verb not in GRIDS or rest == ["..."]:
+        return
+    kept = [word for word in rest if "=" in word and word.partition("=")[0] not in NOT_PLANNED]
+    if verb not in ("run", "plan"):
+        kept = ["table=table5", *(word for word in kept if not word.startswith("table="))]
+    assert main(["plan", *kept, f"results={tmp_path / 'runs'}"]) == 0
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_examples_parse(command, tmp_path, capsys):
     done = subprocess.run(
-        [sys.executable, "-m", "benchmark", verb, *rest, *extra], cwd=ROOT, capture_output=True, text=True
+        ["make", "-n", f"PYTHON={sys.executable}", *arguments(command)[1:]], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    recipe = done.stdout.replace("\\\n", " ")
+    for line in recipe.splitlines():
+        if f"{sys.executable} -m benchmark " in line:
+            verb, *rest = shlex.split(line.partition(" -m benchmark ")[2])
+            check(verb, rest, tmp_path)
+
+
+@pytest.mark.parametrize("command", DIRECT)
+def test_python_examples_parse(command, tmp_path, capsys):
+    verb, *rest = arguments(command)[3:] or ["--help"]
+    if verb.startswith("-"):
+        assert main([verb]) == 0
+    else:
+        check(verb, rest, tmp_path)
+
+
+def test_examples_are_found():
+    assert {"make table5", "make table6 TARGETS=examples.my_target"} <= set(MAKE)
+    assert "python -m benchmark plan table=table5" in DIRECT
+    assert len(PYTHON) >= 5
+    assert INDENTED
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# README
+
+
+def test_readme_is_short_and_finished():
+    assert len(text(README).splitlines()) <= 150
+    assert "git clone --depth 1" in text(README)
+    assert "TODO" + "_" not in text(README)
+    assert text(README).count("<!-- packages -->") == text(README).count("<!-- /packages -->") == 1
+
+
+def test_table_in_the_readme_is_the_published_one():
+    (block,) = re.findall(r"^```text\n(.*?)^```", text(README), re.S | re.M)
+    title, head, *rows = [line for line in block.splitlines() if line.strip(" ─")]
+    frame = pd.read_csv(ROOT / "results" / "pocket" / "tables" / "table5.csv")
+    model, target = re.fullmatch(r"(.*), fine-tuned on (.*)", title).groups()
+    frame = frame[(frame.model_name == model) & (frame.target_name == target)]
+    heads = ["Method", "OKVQA", "TextVQA", "OCRVQA", "GQA", "A^S", "A^T", "H", "vs FT", "O", "vs FT", "Paper H"]
+    assert re.split(r"\s{2,}", head.strip()) == heads
+    expected = []
+    for method in frame.method.drop_duplicates():
+        lines = frame[frame.method == method].set_index("metric")
+        cells = [lines.method_name.iloc[0]]
+        for metric in ("okvqa", "textvqa", "ocrvqa", "gqa", "A_S", "A_T", "H", "O"):
+            line = lines.loc[metric]
+            cells.append(f"[{line.value:.2f}]" if line.best else f"{line.value:.2f}")
+            if metric in ("H", "O"):
+                arrow = "↑" if line.delta > 0 else "↓"
+                star = "*" * bool(line.star)
+                cells.append("-" if pd.isna(line.delta) else f"{arrow}{abs(line.delta):.2f}{star}")
+        expected.append([*cells, "-"])
+    assert [re.split(r"\s{2,}", row.strip()) for row in rows] == expected
