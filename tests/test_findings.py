@@ -6,6 +6,7 @@ number in the text, change its source; to add one, add a row.
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import string
@@ -150,16 +151,16 @@ def protocol(pattern: str) -> str:
 
 
 @cache
-def verdicts(folder: Path) -> dict[str, int]:
-    """Return how many claims got each verdict in a report on a copy of the published results."""
+def verdicts(folder: Path) -> dict[str, str]:
+    """Return claim -> verdict, of a report on a copy of the published results."""
     copy = shutil.copytree(POCKET, folder / "pocket")
     done = subprocess.run(
         [sys.executable, "-m", "benchmark", "report", f"results={copy}"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    line = re.search(r"Of (\d+ claims: [^.]*)\.", (copy / "report.html").read_text())[1]
-    counts = re.findall(r"([a-z][a-z ]*): (\d+)", line.partition(": ")[2])
-    return {"all": int(line.split()[0])} | {name: int(count) for name, count in counts}
+    page = (copy / "report.html").read_text()
+    rows = re.findall(r'<tr><td>((?:(?!</td>).)*?)<small>.*?data-value="([^"]+)"', page[page.index('id="claims"') :])
+    return {html.unescape(re.sub("<sup>(.*?)</sup>", r"^\1", claim)): verdict for claim, verdict in rows}
 
 
 def share(one: float, other: float) -> float:
@@ -350,11 +351,16 @@ def rates() -> list[Row]:
 
 def claims(folder: Path) -> list[Row]:
     found = verdicts(folder)
+    by_verdict = {
+        name: [claim for claim, verdict in found.items() if verdict == name]
+        for name in ("holds", "contradicted", "not shown")
+    }
+    said = [(len(one), "; ".join(one)) for one in by_verdict.values()]
     return [
-        ("Of {} claims", found["all"]),
-        ("{} hold:", found["holds"]),
-        ("{} are contradicted", found["contradicted"]),
-        ("{} are not shown", found["not shown"]),
+        ("Of {} claims", len(found)),
+        ("{} hold: {}.", *said[0]),
+        ("{} are contradicted in at least one group: {}.", *said[1]),
+        ("{} are not shown: {}.", *said[2]),
     ]
 
 
