@@ -27,6 +27,7 @@ PLACES = {
     "/path/to/checkpoint": SHIPPED,
     "mine:/path,other@vila_pocket:/path2": f"mine:{SHIPPED}",
     "hostfile=hosts ": "",
+    "PYTHON=/path/to/python": "",
     "./my_target.py": "./examples/my_target.py",
     "./my_method.py:MyMethod": "./examples/my_method.py:TopKGradient",
 }
@@ -183,6 +184,13 @@ def test_python_examples_parse(command, tmp_path, capsys):
         assert main([verb]) == 0
     else:
         check(verb, rest, tmp_path)
+
+
+def test_every_variable_of_make_is_explained():
+    makefile, usage = text(ROOT / "Makefile"), text(ROOT / "docs" / "usage.md")
+    variables = re.search(r"^grid_names := (.*)$", makefile, re.M)[1].split()
+    variables += re.search(r"^reads_help := \$\(grid_names\) (.*)$", makefile, re.M)[1].split()
+    assert [name for name in variables if f"`{name}`" not in usage] == []
 
 
 def test_examples_are_found():
