@@ -438,14 +438,17 @@ def _of_file(key: str, config: Mapping[str, Any]) -> str | None:
     if head in WHOLE and last:
         if not config.get(head):
             return f"{key}: no {head} is chosen. Use {head}=NAME with one of {', '.join(options_of(head))}."
-        own = f"{last}=VALUE" if last in {*AXES, *RUN_KEYS} else f"{head}=NAME with a copy of it, changed"
-        return f"{key}: it is set in conf/{head}/{config[head]['id']}.yaml alone. Use {own}."
+        file = f"conf/{head}/{config[head]['id']}.yaml"
+        own = f"Use {last}=VALUE." if last in {*AXES, *RUN_KEYS} else (
+            f"Copy it to conf/{head}/NAME.yaml, change the copy, and use {head}=NAME."
+        )
+        return f"{key}: only the file {file} sets it. {own}"
     if key == "engine.id":
         return f"{key}: it names the engine's file. Use engine=NAME."
     if (head, last) in (("model", "id"), ("dataset", "id")) and len(middle) < 2:
         return f"{key}: results are named by it. Use {'.'.join((head, *middle))}.name to change the name in tables."
     if (head, last) == ("dataset", "role") and len(middle) == 1:
-        return f"{key}: it decides which average the set enters. It is set in conf/dataset/{middle[0]}.yaml alone."
+        return f"{key}: it decides which average the set enters. Change it in conf/dataset/{middle[0]}.yaml."
     return None
 
 

@@ -239,3 +239,20 @@ def test_every_named_protocol_arrives(dataset):
             continue
         for key, value in choice.changes.items():
             assert values[key] == (values[key] | value if isinstance(value, Mapping) else value), name
+
+
+@pytest.mark.parametrize(("path", "value", "reason"), [
+    (("invented",), 1, "invented: no such key"), (("section",), {"a": 1}, "section: no such key"),
+    (("engine", "invented"), 1, "invented: no such key"), (("train", "invented"), 1, "train.invented: no such key"),
+    (("dataset", "gqa", "id"), "../../evil", "dataset.gqa.id=../../evil: a name of letters"),
+    (("models", "llava_pocket", "invented"), 1, "model.invented: no such key"),
+])  # fmt: skip
+def test_a_key_of_conf_that_no_spec_has_is_refused(monkeypatch, path, value, reason):
+    composed = copy.deepcopy(usual("pocket"))
+    node = composed
+    for name in path[:-1]:
+        node = node[name]
+    node[path[-1]] = value
+    monkeypatch.setattr(compose, "_compose", lambda groups: composed)
+    with pytest.raises(UserError, match=reason):
+        request(grid("model=llava_pocket"))

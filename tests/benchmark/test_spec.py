@@ -45,7 +45,7 @@ TWO = [*ONE, "gpus=2", "train.micro_batch_size=8"]
     ("train.limit=" + "[" * 3000, "cannot be read"), ("seeds=1\x00", "control characters"),
     ("model.checkpoint=\udcff", "control characters"), ("data_root=" + "x" * 10_001, "more than 10000 characters"),
     ("dataset.gqa.id=../../evil", "results are named by it"), ("model.id=../evil", "results are named by it"),
-    ("table.id=../evil", "set in conf/table/table6.yaml alone"),
+    ("table.id=../evil", "only the file conf/table/table6.yaml sets it"),
 ])  # fmt: skip
 def test_settings_of_strangers(text, reason):
     with pytest.raises(UserError, match=reason) as caught:
