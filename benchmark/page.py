@@ -227,7 +227,7 @@ def _group(group: Group, index: int, upstream: Mapping[str, str]) -> Section:
         rows = [_entry_row(entry, group, names) for entry in entries]
         title = f"{model}, fine-tuned on {target}" if target else f"{model}, no target"
         grids.append(Grid(f"group{index}-{number}", heads, rows, title))
-    above = ["Below each score: its 95 % interval.", group.note]
+    above = [group.note, "Below each score: its 95 % interval."]
     if group.beside:
         above.append("Grey rows stand here for comparison.")
     if any(entry.older for entry in group.entries):

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from benchmark.scores import read_items, read_scores
 from benchmark.spec import CellSpec, at_root, cell_id
 from benchmark.store import Store
 from benchmark.tables import OLDER, RowResult
+from methods.registry import METHODS
 
 MAIN = ("table5", "table6")  # whose models and targets the claims are about
 TABLES = (*MAIN, "table2", "table3", "table4", "variants")
@@ -84,8 +85,7 @@ def run(overrides: Sequence[str]) -> int:
     Raises:
         UserError: wrong overrides, no finished cell, another schema, or the folder cannot be written.
     """
-    base = requests_of(overrides, [])["table5"]
-    store = Store(base.results)
+    store = Store(request(["table=table5", *overrides], optional=True).results)
     if not report_groups.finished(store):
         raise UserError(f"{store.root} has no finished cells. Run make table5 first, or name one with RESULTS=dir.")
     path = store.root / "report.html"
@@ -141,7 +141,7 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     done = {entry.name: entry for entry in every if entry.place in shown or entry in ours}
     browsed = {"Tables 5 and 6": [(item.cell, store.folder(item.cell), "") for item in usual.values()]} if usual else {}
     browsed |= {
-        group.title: [(entry.cell, store.cells / entry.name, _label(entry, group)) for entry in group.entries]
+        group.title: [(entry.cell, entry.folder, _label(entry, group)) for entry in group.entries]
         for group in groups[len(curves) :]
     }  # fmt: skip
     return Content(
@@ -153,14 +153,14 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
         upstream={dataset.id: dataset.name for dataset in base.cells[0].upstream},
         figures=[(path.stem, path.read_bytes()) for path in _pictures(store.root)],
         predictions=predictions(browsed),
-        cells=[_diagnostics(name, entry.cell, store.cells / name) for name, entry in done.items()],
-        provenance=_provenance([store.cells / name for name in done]),
+        cells=[_diagnostics(entry.cell, entry.folder) for entry in done.values()],
+        provenance=_provenance([entry.folder for entry in done.values()]),
     )
 
 
 def _label(entry: Entry, group: Group) -> str:
     """Return what tells a cell from others of its group, beside model, target and method."""
-    return ", ".join([*(f"{key.rpartition('.')[2]} {entry.value_of(key)}" for key in group.keys)])
+    return ", ".join(f"{key.rpartition('.')[2]} {entry.value_of(key)}" for key in group.keys)
 
 
 def _shown(parts: Sequence[Part], store: Store) -> list[Part]:
@@ -209,11 +209,20 @@ def _facts(base: Request, done: Sequence[Entry]) -> list[tuple[str, str]]:
         ("Scale", base.profile.name),
         ("Finished cells", str(len(done))),
         ("Models", ", ".join(dict.fromkeys(cell.model.name for cell in cells))),
-        ("Methods", ", ".join(dict.fromkeys(report_groups.name_of(cell.method.id) for cell in cells))),
+        ("Methods", _methods(base, dict.fromkeys(cell.method.id for cell in cells))),
         ("Fine-tuned on", ", ".join(sets[target] for target in targets) or "nothing"),
         ("Training seeds", ", ".join(map(str, trained)) or "none"),
         ("Computed on", "; ".join(f"{device}, {dtype}" for device, dtype in machines)),
     ]
+
+
+def _methods(base: Request, done: Collection[str]) -> str:
+    """Return the methods of Table 5 and the user's own by name, and how many variants there are."""
+    usual = [method for method in dict.fromkeys(cell.method.id for cell in base.cells) if method in done]
+    own = sorted(method for method in done if method not in METHODS)
+    variants = len(set(done) - {*usual, *own})
+    names = [report_groups.name_of(method) for method in [*usual, *own]]
+    return ", ".join(names + [counted(variants, "variant")] * bool(variants))
 
 
 def _lead(done: Mapping[str, Entry], outside: Sequence[Entry], damaged: Sequence[str]) -> list[str]:
@@ -347,7 +356,7 @@ def _pictures(root: Path) -> list[Path]:
     return sorted(found, key=rank)
 
 
-def _diagnostics(name: str, cell: CellSpec, folder: Path) -> dict[str, Any]:
+def _diagnostics(cell: CellSpec, folder: Path) -> dict[str, Any]:
     """Return a line about a finished cell: weights, time, form of the answers."""
     scores = read_scores(folder)
     known = measures.of_cell(cell, folder)
@@ -360,7 +369,7 @@ def _diagnostics(name: str, cell: CellSpec, folder: Path) -> dict[str, Any]:
     upstream = [scores["datasets"][dataset.id] for dataset in cell.upstream if dataset.id in scores["datasets"]]
     target = scores["datasets"].get(cell.target or "", {})
     return {
-        "cell": name, "rms delta": known.get("rms_delta"),
+        "cell": folder.name, "rms delta": known.get("rms_delta"),
         "restored %": 100 * known["restored_fraction"] if "restored_fraction" in known else None,
         "flips %": 100 * known["mask_flips"] if "mask_flips" in known else None,
         "selected %": 100 * known["mask_selected"] if "mask_selected" in known else None,

@@ -23,8 +23,8 @@ SWEEP, SETTINGS = "Sweep over ", "Other settings: "
 ORDER = (OWN_TARGETS, OWN_METHODS, OWN_CHECKPOINTS, OWN_MODELS, SWEEP, SETTINGS, LIMITED, OTHER_SEEDS, DEFAULTS,
          OTHER, "Profile", STALE)  # fmt: skip
 NOTES = {
-    STALE: "Today's code, data or base models would give these cells other keys. Run them again to have them in the "
-    "tables.",
+    STALE: "Today's code, data or base models would give these cells other keys, or files of theirs are missing. Run "
+    "them again to have them in the tables.",
     OWN_CHECKPOINTS: "Checkpoints that were trained elsewhere, evaluated as they are.",
     LIMITED: "NOT THE WHOLE PROTOCOL: trained or evaluated on part of the items.",
     OTHER_SEEDS: "A table takes the seeds of which it has the most cells; these cells have another seed.",
@@ -37,7 +37,7 @@ class Entry:
     """A finished cell on one target.
 
     Attributes:
-        name: the cell's folder.
+        folder: the cell's.
         cell: its spec.
         target: the set of A^T; None for an untuned model that was asked for none.
         settings: key -> value of what differs from the profile's defaults.
@@ -45,12 +45,17 @@ class Entry:
         older: whether older code made some of its stages.
     """
 
-    name: str
+    folder: Path
     cell: CellSpec
     target: str | None
     settings: Mapping[str, str]
     scores: Mapping[str, Mapping[str, float]]
     older: bool
+
+    @property
+    def name(self) -> str:
+        """The cell's name, as its folder has it."""
+        return self.folder.name
 
     @property
     def place(self) -> tuple[str, str | None]:
@@ -135,7 +140,7 @@ def _entries(folder: Path) -> list[Entry]:
     settings = dict(text.partition("=")[::2] for text in _changed(cell))
     older = bool(provenance.older_code(cell, folder))
     return [
-        Entry(folder.name, cell, target, settings, {**scores["datasets"], **averages}, older)
+        Entry(folder, cell, target, settings, {**scores["datasets"], **averages}, older)
         for target, averages in (scores["averages"] or {None: {}}).items()
     ]
 
@@ -184,6 +189,8 @@ def kind(
         return f"{SETTINGS}{', '.join(sorted(entry.varied))}"
     if cell.train is not None and cell.seed not in seeds:
         return OTHER_SEEDS
+    if entry.name in planned:
+        return STALE
     return DEFAULTS if changed else OTHER
 
 
