@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from benchmark import render
 from benchmark.claims import CONTRADICTED, HOLDS, NOT_RUN, NOT_SHOWN, Verdict
-from benchmark.report_groups import Entry, Group, name_of
+from benchmark.report_groups import Group, ScoredCell, name_of
 from benchmark.tables import AVERAGES, MEASURES, OLDER, Table
 
 PAGE = "report.html"
@@ -215,7 +215,7 @@ def _interval(line: Mapping[str, Any]) -> str:
 
 def _group(group: Group, index: int, upstream: Mapping[str, str]) -> Section:
     """Return cells that no table shows: a block per model and target, a row per cell."""
-    blocks: dict[tuple[str, str], list[Entry]] = {}
+    blocks: dict[tuple[str, str], list[ScoredCell]] = {}
     for entry in group.entries:
         target = entry.cell.dataset(entry.target).name if entry.target else ""
         blocks.setdefault((entry.cell.model.name, target), []).append(entry)
@@ -237,7 +237,7 @@ def _group(group: Group, index: int, upstream: Mapping[str, str]) -> Section:
                    count=f"{number} cell{'s' * (number != 1)}")  # fmt: skip
 
 
-def _entry_row(entry: Entry, group: Group, names: Iterable[str]) -> list[Cell]:
+def _entry_row(entry: ScoredCell, group: Group, names: Iterable[str]) -> list[Cell]:
     """Return the row of one cell."""
     muted = "beside" if entry.place in group.beside else ""
     cells = [Cell(name_of(entry.cell.method.id) + f" {OLDER}" * entry.older, css=muted)]

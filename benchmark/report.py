@@ -25,7 +25,7 @@ from benchmark.errors import UserError, counted
 from benchmark.files import write_atomic
 from benchmark.page import Content, name_parts, page
 from benchmark.plan import Planned
-from benchmark.report_groups import Entry, Group
+from benchmark.report_groups import Group, ScoredCell
 from benchmark.scores import read_items, read_scores
 from benchmark.spec import CellSpec, at_root, cell_id
 from benchmark.store import Store
@@ -158,7 +158,7 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     )
 
 
-def _label(entry: Entry, group: Group) -> str:
+def _label(entry: ScoredCell, group: Group) -> str:
     """Return what tells a cell from others of its group, beside model, target and method."""
     return ", ".join(f"{key.rpartition('.')[2]} {entry.value_of(key)}" for key in group.keys)
 
@@ -176,8 +176,8 @@ def _shown(parts: Sequence[Part], store: Store) -> list[Part]:
 
 
 def _asked_for(
-    overrides: Sequence[str], requests: Mapping[str, Request], entries: Sequence[Entry]
-) -> tuple[list[Entry], list[Entry]]:
+    overrides: Sequence[str], requests: Mapping[str, Request], entries: Sequence[ScoredCell]
+) -> tuple[list[ScoredCell], list[ScoredCell]]:
     """Split cells into those that models=, methods=, targets= and seeds= leave on the page, and the others."""
     given = {AXES.get(item.partition("=")[0]) for item in overrides}
     cells = [cell for asked in requests.values() for cell in asked.cells]
@@ -187,7 +187,7 @@ def _asked_for(
         "seeds": {cell.seed for cell in cells if cell.train is not None},
     }
 
-    def fits(entry: Entry) -> bool:
+    def fits(entry: ScoredCell) -> bool:
         cell = entry.cell
         values = {"models": cell.model.id, "methods": cell.method.id, "targets": entry.target, "seeds": cell.seed}
         if cell.train is None:
@@ -197,7 +197,7 @@ def _asked_for(
     return [entry for entry in entries if fits(entry)], [entry for entry in entries if not fits(entry)]
 
 
-def _facts(base: Request, done: Sequence[Entry]) -> list[tuple[str, str]]:
+def _facts(base: Request, done: Sequence[ScoredCell]) -> list[tuple[str, str]]:
     """Return what was run and where, as name and value."""
     cells = [entry.cell for entry in done]
     sets = {dataset.id: dataset.name for cell in cells for dataset in cell.datasets}
@@ -225,7 +225,7 @@ def _methods(base: Request, done: Collection[str]) -> str:
     return ", ".join(names + [counted(variants, "variant")] * bool(variants))
 
 
-def _lead(done: Mapping[str, Entry], outside: Sequence[Entry], damaged: Sequence[str]) -> list[str]:
+def _lead(done: Mapping[str, ScoredCell], outside: Sequence[ScoredCell], damaged: Sequence[str]) -> list[str]:
     """Return what a reader must know before the numbers."""
     lead = []
     seeds = {entry.cell.seed for entry in done.values() if entry.cell.train is not None}
@@ -244,7 +244,7 @@ def _lead(done: Mapping[str, Entry], outside: Sequence[Entry], damaged: Sequence
     return lead
 
 
-def _curve(part: Part, every: Sequence[Entry], store: Store) -> Group:
+def _curve(part: Part, every: Sequence[ScoredCell], store: Store) -> Group:
     """Return the cells of a sweep of the paper, or of the plane's curve."""
     places = part.places(store)
     title = drawing.read(part.name)["title"]
@@ -253,7 +253,7 @@ def _curve(part: Part, every: Sequence[Entry], store: Store) -> Group:
     return report_groups.make(title, "", [one for one in every if one.place in places], [part.key])
 
 
-def _more_seeds(overrides: Sequence[str], every: Sequence[Entry]) -> list[str]:
+def _more_seeds(overrides: Sequence[str], every: Sequence[ScoredCell]) -> list[str]:
     """Return an override for every seed that some finished cell has, unless seeds are named."""
     if any(item.startswith(("seeds=", "seed=")) for item in overrides):
         return []

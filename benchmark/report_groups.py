@@ -33,7 +33,7 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScoredCell:
     """A finished cell on one target.
 
     Attributes:
@@ -97,23 +97,23 @@ class Group:
 
     title: str
     note: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ScoredCell, ...]
     keys: tuple[str, ...] = ()
     beside: frozenset[tuple[str, str | None]] = frozenset()
 
     @property
-    def own(self) -> list[Entry]:
+    def own(self) -> list[ScoredCell]:
         """The entries without those that are here for comparison."""
         return [entry for entry in self.entries if entry.place not in self.beside]
 
 
-def entries(store: Store) -> tuple[list[Entry], list[str]]:
+def entries(store: Store) -> tuple[list[ScoredCell], list[str]]:
     """Return every finished cell of a folder, once per target, and the names of those that cannot be read.
 
     Args:
         store: the results.
     """
-    found: list[Entry] = []
+    found: list[ScoredCell] = []
     damaged = []
     for folder in finished(store):
         try:
@@ -135,12 +135,12 @@ def name_of(method: str) -> str:
     return method.removeprefix(external.PREFIX).rpartition(":")[2]
 
 
-def _entries(folder: Path) -> list[Entry]:
+def _entries(folder: Path) -> list[ScoredCell]:
     cell, scores = read_cell(folder), read_scores(folder)
     settings = dict(text.partition("=")[::2] for text in _changed(cell))
     older = bool(provenance.older_code(cell, folder))
     return [
-        Entry(folder, cell, target, settings, {**scores["datasets"], **averages}, older)
+        ScoredCell(folder, cell, target, settings, {**scores["datasets"], **averages}, older)
         for target, averages in (scores["averages"] or {None: {}}).items()
     ]
 
@@ -156,7 +156,8 @@ def _changed(cell: CellSpec) -> tuple[str, ...]:
 
 
 def kind(
-    entry: Entry, every: Sequence[Entry], profile: str, planned: Collection[str], seeds: Collection[int], changed: bool
+    entry: ScoredCell, every: Sequence[ScoredCell], profile: str, planned: Collection[str], seeds: Collection[int],
+    changed: bool,
 ) -> str:
     """Return the heading under which a cell belongs.
 
@@ -194,7 +195,7 @@ def kind(
     return DEFAULTS if changed else OTHER
 
 
-def group(found: Iterable[tuple[str, Entry]], every: Sequence[Entry]) -> list[Group]:
+def group(found: Iterable[tuple[str, ScoredCell]], every: Sequence[ScoredCell]) -> list[Group]:
     """Group cells by their kind.
 
     Args:
@@ -204,14 +205,14 @@ def group(found: Iterable[tuple[str, Entry]], every: Sequence[Entry]) -> list[Gr
     Returns:
         Groups in the order in which a user looks for them.
     """
-    by_kind: dict[str, list[Entry]] = {}
+    by_kind: dict[str, list[ScoredCell]] = {}
     for name, entry in found:
         by_kind.setdefault(name, []).append(entry)
     groups = []
     for name, own in by_kind.items():
         places = {entry.place for entry in own}
         others = [other for other in every if other.place not in places]
-        beside: list[Entry] = []
+        beside: list[ScoredCell] = []
         if name.startswith(SWEEP):
             keys = name.removeprefix(SWEEP).split(", ")
             beside = [other for other in others if any(_same(other, one) and _rest(other, keys) == _rest(one, keys)
@@ -226,7 +227,7 @@ def group(found: Iterable[tuple[str, Entry]], every: Sequence[Entry]) -> list[Gr
 
 
 def make(
-    title: str, note: str, found: Iterable[Entry], keys: Sequence[str],
+    title: str, note: str, found: Iterable[ScoredCell], keys: Sequence[str],
     beside: frozenset[tuple[str, str | None]] = frozenset(),
 ) -> Group:
     """Return a group in print order: model, target, method, then the settings, numbers as numbers.
@@ -240,7 +241,7 @@ def make(
     """
     methods = list(METHODS)
 
-    def order(entry: Entry) -> tuple:
+    def order(entry: ScoredCell) -> tuple:
         method = entry.cell.method.id
         rank = methods.index(method) if method in methods else len(methods)
         return (entry.cell.model.id, entry.target or "", rank, method,
@@ -256,7 +257,7 @@ def make(
     return Group(title, " ".join(filter(None, parts)), ordered, tuple(columns), beside)
 
 
-def _same(one: Entry, other: Entry) -> bool:
+def _same(one: ScoredCell, other: ScoredCell) -> bool:
     """Return whether two trained cells differ in nothing but settings, and not in their limits."""
     if None in (one.cell.train, other.cell.train):
         return False
@@ -267,11 +268,11 @@ def _same(one: Entry, other: Entry) -> bool:
     return first == second
 
 
-def _rest(entry: Entry, keys: Collection[str]) -> dict[str, str]:
+def _rest(entry: ScoredCell, keys: Collection[str]) -> dict[str, str]:
     return {key: value for key, value in entry.varied.items() if key not in keys}
 
 
-def _swept(entry: Entry, every: Sequence[Entry]) -> list[str]:
+def _swept(entry: ScoredCell, every: Sequence[ScoredCell]) -> list[str]:
     """Return those of a cell's settings that have another value in a cell which is otherwise the same."""
     return [
         key for key in sorted(entry.varied)
@@ -279,7 +280,7 @@ def _swept(entry: Entry, every: Sequence[Entry]) -> list[str]:
     ]  # fmt: skip
 
 
-def _is_reference(entry: Entry, beside: Entry) -> bool:
+def _is_reference(entry: ScoredCell, beside: ScoredCell) -> bool:
     """Return whether a cell is what another is compared with: the untuned model, or Full FT with the same settings."""
     first, second = (
         (one.cell.profile, one.cell.model.id, one.limits.get("eval.limit"), one.cell.eval.split)
@@ -292,7 +293,7 @@ def _is_reference(entry: Entry, beside: Entry) -> bool:
     )
 
 
-def _rest_of_method(entry: Entry) -> dict[str, str]:
+def _rest_of_method(entry: ScoredCell) -> dict[str, str]:
     """Return the settings that are not a method's parameters."""
     return {key: value for key, value in entry.settings.items() if not key.startswith("method.")}
 

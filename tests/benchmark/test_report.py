@@ -18,7 +18,7 @@ from benchmark import cli, code_version, outputs, plan, report
 from benchmark.claims import Verdict
 from benchmark.compose import request
 from benchmark.page import Content, page, script_json
-from benchmark.report_groups import Entry, Group
+from benchmark.report_groups import Group, ScoredCell
 from benchmark.store import Store
 from tests.benchmark import browser, fakes
 from tests.benchmark.table_rows import rows
@@ -99,7 +99,7 @@ def content(**changes) -> Content:
     cell = request(["models=llava_pocket", "methods=full_ft", "targets=coco"]).cells[0]
     scores = {name: {"value": 1.0, "low": 0.5, "high": 1.5} for name in ("gqa", "A_S", "A_T", "H", "O")}
     cell = replace(cell, model=replace(cell.model, name=EVIL))
-    entry = Entry(Path(EVIL.replace("/", "")), cell, "coco", {EVIL: EVIL}, scores, older=True)
+    entry = ScoredCell(Path(EVIL.replace("/", "")), cell, "coco", {EVIL: EVIL}, scores, older=True)
     fields = {
         "title": EVIL, "lead": [EVIL], "tables": [table], "main": 1, "facts": [(EVIL, EVIL)],
         "groups": [Group(EVIL, EVIL, (entry,), (EVIL,))], "upstream": {"gqa": EVIL},
