@@ -6,30 +6,31 @@ import base64
 import hashlib
 import io
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmark import claims, drawing, measures, outputs, provenance, sweep
+from benchmark import claims, drawing, measures, outputs, report_groups, sweep
 from benchmark import plan as planning
 from benchmark.answers import read_answers
-from benchmark.claims import Evidence
-from benchmark.compose import Request, check_used, request, without
+from benchmark.claims import Evidence, Point
+from benchmark.compose import AXES, Request, check_used, request, without
 from benchmark.cost import clock
 from benchmark.data import Record, load, open_image
 from benchmark.errors import UserError, counted
 from benchmark.files import write_atomic
-from benchmark.page import Content, page
+from benchmark.page import Content, name_parts, page
 from benchmark.plan import Planned
+from benchmark.report_groups import Group, ScoredCell
 from benchmark.scores import read_items, read_scores
-from benchmark.spec import at_root
+from benchmark.spec import CellSpec, at_root, cell_id
 from benchmark.store import Store
-from benchmark.tables import OLDER
+from benchmark.tables import OLDER, RowResult
+from methods.registry import METHODS
 
 MAIN = ("table5", "table6")  # whose models and targets the claims are about
 TABLES = (*MAIN, "table2", "table3", "table4", "variants")
@@ -37,6 +38,39 @@ SWEEPS = ("fig5", "fig6", "fig7")
 ITEMS = 40         # per dataset in the browser
 IMAGE_SIDE = 224   # longest side there, pixels
 RIGHT = 0.5        # an answer with at least this score counts as right; 1 is 100 points
+UNJUDGED = ("cider",)  # metrics whose item scores are no right or wrong
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table, sweep or curve of the page.
+
+    Attributes:
+        name: of the table or figure.
+        asked: its cells.
+        plan: what is finished of them.
+        rows: with the point of the swept key that each is of.
+        key: the swept key; None for a table.
+    """
+
+    name: str
+    asked: Request
+    plan: Sequence[Planned]
+    rows: Sequence[tuple[Point, RowResult]]
+    key: str | None = None
+
+    def places(self, store: Store) -> set[tuple[str, str | None]]:
+        """Return folder and target of what is finished; an untuned model counts for the targets asked for here."""
+        asked: dict[str, set[str | None]] = {}
+        for cell in self.asked.cells:
+            targets = [cell.target] if cell.train is not None else [dataset.id for dataset in cell.targets]
+            asked.setdefault(cell_id(cell), set()).update(targets)
+        return {
+            (store.folder(item.cell).name, target)
+            for item in self.plan if item.done and item.id in asked
+            for target in asked[item.id]
+            if item.cell.train is not None or target in {dataset.id for dataset in item.cell.targets}
+        }
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -51,10 +85,8 @@ def run(overrides: Sequence[str]) -> int:
     Raises:
         UserError: wrong overrides, no finished cell, another schema, or the folder cannot be written.
     """
-    base = requests_of(overrides, [])["table5"]
-    store = Store(base.results)
-    store.check_schema()
-    if not any(store.cells.glob("*/scores.json")):
+    store = Store(request(["table=table5", *overrides], optional=True).results)
+    if not report_groups.finished(store):
         raise UserError(f"{store.root} has no finished cells. Run make table5 first, or name one with RESULTS=dir.")
     path = store.root / "report.html"
     text = page(collect(overrides, store))
@@ -84,64 +116,148 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     Raises:
         UserError: see `run`.
     """
-    found_tables, evidence, planned, usual = [], {}, {}, set()
-    groups: dict[tuple[str, str], None] = {}
-    names: dict[str, str] = {}
-    more = _more_seeds(overrides, store)
+    every, damaged = report_groups.entries(store)
+    more = _more_seeds(overrides, every)
     requests = requests_of(overrides, more)
     base = requests["table5"]
-    for name in TABLES:
-        asked, plan = _planned(requests[name], store, bool(more))
-        rows = outputs.build_rows(asked, plan, store)
-        for row in rows:
-            evidence.setdefault((row.model, row.target, row.method, None), row)
-            names |= {row.model: row.model_name, row.target: row.target_name}
-            names.setdefault(row.method, outputs.name_of(row.method))
-            if name in MAIN:
-                groups[row.model, row.target] = None
-        usual |= {item.id for item in plan} if name in MAIN else set()
-        planned |= {item.id: _merged(planned.get(item.id), item) for item in plan}
-        if any(item.done for item in plan):
-            found_tables.append(outputs.build_table(asked, plan, store))
-    points, sweep_groups, swept = _sweeps(requests, bool(more), store, evidence, planned)
-    verdicts = claims.verdicts(Evidence(
-        rows=evidence, upstream=[dataset.id for dataset in base.cells[0].upstream], groups=list(groups), points=points,
-        swept=swept, sweep_groups=sweep_groups, pid=_pid(store), names=names,
-    ))
-    done = [item for item in planned.values() if item.done]
-    seeds = sorted({item.cell.seed for item in done if item.cell.train is not None})
-    lead = [
-        f"{base.profile.name}; {counted(len(done), 'finished cell')}; "
-        f"training seeds: {', '.join(map(str, seeds)) or 'none'}"
-        f"{' (the notes of each table name its own)' if len(seeds) > 1 else ''}.",
-        "Verdicts follow rules that were written down before the results (docs/claims.md); they are about this scale.",
-    ]
-    if len(seeds) == 1:
-        lead.append("With one training seed, intervals cover the choice of test items and not another training run.")
-    others = len(list(store.cells.glob("*/scores.json"))) - len({item.id for item in done})
-    if others > 0:
-        lead.append(
-            f"Not on this page: {others} finished cell{'s' * (others != 1)} of this folder, of other settings, seeds "
-            "that are not complete, or of older code, data or base models (run those again)."
-        )
-    older = [item for item in done if item.keys is None and provenance.older_code(item.cell, store.folder(item.cell))]
-    if older:
-        lead.append(f"{len(older)} of the cells are of older code than this; their rows carry {OLDER}.")
+    parts = [_part(name, asked, store, bool(more)) for name, asked in requests.items()]
+    # The keys of a run say that today's code made a cell, whatever its provenance names.
+    verified = {store.folder(item.cell).name for part in parts for item in part.plan if item.done and item.keys}
+    every = [replace(entry, older=entry.older and entry.name not in verified) for entry in every]
+    tables = _shown([part for part in parts if part.key is None], store)
+    curves = [part for part in parts if part.key is not None and part.places(store)]
+    shown = set().union(*(part.places(store) for part in [*tables, *curves]))
+    ours, outside = _asked_for(overrides, requests, [entry for entry in every if entry.place not in shown])
+    planned = {store.folder(item.cell).name for part in parts for item in part.plan}
+    seeds = {cell.seed for part in tables for cell in part.asked.cells if cell.train is not None}
+    changed = any(cell.changed for cell in base.cells)
+    found = [(report_groups.kind(entry, every, base.profile.id, planned, seeds, changed), entry) for entry in ours]
+    groups = [*(_curve(part, every, store) for part in curves), *report_groups.group(found, every)]
+
+    usual: dict[str, Planned] = {}
+    for part in (part for part in tables if part.name in MAIN):
+        for item in (item for item in part.plan if item.done):
+            usual[item.id] = _merged(usual.get(item.id), item)
+    done = {entry.name: entry for entry in every if entry.place in shown or entry in ours}
+    browsed = {"Tables 5 and 6": [(item.cell, store.folder(item.cell), "") for item in usual.values()]} if usual else {}
+    browsed |= {
+        group.title: [(entry.cell, entry.folder, _label(entry, group)) for entry in group.entries]
+        for group in groups[len(curves) :]
+    }  # fmt: skip
     return Content(
-        title=f"SpiderBench report, {base.profile.name}", lead=lead, verdicts=verdicts, tables=found_tables,
+        title=f"SpiderBench report, {base.profile.name}",
+        facts=_facts(base, list(done.values())), lead=_lead(done, outside, damaged),
+        verdicts=claims.verdicts(_evidence(parts, base, store)),
+        tables=[outputs.build_table(part.asked, part.plan, store) for part in tables],
+        main=len([part for part in tables if part.name in MAIN]), groups=groups,
+        upstream={dataset.id: dataset.name for dataset in base.cells[0].upstream},
         figures=[(path.stem, path.read_bytes()) for path in _pictures(store.root)],
-        predictions=predictions([item for item in done if item.id in usual], store),
-        cells=[_diagnostics(item, store) for item in done],
-        provenance=_provenance(done, store),
+        predictions=predictions(browsed),
+        cells=[_diagnostics(entry.cell, entry.folder) for entry in done.values()],
+        provenance=_provenance([entry.folder for entry in done.values()]),
     )
 
 
-def _more_seeds(overrides: Sequence[str], store: Store) -> list[str]:
+def _label(entry: ScoredCell, group: Group) -> str:
+    """Return what tells a cell from others of its group, beside model, target and method."""
+    return ", ".join(f"{key.rpartition('.')[2]} {entry.value_of(key)}" for key in group.keys)
+
+
+def _shown(parts: Sequence[Part], store: Store) -> list[Part]:
+    """Return the tables that hold something which no table before them holds, or all of their own cells."""
+    known: set[tuple[str, str | None]] = set()
+    shown = []
+    for part in parts:
+        places = part.places(store)
+        if places - known or (places and all(item.done for item in part.plan)):
+            shown.append(part)
+        known |= places
+    return shown
+
+
+def _asked_for(
+    overrides: Sequence[str], requests: Mapping[str, Request], entries: Sequence[ScoredCell]
+) -> tuple[list[ScoredCell], list[ScoredCell]]:
+    """Split cells into those that models=, methods=, targets= and seeds= leave on the page, and the others."""
+    given = {AXES.get(item.partition("=")[0]) for item in overrides}
+    cells = [cell for asked in requests.values() for cell in asked.cells]
+    allowed = {
+        "models": {cell.model.id for cell in cells}, "methods": {cell.method.id for cell in requests["table5"].cells},
+        "targets": {None, *(dataset.id for cell in requests["table5"].cells for dataset in cell.targets)},
+        "seeds": {cell.seed for cell in cells if cell.train is not None},
+    }
+
+    def fits(entry: ScoredCell) -> bool:
+        cell = entry.cell
+        values = {"models": cell.model.id, "methods": cell.method.id, "targets": entry.target, "seeds": cell.seed}
+        if cell.train is None:
+            del values["seeds"]
+        return all(value in allowed[axis] for axis, value in values.items() if axis in given)
+
+    return [entry for entry in entries if fits(entry)], [entry for entry in entries if not fits(entry)]
+
+
+def _facts(base: Request, done: Sequence[ScoredCell]) -> list[tuple[str, str]]:
+    """Return what was run and where, as name and value."""
+    cells = [entry.cell for entry in done]
+    sets = {dataset.id: dataset.name for cell in cells for dataset in cell.datasets}
+    sets |= {name: dataset.name for name, dataset in base.datasets.items()}
+    targets = dict.fromkeys(cell.target for cell in cells if cell.target)
+    trained = sorted({cell.seed for cell in cells if cell.train is not None})
+    machines = dict.fromkeys((cell.device, cell.dtype) for cell in cells)
+    return [
+        ("Scale", base.profile.name),
+        ("Finished cells", str(len(done))),
+        ("Models", ", ".join(dict.fromkeys(cell.model.name for cell in cells))),
+        ("Methods", _methods(base, dict.fromkeys(cell.method.id for cell in cells))),
+        ("Fine-tuned on", ", ".join(sets[target] for target in targets) or "nothing"),
+        ("Training seeds", ", ".join(map(str, trained)) or "none"),
+        ("Computed on", "; ".join(f"{device}, {dtype}" for device, dtype in machines)),
+    ]
+
+
+def _methods(base: Request, done: Collection[str]) -> str:
+    """Return the methods of Table 5 and the user's own by name, and how many variants there are."""
+    usual = [method for method in dict.fromkeys(cell.method.id for cell in base.cells) if method in done]
+    own = sorted(method for method in done if method not in METHODS)
+    variants = len(set(done) - {*usual, *own})
+    names = [report_groups.name_of(method) for method in [*usual, *own]]
+    return ", ".join(names + [counted(variants, "variant")] * bool(variants))
+
+
+def _lead(done: Mapping[str, ScoredCell], outside: Sequence[ScoredCell], damaged: Sequence[str]) -> list[str]:
+    """Return what a reader must know before the numbers."""
+    lead = []
+    seeds = {entry.cell.seed for entry in done.values() if entry.cell.train is not None}
+    if len(seeds) == 1:
+        lead.append("With one training seed, intervals cover the choice of test items and not another training run.")
+    if outside:
+        number = len({entry.name for entry in outside} - set(done))
+        if number:
+            lead.append(f"Not on this page: {counted(number, 'finished cell')} that the command leaves out.")
+    if damaged:
+        lead.append(f"Not on this page: {counted(len(damaged), 'cell')} that cannot be read ({', '.join(damaged)}). "
+                    "Run them again.")  # fmt: skip
+    older = sum(entry.older for entry in done.values())
+    if older:
+        lead.append(f"{older} of the cells are of older code than this; their rows carry {OLDER}.")
+    return lead
+
+
+def _curve(part: Part, every: Sequence[ScoredCell], store: Store) -> Group:
+    """Return the cells of a sweep of the paper, or of the plane's curve."""
+    places = part.places(store)
+    title = drawing.read(part.name)["title"]
+    if part.name == "plane":
+        title = f"{title}: the curve of {outputs.name_of(drawing.read('plane')['curve']['method'])}"
+    return report_groups.make(title, "", [one for one in every if one.place in places], [part.key])
+
+
+def _more_seeds(overrides: Sequence[str], every: Sequence[ScoredCell]) -> list[str]:
     """Return an override for every seed that some finished cell has, unless seeds are named."""
     if any(item.startswith(("seeds=", "seed=")) for item in overrides):
         return []
-    names = (path.parent.name for path in store.cells.glob("*/scores.json"))
-    found = {int(match[1]) for name in names if (match := re.search(r"-s(\d+)-[0-9a-f]+$", name))}
+    found = {entry.cell.seed for entry in every if entry.cell.train is not None}
     return [f"seeds={','.join(map(str, sorted(found)))}"] if found else []
 
 
@@ -179,36 +295,43 @@ def requests_of(overrides: Sequence[str], more: Sequence[str]) -> dict[str, Requ
     return asked
 
 
-def _sweeps(
-    requests: Mapping[str, Request], whole: bool, store: Store, evidence: dict, planned: dict[str, Planned]
-) -> tuple[dict[str, list[float]], dict[str, list[tuple[str, str]]], list[str]]:
-    """Add the rows of the sweeps and of WiSE-FT's curve; return points, groups and methods of the sweeps."""
-    points: dict[str, list[float]] = {}
-    groups: dict[str, list[tuple[str, str]]] = {}
-    swept: dict[str, None] = {}
-    for name in SWEEPS:
-        asked, plan = _planned(requests[name], store, whole)
-        _add_points(asked, plan, sweep.axes(asked)[0], store, evidence, planned, points, groups)
-        swept |= dict.fromkeys(cell.method.id for cell in asked.cells)
-    asked, plan = _planned(requests["plane"], store, whole)
-    _add_points(asked, plan, drawing.read("plane")["curve"]["key"], store, evidence, planned, points, {})
-    return points, groups, list(swept)
-
-
-def _add_points(
-    asked: Request, plan: Sequence[Planned], key: str, store: Store, evidence: dict, planned: dict[str, Planned],
-    points: dict, groups: dict,
-) -> None:
-    planned |= {item.id: _merged(planned.get(item.id), item) for item in plan}
+def _part(name: str, asked: Request, store: Store, whole: bool) -> Part:
+    """Return a table or sweep with what is finished of it."""
+    asked, plan = _planned(asked, store, whole)
+    if name in TABLES:
+        return Part(name, asked, plan, [(None, row) for row in outputs.build_rows(asked, plan, store)])
+    key = drawing.read("plane")["curve"]["key"] if name == "plane" else sweep.axes(asked)[0]
+    rows = []
     for value in dict.fromkeys(entry.settings[key] for entry in asked.grid):
-        at_value = replace(asked, grid=tuple(entry for entry in asked.grid if entry.settings[key] == value))
-        rows = outputs.build_rows(at_value, plan, store)
-        points.setdefault(key, []).append(value)
-        for row in rows:
-            evidence[row.model, row.target, row.method, (key, value)] = row
-            own = groups.setdefault(key, [])
-            if (row.model, row.target) not in own:
-                own.append((row.model, row.target))
+        point = replace(asked, grid=tuple(entry for entry in asked.grid if entry.settings[key] == value))
+        rows += [((key, value), row) for row in outputs.build_rows(point, plan, store)]
+    return Part(name, asked, plan, rows, key)
+
+
+def _evidence(parts: Sequence[Part], base: Request, store: Store) -> Evidence:
+    """Return what the claims are judged by."""
+    rows: dict[claims.Place, RowResult] = {}
+    names: dict[str, str] = {}
+    points: dict[str, dict[float, None]] = {}
+    swept: dict[str, dict[tuple[str, str], None]] = {}
+    for part in parts:
+        for point, row in part.rows:
+            rows.setdefault((row.model, row.target, row.method, point), row)
+            if point is None:
+                names |= {row.model: row.model_name, row.target: row.target_name}
+                names.setdefault(row.method, outputs.name_of(row.method))
+                continue
+            points.setdefault(part.key, {})[point[1]] = None
+            if part.name in SWEEPS:
+                swept.setdefault(part.key, {})[row.model, row.target] = None
+    main = [row for part in parts if part.name in MAIN for _, row in part.rows]
+    return Evidence(
+        rows=rows, upstream=[dataset.id for dataset in base.cells[0].upstream],
+        groups=list(dict.fromkeys((row.model, row.target) for row in main)),
+        points={key: list(values) for key, values in points.items()},
+        swept=list(dict.fromkeys(cell.method.id for part in parts if part.name in SWEEPS for cell in part.asked.cells)),
+        sweep_groups={key: list(values) for key, values in swept.items()}, pid=_pid(store), names=names,
+    )
 
 
 def _pid(store: Store) -> dict[str, pd.DataFrame]:
@@ -227,15 +350,14 @@ def _pictures(root: Path) -> list[Path]:
     found = [*root.glob("figures/*.png"), *root.glob("rates/*.png")]
 
     def rank(path: Path) -> tuple[int, str]:
-        place = next((i for i, name in enumerate(order) if path.stem == name or path.stem.startswith(f"{name}_")), 99)
-        return place, path.stem
+        kind, _ = name_parts(path.stem)
+        return (order.index(kind) if kind in order else len(order)), path.stem
 
     return sorted(found, key=rank)
 
 
-def _diagnostics(item: Planned, store: Store) -> dict[str, Any]:
+def _diagnostics(cell: CellSpec, folder: Path) -> dict[str, Any]:
     """Return a line about a finished cell: weights, time, form of the answers."""
-    cell, folder = item.cell, store.folder(item.cell)
     scores = read_scores(folder)
     known = measures.of_cell(cell, folder)
     if cell.train is not None and "rms_delta" not in known:
@@ -247,9 +369,10 @@ def _diagnostics(item: Planned, store: Store) -> dict[str, Any]:
     upstream = [scores["datasets"][dataset.id] for dataset in cell.upstream if dataset.id in scores["datasets"]]
     target = scores["datasets"].get(cell.target or "", {})
     return {
-        "cell": item.id, "rms delta": known.get("rms_delta"),
+        "cell": folder.name, "rms delta": known.get("rms_delta"),
         "restored %": 100 * known["restored_fraction"] if "restored_fraction" in known else None,
         "flips %": 100 * known["mask_flips"] if "mask_flips" in known else None,
+        "selected %": 100 * known["mask_selected"] if "mask_selected" in known else None,
         "mask = 1 %": 100 * known["mask_ones"] if "mask_ones" in known else None,
         "last loss": known.get("loss"), "train s": seconds.get("train"),
         "answer s": sum(value for name, value in seconds.items() if name.startswith("generate/")) or None,
@@ -266,13 +389,13 @@ def _kept_weights(folder: Path) -> dict[str, float]:
         return {}
 
 
-def _provenance(done: Iterable[Planned], store: Store) -> list[tuple[str, int]]:
+def _provenance(folders: Sequence[Path]) -> list[tuple[str, int]]:
     """Return what made the cells, without their times, and how many cells each describes."""
     found: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
-    for item in done:
+    for folder in folders:
         try:
-            known = json.loads((store.folder(item.cell) / "provenance.json").read_text())
+            known = json.loads((folder / "provenance.json").read_text())
         except (OSError, ValueError):
             found["no provenance.json"] += 1
             continue
@@ -287,7 +410,7 @@ def _provenance(done: Iterable[Planned], store: Store) -> list[tuple[str, int]]:
         ] += 1
     if seconds:
         times = ", ".join(f"{stage} {clock(value)}" for stage, value in seconds.items())
-        found[f"wall time, summed over them: {times}"] = len(done) - found["no provenance.json"]
+        found[f"wall time, summed over them: {times}"] = len(folders) - found["no provenance.json"]
     return found.most_common()
 
 
@@ -295,61 +418,76 @@ def _provenance(done: Iterable[Planned], store: Store) -> list[tuple[str, int]]:
 # Predictions
 
 
-def predictions(done: Sequence[Planned], store: Store) -> dict[str, Any]:
+def predictions(groups: Mapping[str, Sequence[tuple[CellSpec, Path, str]]]) -> dict[str, Any]:
     """Return what the browser over answers needs, JSON values only.
 
     Of every dataset the first 40 items of an order by hash are taken, the same whatever the cells are; of several
     seeds the first.
 
     Args:
-        done: finished cells of one setting.
-        store: has their answers.
+        groups: title -> finished cells with their folders, and what tells each from others of its method.
 
     Returns:
-        datasets: id -> name and items (id, image number or null, prompt, references); images: data URIs; runs: model,
-        target, method (ids and names) and answers: dataset -> [text, score] by item. Without data or answers the lists
-        are empty, and `why` says so.
+        images: data URIs; right: from which score on an answer counts as right; groups: see `_browsed`. Groups without
+        answers or data have empty lists, and `why` says so.
     """
-    runs: dict[tuple[str, str, str], dict[str, Any]] = {}
-    chosen: dict[str, list[Record]] = {}
-    datasets: dict[str, Any] = {}
     images: dict[str, int] = {}
     uris: list[str] = []
+    found = [{"name": name, **_browsed(cells, images, uris)} for name, cells in groups.items()]
+    return {"images": uris, "right": RIGHT, "groups": found}
+
+
+def _browsed(
+    cells: Sequence[tuple[CellSpec, Path, str]], images: dict[str, int], uris: list[str]
+) -> dict[str, Any]:
+    """Return the answers of a group.
+
+    Returns:
+        datasets: id -> name, judged (whether an answer is right or wrong) and items (id, image number or null, prompt,
+        references); runs: model, target, method (ids and names) and answers: dataset -> [text, score] by item.
+    """
+    runs: dict[tuple[str, str, str], dict[str, Any]] = {}
+    chosen: dict[tuple[Any, ...], list[Record]] = {}
+    datasets: dict[str, Any] = {}
     why = ""
-    for item in sorted(done, key=lambda item: item.cell.seed):
-        cell, folder = item.cell, store.folder(item.cell)
-        place = (cell.model.id, cell.target or "", cell.method.id)
+    for cell, folder, label in sorted(cells, key=lambda one: one[0].seed):
+        method = f"{cell.method.id} {label}".strip()
+        place = (cell.model.id, cell.target or "", method)
         if place in runs:
             continue
         answers: dict[str, Any] = {}
         for dataset in cell.datasets:
             if dataset.role == "extra":
                 continue
+            form = (dataset.id, cell.eval.split, cell.eval.limit)
+            # Cells of one group may have other items of a dataset: each form is a dataset of the browser's own.
+            name = dataset.id if form[1:] == ("test", None) else " ".join(map(str, form))
             try:
-                if dataset.id not in chosen:
-                    records = load(dataset, at_root(cell.data_root), cell.eval.split, cell.eval.limit)
-                    chosen[dataset.id] = sample(records)
-                    datasets[dataset.id] = {
-                        "name": dataset.name, "role": dataset.role,
-                        "items": [_item(record, images, uris) for record in chosen[dataset.id]],
+                if form not in chosen:
+                    chosen[form] = sample(load(dataset, at_root(cell.data_root), cell.eval.split, cell.eval.limit))
+                    datasets[name] = {
+                        "name": dataset.name, "role": dataset.role, "judged": dataset.metric not in UNJUDGED,
+                        "items": [_item(record, images, uris) for record in chosen[form]],
                     }
                 texts = read_answers(folder, dataset.id)
                 scores = {one.item_id: one.score for one in read_items(folder / "items" / f"{dataset.id}.jsonl.gz")}
             except UserError:
                 # The reason may name a path of this machine; the page is for other people.
-                why = f"The answers of {item.id} to {dataset.name}, or that dataset, are not in this folder."
+                why = f"The answers of {folder.name} to {dataset.name}, or that dataset, are not in this folder."
                 continue
-            answers[dataset.id] = [
+            answers[name] = [
                 [texts[record.item_id], round(scores[record.item_id], 4)] if record.item_id in scores else None
-                for record in chosen[dataset.id]
+                for record in chosen[form]
             ]
         if answers:
+            printed = report_groups.name_of(cell.method.id)
             runs[place] = {
                 "model": cell.model.id, "model_name": cell.model.name, "target": cell.target,
                 "target_name": cell.dataset(cell.target).name if cell.target else "",
-                "method": cell.method.id, "method_name": outputs.name_of(cell.method.id), "answers": answers,
+                "method": method, "untuned": cell.method.id == outputs.ZERO_SHOT,
+                "method_name": f"{printed} ({label})" if label else printed, "answers": answers,
             }  # fmt: skip
-    return {"datasets": datasets, "images": uris, "runs": list(runs.values()), "right": RIGHT, "why": why}
+    return {"datasets": datasets, "runs": list(runs.values()), "why": why}
 
 
 def sample(records: Sequence[Record], count: int = ITEMS) -> list[Record]:

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from benchmark import cli, code_version, outputs, plan, report
 from benchmark.claims import Verdict
 from benchmark.compose import request
 from benchmark.page import Content, page, script_json
+from benchmark.report_groups import Group, ScoredCell
 from benchmark.store import Store
 from tests.benchmark import browser, fakes
 from tests.benchmark.table_rows import rows
@@ -69,15 +71,22 @@ def runs(count: int = 6) -> dict:
     def run(method: str, target: str | None, scores: list[float]) -> dict:
         return {
             "model": "m", "model_name": "Model", "target": target, "target_name": "Coco", "method": method,
-            "method_name": method.upper(), "answers": {"gqa": [[f"{method} {EVIL}", score] for score in scores]},
+            "method_name": method.upper(), "untuned": method == "zero_shot", "answers": {
+                name: [[f"{method} {EVIL}", score] for score in values]
+                for name, values in (("gqa", scores), ("coco", [0.3 + score for score in scores])) if scores
+            },
         }  # fmt: skip
 
     return {
-        "datasets": {"gqa": {"name": "GQA", "role": "upstream", "items": items}}, "images": [uri], "right": 0.5,
-        "why": "", "runs": [
-            run("zero_shot", None, [1, 1, 1, 0, 0, 0]), run("full_ft", "coco", [0, 0, 1, 1, 0, 0]),
-            run("spider", "coco", [1, 1, 1, 0, 0, 1]),
-        ],
+        "images": [uri], "right": 0.5, "groups": [{
+            "name": EVIL, "why": "", "datasets": {
+                "gqa": {"name": "GQA", "role": "upstream", "judged": True, "items": items},
+                "coco": {"name": "COCO", "role": "target", "judged": False, "items": items},
+            }, "runs": [
+                run("zero_shot", None, [1, 1, 1, 0, 0, 0]), run("full_ft", "coco", [0, 0, 1, 1, 0, 0]),
+                run("spider", "coco", [1, 1, 1, 0, 0, 1]), run("dare", "coco", []),
+            ],
+        }],
     }  # fmt: skip
 
 
@@ -87,8 +96,14 @@ def content(**changes) -> Content:
 
     table = tables.build(EVIL, rows(methods=("zero_shot", "full_ft", "spider"), models=("llava",), n=20), UPSTREAM,
                          notes=[EVIL], draws=50)  # fmt: skip
+    cell = request(["models=llava_pocket", "methods=full_ft", "targets=coco"]).cells[0]
+    scores = {name: {"value": 1.0, "low": 0.5, "high": 1.5} for name in ("gqa", "A_S", "A_T", "H", "O")}
+    cell = replace(cell, model=replace(cell.model, name=EVIL))
+    entry = ScoredCell(Path(EVIL.replace("/", "")), cell, "coco", {EVIL: EVIL}, scores, older=True)
     fields = {
-        "title": EVIL, "lead": [EVIL], "tables": [table], "figures": [(EVIL, b"png")], "predictions": runs(),
+        "title": EVIL, "lead": [EVIL], "tables": [table], "main": 1, "facts": [(EVIL, EVIL)],
+        "groups": [Group(EVIL, EVIL, (entry,), (EVIL,))], "upstream": {"gqa": EVIL},
+        "figures": [(EVIL, b"png")], "predictions": runs(),
         "verdicts": [Verdict(EVIL, EVIL, EVIL, "not shown", EVIL, ((EVIL, 1.0, -1.0, 3.0),))],
         "cells": [{"cell": EVIL, "x": 2.0}, {"cell": "b", "x": None}, {"cell": "a", "x": 10.0}],
         "provenance": [(EVIL, 3)],
@@ -135,8 +150,10 @@ def test_a_report_of_finished_cells(world, capsys):
     check(text)
     assert "Fine-tuning forgets" in text and "not run" in text and "Figure fig4_x" in text
     assert "score by method, on one scale from 0; bands are 95 % intervals. x" in html.unescape(text)
-    assert "commit " in text and text.count('class="sortable"') >= 4
+    assert "commit " in text and text.count('class="sortable') >= 4
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert [group["name"] for group in data["groups"]] == ["Tables 5 and 6"]
+    data = data["groups"][0]
     assert {run["method"] for run in data["runs"]} == {"zero_shot", "full_ft", "spider"}
     assert len(data["datasets"]["gqa"]["items"]) == fakes.ITEMS
     again = text
@@ -148,7 +165,7 @@ def test_a_report_of_some_methods_gives_each_its_parameters(world, capsys):
     assert cli.main(["run", *world.overrides("methods=full_ft,spider", "method.momentum=0.9"), "--cells-only"]) == 0
     own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]
     assert cli.main(["report", "models=llava_pocket", "methods=full_ft,spider", "method.momentum=0.9", *own]) == 0
-    assert "2 finished cells" in (world.results / "report.html").read_text()
+    assert "<dt>Finished cells</dt><dd>2</dd>" in (world.results / "report.html").read_text()
     capsys.readouterr()
     assert cli.main(["report", "models=llava_pocket", "methods=full_ft,spider", "method.momentun=0.9", *own]) == 2
     error = capsys.readouterr().err
@@ -172,7 +189,7 @@ def test_a_report_of_a_published_folder_needs_no_stage_records_or_data(world, mo
         path.unlink()
     assert cli.main(["report", "models=llava_pocket", f"results={world.results}", "data_root=/nowhere"]) == 0
     text = (world.results / "report.html").read_text()
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["groups"][0]
     assert "SPIDER" in text and data["runs"] == [] and data["why"]
 
 
@@ -215,11 +232,12 @@ def test_every_complete_seed_is_taken_and_what_is_left_out_is_said(world, capsys
     assert cli.main(["report", "models=llava_pocket", *own]) == 0
     text = (world.results / "report.html").read_text()
     # Of seed 2 only Full FT is there: it is under way, and no row mixes it in.
-    assert "training seeds: 0, 1 (" in text and "Not on this page: 1 finished cell of" in text
+    assert "<dt>Training seeds</dt><dd>0, 1, 2</dd>" in text and "Not on this page" not in text
+    assert "Other seeds</a>: 1 cell<" in text
     assert "Training seeds: 0, 1; values are means" in text and "seed 2 left out" not in text
     assert cli.main(["report", "models=llava_pocket", *own, "seeds=2"]) == 0
     text = (world.results / "report.html").read_text()
-    assert "training seeds: 2." in text and "Not on this page: 4 finished cells" in text
+    assert "<dt>Training seeds</dt><dd>2</dd>" in text and "Not on this page: 4 finished cells" in text
 
 
 @pytest.mark.slow
@@ -232,6 +250,11 @@ def test_in_a_browser(tmp_path):
     with browser.Browser(binary) as tab:
         tab.open(path)
         assert tab.run("document.title").startswith("<script>") and tab.run("window.hacked") is None
+        # All is folded: the page begins with what a reader wants first.
+        assert tab.run("document.querySelectorAll('details[open]').length") == 0
+        tab.run("location.hash = '#cells-head'; 0")
+        assert tab.run("document.getElementById('cells-part').open")
+        tab.run("document.querySelectorAll('details.part').forEach(part => part.open = true)")
         column = "[...document.querySelectorAll('#cells tbody tr')].map(r => r.cells[0].textContent[0]).join('')"
         sorted_by = "document.querySelectorAll('#cells th')[1].ariaSort"
         # Sorting with the keyboard: numbers as numbers, empty cells last in both directions, then as it was.
@@ -250,6 +273,7 @@ def test_in_a_browser(tmp_path):
         place, card = "document.getElementById('place').textContent", "document.getElementById('card').textContent"
         choose = "s = document.getElementById('{}'); s.value = '{}'; s.dispatchEvent(new Event('change'))"
         assert tab.run(place) == "1 of 6" and EVIL in tab.run(card)
+        assert tab.run("getComputedStyle(document.getElementById('groups')).display") == "none"
         tab.run(choose.format("filter", "lost"))
         assert tab.run(place) == "1 of 2"
         assert tab.run("document.querySelector('#card .judged').cells[0].textContent") == "FULL_FT"
@@ -263,14 +287,37 @@ def test_in_a_browser(tmp_path):
         assert tab.run(place) == "no item" and "No item passes" in tab.run(card)
         tab.run(choose.format("filter", "won"))
         assert tab.run(place) == "1 of 1"
+        # A method that was not run on a dataset is no filter that found nothing.
+        tab.run(choose.format("method", "dare"))
+        assert tab.run(place) == "no item" and tab.run(card) == "DARE was not run on GQA."
+        tab.run(choose.format("filter", "all"))
+        assert "DARE was not run on GQA." in tab.run(card) and tab.run(place) == "1 of 6"
+        tab.run("document.getElementById('next').click()")
+        assert tab.run("document.querySelectorAll('#card img').length") == 1
+        # Captions have a value and no tick.
+        ticks = "document.querySelectorAll('#card .right, #card .wrong').length"
+        assert tab.run(ticks) == 3
+        tab.run(choose.format("dataset", "coco"))
+        assert tab.run(ticks) == 0 and "CIDEr" in tab.run(card) and "130.0" in tab.run(card)
+        assert tab.run("document.getElementById('filter').options[1].text") == "lower score than before"
+        # On a phone nothing is wider than the screen, and a line of diagnostics has names and values.
+        phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        tab.send("Emulation.setDeviceMetricsOverride", **phone)
+        assert tab.run("document.documentElement.scrollWidth") == 390
+        cell = "document.querySelectorAll('#cells td.n')[0]"
+        assert tab.run(f"getComputedStyle({cell}, '::before').content") == '"x"'
+        assert tab.run(f"{cell}.textContent") == "2"
+        tab.send("Emulation.clearDeviceMetricsOverride")
         # On paper the notes are open, and closed again afterwards.
-        assert tab.run("document.querySelectorAll('details[open]').length") == 0
+        tab.run("document.getElementById('cells-part').open = false")
+        assert tab.run("document.querySelectorAll('details.notes[open]').length") == 0
         tab.run("dispatchEvent(new Event('beforeprint'))")
+        assert tab.run("document.getElementById('cells-part').open")
         assert tab.run("document.querySelectorAll('details.notes[open]').length") == 1
         tab.run("dispatchEvent(new Event('afterprint'))")
-        assert tab.run("document.querySelectorAll('details[open]').length") == 0
+        assert tab.run("document.querySelectorAll('details.notes[open], #cells-part[open]').length") == 0
         # Text of models stayed text, and nothing was asked for beside the file.
-        assert tab.run("window.hacked") is None and tab.run("document.querySelectorAll('#card img').length") == 1
+        assert tab.run("window.hacked") is None
         assert tab.requests() == [path.resolve().as_uri()]
         # A picture that is no picture (here b"png") is no complaint of ours.
         assert [text for text in tab.complaints() if "ERR_" not in text] == []
