@@ -21,6 +21,7 @@ from benchmark.errors import UserError
 
 PART = ".part"  # end of the name of a file that is being written
 SUMS = "SHA256SUMS"
+LOCK_POLL = 0.2  # seconds between two tries to lock a file
 
 
 def user_path(path: str | Path) -> Path:
@@ -117,16 +118,28 @@ def sweep(folder: Path, seconds: float = 0.0) -> None:
                 path.unlink()
 
 
-def lock(file: IO[Any]) -> None:
+def lock(file: IO[Any], seconds: float | None = None) -> None:
     """Wait until no other process holds a lock on an open file, and hold it until the file is closed.
 
     Args:
         file: opened for writing; processes that inherit it hold the lock too.
+        seconds: the most to wait; None: as long as it takes.
 
     Raises:
-        UserError: its file system has no locks (flock), as some network mounts.
+        UserError: its file system has no locks (flock), as some network mounts; or the time is over.
     """
+    end = None if seconds is None else time.monotonic() + seconds
     try:
+        while end is not None:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"Another process has held {file.name} for {seconds:.0f} s. End it (fuser {file.name} names "
+                        "it), then run the same command again."
+                    ) from None
+                time.sleep(LOCK_POLL)
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         raise UserError(

@@ -231,7 +231,7 @@ class Store:
             yield
         finally:
             stop.set()
-            thread.join()
+            thread.join(HEARTBEAT_SECONDS)  # a hung disk holds it
             if read_lock(path) == owner:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
