@@ -215,7 +215,7 @@ def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
             show.note(f"Drawing {name} into {root} (once, {done + 1} of {total})")
 
     # Two runs may start together on a new machine; the second waits and finds the work done.
-    with short_lock(folder / ".lock"):
+    with short_lock(folder / ".lock", lambda: show.note(f"Another command draws into {root}: waiting for it")):
         for left in folder.glob(".*.[0-9]*"):  # of a process that was killed while it drew; the others wait here
             shutil.rmtree(left, ignore_errors=True)
         hook(folder, on_progress=told)
