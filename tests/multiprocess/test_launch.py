@@ -188,6 +188,24 @@ def test_a_log_that_another_process_holds_is_waited_for_only_so_long(world, tmp_
             launch.train_together(spec, folder, None)
 
 
+def test_images_that_processes_read_before_their_first_step_are_told(world, monkeypatch, tmp_path):
+    """In training each reads all, so the slowest counts; of the answers each reads its share."""
+    spec, folder = cell(world), folder_of(tmp_path / "reads", cell(world))
+    program = (
+        "import pathlib, sys, time; from benchmark import ranks; folder = pathlib.Path(sys.argv[1]);"
+        "ranks._images_in(folder / 'images-0.json')(300, 1000); ranks._images_in(folder / 'images-1.json')(900, 1000);"
+        "time.sleep(2.5)"
+    )
+    monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", program, str(folder)])
+    trained, answered, told = [], [], []
+    launch.train_together(spec, folder, None, 6, None, lambda *done: trained.append(done))
+    launch.answer_together(
+        spec, folder, None, "iconqa", ["a"], lambda *done: told.append(done), lambda *done: answered.append(done)
+    )
+    assert set(trained) == {(300, 1000)} and set(answered) == {(1200, 2000)}
+    assert sorted(path.name for path in folder.iterdir()) == ["cell.yaml", "generate.log", "train.log"]
+
+
 def test_a_driver_that_hangs_is_said(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
