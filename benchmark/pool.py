@@ -46,7 +46,7 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
         except OSError:  # the parent was killed: stop as if it had said so
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with contextlib.suppress(EOFError, BrokenPipeError, signals.Terminated), signals.raising(), terminal.guarded():
+    with contextlib.suppress(BrokenPipeError, signals.Terminated), signals.raising(), terminal.guarded():
         try:
             from benchmark.worker import Worker, prepare_process  # what cannot be imported has to be said, too
 
@@ -62,6 +62,8 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
                     pipe.send(("result", result))
         except UserError as error:
             pipe.send(("stop", str(error)))
+        except (EOFError, BrokenPipeError):  # the parent was killed: there is nobody to tell
+            return
         except Exception as error:
             traceback.print_exc()
             pipe.send(("died", of_error(error)))

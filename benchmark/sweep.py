@@ -107,7 +107,7 @@ def name_of(asked: Request, keys: Sequence[str]) -> str:
         asked: the sweep.
         keys: the swept keys.
     """
-    values = {key: dict.fromkeys(hydra_value(setting[key]) for setting in asked.settings) for key in keys}
+    values = {key: dict.fromkeys(hydra_value(entry.settings[key]) for entry in asked.grid) for key in keys}
     methods = [name for name in dict.fromkeys(cell.method.id for cell in asked.cells) if not name.startswith(PREFIX)]
     whole = ask([
         f"profile={asked.profile.id}", f"methods={','.join(methods)}",  # a key may be of these alone
