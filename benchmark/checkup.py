@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmark.commands import output_of
 from benchmark.compose import Request
 from benchmark.doctor import available_gb
 from benchmark.errors import UserError
@@ -72,10 +73,10 @@ def _cuda(wanted: int) -> Iterator[tuple[bool, str]]:
         yield False, "NCCL is missing from this torch: several GPUs need it, install the CUDA build of torch for Linux"
     try:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+        driver = output_of(query).split()
         yield True, f"driver    {driver[0] if driver else 'unknown'}"
-    except (OSError, subprocess.CalledProcessError):
-        yield True, "driver    unknown (no nvidia-smi)"
+    except (OSError, subprocess.SubprocessError):
+        yield True, "driver    unknown (nvidia-smi does not answer)"
 
 
 def _models(request: Request) -> Iterator[tuple[bool, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def _wide(lines: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 def _pid(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Draw Fig. 1: no cell is needed, only base models and training data."""
     from benchmark import pid, plots
-    from benchmark.progress import progress
+    from benchmark.progress import images_told, long_work, progress
     from benchmark.worker import Worker, prepare_process
 
     asked = request(with_models(overrides))
@@ -206,7 +207,8 @@ def _pid(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     prepare_process(place.threads, place.device, asked.gpus[0] if asked.gpus else None)
     worker = Worker(store)
     for model in asked.models:
-        frame = pid.measure(asked, model, worker, store.root / "pid")
+        with long_work(f"{figure['id']} {model.id}") as told, images_told(partial(told, "images")):
+            frame = pid.measure(asked, model, worker, store.root / "pid")
         tokens, shards = frame["tokens"].iloc[0], frame["shards"].iloc[0]
         title = f"{figure['title']}: {model.name}, at w*, {shards} shards of {tokens} supervised tokens"
         _told(plots.discrepancy(frame, title, store.root / "figures" / f"{figure['id']}_{model.id}"))

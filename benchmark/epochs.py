@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from benchmark.compose import Request
 from benchmark.errors import UserError
 from benchmark.files import write_atomic
 from benchmark.plan import Planned
-from benchmark.progress import Lines, Progress
+from benchmark.progress import Lines, Progress, StageTold, images_told, long_work
 from benchmark.spec import CellSpec
 from benchmark.store import Store
-from benchmark.worker import Worker, prepare_process, seed_everything
+from benchmark.worker import Worker, method_of, prepare_process
 
 
 def store_of(root: Path, epoch: int) -> Store:
@@ -101,10 +102,12 @@ class _Keeper:
     digest: str
     steps: int
     out: Path
+    told: StageTold
 
     def __call__(self, done: int, total: int, row: Mapping[str, Any]) -> None:
         from benchmark.checkpoint import save_delta
 
+        self.told("train", done, total)
         if done % self.steps == 0 and done < total:
             path = self.out / f"{done // self.steps}.safetensors"
             save_delta(path, self.model, self.base, list(self.base), self.digest, {"method": self.cell.method.id})
@@ -118,17 +121,18 @@ def _keep(item: Planned, store: Store, worker: Worker) -> None:
     """
     from benchmark.checkpoint import read_metadata
     from benchmark.train import train
-    from methods.registry import build
 
     cell, scratch = item.cell, store.root / "epochs" / f".{item.id}"
     loaded, records = worker._load(cell), worker._training_records(cell)
-    with store.lock(cell), worker._base(cell) as base:
-        seed_everything(cell.seed)
-        method = build(cell.method.id, dict(cell.method.params), cell.seed)
+    with (
+        store.lock(cell), worker._base(cell) as base, long_work(item.id) as told,
+        images_told(partial(told, "train: images")),
+    ):
+        method = method_of(cell)
         steps = math.ceil(len(records) / cell.train.batch_size)
         scratch.mkdir(parents=True, exist_ok=True)
         train(cell, loaded, records, method, scratch,
-              _Keeper(cell, loaded.model, base, loaded.digest, steps, scratch))  # fmt: skip
+              _Keeper(cell, loaded.model, base, loaded.digest, steps, scratch, told))  # fmt: skip
         new, old = (read_metadata(folder / "delta.safetensors")["digest"] for folder in (scratch, store.folder(cell)))
     if new != old:
         shutil.rmtree(scratch)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import shutil
 from collections.abc import Iterable
 from textwrap import shorten
+
+SHM_FULL = 2**20  # bytes free in /dev/shm, below which it is called full
 
 
 class UserError(Exception):
@@ -31,6 +34,8 @@ def explained(error: Exception) -> Exception:
     """
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
         return _reader_failed(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None and _shm_full():
+        return _reader_failed(error)  # not even the locks that such processes share found room
     if type(error).__name__ != "OutOfMemoryError":
         return error
     told = UserError(
@@ -42,7 +47,14 @@ def explained(error: Exception) -> Exception:
     return told
 
 
-def _reader_failed(error: RuntimeError) -> UserError:
+def _shm_full() -> bool:
+    try:
+        return shutil.disk_usage("/dev/shm").free < SHM_FULL
+    except OSError:
+        return False
+
+
+def _reader_failed(error: Exception) -> UserError:
     """Say why no images come from the processes that read ahead: torch's error and the room in shared memory."""
     try:
         use = shutil.disk_usage("/dev/shm")

@@ -7,13 +7,14 @@ import fcntl
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from benchmark.errors import UserError
 
 PART = ".part"  # end of the name of a file that is being written
 SUMS = "SHA256SUMS"
+LOCK_POLL = 0.05  # seconds between two tries to lock a file
 
 
 def user_path(path: str | Path) -> Path:
@@ -117,22 +119,36 @@ def sweep(folder: Path, seconds: float = 0.0) -> None:
                 path.unlink()
 
 
-def lock(file: IO[Any]) -> None:
+def lock(file: IO[Any], seconds: float = math.inf, waiting: Callable[[], None] = lambda: None) -> None:
     """Wait until no other process holds a lock on an open file, and hold it until the file is closed.
 
     Args:
         file: opened for writing; processes that inherit it hold the lock too.
+        seconds: the most to wait.
+        waiting: called once if another process holds the lock.
 
     Raises:
-        UserError: its file system has no locks (flock), as some network mounts.
+        UserError: its file system has no locks (flock), as some network mounts; or the time is over.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        raise UserError(
-            f"The file system of {file.name} cannot lock files (flock: {error.strerror}). Choose a folder on another "
-            "one: results=DIR for results, data_root=DIR for data; or mount it with locks."
-        ) from error
+    end, told = time.monotonic() + seconds, False
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"Another process has held {file.name} for {seconds:.0f} s. End it (fuser {file.name} names it), "
+                    "then run the same command again."
+                ) from None
+        except OSError as error:
+            raise UserError(
+                f"The file system of {file.name} cannot lock files (flock: {error.strerror}). Choose a folder on "
+                "another one: results=DIR for results, data_root=DIR for data; or mount it with locks."
+            ) from error
+        if not told:
+            waiting()
+            told = True
+        time.sleep(LOCK_POLL)
 
 
 def sync(path: Path) -> None:

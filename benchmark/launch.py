@@ -14,22 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import signals
+from benchmark.commands import output_of
+from benchmark.endings import Ending, How, cause, forget, memory_kills, noted, of_exit
 from benchmark.errors import UserError
 from benchmark.files import lock, write_atomic
 from benchmark.spec import ROOT, CellSpec
 from benchmark.variables import neutralise
 
-LOST = ("in vain", "by peer", "onnection closed", "onnection reset")  # what processes say that miss another
-OUTCOME = "outcome-{}.json"  # how a process ended, by its number
-STOP = "stop"                # if this file is there, the processes save their state and end
-PATIENCE = 900.0             # seconds that they have for it
+STOP = "stop"      # if this file is there, the processes save their state and end
+PATIENCE = 900.0   # seconds that they have for it
+GRACE = 60.0       # seconds for the program that started them to end them and itself
 POLL = 1.0
+IMAGES = "images-{}.json"  # how many images a process has read before its first step, by its number
 Told = Callable[[int, int, Mapping[str, Any]], None]
-Answered = Callable[[int, int], None]
+Counted = Callable[[int, int], None]
 
 
 def train_together(
-    cell: CellSpec, folder: Path, visible: str | None, steps: int = 0, told: Told | None = None
+    cell: CellSpec, folder: Path, visible: str | None, steps: int = 0, told: Told | None = None,
+    images: Counted | None = None,
 ) -> None:
     """Train a cell in as many processes as it asks for, and tell how far they are.
 
@@ -39,6 +42,7 @@ def train_together(
         visible: CUDA_VISIBLE_DEVICES of the user.
         steps: of the whole training.
         told: called with (step, steps, row of train.jsonl).
+        images: called with (images read before the first step, all), as far as the slowest process is.
 
     Raises:
         UserError, Preempted, TrainingFailed, RuntimeError: see _launch.
@@ -47,13 +51,16 @@ def train_together(
 
     def watch() -> None:
         nonlocal shown
+        if images is not None and not shown and (read := _images(folder)):
+            images(*min(read))
         shown = _show(rows, shown, steps, told)
 
     _launch(cell, folder, visible, "train", watch)
 
 
 def answer_together(
-    cell: CellSpec, folder: Path, visible: str | None, dataset: str, ids: Sequence[str], told: Answered | None = None
+    cell: CellSpec, folder: Path, visible: str | None, dataset: str, ids: Sequence[str], told: Counted | None = None,
+    images: Counted | None = None,
 ) -> None:
     """Answer a dataset in as many processes as the cell asks for; each writes a part, which this joins.
 
@@ -64,13 +71,17 @@ def answer_together(
         dataset: its id.
         ids: of its items, in order.
         told: called with (answered, all).
+        images: called with (images read before the first answer, all), of all processes together.
 
     Raises:
         UserError, RuntimeError: see _launch.
     """
     def watch() -> None:
-        if told is not None:
-            told(sum(_lines(path) for path in parts_of(folder, dataset)), len(ids))
+        answered, read = sum(_lines(path) for path in parts_of(folder, dataset)), _images(folder)
+        if images is not None and any(done < total for done, total in read):
+            images(*map(sum, zip(*read, strict=True)))
+        elif told is not None:
+            told(answered, len(ids))
 
     try:
         _launch(cell, folder, visible, f"generate/{dataset}", watch)
@@ -106,13 +117,12 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
         RuntimeError: a process died; the message holds the end of train.log.
     """
     processes = processes_of(cell, visible)
-    log = folder / f"{stage.partition('/')[0]}.log"
+    log, kills = folder / f"{stage.partition('/')[0]}.log", memory_kills()
     with open(log, "a") as output:
         # The processes inherit this lock with the file. After a kill of their parent it tells when the last has gone.
-        lock(output)
+        lock(output, PATIENCE + GRACE)
         output.truncate(0)
-        for old in (*folder.glob(OUTCOME.format("*")), folder / STOP):
-            old.unlink(missing_ok=True)
+        _clear(folder)
         # In a session of its own: ctrl-C reaches this process alone, which lets the others save their state.
         process = subprocess.Popen(
             command(cell, folder, processes, stage), cwd=ROOT, env=environment(cell, visible), stdout=output,
@@ -124,12 +134,8 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
                 time.sleep(POLL)
         except BaseException as error:
             (folder / STOP).touch()
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait()
-            if process.returncode or not _all_done(folder):
+            _end(process)
+            if process.returncode != 0 or {ending.how for ending in noted(folder).values()} != {How.DONE}:
                 raise
             signals.note(error)  # they were at the end already
         finally:
@@ -138,7 +144,31 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
     for line in log.read_text(errors="replace").splitlines():
         if line.startswith("warning: the training state"):
             print(line, flush=True)
-    _raise(folder, process.returncode, log, world_size(cell.processes if cell.hostfile else processes, cell.hostfile))
+    together = world_size(cell.processes if cell.hostfile else processes, cell.hostfile)
+    ending = cause(noted(folder), of_exit(process.returncode, kills), together)
+    _clear(folder)
+    _raise(ending, log)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what processes left in a cell's folder for the one that starts them."""
+    forget(folder)
+    for old in (*folder.glob(IMAGES.format("*")), folder / STOP):
+        old.unlink(missing_ok=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for processes that were told to stop; the program that started them is ended if they take too long.
+
+    Theirs notice then that it is gone, and stop too.
+    """
+    for seconds, stronger in ((PATIENCE, process.terminate), (GRACE, process.kill), (GRACE, None)):
+        try:
+            process.wait(seconds)
+            return
+        except subprocess.TimeoutExpired:
+            if stronger is not None:
+                stronger()
 
 
 def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[str]:
@@ -151,7 +181,8 @@ def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[st
             "--module", *body,
         ]
     return [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", *body,
+        sys.executable, "-m", "benchmark.torchrun", str(folder), "--standalone", "--nproc-per-node", str(processes),
+        "-m", *body,
     ]
 
 
@@ -209,7 +240,12 @@ def gpus_in_sight(visible: str | None) -> tuple[str, ...]:
     if visible is not None:
         return tuple(name.strip() for name in visible.split(",") if name.strip())
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+        listed = output_of(["nvidia-smi", "-L"])
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"nvidia-smi gave no answer in {error.timeout:.0f} s: the driver hangs. Restart the machine, or name the "
+            "GPUs with CUDA_VISIBLE_DEVICES."
+        ) from None
     except (OSError, subprocess.CalledProcessError):
         raise UserError("device=cuda, but nvidia-smi finds no GPU. Use a machine with GPUs, or say gpus=N.") from None
     return tuple(str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines())))
@@ -235,48 +271,27 @@ def _lines(path: Path) -> int:
         return 0
 
 
-def _raise(folder: Path, code: int, log: Path, processes: int = 0) -> None:
-    """Raise what the processes noted, the most telling first.
-
-    When one process fails or dies, the others are told to stop and note it as a preemption, which it is not.
-    """
-    silent = [number for number in range(processes) if not (folder / OUTCOME.format(number)).exists()]
+def _images(folder: Path) -> list[tuple[int, int]]:
+    """Return (images read, all) of every process that reads images."""
     found = []
-    for path in sorted(folder.glob(OUTCOME.format("*"))):
-        try:
-            found.append(json.loads(path.read_text()))
-        except (OSError, ValueError):
-            continue
-        path.unlink()
-    others = [outcome["message"] for outcome in found if outcome["kind"] not in ("done", "Preempted")]
-    for kind in ("UserError", "TrainingFailed", *([] if code or others else ["Preempted"])):
-        for outcome in found:
-            if outcome["kind"] == kind:
-                raise _error(kind, outcome["message"])
-    if code or others:
-        end = log.read_text(errors="replace")[-2000:]
-        lost = all(any(words in message for words in LOST) for message in others)  # else one says what happened
-        died = (
-            f"process {', '.join(map(str, silent))} of {processes} was killed, as the system does when memory runs out "
-            "(dmesg tells), and the others stopped; the same command goes on from the last saved state. "
-        ) if silent and found and lost else ""
-        raise RuntimeError(f"{log.stem} ended with code {code}: {died}{'; '.join(others) or end} (see {log})")
+    for path in folder.glob(IMAGES.format("*")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            done, total = json.loads(path.read_text())
+            found.append((int(done), int(total)))
+    return found
 
 
-def _all_done(folder: Path) -> bool:
-    """Return whether all processes noted that they came to their end."""
-    try:
-        kinds = [json.loads(path.read_text())["kind"] for path in folder.glob(OUTCOME.format("*"))]
-    except (OSError, ValueError, KeyError):
-        return False
-    return bool(kinds) and set(kinds) == {"done"}
+def _raise(ending: Ending, log: Path) -> None:
+    """Raise what the processes ended with; what is not the user's gets the name of the log, or else its end."""
+    if ending.how is How.DONE:
+        return
+    if ending.how is How.REFUSED:
+        raise UserError(ending.message)
+    if ending.how is How.PREEMPTED:
+        raise signals.Preempted(ending.message)
+    if ending.how is How.DIVERGED:
+        from benchmark.train import TrainingFailed
 
-
-def _error(kind: str, message: str) -> BaseException:
-    if kind == "UserError":
-        return UserError(message)
-    if kind == "Preempted":
-        return signals.Preempted(message)
-    from benchmark.train import TrainingFailed
-
-    return TrainingFailed(message)
+        raise TrainingFailed(ending.message)
+    why = ending.message or log.read_text(errors="replace")[-2000:] or "the processes ended without a word"
+    raise RuntimeError(f"{log.stem} failed: {why} (see {log})")

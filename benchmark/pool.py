@@ -7,17 +7,21 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from benchmark import signals, terminal
+from benchmark.endings import Ending, How, memory_kills, of_error, of_exit
 from benchmark.errors import Locked, UserError
 from benchmark.store import Store
 
 PATIENCE = 300.0  # seconds that a worker has to save its training state
-GRACE = 10.0  # seconds for a worker whose pipe is closed to end
+GRACE = 10.0  # seconds for a worker to end whose pipe is closed, or that was killed
+POLL = 1.0
 Handler = Callable[[int, tuple[Any, ...]], None]
 
 
@@ -26,13 +30,11 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
 
     Args:
         pipe: gets (cell, keys, full_ft); sends ("step", ...) and one of ("result", text or failure),
-            ("locked", owner), ("stop", message).
+            ("locked", owner), ("stop", message), or ("died", ending).
         root: results folder.
         place: threads, device, GPU.
         path: the parent's sys.path, so that a user's own method is found.
     """
-    from benchmark.worker import Worker, prepare_process
-
     # The terminal sends ctrl-C to all; only the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path[:] = path
@@ -44,8 +46,10 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
         except OSError:  # the parent was killed: stop as if it had said so
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with contextlib.suppress(EOFError, BrokenPipeError, signals.Terminated), signals.raising(), terminal.guarded():
+    with contextlib.suppress(BrokenPipeError, signals.Terminated), signals.raising(), terminal.guarded():
         try:
+            from benchmark.worker import Worker, prepare_process  # what cannot be imported has to be said, too
+
             prepare_process(*place)
             worker = Worker(Store(Path(root)))
             while (task := pipe.recv()) is not None:
@@ -58,6 +62,11 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
                     pipe.send(("result", result))
         except UserError as error:
             pipe.send(("stop", str(error)))
+        except (EOFError, BrokenPipeError):  # the parent was killed: there is nobody to tell
+            return
+        except Exception as error:
+            traceback.print_exc()
+            pipe.send(("died", of_error(error)))
 
 
 class Pool:
@@ -84,6 +93,7 @@ class Pool:
         self._root, self._threads, self._device, self._gpus = str(store.root), threads, device, gpus
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, Any] = {}
+        self._kills = memory_kills()
         for index in range(count):
             self._start(index)
         self.idle = set(range(count))
@@ -102,40 +112,70 @@ class Pool:
         return len(self._processes)
 
     def send(self, index: int, task: Any) -> None:
-        """Give a task to an idle worker."""
+        """Give a task to an idle worker; one that died meanwhile is replaced, as its death is not the task's fault."""
         self.idle.discard(index)
-        with contextlib.suppress(BrokenPipeError):  # it died while idle: receive tells so
+        if self._dead(index):
+            self._renew(index)
+        with contextlib.suppress(OSError):  # it died just now: `receive` tells so
             self._pipes[index].send(task)
 
-    def receive(self, timeout: float | None, handle: Handler) -> None:
+    def receive(self, timeout: float, handle: Handler) -> None:
         """Wait for messages and hand each on with its worker's number.
 
-        A worker that is gone (killed for memory, say) gives ("died", exit code) and is replaced.
+        A worker that is gone (killed for memory, say) gives ("died", its ending) and is replaced.
+
+        Args:
+            timeout: the most to wait for the first message, in seconds.
+            handle: called with (number, message).
         """
-        busy = {pipe: index for index, pipe in self._pipes.items() if index not in self.idle}
-        for pipe in wait(list(busy), timeout):
-            index = busy[pipe]  # type: ignore[index]
+        busy = [index for index in self._pipes if index not in self.idle]
+        wait([self._pipes[index] for index in busy], timeout)
+        for index in busy:
             try:
+                dead = self._dead(index)  # asked first: what it said before it died is in the pipe then
+                if not self._pipes[index].poll():
+                    if not dead:
+                        continue
+                    raise EOFError  # a process that it started holds its end of the pipe open
                 message = self._pipes[index].recv()
+                if message[0] == "died":  # its last words
+                    self._renew(index)
             except (EOFError, OSError):
-                self._processes[index].join(GRACE)
-                if self._processes[index].is_alive():  # it closed its pipe and does not end
-                    self._processes[index].kill()
-                    self._processes[index].join()
-                message = ("died", self._processes[index].exitcode)
-                self._start(index)
+                message = ("died", self._renew(index))
             handle(index, message)
 
+    def _dead(self, index: int) -> bool:
+        return not self._processes[index].is_alive()
+
+    def _renew(self, index: int) -> Ending:
+        """Put a new worker in the place of one that is ending; return how that one ended."""
+        process = self._processes[index]
+        process.join(GRACE)
+        if process.is_alive():  # it closed its pipe and does not end
+            process.kill()
+            process.join(GRACE)
+        self._pipes[index].close()
+        self._start(index)
+        ending = of_exit(process.exitcode, self._kills)
+        return Ending(How.EXITED) if ending.how is How.DONE else ending  # told to stop by somebody else
+
     def close(self) -> None:
-        """End all workers; one that works is told to stop (in training it first saves its state)."""
+        """End all workers; one that works is told to stop (in training it first saves its state).
+
+        All have the same time for it. What is left then is killed, and waited for no longer than a moment: a process
+        that hangs in the kernel does not end by it.
+        """
         for index, process in self._processes.items():
             if index in self.idle:
                 with contextlib.suppress(OSError):
                     self._pipes[index].send(None)
             else:
                 process.terminate()
-        for process in self._processes.values():
-            process.join(PATIENCE)
-            if process.is_alive():
+        for seconds in (PATIENCE, GRACE):
+            end = time.monotonic() + seconds
+            while left := [process for process in self._processes.values() if process.is_alive()]:
+                if time.monotonic() >= end:
+                    break
+                wait([process.sentinel for process in left], min(POLL, end - time.monotonic()))
+            for process in left:
                 process.kill()
-                process.join()

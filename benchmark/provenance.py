@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import variables
+from benchmark.commands import output_of
 from benchmark.errors import UserError
 from benchmark.keys import code_of
 from benchmark.spec import ROOT, CellSpec, answering_dtype
@@ -127,18 +128,14 @@ def git_state() -> tuple[str | None, bool | None]:
     environment = {name: value for name, value in os.environ.items() if name not in REDIRECTING}
 
     def ask(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-        return done.stdout.strip()
+        return output_of(["git", "-C", str(ROOT), *arguments], environment=environment).strip()
 
     try:
         if Path(ask("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
             return None, None
         ask("ls-files", "--error-unmatch", str(Path(__file__).resolve().relative_to(ROOT.resolve())))
         return ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None, None
 
 

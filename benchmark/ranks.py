@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import signals, temporary, terminal
-from benchmark.errors import UserError, explained
+from benchmark.endings import Ending, How, note, noted, of_error
+from benchmark.errors import UserError
 from benchmark.files import write_atomic
-from benchmark.launch import OUTCOME, POLL, STOP
+from benchmark.launch import GRACE, IMAGES, PATIENCE, POLL, STOP
+from benchmark.progress import Told, images_told
 from benchmark.spec import CellSpec, EvalSpec, at_root
 from benchmark.store import is_held, read_cell, read_lock
 from benchmark.variables import neutralise_process
@@ -46,19 +48,18 @@ def main(folder: Path, stage: str) -> int:
         for number in signals.PREEMPTING:  # one that comes when the work is over must not end this process unsaid
             signal.signal(number, signal.SIG_IGN)
         with signals.raising():
-            threading.Thread(target=_watch, args=(folder, owner), daemon=True).start()
-            _train(cell, folder) if kind == "train" else _generate(cell, folder, dataset, rank)
-        outcome = {"kind": "done", "message": ""}
+            threading.Thread(target=_watch, args=(folder, owner, os.getppid()), daemon=True).start()
+            with images_told(_images_in(folder / IMAGES.format(rank))):
+                _train(cell, folder) if kind == "train" else _generate(cell, folder, dataset, rank)
+        ending = Ending(How.DONE)
     except (Exception, signals.Terminated) as error:
         traceback.print_exc()
-        error = explained(error) if isinstance(error, Exception) else error
-        outcome = {"kind": type(error).__name__.replace("Terminated", "Preempted"), "message": str(error)}
-        if outcome["kind"] not in ("UserError", "TrainingFailed", "Preempted"):
-            outcome["message"] = f"{outcome['kind']}: {error}"
-    write_atomic(folder / OUTCOME.format(rank), json.dumps(outcome))
-    if outcome["kind"] in ("done", "Preempted"):
-        leave_together(folder, int(os.environ.get("WORLD_SIZE", "1")))
-    return 0 if outcome["kind"] in ("done", "Preempted") else 1
+        ending = of_error(error)
+    note(folder, rank, ending)
+    if ending.how not in (How.DONE, How.PREEMPTED):
+        return 1
+    leave_together(folder, int(os.environ.get("WORLD_SIZE", "1")))
+    return 0
 
 
 def leave_together(folder: Path, processes: int, seconds: float = 60.0) -> None:
@@ -70,7 +71,7 @@ def leave_together(folder: Path, processes: int, seconds: float = 60.0) -> None:
         seconds: the most to wait; one that died notes nothing.
     """
     end = time.monotonic() + seconds
-    while len(list(folder.glob(OUTCOME.format("*")))) < processes and time.monotonic() < end:
+    while len(noted(folder)) < processes and time.monotonic() < end:
         time.sleep(0.05)
 
 
@@ -97,12 +98,10 @@ def _prepare(cell: CellSpec) -> None:
 def _train(cell: CellSpec, folder: Path) -> None:
     from benchmark import data
     from benchmark.train import train
-    from benchmark.worker import load_model, seed_everything
-    from methods.registry import build
+    from benchmark.worker import load_model, method_of
 
-    seed_everything(cell.seed)
     assert cell.train is not None and cell.target is not None
-    method = build(cell.method.id, dict(cell.method.params), cell.seed)
+    method = method_of(cell)
     records = data.load(cell.dataset(cell.target), at_root(cell.data_root), "train", cell.train.limit)
     loaded = load_model(cell.model, cell.dtype, cell.device)
     train(cell, loaded, records, method, folder)
@@ -111,20 +110,28 @@ def _train(cell: CellSpec, folder: Path) -> None:
 def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
     """Answer this process's share of the batches that one process would make of the dataset."""
     from benchmark import data
-    from benchmark.checkpoint import apply_delta, load_delta
-    from benchmark.worker import how_to_load, load_model
-    from eval.generate import generate
+    from benchmark.worker import answer, how_to_load, load_model
 
-    spec = cell.dataset(dataset)
-    records = data.load(spec, at_root(cell.data_root), cell.eval.split, cell.eval.limit)
+    records = data.load(cell.dataset(dataset), at_root(cell.data_root), cell.eval.split, cell.eval.limit)
     loaded = load_model(*how_to_load(cell, answering=True))
-    if cell.train is not None:
-        apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
     mine = share(loaded, records, cell.eval, rank, int(os.environ.get("WORLD_SIZE", "1")))
     part = folder / "answers" / f"{dataset}.part{rank}.jsonl"
     write_atomic(part, _answered(folder / "answers" / f"{dataset}.jsonl", {record.item_id for record in mine}))
     if mine:
-        generate(loaded, mine, spec, part, cell.eval.batch_size, share_images=cell.eval.share_images)
+        answer(cell, loaded, mine, dataset, folder, part)
+
+
+def _images_in(path: Path) -> Told:
+    """Return what leaves in a file, every second, how many images are read before the first step."""
+    written = 0.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal written
+        if done == total or time.monotonic() - written >= POLL:
+            written = time.monotonic()
+            write_atomic(path, json.dumps([done, total]))
+
+    return told
 
 
 def share(
@@ -162,16 +169,20 @@ def _answered(path: Path, ids: set[str]) -> str:
     return "".join(lines)
 
 
-def _watch(folder: Path, owner: dict[str, Any] | None) -> None:
+def _watch(folder: Path, owner: dict[str, Any] | None, parent: int) -> None:
     """Send this process SIGTERM, on which training saves its state, when the program that started all wants it to stop.
 
-    It puts a file into the cell's folder. If it was killed, the folder's lock is no longer held by it.
+    It puts a file into the cell's folder. If it was killed, the folder's lock is no longer held by it. If the launcher
+    between the two was killed, this process has another parent. SIGKILL follows if SIGTERM does nothing for long: a
+    process that waits on a GPU for a dead one would keep its memory for ever.
     """
     event = threading.Event()
     while not event.wait(POLL):
-        if (folder / STOP).exists() or (owner is not None and not is_held(folder / "lock", owner)):
+        orphaned = os.getppid() != parent
+        if orphaned or (folder / STOP).exists() or (owner is not None and not is_held(folder / "lock", owner)):
             os.kill(os.getpid(), signal.SIGTERM)
-            return
+            event.wait(GRACE if orphaned else PATIENCE)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from benchmark import gate, signals, temporary
 from benchmark import plan as planning
 from benchmark.compose import Request
 from benchmark.cost import Costs
+from benchmark.endings import Ending, How
 from benchmark.errors import Locked, UserError, counted
 from benchmark.files import sweep
 from benchmark.launch import gpus_in_sight
@@ -214,7 +215,7 @@ def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
             show.note(f"Drawing {name} into {root} (once, {done + 1} of {total})")
 
     # Two runs may start together on a new machine; the second waits and finds the work done.
-    with short_lock(folder / ".lock"):
+    with short_lock(folder / ".lock", lambda: show.note(f"Another command draws into {root}: waiting for it")):
         for left in folder.glob(".*.[0-9]*"):  # of a process that was killed while it drew; the others wait here
             shutil.rmtree(left, ignore_errors=True)
         hook(folder, on_progress=told)
@@ -301,7 +302,9 @@ def _several(
         elif kind == "stop":
             raise UserError(content[0])
         elif kind == "died":
-            died = f"its process ended with code {content[0]} (-9: killed, often for memory; then lower JOBS)"
+            ending: Ending = content[0]
+            died = ending.sentence("its process")
+            died += "; for less memory lower JOBS (jobs=)" if ending.how in (How.MEMORY, How.KILLED) else ""
             store.finish(item.cell, "failed", {"message": died, "traceback": ""})
             _settle(schedule, item, Failure(died, user=False), show)
         else:

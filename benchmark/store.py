@@ -9,7 +9,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ class Store:
             yield
         finally:
             stop.set()
-            thread.join()
+            thread.join(HEARTBEAT_SECONDS)  # a hung disk holds it
             if read_lock(path) == owner:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -340,8 +340,12 @@ def _alive(owner: dict[str, Any], path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def short_lock(path: Path) -> Iterator[None]:
+def short_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a file lock for a moment, to make a few steps one among processes.
+
+    Args:
+        path: of the file.
+        waiting: called once if another process holds it.
 
     Raises:
         UserError: the file cannot be written, or its file system has no locks.
@@ -354,7 +358,7 @@ def short_lock(path: Path) -> Iterator[None]:
                 f"Cannot write {path}: {error.strerror}. Give a writable folder: results=DIR for results, "
                 "data_root=DIR for data."
             ) from error
-        lock(file)
+        lock(file, waiting=waiting)
         yield
 
 

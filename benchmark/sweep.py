@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark import lettering, outputs, runner
+from benchmark import lettering, outputs, runner, slices
 from benchmark import plan as planning
-from benchmark.compose import AXES, Request, request
+from benchmark.compose import AXES, Request, hydra_value, request
 from benchmark.errors import UserError
+from benchmark.external import PREFIX
 from benchmark.files import write_atomic
 from benchmark.spec import CellSpec, cell_id
 from benchmark.store import Store
@@ -31,7 +32,8 @@ def run(name: str | None, title: str | None, overrides: Sequence[str]) -> int:
     """Run what is missing of a sweep, then write sweeps/<name>.csv and its plots.
 
     Args:
-        name: of the files; by default the swept keys.
+        name: of the files; by default the swept keys with their values, and what else differs from the same sweep
+            without further settings.
         title: heading of the plot.
         overrides: at least one key with several values; models= methods= and targets= have defaults.
 
@@ -51,7 +53,7 @@ def run(name: str | None, title: str | None, overrides: Sequence[str]) -> int:
     if frame.empty:
         print("No cell of this sweep is finished: nothing to draw.")
         return code
-    paths = write(frame, keys, store.root, name or "_".join(keys), title)
+    paths = write(frame, keys, store.root, name or name_of(asked, keys), title)
     print("\n" + summary(frame, keys))
     print(f"\nSweep: {paths[0]}\nPlot:  {paths[1].with_suffix('')}.{{png,pdf,csv}}")
     return code
@@ -96,6 +98,25 @@ def axes(asked: Request) -> list[str]:
             "(make sweep AXIS=train.epochs VALUES=5,10)."
         )
     return keys
+
+
+def name_of(asked: Request, keys: Sequence[str]) -> str:
+    """Return the file name of a sweep that has none: two that differ in a cell have two.
+
+    Args:
+        asked: the sweep.
+        keys: the swept keys.
+    """
+    values = {key: dict.fromkeys(hydra_value(entry.settings[key]) for entry in asked.grid) for key in keys}
+    methods = [name for name in dict.fromkeys(cell.method.id for cell in asked.cells) if not name.startswith(PREFIX)]
+    whole = ask([
+        f"profile={asked.profile.id}", f"methods={','.join(methods)}",  # a key may be of these alone
+        *(f"{key}={','.join(found)}" for key, found in values.items()),
+    ])
+    parts = {key: ", ".join(found) for key, found in values.items()} | slices.differences(asked, whole)
+    if set(methods) != set(METHODS):
+        parts["methods"] = ", ".join(methods)
+    return "_".join(keys) + slices.suffix(parts)
 
 
 def tidy(asked: Request, store: Store, keys: Sequence[str]) -> pd.DataFrame:

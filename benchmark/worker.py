@@ -10,7 +10,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -20,7 +20,7 @@ from benchmark import temporary
 from benchmark.errors import UserError, explained, printable
 from benchmark.files import write_atomic
 from benchmark.keys import Keys
-from benchmark.progress import images_told
+from benchmark.progress import Told, images_told
 from benchmark.spec import CellSpec, ModelSpec, answering_dtype, at_root
 from benchmark.store import Store
 from benchmark.variables import neutralise_process
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from benchmark.data import Record
     from benchmark.models import LoadedModel
+    from methods.base import Method
 
 Step = Callable[[str, int, int, str], None]
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")  # before a worker narrows it to its own GPU
@@ -98,6 +99,39 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def method_of(cell: CellSpec) -> Method:
+    """Return a cell's method, before whose making every generator is seeded."""
+    from methods.registry import build
+
+    seed_everything(cell.seed)
+    return build(cell.method.id, dict(cell.method.params), cell.seed)
+
+
+def answer(
+    cell: CellSpec, loaded: LoadedModel, records: Sequence[Record], dataset: str, folder: Path, path: Path,
+    told: Callable[..., None] | None = None,
+) -> None:
+    """Answer records with a cell's model, base or tuned.
+
+    Args:
+        cell: the cell.
+        loaded: its base model; a tuned cell's weights are put in.
+        records: what to answer.
+        dataset: that they are of.
+        folder: the cell's, with delta.safetensors.
+        path: file of the answers; what it holds already is kept.
+        told: called with (answered, all).
+    """
+    from benchmark.checkpoint import apply_delta, load_delta
+    from eval.generate import generate
+
+    if cell.train is not None:
+        apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
+    generate(
+        loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told, share_images=cell.eval.share_images
+    )
+
+
 def load_model(model: ModelSpec, dtype: str, device: str, then: str | None = None) -> LoadedModel:
     """Return a base model on its device.
 
@@ -143,9 +177,9 @@ def how_to_load(cell: CellSpec, answering: bool) -> tuple[ModelSpec, str, str, s
     return cell.model, last if answering and cell.train is None else cell.dtype, cell.device, last
 
 
-def _images(stage: str, step: Step) -> contextlib.AbstractContextManager[None]:
-    """Report the images that a stage reads before its first step, which takes minutes where there are 10,000."""
-    return images_told(lambda done, total: step(f"{stage}: images", done, total, ""))
+def _images(stage: str, step: Step) -> Told:
+    """Return what reports the images that a stage reads before its first step: minutes where there are 10,000."""
+    return lambda done, total: step(f"{stage}: images", done, total, "")
 
 
 class Worker:
@@ -244,34 +278,30 @@ class Worker:
             self._free()  # the processes need the memory of this one's GPU
             assert cell.train is not None
             steps = cell.train.epochs * math.ceil(len(records) / cell.train.batch_size)
-            train_together(cell, folder, VISIBLE, steps, told)
+            train_together(cell, folder, VISIBLE, steps, told, _images("train", step))
             return
         from benchmark.train import train
-        from methods.registry import build
 
-        seed_everything(cell.seed)
-        method = build(cell.method.id, dict(cell.method.params), cell.seed)
-        with self._base(cell), _images("train", step):
+        method = method_of(cell)
+        with self._base(cell), images_told(_images("train", step)):
             train(cell, self._load(cell), records, method, folder, told)
 
     def _posthoc(self, cell: CellSpec, full_ft: CellSpec | None, step: Step) -> None:
         from benchmark.posthoc import transform
-        from methods.registry import build
 
         assert full_ft is not None
-        seed_everything(cell.seed)
-        method = build(cell.method.id, dict(cell.method.params), cell.seed)
+        method = method_of(cell)
         delta = self._store.folder(full_ft) / "delta.safetensors"
         out = self._store.folder(cell) / "delta.safetensors"
-        with self._base(cell) as base, _images("train", step):
+        with self._base(cell) as base, images_told(_images("train", step)):
             transform(cell, self._load(cell), self._training_records(cell), method, base, delta, out)
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
         folder = self._store.folder(cell)
-        records = self.records(cell, dataset, cell.eval.split, cell.eval.limit)
+        records, label = self.records(cell, dataset, cell.eval.split, cell.eval.limit), f"generate {dataset}"
 
         def told(done: int, total: int, *_: Any) -> None:
-            step(f"generate {dataset}", done, total, "")
+            step(label, done, total, "")
 
         if cell.engine != "single":
             from benchmark.launch import answer_together, processes_of
@@ -279,22 +309,13 @@ class Worker:
             if cell.hostfile or processes_of(cell, VISIBLE) > 1:
                 self._free()
                 ids = [record.item_id for record in records]
-                answer_together(cell, folder, VISIBLE, dataset, ids, told)
+                answer_together(cell, folder, VISIBLE, dataset, ids, told, _images(label, step))
                 return
-        from benchmark.checkpoint import apply_delta, load_delta
-        from eval.generate import generate
-
         loaded = self._load(cell, answering=True)
-
         path = folder / "answers" / f"{dataset}.jsonl"
-        with self._base(cell, answering=True) if cell.train else contextlib.nullcontext():
-            if cell.train:
-                apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
-            with _images(f"generate {dataset}", step):
-                generate(
-                    loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told,
-                    share_images=cell.eval.share_images,
-                )
+        kept = self._base(cell, answering=True) if cell.train else contextlib.nullcontext()
+        with kept, images_told(_images(label, step)):
+            answer(cell, loaded, records, dataset, folder, path, told)
 
     def _score(self, cell: CellSpec, dataset: str) -> None:
         from benchmark.scores import read_answers, write_items

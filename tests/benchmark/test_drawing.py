@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmark import cli, drawing, everything
+from benchmark import cli, drawing, everything, pid
 from benchmark.errors import UserError
+from benchmark.progress import read_image
 from tests.benchmark import fakes
 
 
@@ -37,6 +38,18 @@ def test_figures_run_what_they_lack_and_share_it(world):
     for stem in ("fig5-*", "plane-*_llava_pocket", "fig3-*_llava_pocket_iconqa"):
         assert {path.suffix for path in (world.results / "figures").glob(f"{stem}.*")} == {".png", ".pdf", ".csv"}
     assert not list((world.results / "figures").glob("fig5.*"))
+
+
+def test_images_that_a_figure_reads_itself_are_told(world, monkeypatch, capsys):
+    """Fig. 1 reads the training images of eight sets, without a cell whose progress is shown."""
+    def reads(*_):
+        read_image(640, 10_000)
+        raise UserError("enough")
+
+    monkeypatch.setattr(pid, "measure", reads)
+    monkeypatch.setattr("benchmark.progress.QUIET_SECONDS", 0)
+    assert figure(world, "fig1") == 2
+    assert "fig1 llava_pocket: images 640/10,000" in capsys.readouterr().out
 
 
 OWN = "examples.my_method:TopKGradient"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,9 +53,12 @@ def asked(world: fakes.World, *more: str):
     return request(overrides)
 
 
-def test_every_epoch_has_its_own_weights_and_scores(world):
+def test_every_epoch_has_its_own_weights_and_scores(world, monkeypatch, capsys):
+    monkeypatch.setattr("benchmark.progress.QUIET_SECONDS", 0)
     grid = asked(world, "methods=zero_shot,full_ft,spider")
     assert epochs.run(grid) == 0
+    after = capsys.readouterr().out.partition("once more to keep the weights")[2]
+    assert re.search(r"full_ft\S*: train 1/3", after)  # hours at the paper's scale
     assert [line for line in fakes.calls() if line.startswith("train")] == ["train full_ft", "train spider"] * 2
     for method, size in (("full_ft", 7), ("spider", 6)):
         found = {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 
 import pytest
 
-from benchmark import launch, ranks, signals
+from benchmark import ranks
+from benchmark.endings import How, noted
 from benchmark.errors import UserError, counted, did_you_mean, explained
 from benchmark.store import Store
 from benchmark.worker import Worker
@@ -38,43 +38,9 @@ def test_a_process_of_several_notes_it_for_the_one_that_started_all(tmp_path, mo
     monkeypatch.setattr(ranks, "_train", full)
     monkeypatch.setattr(ranks.signals, "PREEMPTING", ())
     assert ranks.main(tmp_path, "train") == 1
-    with pytest.raises(UserError, match="train.gradient_checkpointing=true or a smaller train.micro_batch_size"):
-        launch._raise(tmp_path, 1, tmp_path / "train.log")
-
-
-@pytest.mark.parametrize(("outcomes", "code", "expected"), [
-    # One fails while the others load or answer: torchrun tells them to stop, which is no preemption.
-    ([("Preempted", ""), ("RuntimeError", "RuntimeError: CUDA error")], 1, "CUDA error"),
-    ([("Preempted", "")], 1, "killed, the log says"),  # the other was killed and noted nothing
-    ([("Preempted", ""), ("RuntimeError", "RuntimeError: x")], 0, "RuntimeError: x"),
-])
-def test_what_one_process_failed_at_is_not_a_preemption_of_the_others(outcomes, code, expected, tmp_path):
-    (tmp_path / "train.log").write_text("killed, the log says")
-    for rank, (kind, message) in enumerate(outcomes):
-        (tmp_path / launch.OUTCOME.format(rank)).write_text(json.dumps({"kind": kind, "message": message}))
-    with pytest.raises(RuntimeError, match=expected):
-        launch._raise(tmp_path, code, tmp_path / "train.log")
-
-
-@pytest.mark.parametrize(("message", "killed"), [
-    ("RuntimeError: Read error: Connection reset by peer.", True), ("RuntimeError: Process 0 waited in vain", True),
-    ("RuntimeError: CUDA error: an illegal memory access", False),  # torchrun kills the others, which is no news
-])
-def test_a_process_that_left_no_word_is_named_if_no_other_knows_more(message, killed, tmp_path):
-    (tmp_path / "train.log").write_text("log")
-    outcome = json.dumps({"kind": "RuntimeError", "message": message})
-    (tmp_path / launch.OUTCOME.format(0)).write_text(outcome)
-    with pytest.raises(RuntimeError) as caught:
-        launch._raise(tmp_path, 1, tmp_path / "train.log", 2)
-    assert message in str(caught.value)
-    assert ("process 1 of 2 was killed" in str(caught.value)) == killed
-
-
-def test_a_preemption_of_all_is_one(tmp_path):
-    for rank in range(2):
-        (tmp_path / launch.OUTCOME.format(rank)).write_text(json.dumps({"kind": "Preempted", "message": "saved"}))
-    with pytest.raises(signals.Preempted, match="saved"):
-        launch._raise(tmp_path, 0, tmp_path / "train.log")
+    (ending,) = noted(tmp_path).values()
+    assert ending.how is How.REFUSED
+    assert "train.gradient_checkpointing=true or a smaller train.micro_batch_size" in ending.message
 
 
 def test_a_worker_calls_it_a_users_mistake(tmp_path, monkeypatch):

@@ -6,7 +6,10 @@ import functools
 import json
 import os
 import signal
+import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import numpy
@@ -16,6 +19,7 @@ import yaml
 from benchmark import cli, runner
 from benchmark.errors import Locked
 from benchmark.progress import Lines
+from benchmark.store import short_lock
 from tests.benchmark import fakes
 
 
@@ -321,7 +325,7 @@ def test_several_workers_give_the_same_results_whatever_happens_to_one(world, fa
     arguments = world.overrides("methods=zero_shot,full_ft,l2_reg,spider,dare")
     assert cli.main(["run", *arguments, "--jobs", "2"]) == 1
     out = capsys.readouterr().out
-    assert "2 cells failed" in out and "code -9" in out and "the loss exploded" in out
+    assert "2 cells failed" in out and "was killed by signal 9" in out and "the loss exploded" in out
     assert world.scores() == expected
     assert fakes.calls().count("load llava_pocket") >= 2
 
@@ -396,3 +400,25 @@ def cli_request(overrides: list[str]):
     from benchmark.compose import request
 
     return request(overrides)
+
+
+def test_two_draws_at_once_do_one_after_the_other_and_say_so(tmp_path, monkeypatch):
+    drawn, notes = [], []
+    hook = types.SimpleNamespace(complete=lambda folder: False, draw=lambda folder, on_progress: drawn.append(folder))
+    monkeypatch.setitem(sys.modules, "stand_in_for_a_hook", hook)
+    profile = types.SimpleNamespace(id="mine", prepare="stand_in_for_a_hook:draw")
+
+    class Show(Lines):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    with short_lock(tmp_path / ".lock"):
+        other = threading.Thread(target=runner.draw, args=(profile, str(tmp_path), Show()))
+        other.start()
+        end = time.monotonic() + 60
+        while not notes:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert not drawn
+    other.join(60)
+    assert drawn == [tmp_path] and notes == [f"Another command draws into {tmp_path}: waiting for it"]

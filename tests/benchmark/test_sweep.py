@@ -79,14 +79,16 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(world, monkeypatch):
 def test_failed_cells_leave_gaps_and_a_code(world, monkeypatch, capsys):
     monkeypatch.setenv(fakes.TROUBLE, "train spider=fail")
     assert cli.main(["sweep", *arguments(world, "train.epochs=5,6", "methods=full_ft,spider")]) == 1
-    frame = pd.read_csv(world.results / "sweeps" / "train.epochs.csv")
+    (path,) = (world.results / "sweeps").glob("train.epochs-epochs_5+6-*full_ft+spider*.csv")
+    frame = pd.read_csv(path)
     assert set(frame["method"]) == {"full_ft"} and "2 cells failed" in capsys.readouterr().out
 
 
 def test_a_parameter_of_one_method_leaves_the_other_the_same_at_every_point(world):
     assert cli.main(["sweep", *arguments(world, "method.momentum=0.5,0.85", "methods=full_ft,l2_reg,spider")]) == 0
     assert trained() == 4
-    frame = pd.read_csv(world.results / "sweeps" / "method.momentum.csv")
+    (path,) = (world.results / "sweeps").glob("method.momentum-momentum_0_5+0_85-*.csv")
+    frame = pd.read_csv(path)
     full = frame[(frame.method == "full_ft") & (frame.metric == "H")]
     assert len(full) == 2 and full["value"].nunique() == 1
     # So it is one comparison for Holm's correction, not two (the stand-ins know no momentum: SPIDER's neither).
@@ -124,3 +126,19 @@ def test_models_methods_and_target_have_defaults():
     assert {cell.target for cell in asked.cells} == {"flickr30k"} and len(asked.cells) == 12
     with pytest.raises(UserError):
         sweep.ask([])
+
+
+def test_sweeps_without_a_name_that_differ_have_files_of_their_own():
+    """The second would take the place of the first: both were called train.epochs."""
+    sweeps = [
+        ["train.epochs=5,6"], ["train.epochs=5,6,7"], ["train.epochs=5,6", "methods=full_ft"],
+        ["train.epochs=5,6", "targets=coco"], ["train.epochs=5,6", "seeds=1"], ["train.epochs=5,6", "train.limit=16"],
+        ["train.epochs=5,6", "train.limit=32"], ["train.epochs=5,6", "models=llava_pocket"],
+        ["train.epochs=5,6", "train.batch_size=16,32"], ["method.alpha=0.1,0.2", "methods=wise_ft"],
+        ["method.alpha=0.1,0.2", "methods=wise_ft,full_ft"],
+    ]
+    asked = [sweep.ask(overrides) for overrides in sweeps]
+    names = [sweep.name_of(one, sweep.axes(one)) for one in asked]
+    assert len(set(names)) == len(sweeps) and names[0] == "train.epochs-epochs_5+6"
+    again = sweep.ask(["methods=spider,full_ft,half_ft", "train.epochs=6,5"])
+    assert sweep.name_of(again, sweep.axes(again)) == "train.epochs-epochs_6+5"

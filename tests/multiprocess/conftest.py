@@ -10,6 +10,7 @@ import pytest
 
 from tests.multiprocess.launch import launch
 from tests.multiprocess.parity import Result, results
+from tests.multiprocess.small_world import write_world
 from tests.multiprocess.training import write
 
 
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model and its images."""
     return write(tmp_path_factory.mktemp("multiprocess"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model and an IconQA."""
+    return write_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")

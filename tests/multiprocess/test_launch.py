@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import json
 import os
 import signal
@@ -16,59 +18,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from PIL import Image
 
-from benchmark import launch, ranks, signals, store
+from benchmark import endings, launch, ranks, signals, store
 from benchmark.data import load as load_records
 from benchmark.errors import UserError
 from benchmark.signals import Preempted
-from benchmark.spec import CellSpec, DatasetSpec, MethodSpec, plain
+from benchmark.spec import MethodSpec
 from benchmark.worker import load_model
 from eval.generate import generate
-from tests.benchmark.cells import cell_of_tiny
-from tests.benchmark.models import tiny
-
-ICONQA = DatasetSpec(
-    id="iconqa", name="IconQA", role="target", metric="exact_lower", prompt="{question} {options}", max_new_tokens=4,
-    splits={"train": "train", "test": "test"}, counts={"train": None, "test": None}, options={},
-)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """A small model and an IconQA of 12 training and 7 test questions, in its official files."""
-    root = tmp_path_factory.mktemp("world")
-    tiny.write("llava", root / "model")
-    folder = root / "data" / "iconqa" / "iconqa_data"
-    problems, splits = {}, {"choose_txt_train": [], "choose_txt_test": []}
-    for number in range(19):
-        split = "train" if number < 12 else "test"
-        image = folder / "iconqa" / split / "choose_txt" / str(number) / "image.png"
-        image.parent.mkdir(parents=True)
-        Image.effect_noise((20 + number, 24), 80).convert("RGB").save(image)
-        question = "what colour is this animal ?" if number % 2 else "what ?"
-        problems[str(number)] = {"question": question, "choices": ["red", "a blue dog"], "answer": number % 2}
-        splits[f"choose_txt_{split}"].append(str(number))
-    (folder / "problems.json").write_text(json.dumps(problems))
-    (folder / "pid_splits.json").write_text(json.dumps(splits))
-    return root
-
-
-def cell(world: Path, **changes) -> CellSpec:
-    """Return a cell of two processes."""
-    base = cell_of_tiny(checkpoint=str(world / "model"), train={"gradient_checkpointing": True, "batch_size": 4})
-    return replace(
-        base, target="iconqa", datasets=(ICONQA,), data_root=str(world / "data"), engine="zero2", processes=2,
-        zero_optimization={"stage": 2, "reduce_bucket_size": 500000}, **changes,
-    )
-
-
-def folder_of(path: Path, spec: CellSpec) -> Path:
-    path.mkdir()
-    (path / "cell.yaml").write_text(yaml.safe_dump(plain(spec)))
-    return path
-
+from tests.multiprocess.small_world import ICONQA, cell, folder_of
 
 pytestmark = pytest.mark.slow
 
@@ -78,8 +36,11 @@ def trained(world, tmp_path_factory):
     spec = cell(world)
     folder = folder_of(tmp_path_factory.mktemp("cells") / "straight", spec)
     told: list[tuple[int, int]] = []
-    launch.train_together(spec, folder, None, 6, lambda step, steps, row: told.append((step, steps)))
-    assert told[-1] == (6, 6)
+    read: list[tuple[int, int]] = []
+    launch.train_together(
+        spec, folder, None, 6, lambda step, steps, row: told.append((step, steps)), lambda *done: read.append(done)
+    )
+    assert told[-1] == (6, 6) and read[-1] == (12, 12)  # every process reads all images
     return spec, folder
 
 
@@ -146,6 +107,9 @@ def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trai
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
+KILLED = r"train failed: process 1 of 2 was killed by signal 9 \(Killed\), .*; the others stopped. The same command"
+
+
 def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
     """As the system's memory killer does it: a message in seconds, not torch's half an hour of waiting."""
     spec = cell(world)
@@ -165,21 +129,101 @@ def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match="train ended with code 1: process 1 of 2 was killed, .* the others stopped"):
+    with pytest.raises(RuntimeError, match=KILLED):
         launch.train_together(spec, folder, None, 600)
     thread.join(10)
     assert len(killed) == 1 and time.monotonic() - start < 120
-    assert not any(path.name.startswith("outcome") for path in folder.iterdir())
+    assert not any(path.name.startswith(("outcome", "images")) for path in folder.iterdir())
+
+
+def test_the_processes_end_when_the_program_that_started_them_is_killed(world, tmp_path):
+    """They would train on without anybody who waits for them, and hold their GPUs."""
+    spec = cell(world)
+    spec = replace(spec, train=replace(spec.train, epochs=200))
+    folder, started = folder_of(tmp_path / "orphans", spec), []
+
+    def told(*_) -> None:
+        if not started:
+            started.extend(_processes(b"benchmark.ranks", folder))
+            os.kill(*_processes(b"benchmark.torchrun", folder), signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match="train failed: .* by signal 9"):
+        launch.train_together(spec, folder, None, 600, told)
+    end = time.monotonic() + 120
+    while left := _processes(b"benchmark.ranks", folder):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
+    assert len(started) == 2
+
+
+def _processes(module: bytes, folder: Path) -> list[int]:
+    """Return the processes of a module that work on a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if words[1:3] == [b"-m", module] or (b"-u" in words[:2] and module in words[:4]):
+                found += [int(process.name)] * (str(folder).encode() in words)
+    return found
+
+
+def test_processes_that_do_not_stop_are_killed(monkeypatch):
+    for name in ("PATIENCE", "GRACE"):
+        monkeypatch.setattr(launch, name, 0.5)
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    launch._end(process)
+    assert process.wait(30) == -signal.SIGKILL
+
+
+def test_a_log_that_another_process_holds_is_waited_for_only_so_long(world, tmp_path, monkeypatch):
+    for name in ("PATIENCE", "GRACE"):
+        monkeypatch.setattr(launch, name, 0.2)
+    spec, folder = cell(world), folder_of(tmp_path / "held", cell(world))
+    with open(folder / "train.log", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="Another process has held .*train.log for 0 s. End it"):
+            launch.train_together(spec, folder, None)
+
+
+def test_images_that_processes_read_before_their_first_step_are_told(world, monkeypatch, tmp_path):
+    """In training each reads all, so the slowest counts; of the answers each reads its share."""
+    spec, folder = cell(world), folder_of(tmp_path / "reads", cell(world))
+    program = (
+        "import pathlib, sys, time; from benchmark import ranks; folder = pathlib.Path(sys.argv[1]);"
+        "ranks._images_in(folder / 'images-0.json')(300, 1000); ranks._images_in(folder / 'images-1.json')(900, 1000);"
+        "time.sleep(2.5)"
+    )
+    monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", program, str(folder)])
+    trained, answered, told = [], [], []
+    launch.train_together(spec, folder, None, 6, None, lambda *done: trained.append(done))
+    launch.answer_together(
+        spec, folder, None, "iconqa", ["a"], lambda *done: told.append(done), lambda *done: answered.append(done)
+    )
+    assert set(trained) == {(300, 1000)} and set(answered) == {(1200, 2000)}
+    assert sorted(path.name for path in folder.iterdir()) == ["cell.yaml", "generate.log", "train.log"]
+
+
+def test_a_driver_that_hangs_is_said(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(launch, "output_of", functools.partial(launch.output_of, seconds=0.5))
+    with pytest.raises(UserError, match="nvidia-smi gave no answer in 0 s: the driver hangs"):
+        launch.gpus_in_sight(None)
 
 
 def test_the_first_to_end_waits_for_the_others(tmp_path):
     """Else its leaving resets connections that they still read, and their end looks like a crash."""
-    others = threading.Timer(0.5, lambda: (tmp_path / launch.OUTCOME.format(1)).touch())
-    (tmp_path / launch.OUTCOME.format(0)).touch()
+    done = endings.Ending(endings.How.DONE)
+    others = threading.Timer(0.5, lambda: endings.note(tmp_path, 1, done))
+    endings.note(tmp_path, 0, done)
     others.start()
     start = time.monotonic()
     ranks.leave_together(tmp_path, 2)
-    assert 0.4 < time.monotonic() - start < 30 and (tmp_path / launch.OUTCOME.format(1)).exists()
+    assert 0.4 < time.monotonic() - start < 30 and endings.noted(tmp_path) == {0: done, 1: done}
     start = time.monotonic()
     ranks.leave_together(tmp_path, 3, seconds=0.2)  # one died
     assert time.monotonic() - start < 30
@@ -210,7 +254,7 @@ def test_a_process_stops_when_the_program_that_started_it_was_killed(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     owner = {"host": socket.gethostname(), "pid": parent.pid, "started": store._started(parent.pid)}
     (tmp_path / "lock").write_text(json.dumps(owner))
-    watch = threading.Thread(target=ranks._watch, args=(tmp_path, owner), daemon=True)
+    watch = threading.Thread(target=ranks._watch, args=(tmp_path, owner, os.getppid()), daemon=True)
     with pytest.raises(signals.Terminated), signals.raising():
         watch.start()
         watch.join(3 * launch.POLL)
@@ -225,7 +269,7 @@ def test_commands_and_environment(world, monkeypatch):
     spec = cell(world)
     words = launch.command(spec, Path("/cell"), 8, "train")
     assert words[1:] == [
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "8", "-m", "benchmark.ranks", "/cell",
+        "-m", "benchmark.torchrun", "/cell", "--standalone", "--nproc-per-node", "8", "-m", "benchmark.ranks", "/cell",
         "train",
     ]
     hosts = launch.command(replace(spec, hostfile="hosts"), Path("/cell"), 8, "generate/coco")

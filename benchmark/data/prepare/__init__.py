@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -31,13 +31,14 @@ from benchmark.data.prepare import forms, group, hub, official
 from benchmark.data.prepare.files import Index, Place, unpack
 from benchmark.data.prepare.forms import Row
 from benchmark.errors import UserError, counted, did_you_mean
-from benchmark.files import digest_of, user_path, write_atomic
+from benchmark.files import digest_of, lock, user_path, write_atomic
 from benchmark.progress import long_work
 
 Say = Callable[[str], None]
 
 SOURCES = Path(__file__).resolve().parents[3] / "conf" / "sources.yaml"
 MANIFEST, MARKER, UNPACKED, KNOWN, LISTED = "prepared.json", ".preparing", ".unpacked", "ids.json", "ids_test.txt"
+LOCK = ".lock"
 TABLES = ".tables"  # what `datasets` makes of tables where its own cache cannot be written
 BY_IMAGE = ("okvqa", "textvqa", "gqa")  # several questions share an image: images are filed under their own id
 PROGRESS_SECONDS = 10.0
@@ -149,15 +150,16 @@ def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say
         return asked.hub
 
     faults = {}
-    for name, spec in specs.items():
-        about = sources()[name]
-        say(f"{name}: licence {about['licence']}; terms {about['terms']}")
-        try:
-            for line in _prepare(name, spec, root, asked, online, say):
-                say(f"  {line}")
-        except UserError as error:
-            faults[name] = str(error)
-            say("  NOT PREPARED, see below")
+    with _alone(root, say):
+        for name, spec in specs.items():
+            about = sources()[name]
+            say(f"{name}: licence {about['licence']}; terms {about['terms']}")
+            try:
+                for line in _prepare(name, spec, root, asked, online, say):
+                    say(f"  {line}")
+            except UserError as error:
+                faults[name] = str(error)
+                say("  NOT PREPARED, see below")
     if faults:
         lines = "\n".join(f"  {name}: {text}" for name, text in faults.items())
         verb = "is" if len(faults) == 1 else "are"
@@ -166,6 +168,18 @@ def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say
             f"{len(faults)} of {counted(len(specs), 'dataset')} {verb} not prepared{others}; the same command goes "
             f"on:\n{lines}"
         )
+
+
+@contextlib.contextmanager
+def _alone(root: Path, say: Say) -> Iterator[None]:
+    """Keep other prepares from a data folder: two would write the same files, and each the other's ids.json away."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # one that cannot be written is only checked, or refused dataset by dataset
+            root.mkdir(parents=True, exist_ok=True)
+            if os.access(root, os.W_OK):
+                file = stack.enter_context(open(root / LOCK, "a"))
+                lock(file, waiting=lambda: say(f"Another command prepares {root}: waiting for it"))
+        yield
 
 
 def wanted_splits(spec: data.DatasetLike, more: Sequence[str] = ()) -> list[str]:

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import tarfile
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from benchmark.data import check_images, load, open_image
 from benchmark.data.prepare import main, wanted_splits
 from benchmark.data.prepare.files import Index, Place
 from benchmark.errors import UserError
+from benchmark.files import lock
 from tests.real_layouts import COUNTS, SAMPLE, overrides
 
 EIGHT = ("okvqa", "textvqa", "ocrvqa", "gqa", "flickr30k", "coco", "iconqa", "scienceqa")
@@ -449,3 +452,23 @@ def test_where_every_split_has_files_or_the_hub_is_not_wanted_nobody_asks_for_it
     main([*own(drawn, ["gqa"]), "gqa"], specs, tmp_path)
     with pytest.raises(UserError, match="no source has"):
         main(["--no-hub", "okvqa"], specs, tmp_path)
+
+
+def test_two_prepares_at_once_do_one_after_the_other(specs, drawn, tmp_path, capsys):
+    """Else each would write away what the other noted in ids.json."""
+    root = tmp_path / "data"
+    root.mkdir()
+    said: list[str] = []
+    done: list[bool] = []
+    with open(root / ".lock", "a") as held:
+        lock(held)
+        argv = ["--no-hub", *own(drawn, ["gqa"]), "gqa"]
+        other = threading.Thread(target=lambda: (main(argv, specs, root), done.append(True)))
+        other.start()
+        end = time.monotonic() + 60
+        while "waiting" not in "".join(said):
+            assert time.monotonic() < end and not done and not (root / "gqa").exists()
+            said.append(capsys.readouterr().out)
+            time.sleep(0.02)
+    other.join(60)
+    assert done and (root / "gqa").is_dir() and f"Another command prepares {root}: waiting for it" in "".join(said)
