@@ -23,6 +23,10 @@ from eval.java import exception_of, find_java
 LINE_ENDS = dict.fromkeys(map(ord, "\n\v\f\r\u2028\u2029"), " ")
 
 
+# The tokeniser starts in a second and takes 20 us a caption; Java that hangs must not hold a run for ever.
+START_SECONDS, CAPTION_SECONDS = 300.0, 0.01
+
+
 def one_line(caption: str) -> str:
     """Replace each character that would start a new line, and so shift all later captions, by a space."""
     return caption.translate(LINE_ENDS)
@@ -53,7 +57,13 @@ def tokenise(captions: Sequence[str]) -> list[str]:
         done = subprocess.run(
             [*command, "-preserveLines", "-lowerCase"], capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
             input="".join(f"{one_line(caption)}\n" for caption in captions).encode(),
+            timeout=START_SECONDS + len(captions) * CAPTION_SECONDS,
         )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"The caption tokeniser ({java}) did not end within {error.timeout:.0f} s and was stopped. Set JAVA_HOME "
+            "to a working Java and run the command again."
+        ) from error
     except OSError as error:
         raise UserError(f"Cannot start Java at {java}: {error.strerror}. Set JAVA_HOME to a working Java.") from error
     lines = done.stdout.decode().split("\n")[:-1]

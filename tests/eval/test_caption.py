@@ -158,6 +158,7 @@ def test_nothing_is_written_beside_the_library():
     [
         ("echo 'only one line'", "returned 1 lines for 2 captions"),
         ("echo a; echo b; echo broken >&2; exit 3", "exit code 3.*broken"),
+        ("exec sleep 60", "did not end within 3 s and was stopped"),
     ],
 )
 def test_a_failing_tokeniser_is_not_a_score(script, message, tmp_path, monkeypatch):
@@ -166,6 +167,7 @@ def test_a_failing_tokeniser_is_not_a_score(script, message, tmp_path, monkeypat
     java.write_text(f"#!/bin/sh\n{script}\n")
     java.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setattr(caption, "START_SECONDS", 3.0)
     with pytest.raises(UserError, match=message):
         caption.tokenise(["one", "two"])
     java.write_text("not a program")
