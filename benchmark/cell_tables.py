@@ -337,17 +337,19 @@ def _open(root: Path, name: str) -> Any:
     path = file_of(root, name)
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
+        names, about = file.schema_arrow.names, file.schema_arrow.metadata or {}
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; a published folder has {_list()}. {_FIX}") from None
-    except (OSError, pa.ArrowException) as error:
+        every = ", ".join(f"{one}.parquet" for one in COLUMNS)
+        raise UserError(f"{path} is missing; a published folder has {every}. {_FIX}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
-    version = (file.schema_arrow.metadata or {}).get(_VERSION, b"").decode(errors="replace")
+    version = about.get(_VERSION, b"").decode(errors="replace")
     if version != str(SCHEMA):
         raise UserError(
             f"{path} has results of schema version {version[:20] or '(none)'}, this program reads and writes version "
             f"{SCHEMA}. Use the program that wrote it, or choose another folder with RESULTS=dir."
         )
-    if lost := [column for column in COLUMNS[name] if column not in file.schema_arrow.names]:
+    if lost := [column for column in COLUMNS[name] if column not in names]:
         raise UserError(f"{path} is damaged: it has no column {', '.join(lost)}. {_FIX}")
     return file
 
@@ -357,14 +359,12 @@ def _read(root: Path, name: str, columns: Sequence[str] | None = None) -> pa.Tab
 
     file = _open(root, name)
     try:
-        return file.read(columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as error:
+        table = file.read(columns=None if columns is None else list(columns))
+        table.validate(full=True)
+        return table
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(file_of(root, name), error) from error
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"Cannot read {path}: {' '.join(str(error).split())[:160]}. {_FIX}")
-
-
-def _list() -> str:
-    return ", ".join(f"{name}.parquet" for name in COLUMNS)

@@ -23,7 +23,8 @@ from PIL import Image
 
 from benchmark.cli import main
 from benchmark.spec import ROOT
-from tests.benchmark.cells import unpack_answers
+from benchmark.store import Store
+from tests.benchmark.cells import unfold
 from tests.benchmark.models import tiny
 
 ITEMS = {"train": 6, "validation": 2, "test": 4}
@@ -443,17 +444,10 @@ def checkpoint_case(world: World, pick: random.Random) -> None:
 
 
 def finished_cell(world: World) -> Path:
-    """Copy a published cell into the world's results as a run leaves it; return its folder."""
-    source = next(
-        path for path in sorted(ROOT.glob("results/*/cells/*-scienceqa-full_ft-*")) if path.parts[-3] != "runs"
-    )
-    folder = world.root / "finished" / "cells" / source.name
-    shutil.copytree(source, folder)
-    unpack_answers(folder)
-    log = folder / "train.jsonl.gz"
-    log.with_suffix("").write_bytes(gzip.decompress(log.read_bytes()))
-    log.unlink()
-    return folder
+    """Write a published cell into the world's results as a run leaves it; return its folder."""
+    published = Store(ROOT / "results" / "pocket")
+    source = next(folder for folder in published.all_cells() if "-scienceqa-full_ft-" in folder.name)
+    return unfold(source, world.root / "finished" / "cells" / source.name)
 
 
 def answer_case(world: World, pick: random.Random) -> None:
