@@ -91,14 +91,20 @@ def write(root: Path, cells: pd.DataFrame, items: pd.DataFrame, logs: Sequence[M
         cells: see `benchmark.results.Results.cells`.
         items: see `benchmark.results.Results.items`; the items of a cell's dataset stand together.
         logs: rows of training logs, each with its cell; rows may have different keys.
+
+    Raises:
+        UserError: a log holds what is no number.
     """
     import pyarrow as pa
 
     # Not from a data frame: it has one value for "not logged" and for a number that is not finite.
     known = dict.fromkeys(key for row in logs for key in row)
     names = list(dict.fromkeys([*COLUMNS["logs"], *(name for name in LOGGED if name in known), *known]))
-    columns = {name: pa.array([row.get(name) for row in logs], pa.string() if name == "cell" else None)
-               for name in names}
+    try:
+        columns = {name: pa.array([row.get(name) for row in logs], pa.string() if name == "cell" else None)
+                   for name in names}
+    except (TypeError, pa.ArrowException) as error:
+        raise UserError(f"A training log holds what is no number: {str(error)[:160]}. Run that cell again.") from error
     tables = {
         "cells": pa.Table.from_pandas(cells, preserve_index=False),
         "items": pa.Table.from_pandas(items, preserve_index=False),
@@ -351,7 +357,22 @@ def _open(root: Path, name: str) -> Any:
         )
     if lost := [column for column in COLUMNS[name] if column not in names]:
         raise UserError(f"{path} is damaged: it has no column {', '.join(lost)}. {_FIX}")
+    for field in file.schema_arrow:
+        if not _has_kind(name, field):
+            raise UserError(f"{path} is damaged: its column {field.name} holds {field.type}. {_FIX}")
     return file
+
+
+def _has_kind(name: str, field: pa.Field) -> bool:
+    """Return whether a column that is read here has the kind of its values: text, or numbers; all may be missing."""
+    from pyarrow import types
+
+    kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+    if types.is_null(kind):
+        return True
+    if field.name == "score" or name == "logs" and field.name != "cell":
+        return types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)
+    return field.name not in COLUMNS[name] or types.is_string(kind) or types.is_large_string(kind)
 
 
 def _read(root: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -104,7 +104,7 @@ def test_publishing_the_same_cells_gives_the_same_bytes_whatever_they_are_read_f
 
 def test_numbers_that_are_not_finite_and_odd_keys_come_back(published, tmp_path):
     folder = unfold(next(folder for folder in Store(published).all_cells() if "spider" in folder.name), tmp_path / "a")
-    (folder / "train.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1, "selected/\u2028": 0.5}\n')
+    (folder / "train.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1, "selected/\\u2028": 0.5}\n')
     (tmp_path / "b").mkdir()
     results.write(tmp_path / "b", {"a": folder}, {})
     text = (Store(tmp_path / "b").cells / "a" / "train.jsonl").read_text()
