@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmark.answers import read_items
 from benchmark.errors import UserError, counted
-from benchmark.scores import read_items, read_scores
+from benchmark.scores import read_scores
 from benchmark.spec import CellSpec, differences, digits_of, identity, protocol
 from benchmark.store import Store, published_key, read_cell
 
@@ -98,7 +99,7 @@ def _finished(root: Path) -> dict[str, Path]:
     store.check_schema()
     found = {path.parent.name: path.parent for path in store.cells.glob("*/scores.json")}
     if not found:
-        raise UserError(f"{root} has no finished cells. Name a results folder (it has a folder `cells`).")
+        raise UserError(f"{root} has no finished cells. Name a results folder of a run or a published one.")
     return found
 
 
@@ -119,13 +120,16 @@ def _gap(name: str, ours: Path, theirs: Path) -> Gap:
         return Gap(name, "not comparable", why="they share no number")
     metric, own, (value, _, _) = max(pairs, key=lambda pair: abs(pair[1] - pair[2][0]))
     files = sorted(path.name for path in (theirs / "items").glob("*.gz") if (ours / "items" / path.name).is_file())
-    if files and all((ours / "items" / file).read_bytes() == (theirs / "items" / file).read_bytes() for file in files):
+    items = {
+        dataset: (read_items(ours, dataset), read_items(theirs, dataset))
+        for dataset in (file.removesuffix(".jsonl.gz") for file in files)
+    }
+    if items and all(one == other for one, other in items.values()):
         return Gap(name, "identical", metric, own, value, 0.0, 0.0)
-    for file in files:
-        found = [read_items(folder / "items" / file) for folder in (ours, theirs)]
-        if len({frozenset((item.item_id, item.group) for item in items) for items in found}) > 1:
-            counts = " | ".join(str(len(items)) for items in found)
-            return Gap(name, "not comparable", why=f"other test items in {file.removesuffix('.jsonl.gz')} ({counts})")
+    for dataset, pair in items.items():
+        if len({frozenset((item.item_id, item.group) for item in side) for side in pair}) > 1:
+            counts = " | ".join(str(len(side)) for side in pair)
+            return Gap(name, "not comparable", why=f"other test items in {dataset} ({counts})")
     keys = _key(ours), _key(theirs)
     why = "" if None in keys or keys[0] == keys[1] else OTHER_INPUTS
     inside = all(low - 1e-9 <= own <= high + 1e-9 for _, own, (_, low, high) in pairs)
@@ -162,9 +166,7 @@ def _interval(ours: Path, theirs: Path, metric: str) -> tuple[float, float]:
     if not all((folder / "items" / f"{name}.jsonl.gz").is_file() for folder in (ours, theirs) for name in names):
         return float("nan"), float("nan")
     samples = [
-        stats.resample(
-            {name: {cell.seed: read_items(folder / "items" / f"{name}.jsonl.gz")} for name in names}, goal, upstream
-        )
+        stats.resample({name: {cell.seed: read_items(folder, name)} for name in names}, goal, upstream)
         for folder in (ours, theirs)
     ]
     found = stats.paired_difference(*samples, average if average in stats.AVERAGES else metric)

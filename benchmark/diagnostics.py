@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.files import read_text
 from methods.blocks import split_layer
 
 Row = Mapping[str, float]
@@ -24,9 +23,9 @@ OUTSIDE, WHOLE = "projector", "all"  # what is in no decoder layer; all tensors 
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a train.jsonl (or train.jsonl.gz) that hold diagnostics; none if there is no such file."""
+    """Return the rows of a train.jsonl that hold diagnostics; none if there is no such file."""
     try:
-        rows = [json.loads(line) for line in read_text(path).splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return []
     return [row for row in rows if "rms_delta" in row]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gzip
 import hashlib
 import json
 import math
@@ -13,7 +12,6 @@ import re
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -70,22 +68,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             f"Cannot write {path}: {error.strerror}. "
             "Choose a writable folder with free space (RESULTS=dir for results)."
         ) from error
-
-
-def read_text(path: Path) -> str:
-    """Return a UTF-8 text file, or where it is missing the gzip file of that name with .gz behind it.
-
-    Raises:
-        OSError: neither is there.
-        ValueError: it cannot be decoded.
-    """
-    packed = path.with_name(f"{path.name}.gz")
-    if path.exists() or not packed.exists():
-        return path.read_text(encoding="utf-8")
-    try:
-        return gzip.decompress(packed.read_bytes()).decode()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{packed.name} is damaged: {error}") from error
 
 
 @contextlib.contextmanager

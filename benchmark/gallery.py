@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import outputs
-from benchmark.answers import read_answers
+from benchmark.answers import read_answers, read_items
 from benchmark.compose import Request
 from benchmark.data import Record, open_image
 from benchmark.errors import UserError
 from benchmark.plan import Planned
-from benchmark.scores import read_items
 from benchmark.store import Store
 
 RULE = (
@@ -65,7 +64,7 @@ def draw(
         if None in cells.values():
             continue
         folders = {name: store.folder(cell) for name, cell in cells.items()}
-        items = {name: read_items(folder / "items" / f"{target}.jsonl.gz") for name, folder in folders.items()}
+        items = {name: read_items(folder, target) for name, folder in folders.items()}
         scores = {name: {item.item_id: item.score for item in found} for name, found in items.items()}
         texts = {name: read_answers(folder, target) for name, folder in folders.items()}
         by_id = {record.item_id: record for record in records[target]}

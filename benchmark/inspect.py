@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from benchmark import diagnostics
+from benchmark.answers import read_answers
 from benchmark.errors import UserError, printable
 from benchmark.files import SUMS
 from benchmark.scores import read_scores
@@ -41,11 +42,7 @@ def describe(store: Store, name: str) -> str:
     if (folder / "scores.json").is_file():
         lines += _scores(folder)
     for path in sorted((folder / "answers").glob("*.jsonl")):
-        try:
-            with open(path, encoding="utf-8") as file:
-                texts = [str(json.loads(line)["text"]) for line in itertools.islice(file, ANSWERS)]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path} is damaged. Delete the file and run the cell again.") from None
+        texts = [str(text) for text in itertools.islice(read_answers(folder, path.stem).values(), ANSWERS)]
         lines.append(f"answers   {path.stem}: {' | '.join(texts)}")
     return printable("\n".join(lines))
 

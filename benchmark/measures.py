@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.errors import UserError
-from benchmark.files import read_text, write_atomic
+from benchmark.files import write_atomic
 from benchmark.spec import CellSpec
 
 WEIGHTS = "weights.json"
@@ -65,7 +65,7 @@ def _kept(folder: Path) -> dict[str, float]:
 def last_row(folder: Path) -> dict[str, float]:
     """Return the last row of train.jsonl; a post-hoc cell has one row, none if older code made it."""
     try:
-        lines = read_text(folder / "train.jsonl").splitlines()
+        lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
         return json.loads(lines[-1]) if lines else {}
     except (OSError, ValueError):
         return {}

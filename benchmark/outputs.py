@@ -165,7 +165,7 @@ def name_of(method: str) -> str:
 def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, request: Request) -> RowResult:
     """Return one row: a method on a model and target, over its seeds."""
     from benchmark import measures, provenance, published, tables
-    from benchmark.scores import read_items
+    from benchmark.answers import read_items
     from eval.score import ItemScore
 
     model, target, method = key
@@ -185,7 +185,7 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, requ
         if item.keys is None and (changed := provenance.older_code(item.cell, folder)):
             older[seed] = changed
         for name in (name for name in names if any(dataset.id == name for dataset in item.cell.datasets)):
-            items[name][seed] = read_items(folder / "items" / f"{name}.jsonl.gz")
+            items[name][seed] = read_items(folder, name)
         diagnostics[seed] = measures.of_cell(item.cell, folder, request.layout.get("columns") or ())
     name = (request.layout.get("names") or {}).get(method) or name_of(method)
     return tables.RowResult(

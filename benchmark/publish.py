@@ -1,8 +1,7 @@
-"""Copy finished results to the published reference: scores, answers, provenance, tables, figures; no weights."""
+"""Write finished results to the published reference: cells, items and logs as tables, printed tables, figures."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import shutil
@@ -11,19 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import answers, measures, outputs, slices
+from benchmark import measures, outputs, results, slices
 from benchmark import plan as planning
+from benchmark.answers import read_answers, read_items
 from benchmark.compose import Request, options_of
 from benchmark.errors import UserError, counted
-from benchmark.files import unfinished_folder, write_atomic, write_sums
+from benchmark.files import sync, unfinished_folder, write_sums
 from benchmark.keys import Digests, keys_of
 from benchmark.plan import Planned
 from benchmark.spec import at_root, cell_id, digits_of
-from benchmark.store import KEY, Store, published_key, read_cell
+from benchmark.store import Store, published_key, read_cell
 
-CELL_FILES = (
-    "cell.yaml", "scores.json", "provenance.json", "items/*.jsonl.gz", "weights.json", "footprint.json",
-)  # fmt: skip
 FOLDERS = ("rates", "audit", "sweeps", "pid", "figures")
 LIMIT_MEGABYTES = 15.0
 
@@ -42,8 +39,7 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
 
     A cell that is not finished here but was published before, from today's code, data and base model, is taken from
     there: the reference grows cell by cell, also on another machine. Figures that are not drawn here stay while every
-    published cell stays or comes out the same. Text files (*.md), which people write, stay. Answers and logs are
-    packed.
+    published cell stays or comes out the same. Text files (*.md), which people write, stay. Weights are not published.
 
     Args:
         requests: tables of one profile and results folder; a request without a table adds only its cells.
@@ -84,11 +80,14 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
     columns = [column for request in requests for column in request.layout.get("columns") or ()]
     try:
         with unfinished_folder(target.with_name(f".{target.name}.partial")) as partial:
-            for item in finished.values():
-                _copy_cell(item, store.folder(item.cell), partial / "cells" / item.id, columns)
-            for name in sorted(before):
-                shutil.copytree(Store(target).folder(plan[name].cell), partial / "cells" / name)
-            for root in [target, store.root] if _all_stay(Store(target), partial) else [store.root]:
+            partial.mkdir()
+            folders = {name: Store(target).folder(plan[name].cell) for name in before}
+            for name, item in finished.items():
+                folders[name] = store.folder(item.cell)
+                measures.of_cell(item.cell, folders[name], columns)  # keeps in weights.json what only the delta says
+            keys = {name: item.keys.summary for name, item in finished.items() if item.keys is not None}
+            results.write(partial, folders, keys)
+            for root in [target, store.root] if _all_stay(Store(target), Store(partial)) else [store.root]:
                 for path in (path for folder in FOLDERS for path in (root / folder).glob("[!.]*")):
                     if path.is_file() and not _of_a_slice(path):
                         _copy(path, partial / path.relative_to(root))
@@ -107,6 +106,8 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
             size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6
             if size > LIMIT_MEGABYTES:
                 raise UserError(f"The reference would take {size:.1f} MB, {LIMIT_MEGABYTES:.0f} MB are allowed.")
+            for path in partial.rglob("*"):
+                sync(path)  # on the disk before it takes the place of what is there
             shutil.rmtree(old, ignore_errors=True)
             if target.is_dir():
                 target.rename(old)
@@ -166,18 +167,19 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
         )
 
 
-def _all_stay(published: Store, partial: Path) -> bool:
+def _all_stay(published: Store, again: Store) -> bool:
     """Return whether every published cell has the answers and scores that it had: then its figures are still true."""
-    copies = {digits_of(folder.name): folder for folder in Store(partial).all_cells()}
+    copies = {digits_of(folder.name): folder for folder in again.all_cells()}
     for folder in published.all_cells():
-        copy = copies.get(digits_of(folder.name), partial / "cells" / folder.name)
-        for path in (path for pattern in ("items/*", "answers/*") for path in folder.glob(pattern)):
-            again = copy / path.relative_to(folder)
-            if not again.is_file() or again.read_bytes() != path.read_bytes():
-                return False
+        copy = copies.get(digits_of(folder.name))
+        if copy is None:
+            return False
         try:
+            for dataset in (path.name.removesuffix(".jsonl.gz") for path in (folder / "items").glob("*.jsonl.gz")):
+                if any(read(folder, dataset) != read(copy, dataset) for read in (read_items, read_answers)):
+                    return False
             scores = [json.loads((one / "scores.json").read_text(encoding="utf-8")) for one in (folder, copy)]
-        except (OSError, ValueError):  # gone, or damaged
+        except (UserError, OSError, ValueError):  # gone, or damaged
             return False
         if not _near(*scores):
             return False
@@ -191,27 +193,6 @@ def _near(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
     return one == other
-
-
-def _copy_cell(item: Planned, source: Path, target: Path, columns: Sequence[str]) -> None:
-    """Copy what is published of a finished cell."""
-    measures.of_cell(item.cell, source, columns)  # keeps in weights.json what only the delta says
-    for pattern in CELL_FILES:
-        for path in source.glob(pattern):
-            _copy(path, target / path.relative_to(source))
-    for path in source.glob("answers/*.jsonl"):
-        write_atomic(target / "answers" / f"{path.name}.gz", answers.pack(source, path.stem))
-    for path in source.glob("train.jsonl"):
-        write_atomic(target / f"{path.name}.gz", _pack_log(path.read_text(encoding="utf-8")))
-    assert item.keys is not None
-    write_atomic(target / KEY, f"{item.keys.summary}\n")
-
-
-def _pack_log(log: str) -> bytes:
-    """Return a training log packed, its numbers to six digits, which halves it."""
-    rows = [json.loads(line) for line in log.splitlines()]
-    short = [{key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in row.items()} for row in rows]
-    return gzip.compress("".join(f"{json.dumps(row, separators=(',', ':'))}\n" for row in short).encode(), mtime=0)
 
 
 def _copy(source: Path, target: Path) -> None:

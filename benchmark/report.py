@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchmark import claims, drawing, measures, outputs, report_groups, sweep
 from benchmark import plan as planning
-from benchmark.answers import read_answers
+from benchmark.answers import read_answers, read_items
 from benchmark.claims import Evidence, Point
 from benchmark.compose import AXES, Request, check_used, request, without
 from benchmark.cost import clock
@@ -26,7 +26,7 @@ from benchmark.files import write_atomic
 from benchmark.page import Content, name_parts, page
 from benchmark.plan import Planned
 from benchmark.report_groups import Group, ScoredCell
-from benchmark.scores import read_items, read_scores
+from benchmark.scores import read_scores
 from benchmark.spec import CellSpec, at_root, cell_id
 from benchmark.store import Store
 from benchmark.tables import OLDER, RowResult
@@ -470,7 +470,7 @@ def _browsed(
                         "items": [_item(record, images, uris) for record in chosen[form]],
                     }
                 texts = read_answers(folder, dataset.id)
-                scores = {one.item_id: one.score for one in read_items(folder / "items" / f"{dataset.id}.jsonl.gz")}
+                scores = {one.item_id: one.score for one in read_items(folder, dataset.id)}
             except UserError:
                 # The reason may name a path of this machine; the page is for other people.
                 why = f"The answers of {folder.name} to {dataset.name}, or that dataset, are not in this folder."

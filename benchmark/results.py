@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,16 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.answers import read_answers
+from benchmark import cell_tables
+from benchmark.answers import read_answers, read_items
 from benchmark.errors import UserError
-from benchmark.files import canonical_json, read_text, user_path
-from benchmark.scores import read_items, read_scores
-from benchmark.spec import plain
-from benchmark.store import Store, published_key, read_cell
+from benchmark.files import user_path
+from benchmark.scores import read_scores
+from benchmark.spec import cell_of
+from benchmark.store import Store, published_key, read_values
 from eval.stats import AVERAGES
+
+DIGITS = 6  # of the numbers of a published log
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,16 @@ class Results:
     def cells(self) -> pd.DataFrame:
         """One line per cell and target; an untuned model has a line for every target that it was scored on.
 
-        Columns: cell (folder), profile, model, method, target, seed; A_S, A_T, H, O in points, each with _low and
-        _high, the 95 % interval; epochs, batch_size, learning_rate, last_layers (missing for untuned models); spec
-        (cell.yaml as JSON), key (published cells), commit, seconds (all stages) and peak_memory_mb of the run.
+        Columns: cell (its name), profile, model, method, target, seed; A_S, A_T, H, O in points, each with _low and
+        _high, the 95 % interval; epochs, batch_size, learning_rate, last_layers (missing for untuned models); commit,
+        seconds (all stages) and peak_memory_mb of the run. As JSON: spec (all settings), scores (every dataset's value
+        with its interval, by type, and the averages), provenance (versions, machine, digests of item ids), weights and
+        footprint (where they were measured). key is of published cells: the digest of all that the scores follow from.
 
         Raises:
             UserError: a file of a cell is damaged.
         """
-        return pd.DataFrame([line for folder in self.folders for line in _cell(folder)])
+        return self._published("cells") if self._is_published else cells_of(_by_name(self.folders))
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -58,8 +63,7 @@ class Results:
         Raises:
             UserError: a file of a cell is damaged.
         """
-        frame = pd.DataFrame([line for folder in self.folders for line in _items(folder)])
-        return frame.astype({name: "category" for name in ("cell", "dataset") if name in frame})
+        return self._published("items") if self._is_published else items_of(_by_name(self.folders))
 
     @cached_property
     def logs(self) -> pd.DataFrame:
@@ -68,7 +72,14 @@ class Results:
         Raises:
             UserError: a training log is damaged.
         """
-        return pd.DataFrame([line for folder in self.folders for line in _log(folder)])
+        return self._published("logs") if self._is_published else pd.DataFrame(logs_of(_by_name(self.folders)))
+
+    @property
+    def _is_published(self) -> bool:
+        return isinstance(Store(self.root).cells, cell_tables.CellPath)
+
+    def _published(self, name: str) -> pd.DataFrame:
+        return cell_tables.frame(self.root, name)
 
 
 def load(root: str | Path) -> Results:
@@ -85,52 +96,114 @@ def load(root: str | Path) -> Results:
     """
     results = Results(user_path(root))
     if not results.folders:
-        raise UserError(f"{root} has no finished cells. Name a results folder (it has a folder `cells`).")
+        raise UserError(f"{root} has no finished cells. Name a results folder of a run or a published one.")
     return results
 
 
-def _cell(folder: Path) -> Iterator[dict[str, Any]]:
-    cell, scores, made = read_cell(folder), read_scores(folder), _provenance(folder)
-    for target, averages in scores["averages"].items():
+def write(root: Path, folders: Mapping[str, Path], keys: Mapping[str, str]) -> None:
+    """Write finished cells as the three tables of a published folder; equal cells give equal bytes.
+
+    Args:
+        root: an existing folder.
+        folders: name -> folder of a cell, in a store of runs or in a published one.
+        keys: name -> key, of the cells that are of a run.
+
+    Raises:
+        UserError: a cell's file is missing or damaged, or an item has no answer.
+    """
+    folders = dict(sorted(folders.items()))
+    cells, items = cells_of(folders), items_of(folders)
+    cells["key"] = [keys.get(name, key) for name, key in zip(cells.cell, cells.key, strict=True)]
+    lost = items[items.answer.isna()].head(1)
+    for line in lost.itertuples():
+        raise UserError(f"{line.cell}: no answer of {line.dataset} to item {line.item_id}. Run the cell again.")
+    logs = [
+        {key: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for key, value in row.items()}
+        for row in logs_of(folders)
+    ]  # rounding halves the file
+    cell_tables.write(root, cells, items, logs)
+
+
+def cells_of(folders: Mapping[str, Path]) -> pd.DataFrame:
+    """Return `Results.cells` of some cells, by name."""
+    return pd.DataFrame([line for name, folder in folders.items() for line in _cell(name, folder)])
+
+
+def items_of(folders: Mapping[str, Path]) -> pd.DataFrame:
+    """Return `Results.items` of some cells, by name."""
+    frames = [frame for name, folder in folders.items() for frame in _items(name, folder)]
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=cell_tables.COLUMNS["items"])
+    return frame.astype({name: "category" for name in ("cell", "dataset")})
+
+
+def logs_of(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Return the rows of `Results.logs` of some cells, by name."""
+    return [row for name, folder in folders.items() for row in _log(name, folder)]
+
+
+def _by_name(folders: list[Path]) -> dict[str, Path]:
+    return {folder.name: folder for folder in folders}
+
+
+def _cell(name: str, folder: Path) -> Iterator[dict[str, Any]]:
+    values, scores, made = read_values(folder), read_scores(folder), _provenance(folder)
+    cell = cell_of(values, str(folder / "cell.yaml"))
+    train = {} if cell.train is None else {
+        key: getattr(cell.train, key) for key in ("epochs", "batch_size", "learning_rate", "last_layers")
+    }
+    about = {
+        **{key: train.get(key) for key in ("epochs", "batch_size", "learning_rate", "last_layers")},
+        "commit": made.get("commit"), "seconds": sum(made.get("seconds", {}).values()),
+        "peak_memory_mb": made.get("peak_memory_mb"), "spec": json.dumps(values, ensure_ascii=False, default=str),
+        **{column: _text(folder / file) for file, column in cell_tables.FILES.items()}, "key": published_key(folder),
+    }
+    for target, averages in (scores["averages"] or {None: {}}).items():
         line = {
-            "cell": folder.name, "profile": cell.profile, "model": cell.model.id, "method": cell.method.id,
+            "cell": name, "profile": cell.profile, "model": cell.model.id, "method": cell.method.id,
             "target": target, "seed": cell.seed,
         }
-        for name in AVERAGES:
-            line |= {name: averages[name]["value"], f"{name}_low": averages[name]["low"]}
-            line[f"{name}_high"] = averages[name]["high"]
-        for name in ("epochs", "batch_size", "learning_rate", "last_layers"):
-            line[name] = None if cell.train is None else getattr(cell.train, name)
-        yield {
-            **line, "spec": canonical_json(plain(cell)), "key": published_key(folder), "commit": made.get("commit"),
-            "seconds": sum(made.get("seconds", {}).values()), "peak_memory_mb": made.get("peak_memory_mb"),
-        }
+        for average in AVERAGES:
+            found = averages.get(average, {})
+            line |= {f"{average}{end}": found.get(key) for end, key in (("", "value"), ("_low", "low"),
+                                                                        ("_high", "high"))}
+        yield line | about
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path}: {error}. Run the cell again.") from error
 
 
 def _provenance(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        if not isinstance(made, dict) or not isinstance(made.get("seconds", {}), dict):
+            raise ValueError("it is no table of what made the cell")
+        return made
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {folder / 'provenance.json'}: {error}. Run the cell again.") from error
 
 
-def _items(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted((folder / "items").glob("*.jsonl.gz")):
-        dataset = path.name.removesuffix(".jsonl.gz")
-        answers = read_answers(folder, dataset)
-        for item in read_items(path):
-            yield {
-                "cell": folder.name, "dataset": dataset, "item_id": item.item_id, "group": item.group,
-                "type": item.type, "score": item.score, "answer": answers.get(item.item_id),
-            }
+def _items(name: str, folder: Path) -> Iterator[pd.DataFrame]:
+    for dataset in sorted(path.name.removesuffix(".jsonl.gz") for path in (folder / "items").glob("*.jsonl.gz")):
+        items, answers = read_items(folder, dataset), read_answers(folder, dataset)
+        yield pd.DataFrame({
+            "cell": name, "dataset": dataset, "item_id": [item.item_id for item in items],
+            "group": [item.group for item in items], "type": [item.type for item in items],
+            "score": [item.score for item in items], "answer": [answers.get(item.item_id) for item in items],
+        })
 
 
-def _log(folder: Path) -> Iterator[dict[str, Any]]:
+def _log(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / "train.jsonl"
     try:
-        for line in read_text(path).splitlines():
-            yield {"cell": folder.name, **json.loads(line)}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield {"cell": name, **json.loads(line)}
     except FileNotFoundError:  # an untuned model, or a post-hoc cell of older code
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"Cannot read {path}: {error}. Run the cell again.") from error

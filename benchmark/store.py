@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from benchmark import cell_tables
 from benchmark.errors import Locked, UserError, did_you_mean
 from benchmark.files import lock, sha256_file, sweep, sync, write_atomic
 from benchmark.keys import Keys
@@ -24,21 +25,25 @@ from benchmark.spec import CellSpec, cell_hash, cell_id, cell_of, digits_of, is_
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0
 MARGIN_MEGABYTES = 50.0
-KEY = "key"  # of a published cell: the digest of all that its scores follow from, to tell whether they are today's
 SCHEMA = 1  # of a results folder; a folder without a schema file is of version 1
 
 
 class Store:
-    """The results of one profile.
+    """The results of one profile: of runs, or published ones, which are read alike and cannot be written.
 
     Args:
-        root: results folder; cells go to root/cells.
+        root: results folder; cells go to root/cells. A published folder has them as tables (benchmark.cell_tables).
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self.cells = self.root / "cells"
+        self.cells = cell_tables.path_of(self.root)
         self._listed: tuple[int, dict[str, list[str]]] = (0, {})
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the cells are the tables of a published folder."""
+        return isinstance(self.cells, cell_tables.CellPath)
 
     # -- folders ------------------------------------------------------------------------------------------------
 
@@ -56,8 +61,8 @@ class Store:
             changed = self.cells.stat().st_mtime_ns
             if changed != self._listed[0]:
                 found: dict[str, list[str]] = {}
-                for name in sorted(os.listdir(self.cells)):
-                    found.setdefault(digits_of(name), []).append(name)
+                for path in sorted(self.cells.iterdir()):
+                    found.setdefault(digits_of(path.name), []).append(path.name)
                 self._listed = (changed, found)
         except OSError:  # not there yet
             return {}
@@ -67,8 +72,10 @@ class Store:
         """Refuse a folder that another version of the program wrote in a form that this one cannot read.
 
         Raises:
-            UserError: its schema file names another version.
+            UserError: its schema file names another version, or published tables are damaged or incomplete.
         """
+        if self.is_published:
+            cell_tables.check(self.root)
         try:
             found = (self.root / "schema").read_text().strip()
         except OSError:
@@ -89,6 +96,9 @@ class Store:
             UserError: it cannot be written, or has too little space.
         """
         self.check_schema()
+        if self.is_published:
+            raise UserError(f"{self.root} holds published results, which only `publish` writes. Choose another folder "
+                            "with RESULTS=dir (results=dir).")
         probe = self.cells / f".probe-{os.getpid()}"
         write_atomic(probe, b"\0" * 65536)
         probe.unlink()
@@ -244,21 +254,33 @@ def read_cell(folder: Path) -> CellSpec:
     Raises:
         UserError: cell.yaml is missing or is no cell.
     """
+    return cell_of(read_values(folder), str(folder / "cell.yaml"))
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """Return what cell.yaml says, without what newer versions add to it.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     path = folder / "cell.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
-        if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("it repeats parts of itself")  # nine lines can stand for a billion
-        values = yaml.safe_load(text)
+        if isinstance(folder, cell_tables.CellPath):
+            values = folder.spec()
+        else:
+            text = path.read_text(encoding="utf-8")
+            if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise ValueError("it repeats parts of itself")  # nine lines can stand for a billion
+            values = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {path}: {str(error).splitlines()[0]}. Name a cell of `list cells`.") from error
-    return cell_of(values if isinstance(values, dict) else {}, str(path))
+    return values if isinstance(values, dict) else {}
 
 
 def published_key(folder: Path) -> str | None:
     """Return the key of a published cell; None if it has none, or is of a run."""
     try:
-        return (folder / KEY).read_text().strip()
+        return (folder / cell_tables.KEY).read_text().strip()
     except OSError:
         return None
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import provenance
-from benchmark.answers import read_packed
+from benchmark.answers import read_answers, read_items
+from benchmark.cell_tables import CellPath
 from benchmark.errors import UserError
-from benchmark.files import SUMS, read_sums, read_text, sha256_file
+from benchmark.files import SUMS, read_sums, sha256_file
 from benchmark.findings import Fault, Findings, Wrong
-from benchmark.scores import read_items, summarise
+from benchmark.scores import summarise
 from benchmark.spec import CellSpec, at_root, cell_id, is_name_of
 from benchmark.store import Store, output_of, read_cell
 from benchmark.verify_tables import check_table
@@ -63,7 +64,7 @@ def verify(
     store.check_schema()
     names = sorted(path.name for path in store.cells.glob("*") if path.is_dir()) if store.cells.is_dir() else []
     if not names:
-        raise UserError(f"{root} has no cells. Name a results folder (it has a folder `cells`): verify RESULTS.")
+        raise UserError(f"{root} has no cells. Name a results folder of a run or a published one: verify RESULTS.")
     _sums(root, found, told)
     records, chosen, cells = _reader(draw), _chosen(names, sample), {}
     for done, name in enumerate(names):
@@ -75,7 +76,7 @@ def verify(
             cells[name] = cell
     for path in sorted((root / "tables").glob("*.csv")):
         with found.checking("-", f"tables/{path.name}"):
-            check_table(root, path, cells, found)
+            check_table(store, path, cells, found)
             found.tables += 1
     return found
 
@@ -233,20 +234,24 @@ def _dataset(
     from eval.score import score
 
     name = folder.name
-    path = next((path for suffix in (".jsonl", ".jsonl.gz")
-                 if (path := folder / "answers" / f"{dataset}{suffix}").is_file()), None)
-    file = f"answers/{path.name if path else f'{dataset}.jsonl'}"
-    with found.checking(name, file):
-        if path is None:
+    path = folder / "answers" / f"{dataset}.jsonl"
+    with found.checking(name, f"answers/{path.name}"):
+        if not path.is_file():
             raise Wrong("is missing")
         wanted = records(cell, dataset, cell.eval.split, cell.eval.limit)
-        texts = _answers(path) if path.suffix == ".jsonl" else _packed(path, wanted)
+        if isinstance(folder, CellPath):
+            texts = read_answers(folder, dataset)
+            if absent := [item for item, text in texts.items() if not isinstance(text, str)]:
+                raise Wrong(f"item {absent[0]!r} has no answer")
+        else:
+            texts = _answers(path)
         _ids(list(texts), [record.item_id for record in wanted])
-        _prompts(path, wanted)
+        if not isinstance(folder, CellPath):
+            _prompts(path, wanted)
         answers[dataset], used[dataset] = texts, wanted
     file = f"items/{dataset}.jsonl.gz"
     with found.checking(name, file):
-        stored = read_items(folder / "items" / f"{dataset}.jsonl.gz")
+        stored = read_items(folder, dataset)
         for item in stored:
             if not isinstance(item.score, float | int) or not math.isfinite(item.score) or item.score < 0:
                 raise Wrong(f"item {item.item_id} has the score {item.score!r}")
@@ -261,14 +266,6 @@ def _dataset(
             _scores(stored, again, made_here, found)
             found.answers += len(again)
         items[dataset] = stored
-
-
-def _packed(path: Path, records: Sequence[Record]) -> dict[str, str]:
-    """Return item id -> text of packed answers, which stand in the order of the data as the item scores do."""
-    texts = read_packed(path)
-    if len(texts) != len(records):
-        raise Wrong(f"holds {len(texts)} answers, the data have {len(records)} items")
-    return {record.item_id: text for record, text in zip(records, texts, strict=True)}
 
 
 def _answers(path: Path) -> dict[str, str]:
@@ -302,8 +299,6 @@ def _ids(have: Sequence[str], wanted: Sequence[str], ordered: bool = False) -> N
 
 def _prompts(path: Path, records: Sequence[Record]) -> None:
     """Compare the prompt hashes that a run keeps beside its answers; published answers have none."""
-    if path.suffix == ".gz":
-        return
     from eval.generate import prompt_hash
 
     rows = {row["item_id"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
@@ -426,14 +421,14 @@ def stages_of(cell: CellSpec) -> list[str]:
 
 def _training(cell: CellSpec, folder: Path, records: Data) -> None:
     """Check that the log has every step with a finite loss; a post-hoc cell has a row without a loss, or no log."""
-    there = any(folder.glob("train.jsonl*"))
+    there = (folder / "train.jsonl").is_file()
     if cell.train is None or cell.target is None:
         if there:
             raise Wrong("is there, but the cell is not trained")
         return
     if cell.method.posthoc and not there:
         return
-    rows = [json.loads(line) for line in read_text(folder / "train.jsonl").splitlines()]
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     if not rows:
         raise Wrong("is empty")
     if cell.method.posthoc:

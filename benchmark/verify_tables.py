@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import lettering, measures, outputs, published, render, tables
+from benchmark.answers import read_items
 from benchmark.compose import options_of, request
 from benchmark.findings import Findings, Wrong
-from benchmark.scores import read_items
 from benchmark.spec import CellSpec, cell_hash, digits_of
+from benchmark.store import Store
 
 
-def check_table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Findings) -> None:
+def check_table(store: Store, path: Path, cells: Mapping[str, CellSpec], found: Findings) -> None:
     """Build a table again from the item scores of its cells, and compare every number of its CSV, Markdown, LaTeX."""
     stem = path.stem.partition("-")[0]  # behind it stands what a slice holds
     if stem not in options_of("table"):
@@ -34,7 +35,7 @@ def check_table(root: Path, path: Path, cells: Mapping[str, CellSpec], found: Fi
     upstream = [line["metric"] for line in first[: [line["metric"] for line in first].index("A_S")]]
     names = {dataset.id: dataset.name for cell in cells.values() for dataset in cell.datasets}
     shown = tuple(layout.get("columns") or ())
-    rows = [_row(root, key, block, upstream, names, cells, wanted, layout) for key, block in groups.items()]
+    rows = [_row(store, key, block, upstream, names, cells, wanted, layout) for key, block in groups.items()]
     table = tables.build("", rows, {name: names[name] for name in upstream}, shown=shown)
     again = list(csv.DictReader(render.to_csv(table).splitlines()))
     if len(again) != len(lines):
@@ -73,7 +74,7 @@ def _lines(stored: Sequence[str], again: Sequence[str]) -> None:
 
 
 def _row(
-    root: Path, key: tuple[str, str, str], block: Sequence[Mapping[str, str]], upstream: Sequence[str],
+    store: Store, key: tuple[str, str, str], block: Sequence[Mapping[str, str]], upstream: Sequence[str],
     names: Mapping[str, str], cells: Mapping[str, CellSpec], wanted: set[str], layout: Mapping[str, Any],
 ) -> Any:
     """Return a row of a table as the store has it, from the cells that the stored table names."""
@@ -85,10 +86,11 @@ def _row(
     # The table says which cells it is of; those published earlier do not.
     own = {digits_of(name) for name in (block[0].get("cells") or "").split()}
     for seed in seeds:
-        folder, cell = _find(key, seed, cells, own or wanted)
-        for name in items:
-            items[name][seed] = read_items(root / "cells" / folder / "items" / f"{name}.jsonl.gz")
-        diagnostics[seed] = measures.recorded(cell, root / "cells" / folder, columns)
+        name, cell = _find(key, seed, cells, own or wanted)
+        folder = store.cells / name
+        for dataset in items:
+            items[dataset][seed] = read_items(folder, dataset)
+        diagnostics[seed] = measures.recorded(cell, folder, columns)
     names_of = {key: lettering.as_written(text) for key, text in block[0].items() if key.endswith("_name")}
     return tables.RowResult(
         model=model, model_name=names_of["model_name"], method=method, method_name=names_of["method_name"],

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.answers import read_answers
+import pandas as pd
+
+from benchmark import cell_tables, results
+from benchmark.answers import read_answers, read_items
+from benchmark.scores import write_items
 from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
+from benchmark.store import Store
 
 TRAIN = TrainSpec(
     epochs=2, batch_size=8, micro_batch_size=2, learning_rate=1e-3, projector_learning_rate=5e-4, scope="last_layers",
@@ -28,10 +34,54 @@ def cell_of_tiny(family: str = "llava", train: dict[str, Any] | None = None, **m
     )
 
 
-def unpack_answers(cell: Path) -> None:
-    """Write a published cell's answers as a run has them."""
-    for packed in sorted((cell / "answers").glob("*.gz")):
-        found = read_answers(cell, packed.name.partition(".")[0]).items()
-        lines = [json.dumps({"item_id": name, "text": text}) for name, text in found]
-        packed.with_suffix("").write_text("\n".join(lines) + "\n")
-        packed.unlink()
+def unfold(cell: Path, target: Path) -> Path:
+    """Write a published cell as the folder that a run leaves, without status and weights; return the folder."""
+    target.mkdir(parents=True)
+    for name in ("cell.yaml", "scores.json", "provenance.json", "key", "train.jsonl"):
+        if (cell / name).is_file():
+            (target / name).write_text((cell / name).read_text())
+    (target / "answers").mkdir()
+    for dataset in (path.name.removesuffix(".jsonl.gz") for path in (cell / "items").iterdir()):
+        write_items(target / "items" / f"{dataset}.jsonl.gz", read_items(cell, dataset))
+        rows = (json.dumps({"item_id": name, "text": text}) for name, text in read_answers(cell, dataset).items())
+        (target / "answers" / f"{dataset}.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    return target
+
+
+class Tables:
+    """The tables of some cells, to change and to write: cells and items are data frames, logs a list of rows."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        named = {folder.name: folder for folder in folders}
+        self.cells, self.items = results.cells_of(named), results.items_of(named)
+        self.logs = results.logs_of(named)
+
+    def edit(self, cell: str, column: str, change: Callable[[dict], object]) -> None:
+        """Change the values of a column of JSON."""
+        mine = self.cells.cell == cell
+        values = json.loads(self.cells.loc[mine, column].iloc[0])
+        change(values)
+        self.cells.loc[mine, column] = json.dumps(values)
+
+    def rows(self, cell: str, dataset: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        """Replace the items of a cell's dataset."""
+        mine = (self.items.cell == cell) & (self.items.dataset == dataset)
+        changed = change(self.items[mine].copy())
+        first = int(mine.to_numpy().argmax())
+        before = self.items.iloc[:first]
+        self.items = pd.concat([before, changed, self.items.iloc[first + int(mine.sum()):]], ignore_index=True).astype(
+            {"cell": "category", "dataset": "category"}
+        )
+
+    def write(self, root: Path) -> Path:
+        """Write them to a folder; return it."""
+        root.mkdir(parents=True, exist_ok=True)
+        cell_tables.write(root, self.cells, self.items, self.logs)
+        return root
+
+
+def change_tables(root: Path, change: Callable[[Tables], object]) -> None:
+    """Change the tables of a published folder."""
+    tables = Tables(Store(root).all_cells())
+    change(tables)
+    tables.write(root)

@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from benchmark.cli import main
 from benchmark.spec import ROOT
-from tests.benchmark.cells import unpack_answers
+from benchmark.store import Store
+from tests.benchmark.cells import Tables, unfold
 from tests.benchmark.models import tiny
 
 ITEMS = {"train": 6, "validation": 2, "test": 4}
@@ -443,17 +446,10 @@ def checkpoint_case(world: World, pick: random.Random) -> None:
 
 
 def finished_cell(world: World) -> Path:
-    """Copy a published cell into the world's results as a run leaves it; return its folder."""
-    source = next(
-        path for path in sorted(ROOT.glob("results/*/cells/*-scienceqa-full_ft-*")) if path.parts[-3] != "runs"
-    )
-    folder = world.root / "finished" / "cells" / source.name
-    shutil.copytree(source, folder)
-    unpack_answers(folder)
-    log = folder / "train.jsonl.gz"
-    log.with_suffix("").write_bytes(gzip.decompress(log.read_bytes()))
-    log.unlink()
-    return folder
+    """Write a published cell into the world's results as a run leaves it; return its folder."""
+    published = Store(ROOT / "results" / "pocket")
+    source = next(folder for folder in published.all_cells() if "-scienceqa-full_ft-" in folder.name)
+    return unfold(source, world.root / "finished" / "cells" / source.name)
 
 
 def answer_case(world: World, pick: random.Random) -> None:
@@ -502,8 +498,34 @@ def answer_case(world: World, pick: random.Random) -> None:
         world.case(kind, f"{verb[0]}, {path.name}", verb)
 
 
+def table_case(world: World, pick: random.Random) -> None:
+    """A published folder one of whose tables a stranger wrote: other bytes, or other values under a true schema."""
+    source = next((world.root / "finished" / "cells").iterdir())
+    root = world.results / "published"  # a report is written into the folder that it is about
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, root, ignore_errors=True)
+        Tables([source]).write(root)
+        path = root / f"{pick.choice(('cells', 'items', 'logs'))}.parquet"
+        if pick.random() < 0.4:
+            path.write_bytes(whole(path.read_bytes(), pick))
+        else:
+            table = pq.read_table(path)
+            column = pick.choice(table.column_names)
+            value = pick.choice([
+                None, 5, 1.5, "", "../../x", "\x1b[2J", "[" * 2000, "{}", '{"seconds": 1}', [1], b"\xff",
+            ])
+            changed = pa.array([value] * len(table))
+            pq.write_table(table.set_column(table.column_names.index(column), column, changed), path)
+        own = f"results={root}"
+        verb = pick.choice((
+            ["inspect", source.name, own], ["list", "cells", own], ["verify", str(root), "--sample=100000"],
+            ["compare", str(world.root / "finished"), str(root)], ["report", own],
+        ))
+        world.case("results", f"{verb[0]}, {path.name}", verb)
+
+
 CASES: dict[Callable[[World, random.Random], None], int] = {
-    config_case: 110, record_case: 65, image_case: 50, checkpoint_case: 30, answer_case: 60,
+    config_case: 110, record_case: 65, image_case: 50, checkpoint_case: 30, answer_case: 60, table_case: 40,
 }
 
 

@@ -1,68 +1,65 @@
-"""Answers are the same read plain or packed; a damaged file is one message."""
+"""Item scores and answers are the same read from a run's folder and from published tables; damage is one message."""
 
 from __future__ import annotations
 
-import gzip
 import json
 
 import pytest
 
-from benchmark.answers import pack, read_answers
+from benchmark import results
+from benchmark.answers import read_answers, read_items
 from benchmark.errors import UserError
-from benchmark.scores import write_items
+from benchmark.spec import ROOT
+from benchmark.store import Store
 from eval.score import ItemScore
+from tests.benchmark.cells import unfold
 
-TEXTS = {"b": "x\u2028y \U0001f600", "a": "", "c": '"\\'}
+TEXTS = ["x\u2028y \U0001f600", "", '"\\', "1\n2", "\x00", " a "]
 
 
 @pytest.fixture
 def cell(tmp_path):
-    (tmp_path / "answers").mkdir()
-    lines = [json.dumps({"item_id": name, "text": text, "n_tokens": 1}) for name, text in TEXTS.items()]
-    (tmp_path / "answers" / "gqa.jsonl").write_text("\n".join(lines) + "\n")
-    write_items(tmp_path / "items" / "gqa.jsonl.gz", [ItemScore(name, name, 1.0, "") for name in "abc"])
-    return tmp_path
+    """Return a run's folder of a published cell, with odd answers to its first items."""
+    source = next(folder for folder in Store(ROOT / "results" / "pocket").all_cells() if "-full_ft-" in folder.name)
+    folder = unfold(source, tmp_path / "run" / "cells" / source.name)
+    path = folder / "answers" / "gqa.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, text in zip(rows, TEXTS, strict=False):
+        row["text"] = text
+    path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))  # answers stand as batches ended
+    return folder
 
 
-def test_packed_answers_are_those_of_the_run_whatever_their_order(cell):
-    packed = pack(cell, "gqa")
-    assert read_answers(cell, "gqa") == TEXTS
-    (cell / "answers" / "gqa.jsonl").unlink()
-    (cell / "answers" / "gqa.jsonl.gz").write_bytes(packed)
-    assert read_answers(cell, "gqa") == TEXTS and pack(cell, "gqa") == packed
-    (cell / "answers" / "gqa.jsonl").write_text(json.dumps({"item_id": "a", "text": "y"}) + "\n")
-    assert read_answers(cell, "gqa") == {"a": "y"}  # the run's own file has the last word
-    (cell / "answers" / "gqa.jsonl").write_text("{")
-    with pytest.raises(UserError, match="Cannot read the answers"):
-        read_answers(cell, "gqa")
+def published(cell, root):
+    root.mkdir()
+    results.write(root, {cell.name: cell}, {})
+    return Store(root).cells / cell.name
 
 
-@pytest.mark.parametrize("lines", ['"x"\n', '"x"\n"y"\n3\n', '"x"\n"y"\n"z"\n"w"\n', "{"])
-def test_damaged_answers_are_one_message(cell, lines):
-    (cell / "answers" / "gqa.jsonl").unlink()
-    (cell / "answers" / "gqa.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    with pytest.raises(UserError, match="Cannot read the answers"):
-        read_answers(cell, "gqa")
-    with pytest.raises(UserError, match="Cannot read the answers"):
-        read_answers(cell, "okvqa")
+def test_answers_and_scores_are_those_of_the_run_whatever_their_order(cell, tmp_path):
+    copy = published(cell, tmp_path / "published")
+    sets = sorted(path.name for path in (cell / "answers").iterdir())
+    assert sets == sorted(path.name for path in (copy / "answers").iterdir()) and len(sets) == 5
+    for dataset in (name.removesuffix(".jsonl") for name in sets):
+        assert read_answers(copy, dataset) == read_answers(cell, dataset)
+        assert read_items(copy, dataset) == read_items(cell, dataset)
+        assert all(isinstance(item, ItemScore) for item in read_items(copy, dataset))
+    assert set(TEXTS) <= set(read_answers(copy, "gqa").values())
+    assert list(read_answers(copy, "gqa")) == [item.item_id for item in read_items(copy, "gqa")]
 
 
-def test_a_file_with_a_wrong_byte_is_one_message_or_read(cell):
-    packed = bytearray(pack(cell, "gqa"))
-    (cell / "answers" / "gqa.jsonl").unlink()
-    refused = 0
-    for place in range(len(packed)):
-        spoilt = packed.copy()
-        spoilt[place] ^= 0xFF
-        (cell / "answers" / "gqa.jsonl.gz").write_bytes(spoilt)
-        try:
-            read_answers(cell, "gqa")
-        except UserError:
-            refused += 1
-    assert refused > len(packed) // 2
+def test_a_set_that_is_not_there_is_one_message(cell, tmp_path):
+    copy = published(cell, tmp_path / "published")
+    for folder, read in ((folder, read) for folder in (cell, copy) for read in (read_answers, read_items)):
+        with pytest.raises(UserError, match="nothing"):
+            read(folder, "nothing")
 
 
-def test_an_item_without_an_answer_is_not_packed(cell):
-    (cell / "answers" / "gqa.jsonl").write_text(json.dumps({"item_id": "a", "text": ""}))
-    with pytest.raises(UserError, match="no answer of gqa to item b"):
-        pack(cell, "gqa")
+def test_an_item_without_an_answer_is_not_published(cell, tmp_path):
+    path = cell / "answers" / "gqa.jsonl"
+    path.write_text(path.read_text().split("\n", 1)[1])
+    with pytest.raises(UserError, match="no answer of gqa to item"):
+        published(cell, tmp_path / "published")
+    path.write_text("{")
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        published(cell, tmp_path / "another")

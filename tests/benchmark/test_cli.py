@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import math
 import os
@@ -11,15 +10,19 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from benchmark import cli, doctor
+from benchmark import cli, doctor, results
+from benchmark import scores as scores_of
 from benchmark.errors import UserError
 from benchmark.spec import ROOT
+from benchmark.store import Store
 from tests.benchmark import fakes
+from tests.benchmark.cells import Tables, change_tables
 
 
 @pytest.fixture
@@ -315,8 +318,8 @@ def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
     scores["averages"]["iconqa"]["H"] = {"value": 90.0, "low": 89.0, "high": 91.0}
     (spider / "scores.json").write_text(json.dumps(scores))
     (spider / "items" / "gqa.jsonl.gz").unlink()
-    (spider / "items" / "iconqa.jsonl.gz").write_bytes(gzip.compress(gzip.decompress(
-        (spider / "items" / "iconqa.jsonl.gz").read_bytes()), mtime=1))
+    items = scores_of.read_items(spider / "items" / "iconqa.jsonl.gz")
+    scores_of.write_items(spider / "items" / "iconqa.jsonl.gz", [replace(items[0], score=0.125), *items[1:]])
     shutil.rmtree(next(other.glob("cells/*full_ft*")))
     assert cli.main(["compare", str(world.results), str(other)]) == 0
     out = capsys.readouterr().out
@@ -336,12 +339,14 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     assert publish(*arguments) == 0
     names = {path.name for path in reference.rglob("*") if path.is_file()}
     assert names == {
-        "protocol.md", "cell.yaml", "scores.json", "provenance.json", "train.jsonl.gz", "key", "table6.md",
-        "table6.csv", "table6.tex", "SHA256SUMS",
-        *(f"{name}.jsonl.gz" for name in ("okvqa", "textvqa", "ocrvqa", "gqa", "iconqa")),
+        "protocol.md", "cells.parquet", "items.parquet", "logs.parquet", "table6.md", "table6.csv", "table6.tex",
+        "SHA256SUMS",
     }  # fmt: skip
-    text = "".join(path.read_text() for path in reference.rglob("*.json"))
-    assert os.uname().nodename not in text
+    published = results.load(reference)
+    assert os.uname().nodename not in published.cells.to_csv() + published.logs.to_csv()
+    run = results.load(world.results)
+    assert published.items.equals(run.items) and published.cells.scores.equals(run.cells.scores)
+    assert published.cells.key.str.len().eq(64).all() and published.cells.provenance.equals(run.cells.provenance)
     capsys.readouterr()
     assert cli.main(["verify", str(reference)]) == 0
     out = capsys.readouterr().out
@@ -374,8 +379,7 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, ref
     assert publish(*arguments) == 0
     assert "4 cells, 3 of them before" in capsys.readouterr().out
     again = contents(reference)
-    spider = next(name for name in first if "spider" in name).split("/")[1]
-    timed = {f"cells/{spider}/provenance.json", f"cells/{spider}/train.jsonl.gz", "SHA256SUMS"}
+    timed = {"cells.parquet", "logs.parquet", "SHA256SUMS"}  # the seconds, and what the method measured
     assert {name for name in first if again[name] != first[name]} <= timed and again.keys() == first.keys()
     # A seed that is under way waits until it is whole.
     cli.main(["run", *world.overrides("methods=full_ft", "seeds=1")])
@@ -383,29 +387,40 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, ref
     assert publish("--partial", *arguments, "seeds=0,1") == 0
     assert "4 cells, 3 of them before" in capsys.readouterr().out and contents(reference) == again
     # A cell of other code, data or base model is not taken over. Made again with the same answers, figures stay true.
-    key = next(reference.glob("cells/*spider*")) / "key"
-    key.write_text("another\n")
+    def change(method: str, **columns: object) -> None:
+        def changed(tables: Tables) -> None:
+            for name, value in columns.items():
+                tables.cells.loc[tables.cells.method == method, name] = value
+        change_tables(reference, changed)
+
+    change("spider", key="another")
     assert publish(*arguments) == 0
     assert contents(reference) == again
     shutil.copytree(reference, tmp_path / "kept")
-    scores = json.loads((key.parent / "scores.json").read_text())
-    bounds = scores["datasets"]["gqa"]
-    for file, content, stays in (
-        ("scores.json", {"value": math.nextafter(bounds["value"], 99)}, True), ("scores.json", {"value": 0.5}, False),
-        ("answers/gqa.jsonl.gz", "other answers", False),
-    ):
-        bounds |= content if isinstance(content, dict) else {}
-        (key.parent / file).write_text(json.dumps(scores) if isinstance(content, dict) else content)
-        key.write_text("another\n")
+    text = results.load(reference).cells.query("method == 'spider'").scores.iloc[0]
+    scores = json.loads(text)
+    near, far = (json.loads(text) for _ in range(2))
+    near["datasets"]["gqa"]["value"] = math.nextafter(scores["datasets"]["gqa"]["value"], 99)
+    far["datasets"]["gqa"]["value"] = 0.5
+    for columns, stays in (({"scores": json.dumps(near)}, True), ({"scores": json.dumps(far)}, False)):
+        change("spider", key="another", **columns)
         assert publish(*arguments) == 0
         assert {*again} - {*contents(reference)} == (set() if stays else {"figures/fig9.png"})
         shutil.rmtree(reference)
         shutil.copytree(tmp_path / "kept", reference)
-    (next(reference.glob("cells/*dare*")) / "key").write_text("another\n")
+    spider = next(folder.name for folder in Store(reference).all_cells() if "spider" in folder.name)
+    change_tables(reference, lambda tables: tables.rows(spider, "gqa", lambda rows: rows.assign(answer="another")))
+    change("spider", key="another")
+    assert publish(*arguments) == 0
+    assert {*again} - {*contents(reference)} == {"figures/fig9.png"}
+    shutil.rmtree(reference)
+    shutil.copytree(tmp_path / "kept", reference)
+    change("dare", key="another")
     assert publish(*arguments) == 2
     assert "1 of 4 cells are not finished (first: llava_pocket-iconqa-dare" in capsys.readouterr().err
     assert publish("--partial", *arguments) == 0  # asked for and out of date: it goes
-    assert not list(reference.glob("cells/*dare*")) and not (reference / "figures" / "fig9.png").exists()
+    assert not any("dare" in folder.name for folder in Store(reference).all_cells())
+    assert not (reference / "figures" / "fig9.png").exists()
     assert "DARE" in (reference / "tables" / "table6.md").read_text()  # an empty row, named in the notes
 
 
@@ -418,9 +433,9 @@ def test_publish_refuses_to_lose_what_was_not_asked_for(world, reference, capsys
     assert publish(*fewer) == 2
     said = capsys.readouterr().err
     assert "would lose 1 published cell (first: llava_pocket-iconqa-spider" in said and "--drop" in said
-    assert len(list(reference.glob("cells/*"))) == 2
+    assert len(Store(reference).all_cells()) == 2
     assert publish("--drop", *fewer) == 0
-    assert len(list(reference.glob("cells/*"))) == 1
+    assert len(Store(reference).all_cells()) == 1
     alone = [item for item in fewer if not item.startswith("table=")]
     assert publish("table=table3", *alone) == 2
     assert "the table table6" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from benchmark.compose import request
 from benchmark.errors import UserError
 from benchmark.keys import keys_of
 from benchmark.spec import ROOT
+from benchmark.store import Store
 from methods.registry import METHODS
 from tests.benchmark.test_keys import Contents, changed
 
@@ -204,7 +205,7 @@ def test_what_has_not_changed_is_not_accepted(altered, monkeypatch):
 
 
 def test_the_samples_are_published_cells_of_every_method_model_and_target():
-    published = {tuple(path.name.split("-")[:3]) for path in (ROOT / "results/pocket/cells").iterdir()}
+    published = {tuple(path.name.split("-")[:3]) for path in Store(ROOT / "results/pocket").all_cells()}
     samples = accept.all_samples()
     assert {method for _, _, method in samples} == set(METHODS)
     assert len({(model, target) for model, target, _ in samples if target}) == 8

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,44 +14,60 @@ import pytest
 from benchmark import cli, results
 from benchmark.errors import UserError
 from benchmark.spec import ROOT
-from benchmark.store import read_cell
+from benchmark.store import Store, read_cell
 from tests.benchmark import fakes
+from tests.benchmark.cells import Tables, unfold
 
 PUBLISHED = ROOT / "results" / "pocket"
 
 
-@pytest.fixture
-def published(tmp_path) -> Path:
-    """Return a results folder with three published cells: VILA untuned, Full FT and SPIDER on COCO with seed 0."""
-    names = re.compile(r"vila_pocket-(zero_shot|coco-(full_ft|spider)-s0)-\w+")
-    for folder in (PUBLISHED / "cells").iterdir():
-        if names.fullmatch(folder.name):
-            shutil.copytree(folder, tmp_path / "cells" / folder.name)
-    return tmp_path
+NAMES = re.compile(r"vila_pocket-(zero_shot|coco-(full_ft|spider)-s0)-\w+")
 
 
-def test_a_number_of_table_5_follows_from_the_items(published):
-    """The example of docs/results.md, on the cells that it needs."""
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """Return a folder with three published cells: VILA untuned, Full FT and SPIDER on COCO with seed 0."""
+    return Tables(folder for folder in Store(PUBLISHED).all_cells() if NAMES.fullmatch(folder.name)).write(
+        tmp_path_factory.mktemp("published")
+    )
+
+
+def test_a_row_of_table_5_follows_from_the_items(monkeypatch):
+    """The example of docs/results.md, as it stands there."""
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    lines = re.search(r"from benchmark import results\n.*?mean\(\)\)\n", text, re.DOTALL)[0]
-    code = "\n".join(line.strip() for line in lines.splitlines())
-    found: list[pd.Series] = []
-    exec(code.replace("results/pocket", str(published)), {"print": found.append})
-    folder = next(published.glob("cells/*-spider-*"))
-    scores = json.loads((folder / "scores.json").read_text())["datasets"]
-    assert dict(found[0]) == pytest.approx({name: entry["value"] for name, entry in scores.items()})
+    lines = re.search(r"    import pandas\n.*?\n\n", text, re.DOTALL)[0]
+    printed: list[pd.Series] = []
+    monkeypatch.chdir(ROOT)
+    exec("\n".join(line.removeprefix("    ") for line in lines.splitlines()), {"print": printed.append})
+    with open(PUBLISHED / "tables" / "table5.csv", encoding="utf-8", newline="") as file:
+        row = {
+            line["metric"]: line["value"] for line in csv.DictReader(file)
+            if (line["model"], line["target"], line["method"]) == ("vila_pocket", "coco", "spider")
+        }
+    assert {name: f"{value:.4f}" for name, value in printed[0].items()} == {
+        "coco": row["A_T"], **{name: row[name] for name in ("okvqa", "textvqa", "ocrvqa", "gqa")},
+    }
+    for name, value in printed[0].items():
+        assert f"{name} {value:.2f}" in text or name == "coco" and f"A^T {value:.2f}" in text
+
+
+def test_pandas_reads_the_committed_tables_in_one_line():
+    for name, rows in (("cells", 330), ("items", 814_000), ("logs", 38_020)):
+        frame = pd.read_parquet(PUBLISHED / f"{name}.parquet")
+        assert len(frame) == rows
+        pd.testing.assert_frame_equal(frame, getattr(results.load(PUBLISHED), name))
 
 
 def test_every_published_cell_has_its_lines(published):
     loaded = results.load(published)
     assert sorted(loaded.cells.method) == sorted(["zero_shot"] * 4 + ["full_ft", "spider"])
     spider = loaded.cells[loaded.cells.method == "spider"].iloc[0]
-    scores = json.loads((published / "cells" / spider.cell / "scores.json").read_text())["averages"]["coco"]
+    scores = json.loads(spider.scores)["averages"]["coco"]
     for name, entry in scores.items():
         assert [spider[name], spider[f"{name}_low"], spider[f"{name}_high"]] == list(
             map(pytest.approx, (entry["value"], entry["low"], entry["high"]))
         )
-    cell = read_cell(published / "cells" / spider.cell)
+    cell = read_cell(Store(published).cells / spider.cell)
     assert (spider.epochs, spider.learning_rate, spider.seed) == (cell.train.epochs, cell.train.learning_rate, 0)
     assert json.loads(spider.spec)["method"]["id"] == "spider" and len(spider.key) == 64 and spider.seconds > 0
     assert loaded.cells[loaded.cells.method == "zero_shot"].epochs.isna().all()
@@ -70,13 +87,41 @@ def test_a_run_has_the_same_tables_as_a_published_folder(tmp_path, monkeypatch):
     assert set(loaded.logs.cell) == set(loaded.cells[loaded.cells.method == "full_ft"].cell)
 
 
+def test_publishing_the_same_cells_gives_the_same_bytes_whatever_they_are_read_from(published, tmp_path):
+    """From folders of a run, from tables, from some of each; other columns of logs do not change their order."""
+    folders = {folder.name: folder for folder in Store(published).all_cells()}
+    unfolded = {name: unfold(folder, tmp_path / "run" / name) for name, folder in folders.items()}
+    last = max(folders)
+    contents = []
+    for number, mixed in enumerate((folders, unfolded, {**folders, last: unfolded[last]}, folders)):
+        root = tmp_path / str(number)
+        root.mkdir()
+        results.write(root, dict(reversed(mixed.items())), {})
+        contents.append({path.name: path.read_bytes() for path in root.iterdir()})
+    assert contents[0].keys() == {"cells.parquet", "items.parquet", "logs.parquet"}
+    assert all(one == contents[0] for one in contents)
+
+
+def test_numbers_that_are_not_finite_and_odd_keys_come_back(published, tmp_path):
+    folder = unfold(next(folder for folder in Store(published).all_cells() if "spider" in folder.name), tmp_path / "a")
+    (folder / "train.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1, "selected/\\u2028": 0.5}\n')
+    (tmp_path / "b").mkdir()
+    results.write(tmp_path / "b", {"a": folder}, {})
+    text = (Store(tmp_path / "b").cells / "a" / "train.jsonl").read_text()
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
+    assert rows[0].keys() == {"step", "loss"} and math.isnan(rows[0]["loss"])
+    assert rows[1] == {"step": 2, "loss": 1, "selected/\u2028": 0.5}
+
+
 def test_what_cannot_be_read_is_named(published, tmp_path):
     with pytest.raises(UserError, match="has no finished cells. Name a results folder"):
         results.load(tmp_path / "nowhere")
-    folder = next(published.glob("cells/*-spider-*"))
-    (folder / "train.jsonl.gz").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"Cannot read .*train.jsonl.gz"):
-        results.load(published).logs  # noqa: B018
-    (folder / "provenance.json").write_text("{")
-    with pytest.raises(UserError, match=r"Cannot read .*provenance.json"):
-        results.load(published).cells  # noqa: B018
+    source = next(folder for folder in Store(published).all_cells() if "spider" in folder.name)
+    folder = unfold(source, tmp_path / "cells" / source.name)
+    (folder / "train.jsonl").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"Cannot read .*train.jsonl"):
+        results.load(tmp_path).logs  # noqa: B018
+    for text in ("{", "[]", '{"seconds": 5}'):
+        (folder / "provenance.json").write_text(text)
+        with pytest.raises(UserError, match=r"Cannot read .*provenance.json"):
+            results.load(tmp_path).cells  # noqa: B018

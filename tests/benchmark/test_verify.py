@@ -6,45 +6,47 @@ import gzip
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 
-from benchmark import publish, tables
+from benchmark import publish, results, tables
+from benchmark.answers import read_items
 from benchmark.checkpoint import save_delta
 from benchmark.cli import main
 from benchmark.compose import changed, usual
+from benchmark.errors import UserError
 from benchmark.files import SUMS, sha256_file, write_sums
 from benchmark.findings import Findings, Wrong
 from benchmark.render import write
-from benchmark.scores import read_items
 from benchmark.spec import ROOT, cell_id
-from benchmark.store import output_of, read_cell
+from benchmark.store import Store, output_of, read_cell
 from benchmark.verify import _same, stages_of, verify
-from tests.benchmark.cells import unpack_answers
+from tests.benchmark.cells import Tables, unfold
 
 COMMITTED = ROOT / "results" / next(
-    path.parent.name for path in sorted((ROOT / "results").glob("*/cells")) if path.parent.name != "runs"
+    path.parent.name for path in sorted((ROOT / "results").glob("*/cells.parquet"))
 )
+FOLDERS = {folder.name: folder for folder in Store(COMMITTED).all_cells()}
 # Trained cells whose targets need no Java; each gets one fault.
 CELLS = sorted(
-    path.name for path in (COMMITTED / "cells").iterdir()
-    if re.search(r"-(iconqa|scienceqa)-", path.name) and (path / "train.jsonl.gz").is_file()
+    name for name, folder in FOLDERS.items()
+    if re.search(r"-(iconqa|scienceqa)-", name) and (folder / "train.jsonl").is_file()
 )
 
 
 def test_published_cells_have_the_names_that_a_run_gives_them():
-    folders = [*(COMMITTED / "cells").glob("*-alpha0.4-*"), *sorted((COMMITTED / "cells").iterdir())[::9]]
-    assert len(folders) > 30 and any("-epochs10-" in folder.name for folder in folders)
-    for folder in folders:
-        cell = read_cell(folder)
-        assert cell_id(cell) == folder.name == cell_id(replace(cell, changed=changed(cell, usual(cell.profile))))
-
+    names = [*(name for name in FOLDERS if "-alpha0.4-" in name), *sorted(FOLDERS)[::9]]
+    assert len(names) > 30 and any("-epochs10-" in name for name in names)
+    for name in names:
+        cell = read_cell(FOLDERS[name])
+        assert cell_id(cell) == name == cell_id(replace(cell, changed=changed(cell, usual(cell.profile))))
 
 
 def faults_of(root: Path, sample: int = 1) -> dict[str, list[str]]:
@@ -63,13 +65,12 @@ def test_the_committed_results_hold(capsys):
         r"recomputed: no faults\.", last,
     )
     assert found, last
-    assert int(found[1]) == len(list((COMMITTED / "cells").iterdir())) and int(found[3]) >= 1
+    assert int(found[1]) == len(FOLDERS) and int(found[3]) >= 1
     assert int(found[4]) == len(list((COMMITTED / "tables").glob("*.csv")))
 
 
 def test_verify_tells_how_many_files_and_cells_it_has_checked(tmp_path):
-    for name in CELLS[:2]:
-        shutil.copytree(COMMITTED / "cells" / name, tmp_path / "cells" / name)
+    Tables(FOLDERS[name] for name in CELLS[:2]).write(tmp_path)
     write_sums(tmp_path, [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()])
     told = []
     verify(tmp_path, lambda fault: None, told=lambda *report: told.append(report))
@@ -81,130 +82,127 @@ def test_verify_tells_how_many_files_and_cells_it_has_checked(tmp_path):
 # Faults
 
 
-def rewrite(path: Path, change: Callable[[list[str]], list[str]]) -> None:
-    """Change the lines of a packed file."""
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in change(lines)).encode(), mtime=0))
-
-
 def edit(path: Path, change: Callable[[dict], None]) -> None:
-    """Change the values of a JSON or YAML file."""
-    yaml_file = path.suffix == ".yaml"
-    values = yaml.safe_load(path.read_text()) if yaml_file else json.loads(path.read_text())
+    """Change the values of a JSON file."""
+    values = json.loads(path.read_text())
     change(values)
-    path.write_text(yaml.safe_dump(values, sort_keys=False) if yaml_file else json.dumps(values))
+    path.write_text(json.dumps(values))
 
 
 def row(line: str, **changes: object) -> str:
     return json.dumps({**json.loads(line), **changes})
 
 
-def all_right(lines: list[str]) -> list[str]:
-    return [row(lines[0], score=1.0 - json.loads(lines[0])["score"]), *lines[1:]]
+def gqa(change: Callable[[pd.DataFrame], pd.DataFrame], dataset: str = "gqa") -> Callable[[Tables, str], None]:
+    """Return what changes the items of a cell's dataset."""
+    return lambda tables, cell: tables.rows(cell, dataset, change)
 
 
-def bump(cell: Path) -> None:
-    """Alter a score of a set and all that follows from it, in scores.json only: consistent in itself."""
-    def change(values: dict) -> None:
-        values["datasets"]["gqa"]["low"] -= 1.0
-    edit(cell / "scores.json", change)
+def first(column: str, value: Callable[[object], object]) -> Callable[[Tables, str], None]:
+    """Return what changes one value of the first item of GQA."""
+    def change(items: pd.DataFrame) -> pd.DataFrame:
+        return items.assign(**{column: [value(items[column].iloc[0]), *items[column].iloc[1:]]})
+    return gqa(change)
 
 
-def average(cell: Path) -> None:
-    def change(values: dict) -> None:
-        next(iter(values["averages"].values()))["H"]["value"] += 0.01
-    edit(cell / "scores.json", change)
+def edited(column: str, change: Callable[[dict], object]) -> Callable[[Tables, str], None]:
+    """Return what changes values of a column of JSON."""
+    return lambda tables, cell: tables.edit(cell, column, change)
 
 
-# kind of fault -> (what is done to a cell's folder, the file and the reason that the line names)
-FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no answers": (lambda c: (c / "answers/gqa.jsonl.gz").unlink(), r"answers/gqa\.jsonl: is missing"),
-    "half a file": (
-        lambda c: (c / "answers/gqa.jsonl.gz").write_bytes((c / "answers/gqa.jsonl.gz").read_bytes()[:500]),
-        r"answers/gqa\.jsonl\.gz: cannot be read \(EOFError",
+def gone(column: str, value: object = None) -> Callable[[Tables, str], None]:
+    """Return what takes a cell's value of a column away, or puts another in its place."""
+    def change(tables: Tables, cell: str) -> None:
+        tables.cells.loc[tables.cells.cell == cell, column] = value
+    return change
+
+
+def shortened(tables: Tables, cell: str) -> None:
+    mine = [row for row in tables.logs if row["cell"] == cell]
+    tables.logs = [row for row in tables.logs if row not in mine[-3:]]
+
+
+def bump(values: dict) -> None:
+    """Alter a bound of a set, in scores.json only: consistent in itself."""
+    values["datasets"]["gqa"]["low"] -= 1.0
+
+
+def average(values: dict) -> None:
+    next(iter(values["averages"].values()))["H"]["value"] += 0.01
+
+
+# kind of fault -> (what is done to a cell's rows, the file and the reason that the line names)
+FAULTS: dict[str, tuple[Callable[[Tables, str], None], str]] = {
+    "no answers": (first("answer", lambda _: None), r"answers/gqa\.jsonl: item '\w+' has no answer"),
+    "an item is lost": (
+        gqa(lambda items: items.iloc[1:]), r"answers/gqa\.jsonl: 1 of 500 items are missing, the first is",
     ),
-    "an answer is lost": (
-        lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: lines[1:]),
-        r"answers/gqa\.jsonl\.gz: holds 499 answers, the data have 500 items",
+    "an item to nothing": (
+        first("item_id", lambda _: "x"), r"answers/gqa\.jsonl: 1 of 500 items are missing, the first is",
     ),
-    "an answer to nothing": (
-        lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: [*lines, lines[0]]),
-        r"answers/gqa\.jsonl\.gz: holds 501 answers, the data have 500 items",
+    "an item twice": (
+        gqa(lambda items: pd.concat([items, items.iloc[:1]])), r"items/gqa\.jsonl\.gz: holds item '\w+' twice",
     ),
-    "no text": (
-        lambda c: rewrite(c / "answers/gqa.jsonl.gz", lambda lines: ["null", *lines[1:]]),
-        r"answers/gqa\.jsonl\.gz: cannot be read \(ValueError: line 1 is no answer",
-    ),
+    "a set is lost": (gqa(lambda items: items.iloc[:0]), r"answers/gqa\.jsonl: is missing"),
     "another answer": (
-        lambda c: rewrite(c / "answers/ocrvqa.jsonl.gz", lambda lines: ['"nothing"' for _ in lines]),
+        gqa(lambda items: items.assign(answer="nothing"), "ocrvqa"),
         r"items/ocrvqa\.jsonl\.gz: \d+ of 500 scores are not those of the answers; item \w+: stored 1\.0, scored "
         r"again 0\.0",
     ),
     "another score": (
-        lambda c: rewrite(c / "items/gqa.jsonl.gz", all_right),
+        first("score", lambda score: 1.0 - score),
         r"items/gqa\.jsonl\.gz: 1 of 500 scores are not those of the answers",
     ),
-    "no number": (
-        lambda c: rewrite(c / "items/gqa.jsonl.gz", lambda lines: [row(lines[0], score=float("nan")), *lines[1:]]),
-        r"items/gqa\.jsonl\.gz: item \w+ has the score nan",
-    ),
+    "no number": (first("score", lambda _: math.inf), r"items/gqa\.jsonl\.gz: item \w+ has the score inf"),
+    "no score": (first("score", lambda _: None), r"items/gqa\.jsonl\.gz: item \w+ has the score None"),
     "another group": (
-        lambda c: rewrite(c / "items/gqa.jsonl.gz", lambda lines: [row(lines[0], group="x"), *lines[1:]]),
-        r"items/gqa\.jsonl\.gz: item \w+ is in group 'x', in the data in",
+        first("group", lambda _: "x"), r"items/gqa\.jsonl\.gz: item \w+ is in group 'x', in the data in",
     ),
-    "another type": (
-        lambda c: rewrite(c / "items/gqa.jsonl.gz", lambda lines: [row(lines[0], type="x"), *lines[1:]]),
-        r"items/gqa\.jsonl\.gz: 1 of 500 scores .* stored type 'x'",
-    ),
+    "another type": (first("type", lambda _: "x"), r"items/gqa\.jsonl\.gz: 1 of 500 scores .* stored type 'x'"),
     "another order": (
-        lambda c: rewrite(c / "items/gqa.jsonl.gz", lambda lines: lines[::-1]),
-        r"items/gqa\.jsonl\.gz: the items are not in the order of the data",
+        gqa(lambda items: items.iloc[::-1]), r"items/gqa\.jsonl\.gz: the items are not in the order of the data",
     ),
-    "no scores": (lambda c: (c / "scores.json").unlink(), r"scores\.json: No such file"),
-    "an interval": (bump, r"scores\.json: datasets\.gqa\.low is .*, from the item scores it is"),
-    "an average": (average, r"scores\.json: \w+ H is .*, from the scores beside it"),
+    "no scores": (gone("scores"), r"scores\.json: No such file"),
+    "half the scores": (gone("scores", '{"datasets": {'), r"scores\.json: cannot be read \(JSONDecodeError"),
+    "an interval": (edited("scores", bump), r"scores\.json: datasets\.gqa\.low is .*, from the item scores it is"),
+    "an average": (edited("scores", average), r"scores\.json: \w+ H is .*, from the scores beside it"),
     "another count": (
-        lambda c: edit(c / "scores.json", lambda v: v["datasets"]["gqa"].update(n=499)),
+        edited("scores", lambda v: v["datasets"]["gqa"].update(n=499)),
         r"scores\.json: gqa has n=499, the protocol has 500 items",
     ),
     "a set more": (
-        lambda c: shutil.copyfile(c / "items/gqa.jsonl.gz", c / "items/coco.jsonl.gz"),
-        r"items/coco\.jsonl\.gz: belongs to no dataset of cell\.yaml",
+        gqa(lambda items: pd.concat([items, items.assign(dataset="coco")])),
+        r"(items|answers)/coco\.jsonl(\.gz)?: belongs to no dataset of cell\.yaml",
     ),
     "another cell": (
-        lambda c: edit(c / "cell.yaml", lambda v: v.update(seed=7)),
+        edited("spec", lambda v: v.update(seed=7)),
         r"cell\.yaml: describes the cell \S+-s7-\w+, not this folder's",
     ),
-    "no yaml": (lambda c: (c / "cell.yaml").write_text("{"), r"cell\.yaml: Cannot read"),
-    "no provenance": (lambda c: (c / "provenance.json").unlink(), r"provenance\.json: No such file"),
+    "no spec": (gone("spec", "{"), r"cell\.yaml: Cannot read"),
+    "no provenance": (gone("provenance"), r"provenance\.json: No such file"),
     "no commit": (
-        lambda c: edit(c / "provenance.json", lambda v: v.update(commit=None)),
+        edited("provenance", lambda v: v.update(commit=None)),
         r"provenance\.json: commit is None: nobody can find the code again",
     ),
     "no processor": (
-        lambda c: edit(c / "provenance.json", lambda v: v.pop("cpu_flags")),
-        r"provenance\.json: lacks the key 'cpu_flags'",
+        edited("provenance", lambda v: v.pop("cpu_flags")), r"provenance\.json: lacks the key 'cpu_flags'",
     ),
     "no version": (
-        lambda c: edit(c / "provenance.json", lambda v: v["packages"].pop("torch")),
-        r"provenance\.json: has no version of torch",
+        edited("provenance", lambda v: v["packages"].pop("torch")), r"provenance\.json: has no version of torch",
     ),
     "no time": (
-        lambda c: edit(c / "provenance.json", lambda v: v["seconds"].pop("generate/gqa")),
+        edited("provenance", lambda v: v["seconds"].pop("generate/gqa")),
         r"provenance\.json: has no time of generate/gqa",
     ),
     "other items": (
-        lambda c: edit(c / "provenance.json", lambda v: v.update(items={
+        edited("provenance", lambda v: v.update(items={
             name: {split: {"n": 500, "ids": "0" * 64} for split in ("test", "train")}
             for name in ("okvqa", "textvqa", "ocrvqa", "gqa", "iconqa", "scienceqa")
         })),
         r"provenance\.json: okvqa/test had 500 items 00000000, the data have 500",
     ),
     "half a training": (
-        lambda c: (c / "train.jsonl.gz").write_bytes(
-            gzip.compress(b"".join(gzip.decompress((c / "train.jsonl.gz").read_bytes()).splitlines(True)[:-3]))
-        ),
-        r"train\.jsonl: has \d+ rows up to step \d+, the training has steps 1 to \d+",
+        shortened, r"train\.jsonl: has \d+ rows up to step \d+, the training has steps 1 to \d+",
     ),
 }  # fmt: skip
 
@@ -216,14 +214,80 @@ def test_every_planted_fault_is_named_and_no_other(tmp_path):
     names = [*trained, *spare][: len(kinds)]
     assert len(names) + 1 >= len(kinds), "not enough cells to plant every fault in"
     planted = dict(zip(names, kinds, strict=False))
-    for name in planted:
-        shutil.copytree(COMMITTED / "cells" / name, tmp_path / "cells" / name)
-        FAULTS[planted[name]][0](tmp_path / "cells" / name)
-    found = faults_of(tmp_path)
+    tables = Tables(FOLDERS[name] for name in planted)
     for name, kind in planted.items():
-        assert len(found.get(name, [])) == 1, (kind, found.get(name))
-        assert re.match(rf"{re.escape(name)}: {FAULTS[kind][1]}", found[name][0]), (kind, found[name])
+        FAULTS[kind][0](tables, name)
+    found = faults_of(tables.write(tmp_path))
+    for name, kind in planted.items():
+        lines = found.get(name, [])
+        # What is wrong with a row is wrong with its answer and its score.
+        assert 1 <= len(lines) <= (2 if "item" in kind or "set" in kind else 1), (kind, lines)
+        assert any(re.match(rf"{re.escape(name)}: {FAULTS[kind][1]}", line) for line in lines), (kind, lines)
     assert set(found) == set(planted)
+
+
+def spoilt(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+@pytest.mark.parametrize("name", ["cells", "items", "logs"])
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda path: path.unlink(), "is missing; a published folder has cells.parquet, items.parquet, logs.parquet"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-100]), "Cannot read"),
+    (lambda path: path.write_bytes(b""), "Cannot read"),
+    (lambda path: path.write_text("cell,dataset\n"), "Cannot read"),
+    (lambda path: rewritten(path, lambda table: table.replace_schema_metadata({"spiderbench_schema": "7\x1b"})),
+     r"has results of schema version 7\\x1b, this program reads and writes version 1"),
+    (lambda path: rewritten(path, lambda table: table.replace_schema_metadata({})), r"schema version \(none\)"),
+    (lambda path: rewritten(path, lambda table: table.rename_columns(
+        ["x", *table.column_names[1:]]).replace_schema_metadata(table.schema.metadata)),
+     "is damaged: it has no column cell"),
+    (lambda path: rewritten(path, lambda table: table.set_column(0, "cell", pa.array([1] * len(table)))),
+     "is damaged: its column cell holds int64"),
+])  # fmt: skip
+def test_a_table_that_cannot_be_read_is_one_message_of_every_verb(tmp_path, capsys, name, change, reason):
+    root = Tables([FOLDERS[CELLS[0]]]).write(tmp_path / "published")
+    change(root / f"{name}.parquet")
+    own = f"results={root}"
+    verbs = [["verify", str(root)], ["compare", str(root), str(COMMITTED)], ["inspect", CELLS[0], own],
+             ["list", "cells", own], ["report", own], ["publish", own, "table=table6"]]
+    # The check is one for all verbs, so one damage shows that each of them asks for it.
+    for verb in verbs if "is missing" in reason else verbs[:1]:
+        assert main(verb) == 2, verb
+        said = capsys.readouterr().err
+        assert re.search(reason, said) and f"{name}.parquet" in said and "Traceback" not in said, (verb, said)
+    with pytest.raises(UserError, match=reason):
+        results.load(root)
+
+
+def test_a_byte_of_a_table_is_a_fault_or_one_message(tmp_path, capsys):
+    """Wherever it is: in a page, in the footer, in the magic number."""
+    root = Tables([FOLDERS[CELLS[0]]]).write(tmp_path / "published")
+    write_sums(root, [f"{name}.parquet" for name in ("cells", "items", "logs")])
+    for name in ("cells", "items", "logs"):
+        path = root / f"{name}.parquet"
+        data = path.read_bytes()
+        for place in range(3, len(data), max(1, len(data) // 4)):
+            spoilt(path, place)
+            code, said = main(["verify", str(root), "--sample=100000"]), capsys.readouterr()
+            assert code == 2 and said.err.count("\n") == 1 or code == 1 and f"{name}.parquet: its digest" in said.out
+            assert "Traceback" not in said.err
+            path.write_bytes(data)
+    assert main(["verify", str(root)]) == 0
+
+
+def test_published_results_are_not_written_by_a_run(tmp_path, capsys):
+    root = Tables([FOLDERS[CELLS[0]]]).write(tmp_path / "published")
+    before = {path.name: path.read_bytes() for path in root.iterdir()}
+    assert main(["run", "table=table6", "models=llava_pocket", "methods=full_ft", f"results={root}"]) == 2
+    assert "holds published results, which only `publish` writes. Choose another" in capsys.readouterr().err
+    assert {name: (root / name).read_bytes() for name in before} == before and not (root / "cells").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -235,12 +299,9 @@ def folder(tmp_path: Path) -> Path:
     """Return a published folder of one cell, its table and its digests."""
     name = next(name for name in CELLS if "-full_ft-" in name)
     root = tmp_path / "published"
-    shutil.copytree(COMMITTED / "cells" / name, root / "cells" / name)
-    cell = read_cell(root / "cells" / name)
-    items = {
-        dataset.id: {cell.seed: read_items(root / "cells" / name / "items" / f"{dataset.id}.jsonl.gz")}
-        for dataset in cell.datasets
-    }
+    Tables([FOLDERS[name]]).write(root)
+    cell = read_cell(FOLDERS[name])
+    items = {dataset.id: {cell.seed: read_items(FOLDERS[name], dataset.id)} for dataset in cell.datasets}
     only = tables.RowResult(
         model=cell.model.id, model_name=cell.model.name, method="full_ft", method_name="Full FT", target=cell.target,
         target_name=cell.dataset(cell.target).name, items=items, seeds=(cell.seed,),
@@ -297,12 +358,10 @@ def test_the_digests_are_those_of_sha256sum(folder):
 
 
 @pytest.fixture
-def run_folder(folder: Path) -> Path:
+def run_folder(tmp_path: Path) -> Path:
     """Return the cell as a run leaves it: plain answers, a delta, stages with digests."""
-    shutil.rmtree(folder / "tables")
-    (folder / SUMS).unlink()
-    path = next((folder / "cells").iterdir())
-    unpack_answers(path)
+    name = next(name for name in CELLS if "-full_ft-" in name)
+    path = unfold(FOLDERS[name], tmp_path / "run" / "cells" / name)
     base = {"weight": torch.zeros(3)}
     save_delta(path / "delta.safetensors", {"weight": torch.ones(3)}, base, ["weight"], "base")
     stages = {}
@@ -311,7 +370,7 @@ def run_folder(folder: Path) -> Path:
         if stage != "train":
             stages[stage]["sha256"] = sha256_file(output_of(path, stage))
     (path / "status.json").write_text(json.dumps({"state": "done", "stages": stages}))
-    return folder
+    return tmp_path / "run"
 
 
 def spoil_delta(path: Path) -> None:
