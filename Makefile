@@ -176,7 +176,7 @@ clean: ## remove the environment, drawn data and your own runs (not the publishe
 	rm -rf $(VENV) data results/runs build .pytest_cache .ruff_cache .hypothesis
 
 check-python:
-	@$(python) -m benchmark.doctor --packages
+	@$(python) -m benchmark.profiling.doctor --packages
 
 $(VENV)/.installed: pyproject.toml constraints.txt .ci/install.sh
 	@bash .ci/install.sh $(VENV)

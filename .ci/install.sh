@@ -46,7 +46,7 @@ quiet=--quiet
 # DS_BUILD_OPS=0: DeepSpeed compiles nothing, so no C compiler is needed.
 DS_BUILD_OPS=0 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check \
   --constraint constraints.txt --requirement "$venv/requirements.txt" < /dev/null
-"$venv/bin/python" -m benchmark.doctor --packages
+"$venv/bin/python" -m benchmark.profiling.doctor --packages
 rm -f "$venv/.installing"
 touch "$venv/.installed"
 echo "Installed in $((SECONDS - started)) s, $(du -sm "$venv" | cut -f1) MB."

@@ -2,8 +2,8 @@
 
 import sys
 
-from benchmark import terminal
 from benchmark.cli import main
+from benchmark.core import terminal
 
 if __name__ == "__main__":  # worker processes import this module again
     code = main(sys.argv[1:])

@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark import cell_tables
-from benchmark.answers import read_answers, read_items
-from benchmark.errors import UserError
-from benchmark.files import user_path
-from benchmark.scores import read_scores
+from benchmark.core.errors import UserError
+from benchmark.core.files import user_path
 from benchmark.spec import cell_of
-from benchmark.store import Store, published_key, read_values
+from benchmark.store import cell_tables
+from benchmark.store.answers import read_answers, read_items
+from benchmark.store.cells import Store, published_key, read_values
+from benchmark.store.scores import read_scores
 from eval.stats import AVERAGES
 
 DIGITS = 6  # of the numbers of a published log

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from benchmark.errors import UserError, did_you_mean
-from benchmark.files import digest_of, user_path
+from benchmark.core.errors import UserError, did_you_mean
+from benchmark.core.files import digest_of, user_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from eval.java import exception_of, find_java
 
 # Newline, as in the wrapper, and the five characters beside it, of all in Unicode, that end a line for the tokeniser:

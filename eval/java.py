@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 
 
 def find_java() -> Path:

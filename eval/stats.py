@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from eval.averages import a_s, h_average, o_average
 from eval.score import ItemScore
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from eval.normalise import leave_one_out, process_digit_article, process_punctuation
 
 ANNOTATORS = 10

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or have the repository on PYTHONPATH
 
-from benchmark.shards import attach
+from benchmark.training.attach import attach
 from methods.registry import build
 
 

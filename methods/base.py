@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.calibration import Calibration
-    from benchmark.shards import Shards
+    from benchmark.training.attach import Shards
+    from benchmark.training.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class NoParams:
 class Method:
     """What every method inherits; a method overrides only what it needs.
 
-    In training, `benchmark.shards.attach` calls `start` once and then, around every optimizer step,
+    In training, `benchmark.training.attach.attach` calls `start` once and then, around every optimizer step,
     `before_step` (gradients averaged, unscaled and clipped; weights not yet updated) and `after_step`
     (weights updated, no forward pass has seen them). A step may come in several calls, each with other
     tensors (ZeRO), so a method keeps its state by tensor name and does not count calls.

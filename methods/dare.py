@@ -13,7 +13,7 @@ from methods.ops import drop_and_rescale, generator, largest_changes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.calibration import Calibration
+    from benchmark.training.calibration import Calibration
 
 
 @dataclass(frozen=True)

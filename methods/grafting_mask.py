@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from methods.base import Method
 from methods.ops import exact, first_largest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.calibration import Calibration
+    from benchmark.training.calibration import Calibration
 
 
 @dataclass(frozen=True)

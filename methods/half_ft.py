@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from methods.base import Method
 from methods.blocks import split_layer
 from methods.masks import shares
@@ -18,7 +18,7 @@ from methods.ops import generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.shards import Shards
+    from benchmark.training.attach import Shards
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 FEED_FORWARD = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

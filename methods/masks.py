@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from methods.blocks import split_layer
 
 if TYPE_CHECKING:

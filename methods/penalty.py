@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from methods.base import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.shards import Shards
+    from benchmark.training.attach import Shards
 
 
 ONE_STEP = (

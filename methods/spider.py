@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from methods import ops
 from methods.base import Method
 from methods.blocks import split_layer
@@ -19,7 +19,7 @@ from methods.masks import OUTSIDE, load_accumulated, save_accumulated
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.shards import Shard, Shards
+    from benchmark.training.attach import Shard, Shards
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from methods.ops import exact, row_scores
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.calibration import Calibration
+    from benchmark.training.calibration import Calibration
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from methods.base import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.calibration import Calibration
+    from benchmark.training.calibration import Calibration
 
 
 @dataclass(frozen=True)

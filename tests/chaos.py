@@ -130,11 +130,11 @@ class Watch:
 
 def instrument(watch: Callable[[], Watch]) -> None:
     """Wrap what begins and ends a stage; nothing else of the program is touched."""
-    from benchmark import outputs
-    from benchmark.data.pocket import draw
+    from benchmark.pocket.world import draw
+    from benchmark.reporting import outputs
+    from benchmark.running.worker import Worker
     from benchmark.spec import cell_id
-    from benchmark.train import CellTrainer
-    from benchmark.worker import Worker
+    from benchmark.training.train import CellTrainer
 
     def wrap(owner: Any, name: str, label: Callable[..., str]) -> None:
         inner = getattr(owner, name)
@@ -299,7 +299,7 @@ def table(count: int, seed: int, small: bool, out: Path) -> list[str]:
     _import_all()
     data, log = here / "data", out / "output.txt"
     if small:
-        from benchmark.data.pocket import draw
+        from benchmark.pocket.world import draw
 
         for name in draw.COUNTS:
             draw.COUNTS[name] = dict(SMALL_COUNTS)
@@ -347,9 +347,9 @@ def table(count: int, seed: int, small: bool, out: Path) -> list[str]:
 def _import_all() -> None:
     """Import what runs need, once for all forks; nothing computes yet, so no thread is started."""
     for name in (
-        "matplotlib.pyplot", "torch", "benchmark.cli", "benchmark.compose", "benchmark.figures", "benchmark.models",
-        "benchmark.outputs", "benchmark.posthoc", "benchmark.render", "benchmark.runner", "benchmark.tables",
-        "benchmark.train", "eval.generate", "eval.score",
+        "matplotlib.pyplot", "torch", "benchmark.cli", "benchmark.config.compose", "benchmark.reporting.radar", "benchmark.models",
+        "benchmark.reporting.outputs", "benchmark.training.posthoc", "benchmark.reporting.render", "benchmark.running.runner", "benchmark.reporting.tables",
+        "benchmark.training.train", "benchmark.training.generate", "eval.score",
     ):
         importlib.import_module(name)
 
@@ -402,7 +402,7 @@ class Hunter:
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                ours = b"benchmark.ranks" in words and any(str(self._results).encode() in word for word in words)
+                ours = b"benchmark.running.rank" in words and any(str(self._results).encode() in word for word in words)
                 if ours and descends(int(folder.name), program):
                     for item in (folder / "environ").read_bytes().split(b"\0"):
                         if item.startswith(b"RANK="):  # torchrun itself has none

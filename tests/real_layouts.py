@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmark.data.pocket import draw
 from benchmark.data.prepare import official
 from benchmark.data.prepare.files import Index, Place
 from benchmark.data.prepare.forms import Row
+from benchmark.pocket.world import draw
 
 COUNTS = {"train": 24, "validation": 4, "test": 12}
 SAMPLE = 16

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmark.core.errors import UserError, did_you_mean
 from benchmark.data.layout import FIX, Absent
 from benchmark.data.record import Record, check_images, digest, find_image, open_image
 from benchmark.data.rows import JsonRow, json_rows
-from benchmark.errors import UserError, did_you_mean
 from eval.needs import lacking
 
 __all__ = [
@@ -22,14 +22,14 @@ __all__ = [
 ]
 
 DATASETS = {
-    "okvqa": "benchmark.data.okvqa",
-    "textvqa": "benchmark.data.textvqa",
-    "ocrvqa": "benchmark.data.ocrvqa",
-    "gqa": "benchmark.data.gqa",
-    "flickr30k": "benchmark.data.flickr30k",
-    "coco": "benchmark.data.coco",
-    "iconqa": "benchmark.data.iconqa",
-    "scienceqa": "benchmark.data.scienceqa",
+    "okvqa": "benchmark.data.readers.okvqa",
+    "textvqa": "benchmark.data.readers.textvqa",
+    "ocrvqa": "benchmark.data.readers.ocrvqa",
+    "gqa": "benchmark.data.readers.gqa",
+    "flickr30k": "benchmark.data.readers.flickr30k",
+    "coco": "benchmark.data.readers.coco",
+    "iconqa": "benchmark.data.readers.iconqa",
+    "scienceqa": "benchmark.data.readers.scienceqa",
 }
 SPLITS = ("train", "validation", "test")
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark.core.errors import UserError
 from benchmark.data.layout import FIX as MOVE
 from benchmark.data.layout import Absent
-from benchmark.errors import UserError
 
 FIX = "Correct the file, or fetch it again."
 REQUIRED = object()

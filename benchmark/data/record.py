@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.files import canonical_json, sha256_file
+from benchmark.core.errors import UserError
+from benchmark.core.files import canonical_json, sha256_file
 
 # What the datasets come in; PIL also knows formats that start other programs.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.core.errors import UserError
 from benchmark.data import check
-from benchmark.errors import UserError
 
 
 @dataclass(frozen=True)

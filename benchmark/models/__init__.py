@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from benchmark.errors import UserError, did_you_mean
+from benchmark.core.errors import UserError, did_you_mean
 from benchmark.models import prompt
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def digest(path: str | Path, tower: Path | None = None) -> str:
     Raises:
         UserError: a folder does not exist or is empty.
     """
-    from benchmark.sidecar import checkpoint_digest
+    from benchmark.models.digest_cache import checkpoint_digest
 
     found = checkpoint_digest([Path(path), *([tower] if tower else [])])
     assert found is not None

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from benchmark.core.errors import UserError
+from benchmark.core.progress import read_image
 from benchmark.data.record import Record, check_images, find_image, open_image
-from benchmark.errors import UserError
 from benchmark.models import LoadedModel
 from benchmark.models.prompt import IGNORE
-from benchmark.progress import read_image
 
 FEATURE_BYTES = 2**30
 READ_SECONDS = 30  # without a batch from the processes that read ahead; torch itself waits for ever

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 
 FIX = "Fetch the checkpoint again, or correct model.checkpoint."
 PARTS = ("llm", "vision_tower", "mm_projector")  # of VILA's layout

@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from benchmark.models import tokenizer_model
 from benchmark.models.checkpoint_files import FIX, read_json, safetensors_files
 

@@ -12,8 +12,8 @@ from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedTo
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from benchmark.errors import UserError
-from benchmark.files import canonical_json, write_atomic
+from benchmark.core.errors import UserError
+from benchmark.core.files import canonical_json, write_atomic
 from benchmark.models import folder as folders
 from benchmark.models import llava_original as original
 from benchmark.models import places

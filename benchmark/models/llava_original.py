@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from benchmark.models import folder as folders
 from benchmark.models.checkpoint_files import FIX, promised, read_json, weight_files
 

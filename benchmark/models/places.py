@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from benchmark.spec import at_root
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from benchmark.errors import UserError
-from benchmark.files import canonical_json, write_atomic
+from benchmark.core.errors import UserError
+from benchmark.core.files import canonical_json, write_atomic
 from benchmark.models import folder as folders
 from benchmark.models.checkpoint_files import read_json, safetensors_files
 from benchmark.models.prompt import encode as encode  # vicuna_v1

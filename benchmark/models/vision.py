@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmark.errors import UserError, did_you_mean
+from benchmark.core.errors import UserError, did_you_mean
 from benchmark.models.checkpoint_files import read_json
 
 PREPROCESS = ("crop", "pad", "resize")

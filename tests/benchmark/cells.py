@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark import cell_tables, results
-from benchmark.answers import read_answers, read_items
-from benchmark.scores import write_items
+from benchmark import results
 from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
-from benchmark.store import Store
+from benchmark.store import cell_tables
+from benchmark.store.answers import read_answers, read_items
+from benchmark.store.cells import Store
+from benchmark.store.scores import write_items
 
 TRAIN = TrainSpec(
     epochs=2, batch_size=8, micro_batch_size=2, learning_rate=1e-3, projector_learning_rate=5e-4, scope="last_layers",

@@ -23,12 +23,12 @@ from typing import Any
 
 import pytest
 
-from benchmark import worker
+from benchmark.core.errors import UserError
 from benchmark.data.record import Record
-from benchmark.errors import UserError
-from benchmark.pool import serve
+from benchmark.running import worker
+from benchmark.running.pool import serve
 from benchmark.spec import head_of, seed_part
-from benchmark.store import read_cell
+from benchmark.store.cells import read_cell
 
 BASE = 1.0
 ITEMS = 12
@@ -143,13 +143,13 @@ def modules() -> dict[str, types.ModuleType]:
         return made
 
     return {
-        "benchmark.train": module("benchmark.train", train=train),
-        "benchmark.posthoc": module("benchmark.posthoc", transform=transform),
-        "benchmark.checkpoint": module(
-            "benchmark.checkpoint", apply_delta=apply_delta, snapshot=lambda model, names: model.weight,
+        "benchmark.training.train": module("benchmark.training.train", train=train),
+        "benchmark.training.posthoc": module("benchmark.training.posthoc", transform=transform),
+        "benchmark.training.checkpoint": module(
+            "benchmark.training.checkpoint", apply_delta=apply_delta, snapshot=lambda model, names: model.weight,
             load_delta=lambda path, digest: float(Path(path).read_text()),
         ),
-        "eval.generate": module("eval.generate", generate=generate),
+        "benchmark.training.generate": module("benchmark.training.generate", generate=generate),
     }
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmark.cli import main
 from benchmark.spec import ROOT
-from benchmark.store import Store
+from benchmark.store.cells import Store
 from tests.benchmark.cells import Tables, unfold
 from tests.benchmark.models import tiny
 
@@ -531,7 +531,7 @@ CASES: dict[Callable[[World, random.Random], None], int] = {
 
 def write_world(root: Path) -> World:
     """Draw the data, write the checkpoint, copy a finished cell."""
-    from benchmark.data.pocket import draw
+    from benchmark.pocket.world import draw
 
     world = World(root)
     with pytest.MonkeyPatch.context() as patch:  # only here: a published cell is checked against the whole suite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmark.tables import RowResult
+from benchmark.reporting.tables import RowResult
 from eval.score import ItemScore
 
 UPSTREAM = {"okvqa": "OKVQA", "textvqa": "TextVQA", "ocrvqa": "OCRVQA", "gqa": "GQA"}

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from benchmark import cli, results
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from benchmark.spec import ROOT
-from benchmark.store import Store, read_cell
+from benchmark.store.cells import Store, read_cell
 from tests.benchmark import fakes
 from tests.benchmark.cells import Tables, unfold
 

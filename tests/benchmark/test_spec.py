@@ -15,9 +15,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark import plan as planning
-from benchmark.compose import options_of, request
-from benchmark.errors import UserError
+from benchmark.config.compose import options_of, request
+from benchmark.core.errors import UserError
+from benchmark.planning import plan as planning
 from benchmark.spec import (
     LONGEST_LABEL,
     ROOT,
@@ -238,7 +238,7 @@ def test_the_parameters_of_a_method_of_the_users_own():
 
 def test_composing_needs_no_torch():
     program = (
-        "import sys; from benchmark.compose import request; request(['table=table5']); import benchmark.plan;"
+        "import sys; from benchmark.config.compose import request; request(['table=table5']); import benchmark.planning.plan;"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules and 'pandas' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

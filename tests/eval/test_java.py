@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from eval.java import exception_of, find_java
 
 

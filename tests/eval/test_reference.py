@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from eval import caption, exact, scienceqa, textvqa, vqa
 from eval.score import score, value
 from tests.eval import nasty

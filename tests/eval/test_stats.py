@@ -3,7 +3,7 @@ import zlib
 import numpy as np
 import pytest
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from eval import stats
 from eval.averages import h_average
 from eval.score import ItemScore

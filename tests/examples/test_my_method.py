@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import examples
-from benchmark.errors import UserError
-from benchmark.shards import attach
+from benchmark.core.errors import UserError
+from benchmark.training.attach import attach
 from methods.registry import build, entry
 from tests.methods import parts
 

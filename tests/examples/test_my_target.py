@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 import examples
-from benchmark.compose import request
+from benchmark.config.compose import request
+from benchmark.core.errors import UserError
 from benchmark.data import check_images, load
-from benchmark.errors import UserError
-from benchmark.keys import Digests
 from benchmark.spec import cell_id
+from benchmark.store.keys import Digests
 
 ROOT = Path(examples.__file__).resolve().parent.parent
 NAME = "examples.my_target"
@@ -153,7 +153,7 @@ def test_a_file_of_the_repository_is_its_module(mine):
 
 
 def test_a_slurm_element_names_the_files(mine):
-    from benchmark.slurm import _method, _target
+    from benchmark.running.slurm import _method, _target
 
     cell = request([f"methods='{mine}/mine_m.py:TopKGradient'", "model=llava_pocket",
                     f"targets='{mine}/mine_t.py'"]).cells[0]

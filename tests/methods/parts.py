@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.shards import Shard, Shards
+from benchmark.training.attach import Shard, Shards
 
 
 def run(

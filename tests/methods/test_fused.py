@@ -15,8 +15,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import Parameter
 
-from benchmark.bench_methods import Bench, Size
-from benchmark.shards import attach
+from benchmark.profiling.bench_methods import Bench, Size
+from benchmark.training.attach import attach
 from methods import fused, ops, spider
 from methods.registry import build
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from methods.grafting_mask import top_share
 from methods.registry import build
 from tests.methods.checks import random_weights

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 import methods
-from benchmark import compose
-from benchmark.code_version import STAGE_MODULES, _imported_methods, method_modules
-from benchmark.errors import UserError
-from benchmark.plan import expand
+from benchmark.config import compose
+from benchmark.core.errors import UserError
+from benchmark.planning.plan import expand
 from benchmark.spec import cell_id
+from benchmark.store.code_version import STAGE_MODULES, _imported_methods, method_modules
 from methods.base import Method
 from methods.registry import METHODS, build, entry, load_class, make_params
 
@@ -121,8 +121,8 @@ def test_a_relative_import_in_methods_counts(line, tmp_path, monkeypatch):
     _imported_methods.cache_clear()
     (tmp_path / "methods" / "near.py").write_text(f"{line}\n")
     (tmp_path / "methods" / "beside.py").write_text("")
-    monkeypatch.setattr("benchmark.code_version.ROOT", tmp_path)
-    monkeypatch.setattr("benchmark.code_version.at_root", lambda name: tmp_path / name)
+    monkeypatch.setattr("benchmark.store.code_version.ROOT", tmp_path)
+    monkeypatch.setattr("benchmark.store.code_version.at_root", lambda name: tmp_path / name)
     assert method_modules("methods.near:Near") == ("methods/near.py", "methods/beside.py")
 
 

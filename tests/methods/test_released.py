@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.calibration import Calibration
-from benchmark.shards import attach
+from benchmark.training.attach import attach
+from benchmark.training.calibration import Calibration
 from methods import ops
 from methods.registry import build
 from tests.reference import tailor

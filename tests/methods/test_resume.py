@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmark.errors import UserError
-from benchmark.shards import attach
+from benchmark.core.errors import UserError
+from benchmark.training.attach import attach
 from methods.registry import METHODS, build
 from tests.methods import toy
 

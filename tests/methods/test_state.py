@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.errors import UserError
-from benchmark.shards import attach
+from benchmark.core.errors import UserError
+from benchmark.training.attach import attach
 from examples.my_method import TopKGradient, TopKGradientParams
 from methods.base import Method
 from methods.registry import METHODS, build, load_class

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from methods.half_ft import draw_frozen
 from methods.registry import METHODS, build, refusal
 from tests.methods import parts, toy

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmark.shards import Attachment, attach
+from benchmark.training.attach import Attachment, attach
 from methods.base import Method
 
 WIDTH = 6

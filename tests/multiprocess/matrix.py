@@ -10,7 +10,7 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from benchmark.files import write_atomic
+from benchmark.core.files import write_atomic
 from tests.multiprocess.launch import launch
 from tests.multiprocess.parity import (
     BF16_PLACES,

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmark.errors import UserError
-from benchmark.shards import Shard
+from benchmark.core.errors import UserError
+from benchmark.training.attach import Shard
 from methods import ops
 from methods.base import Method
 from methods.grafting import Grafting

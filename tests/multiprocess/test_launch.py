@@ -19,13 +19,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark import endings, launch, ranks, signals, store
+from benchmark.core import signals
+from benchmark.core.errors import UserError
+from benchmark.core.signals import Preempted
 from benchmark.data import load as load_records
-from benchmark.errors import UserError
-from benchmark.signals import Preempted
+from benchmark.running import endings, multi_process, rank
+from benchmark.running.worker import load_model
 from benchmark.spec import MethodSpec
-from benchmark.worker import load_model
-from eval.generate import generate
+from benchmark.store import cells
+from benchmark.training.generate import generate
 from tests.multiprocess.small_world import ICONQA, cell, folder_of
 
 pytestmark = pytest.mark.slow
@@ -37,7 +39,7 @@ def trained(world, tmp_path_factory):
     folder = folder_of(tmp_path_factory.mktemp("cells") / "straight", spec)
     told: list[tuple[int, int]] = []
     read: list[tuple[int, int]] = []
-    launch.train_together(
+    multi_process.train_together(
         spec, folder, None, 6, lambda step, steps, row: told.append((step, steps)), lambda *done: read.append(done)
     )
     assert told[-1] == (6, 6) and read[-1] == (12, 12)  # every process reads all images
@@ -48,7 +50,7 @@ def test_a_method_of_ones_own_trains_on_two_processes(world, tmp_path):
     """examples/my_method.py through the program's own launcher: what its share never reaches stays at w*."""
     spec = cell(world, method=MethodSpec("examples.my_method:TopKGradient", {}))
     folder = folder_of(tmp_path / "own", spec)
-    launch.train_together(spec, folder, None, 6, None)
+    multi_process.train_together(spec, folder, None, 6, None)
     row = json.loads((folder / "train.jsonl").read_text().splitlines()[-1])
     assert row["step"] == 6 and 0.3 < row["restored_fraction"] < 0.9 and row["rms_delta"] > 0
 
@@ -65,12 +67,12 @@ def test_two_processes_train_and_answer(world, trained):
     ids = [record.item_id for record in records]
     answers = folder / "answers" / "iconqa.jsonl"
     told: list[tuple[int, int]] = []
-    launch.answer_together(spec, folder, None, "iconqa", ids, lambda *done: told.append(done))
+    multi_process.answer_together(spec, folder, None, "iconqa", ids, lambda *done: told.append(done))
     assert told[-1] == (7, 7) and [path.name for path in answers.parent.iterdir()] == ["iconqa.jsonl"]
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [row["item_id"] for row in rows] == ids
 
-    from benchmark.checkpoint import apply_delta, load_delta
+    from benchmark.training.checkpoint import apply_delta, load_delta
 
     loaded = load_model(spec.model, "float32", "cpu")
     apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
@@ -89,20 +91,20 @@ def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trai
     def stop() -> None:
         while not (folder / "train.jsonl").is_file() or not (folder / "train.jsonl").read_text():
             time.sleep(0.05)
-        (folder / launch.STOP).touch()
+        (folder / multi_process.STOP).touch()
 
     thread = threading.Thread(target=stop)
     thread.start()
     try:
-        launch.train_together(spec, folder, None, 6)
+        multi_process.train_together(spec, folder, None, 6)
         stopped = False  # a fast machine may finish in the second before the processes look
     except Preempted:
         stopped = True
     thread.join()
     if stopped:
         with pytest.raises(UserError, match=r"go on with engine=zero2 and GPUS=2 \(gpus=2\), or delete"):
-            launch.train_together(replace(spec, processes=1), folder, None, 6)
-        launch.train_together(spec, folder, None, 6)
+            multi_process.train_together(replace(spec, processes=1), folder, None, 6)
+        multi_process.train_together(spec, folder, None, 6)
     one, other = (_delta(path) for path in (straight, folder))
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
@@ -122,7 +124,7 @@ def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words, variables = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-                if b"benchmark.ranks" in words and str(folder).encode() in words and b"\0RANK=1\0" in variables:
+                if b"benchmark.running.rank" in words and str(folder).encode() in words and b"\0RANK=1\0" in variables:
                     killed.append(int(process.name))
                     os.kill(killed[-1], signal.SIGKILL)
 
@@ -130,7 +132,7 @@ def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
     thread.start()
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=KILLED):
-        launch.train_together(spec, folder, None, 600)
+        multi_process.train_together(spec, folder, None, 600)
     thread.join(10)
     assert len(killed) == 1 and time.monotonic() - start < 120
     assert not any(path.name.startswith(("outcome", "images")) for path in folder.iterdir())
@@ -144,13 +146,13 @@ def test_the_processes_end_when_the_program_that_started_them_is_killed(world, t
 
     def told(*_) -> None:
         if not started:
-            started.extend(_processes(b"benchmark.ranks", folder))
-            os.kill(*_processes(b"benchmark.torchrun", folder), signal.SIGKILL)
+            started.extend(_processes(b"benchmark.running.rank", folder))
+            os.kill(*_processes(b"benchmark.running.torchrun", folder), signal.SIGKILL)
 
     with pytest.raises(RuntimeError, match="train failed: .* by signal 9"):
-        launch.train_together(spec, folder, None, 600, told)
+        multi_process.train_together(spec, folder, None, 600, told)
     end = time.monotonic() + 120
-    while left := _processes(b"benchmark.ranks", folder):
+    while left := _processes(b"benchmark.running.rank", folder):
         assert time.monotonic() < end, left
         time.sleep(0.2)
     assert len(started) == 2
@@ -169,23 +171,23 @@ def _processes(module: bytes, folder: Path) -> list[int]:
 
 def test_processes_that_do_not_stop_are_killed(monkeypatch):
     for name in ("PATIENCE", "GRACE"):
-        monkeypatch.setattr(launch, name, 0.5)
+        monkeypatch.setattr(multi_process, name, 0.5)
     program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    launch._end(process)
+    multi_process._end(process)
     assert process.wait(30) == -signal.SIGKILL
 
 
 def test_a_log_that_another_process_holds_is_waited_for_only_so_long(world, tmp_path, monkeypatch):
     for name in ("PATIENCE", "GRACE"):
-        monkeypatch.setattr(launch, name, 0.2)
+        monkeypatch.setattr(multi_process, name, 0.2)
     spec, folder = cell(world), folder_of(tmp_path / "held", cell(world))
     with open(folder / "train.log", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="Another process has held .*train.log for 0 s. End it"):
-            launch.train_together(spec, folder, None)
+            multi_process.train_together(spec, folder, None)
 
 
 def test_images_that_processes_read_before_their_first_step_are_told(world, monkeypatch, tmp_path):
@@ -196,10 +198,10 @@ def test_images_that_processes_read_before_their_first_step_are_told(world, monk
         "ranks._images_in(folder / 'images-0.json')(300, 1000); ranks._images_in(folder / 'images-1.json')(900, 1000);"
         "time.sleep(2.5)"
     )
-    monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", program, str(folder)])
+    monkeypatch.setattr(multi_process, "command", lambda *_: [sys.executable, "-c", program, str(folder)])
     trained, answered, told = [], [], []
-    launch.train_together(spec, folder, None, 6, None, lambda *done: trained.append(done))
-    launch.answer_together(
+    multi_process.train_together(spec, folder, None, 6, None, lambda *done: trained.append(done))
+    multi_process.answer_together(
         spec, folder, None, "iconqa", ["a"], lambda *done: told.append(done), lambda *done: answered.append(done)
     )
     assert set(trained) == {(300, 1000)} and set(answered) == {(1200, 2000)}
@@ -210,9 +212,9 @@ def test_a_driver_that_hangs_is_said(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(launch, "output_of", functools.partial(launch.output_of, seconds=0.5))
+    monkeypatch.setattr(multi_process, "output_of", functools.partial(multi_process.output_of, seconds=0.5))
     with pytest.raises(UserError, match="nvidia-smi gave no answer in 0 s: the driver hangs"):
-        launch.gpus_in_sight(None)
+        multi_process.gpus_in_sight(None)
 
 
 def test_the_first_to_end_waits_for_the_others(tmp_path):
@@ -222,10 +224,10 @@ def test_the_first_to_end_waits_for_the_others(tmp_path):
     endings.note(tmp_path, 0, done)
     others.start()
     start = time.monotonic()
-    ranks.leave_together(tmp_path, 2)
+    rank.leave_together(tmp_path, 2)
     assert 0.4 < time.monotonic() - start < 30 and endings.noted(tmp_path) == {0: done, 1: done}
     start = time.monotonic()
-    ranks.leave_together(tmp_path, 3, seconds=0.2)  # one died
+    rank.leave_together(tmp_path, 3, seconds=0.2)  # one died
     assert time.monotonic() - start < 30
 
 
@@ -244,20 +246,20 @@ def test_the_processes_of_a_killed_run_are_waited_for(world, monkeypatch, tmp_pa
     while "here" not in (folder / "train.log").read_text():
         time.sleep(0.02)
     program = f"import os, sys; sys.exit(os.path.exists('/proc/{orphan.pid}/fd/1'))"
-    monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", program])
+    monkeypatch.setattr(multi_process, "command", lambda *_: [sys.executable, "-c", program])
     threading.Thread(target=orphan.wait, daemon=True).start()
-    launch.train_together(spec, folder, None)  # code 1 if the orphan still had its files open
+    multi_process.train_together(spec, folder, None)  # code 1 if the orphan still had its files open
 
 
 def test_a_process_stops_when_the_program_that_started_it_was_killed(tmp_path):
     """Training then saves its state: it is told so by SIGTERM."""
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = {"host": socket.gethostname(), "pid": parent.pid, "started": store._started(parent.pid)}
+    owner = {"host": socket.gethostname(), "pid": parent.pid, "started": cells._started(parent.pid)}
     (tmp_path / "lock").write_text(json.dumps(owner))
-    watch = threading.Thread(target=ranks._watch, args=(tmp_path, owner, os.getppid()), daemon=True)
+    watch = threading.Thread(target=rank._watch, args=(tmp_path, owner, os.getppid()), daemon=True)
     with pytest.raises(signals.Terminated), signals.raising():
         watch.start()
-        watch.join(3 * launch.POLL)
+        watch.join(3 * multi_process.POLL)
         assert watch.is_alive()
         parent.kill()
         parent.wait()
@@ -267,19 +269,19 @@ def test_a_process_stops_when_the_program_that_started_it_was_killed(tmp_path):
 
 def test_commands_and_environment(world, monkeypatch):
     spec = cell(world)
-    words = launch.command(spec, Path("/cell"), 8, "train")
+    words = multi_process.command(spec, Path("/cell"), 8, "train")
     assert words[1:] == [
-        "-m", "benchmark.torchrun", "/cell", "--standalone", "--nproc-per-node", "8", "-m", "benchmark.ranks", "/cell",
+        "-m", "benchmark.running.torchrun", "/cell", "--standalone", "--nproc-per-node", "8", "-m", "benchmark.running.rank", "/cell",
         "train",
     ]
-    hosts = launch.command(replace(spec, hostfile="hosts"), Path("/cell"), 8, "generate/coco")
+    hosts = multi_process.command(replace(spec, hostfile="hosts"), Path("/cell"), 8, "generate/coco")
     assert hosts[1:5] == ["-m", "deepspeed.launcher.runner", "--hostfile", "hosts"]
-    assert hosts[-4:] == ["--module", "benchmark.ranks", "/cell", "generate/coco"]
+    assert hosts[-4:] == ["--module", "benchmark.running.rank", "/cell", "generate/coco"]
     gpu = replace(spec, device="cuda", processes=0)
-    assert launch.processes_of(gpu, "3,5,6") == 3 and launch.processes_of(spec, None) == 2
-    assert launch.environment(gpu, "3,5,6")["CUDA_VISIBLE_DEVICES"] == "3,5,6"
-    assert launch.environment(replace(gpu, devices=(4, 5)), "3")["CUDA_VISIBLE_DEVICES"] == "4,5"
-    assert launch.environment(spec, "3")["CUDA_VISIBLE_DEVICES"] == ""
+    assert multi_process.processes_of(gpu, "3,5,6") == 3 and multi_process.processes_of(spec, None) == 2
+    assert multi_process.environment(gpu, "3,5,6")["CUDA_VISIBLE_DEVICES"] == "3,5,6"
+    assert multi_process.environment(replace(gpu, devices=(4, 5)), "3")["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert multi_process.environment(spec, "3")["CUDA_VISIBLE_DEVICES"] == ""
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="nvidia-smi finds no GPU"):
-        launch.processes_of(gpu, None)
+        multi_process.processes_of(gpu, None)

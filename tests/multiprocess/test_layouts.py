@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from benchmark.engine import deepspeed_config, skip_compiling
-from benchmark.errors import UserError
-from benchmark.shards import attach
+from benchmark.core.errors import UserError
+from benchmark.training.attach import attach
+from benchmark.training.engine import deepspeed_config, skip_compiling
 from methods.registry import build
 from tests.multiprocess.launch import launch
 from tests.multiprocess.parity import forward_faults

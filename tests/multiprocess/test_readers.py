@@ -19,7 +19,7 @@ import os, sys, time
 from pathlib import Path
 from benchmark import endings, ranks, train, worker
 from benchmark.models import batch
-from benchmark.store import read_cell
+from benchmark.store.cells import read_cell
 
 batch.FEATURE_BYTES = 0  # as with 10,000 large images: they are read while the training goes on
 train.READ_SECONDS = 5

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark.checkpoint import load_delta
+from benchmark.core.errors import UserError
+from benchmark.core.signals import Preempted
 from benchmark.data.record import Record
-from benchmark.errors import UserError
-from benchmark.signals import Preempted
 from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec
-from benchmark.train import train
+from benchmark.training.checkpoint import load_delta
+from benchmark.training.train import train
 from methods.base import Method
 from methods.registry import build
 from tests.benchmark.models import tiny

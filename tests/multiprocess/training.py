@@ -18,14 +18,14 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmark.checkpoint import snapshot
 from benchmark.data.record import Record
-from benchmark.engine import deepspeed_config, skip_compiling
 from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import Items
 from benchmark.models.prompt import IGNORE
-from benchmark.shards import attach
-from benchmark.train import Order, batch_loss, training_batch
+from benchmark.training.attach import attach
+from benchmark.training.checkpoint import snapshot
+from benchmark.training.engine import deepspeed_config, skip_compiling
+from benchmark.training.train import Order, batch_loss, training_batch
 from methods.base import Method
 from tests.benchmark.models import tiny
 

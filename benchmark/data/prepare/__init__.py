@@ -26,13 +26,13 @@ from typing import Any
 import yaml
 
 from benchmark import data
+from benchmark.core.errors import UserError, counted, did_you_mean
+from benchmark.core.files import digest_of, lock, user_path, write_atomic
+from benchmark.core.progress import long_work
 from benchmark.data.layout import official_names
 from benchmark.data.prepare import forms, group, hub, official
 from benchmark.data.prepare.files import Index, Place, unpack
 from benchmark.data.prepare.forms import Row
-from benchmark.errors import UserError, counted, did_you_mean
-from benchmark.files import digest_of, lock, user_path, write_atomic
-from benchmark.progress import long_work
 
 Say = Callable[[str], None]
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from benchmark.core.errors import UserError
+from benchmark.core.files import digest_of, unfinished_folder
 from benchmark.data.record import SUFFIXES
-from benchmark.errors import UserError
-from benchmark.files import digest_of, unfinished_folder
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 

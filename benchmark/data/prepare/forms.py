@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmark.files import write_atomic
+from benchmark.core.files import write_atomic
 
 
 class Stored(Protocol):

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmark.core.errors import UserError
 from benchmark.data import check
 from benchmark.data.prepare import official
 from benchmark.data.prepare.files import Index
 from benchmark.data.prepare.forms import Row
 from benchmark.data.record import Record
-from benchmark.errors import UserError
 
 Rows = dict[str, list[Row]]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.core.errors import UserError
 from benchmark.data import check
 from benchmark.data.prepare.files import Place
 from benchmark.data.prepare.forms import Row
-from benchmark.errors import UserError
 
 Rows = dict[str, list[Row]]
 REACH_SECONDS = 5.0  # for the hub's first answer; a look-up of the client's own goes on for 20 seconds and more

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProc
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 import benchmark.models
-from benchmark import weights
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
+from benchmark.models import check_weights
 from benchmark.models.checkpoint_files import loaded_files, weight_files
 from benchmark.spec import ROOT
 from tests.benchmark.models import tiny
@@ -65,7 +65,7 @@ def test_a_single_file_beside_whole_shards_is_refused(checkpoint):
     """Two savings into one folder: transformers would load the single file, whichever is older."""
     family, folder = checkpoint
     shard(part(family, folder), old=True)
-    for use in (lambda: tiny.load(family, folder), lambda: weights.check(folder), lambda: loaded_files(folder)):
+    for use in (lambda: tiny.load(family, folder), lambda: check_weights.check(folder), lambda: loaded_files(folder)):
         with pytest.raises(UserError, match="holds its weights twice: model.safetensors, and 2 shards .*Delete"):
             use()
 
@@ -77,7 +77,7 @@ def test_an_index_without_its_shards_is_a_leftover(checkpoint):
     shard(part(family, folder), old=True)
     for path in part(family, folder).glob("model-0*"):
         path.unlink()
-    weights.check(folder)
+    check_weights.check(folder)
     again = tiny.load(family, folder)
     assert all(torch.equal(state[name], tensor) for name, tensor in again.model.state_dict().items())
     assert again.digest == digest
@@ -90,7 +90,7 @@ def test_shards_load_like_the_single_file(checkpoint):
     for where in parts:
         shard(where)
         (where / "model.safetensors").unlink()
-    weights.check(folder)
+    check_weights.check(folder)
     assert all(torch.equal(state[name], t) for name, t in tiny.load(family, folder).model.state_dict().items())
 
 
@@ -102,7 +102,7 @@ def test_an_adapter_is_named_as_such(checkpoint, whole):
         (where / "model.safetensors").unlink()
     save_file({"base.lora_A.weight": torch.zeros(4, 8)}, where / "adapter_model.safetensors")
     (where / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
-    for use in (lambda: tiny.load(family, folder), lambda: weights.check(folder), lambda: loaded_files(folder)):
+    for use in (lambda: tiny.load(family, folder), lambda: check_weights.check(folder), lambda: loaded_files(folder)):
         with pytest.raises(UserError, match=r"is an adapter \(adapter_config.json\), .* Merge it first"):
             use()
 
@@ -119,12 +119,12 @@ def test_what_is_not_loaded_is_neither_checked_nor_hashed(checkpoint):
     (where / "pytorch_model.bin").write_bytes(b"cut")
     (where / "training_args.bin").write_bytes(b"pickle")
     (where / "trainer_state.json").write_text("{}")
-    weights.check(folder)
+    check_weights.check(folder)
     assert loaded_files(folder) == files and benchmark.models.digest(folder) == digest
     tiny.load(family, folder)
     (where / "model.safetensors").write_bytes((where / "model.safetensors").read_bytes()[:-4])
     with pytest.raises(UserError, match="truncated or corrupt"):
-        weights.check(folder)
+        check_weights.check(folder)
 
 
 def test_a_folder_of_states_alone_names_the_newest(tmp_path):
@@ -146,14 +146,14 @@ def test_pickled_weights_are_checked_too(tmp_path, kind):
         (folder / "config.json").write_text(config.replace('"projection_dim": 768', '"projection_dim": 32').replace(
             '"projection_dim": 512', '"projection_dim": 32'
         ))
-        weights.check(folder)
+        check_weights.check(folder)
         path = weight_files(folder)[0]
         tensors = torch.load(path) if kind == "bin" else load_file(path)
         name = next(name for name in tensors if name.endswith("weight"))
         tensors[name].view(-1)[0] = float("nan")
         torch.save(tensors, path) if kind == "bin" else save_file(tensors, path)
         with pytest.raises(UserError, match=f"{path.name}: {name} holds 1 numbers that are not finite"):
-            weights.check(folder)
+            check_weights.check(folder)
 
 
 @pytest.mark.parametrize(("index", "reason"), [

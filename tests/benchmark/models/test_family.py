@@ -12,12 +12,12 @@ import torch
 import benchmark.data
 import benchmark.models
 from benchmark import cli
-from benchmark.audit_protocol import sample
-from benchmark.compose import request
-from benchmark.errors import UserError
+from benchmark.audit.protocol import sample
+from benchmark.config.compose import request
+from benchmark.core.errors import UserError
 from benchmark.models.batch import Items
-from benchmark.store import Store
-from eval.generate import answer_batch
+from benchmark.store.cells import Store
+from benchmark.training.generate import answer_batch
 from tests.benchmark import fakes
 from tests.benchmark.models import third, tiny
 
@@ -54,7 +54,7 @@ def test_cells_of_a_third_family_train_answer_and_score(given, tmp_path, capsys)
         assert cell.model.family == "third" and (store.folder(cell) / "scores.json").is_file()
         assert (store.folder(cell) / "delta.safetensors").is_file() == (cell.train is not None)
     with pytest.raises(UserError, match="No writer for family third"):
-        from benchmark.export import export
+        from benchmark.publishing.export import export
 
         export(store, store.folder(asked.cells[1]).name, tmp_path / "out")
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 import benchmark.models
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from benchmark.models import places
 from benchmark.models.batch import collate
 from benchmark.models.llava_original import padded_vocabulary, tensors
-from benchmark.models.trainable import check_counts, trainable_table
+from benchmark.training.trainable import check_counts, trainable_table
 from tests.benchmark.models import tiny
 from tests.benchmark.models.test_models import item
 

@@ -22,12 +22,12 @@ from transformers import (
 )
 
 import benchmark.models
+from benchmark.core.errors import UserError
+from benchmark.core.progress import images_told
 from benchmark.data.record import Record
-from benchmark.errors import UserError
 from benchmark.models import LoadedModel, llava, trainable_names, vila
 from benchmark.models.batch import Item, Items, collate, split_start, start_cache
 from benchmark.models.prompt import encode
-from benchmark.progress import images_told
 from tests.benchmark.models import tiny
 
 FAMILIES = ["llava", "vila"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from benchmark.models import prompt
 from tests.benchmark.models import tiny
 

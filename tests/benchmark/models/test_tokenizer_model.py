@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from benchmark.models.folder import load_tokenizer
 from benchmark.spec import ROOT
 from tests.benchmark.models import tiny

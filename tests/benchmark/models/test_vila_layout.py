@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from tests.benchmark.models import tiny
 from tests.benchmark.models.test_layouts import write_shards
 

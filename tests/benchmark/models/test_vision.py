@@ -13,8 +13,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import benchmark.models
+from benchmark.core.errors import UserError
 from benchmark.data import Record
-from benchmark.errors import UserError
 from benchmark.models.batch import Items
 from benchmark.models.vision import ImageProcessor, expand2square, load_image_processor
 from benchmark.spec import input_form

@@ -1,0 +1,327 @@
+"""Checks of the data: counts, images, scenes shared between splits, and what a model reaches without looking.
+
+`python -m benchmark audit data` calls `main`, which exits with 1 when something is wrong with the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageStat
+from rich.console import Console
+
+from benchmark.audit import baselines
+from benchmark.audit.data_report import Report, markdown, tables, verdict
+from benchmark.core.errors import UserError
+from benchmark.core.files import sha256_file, write_atomic
+from benchmark.core.progress import StageTold, long_work
+from benchmark.data import SPLITS, DatasetLike, load, reader_of
+from benchmark.data.layout import Absent, read_json
+from benchmark.data.record import Record, check_images, find_image, open_image
+from eval.score import score, value
+
+if TYPE_CHECKING:
+    from benchmark.models import LoadedModel
+
+Answerer = Callable[[DatasetLike, list[Record]], Mapping[str, str]]
+Splits = dict[tuple[str, str], list[Record]]
+
+SCENE_KEYS = "scene_keys.json"
+
+
+def audit(
+    specs: Sequence[DatasetLike], root: Path, bases: Mapping[str, Answerer] | None = None,
+    split: str = "test", told: StageTold | None = None,
+) -> Report:
+    """Check all splits that are on disk and compute the baselines of one.
+
+    A split is required if the spec gives its count; any other is read if it is there. Baselines learn from
+    the training split where it is on disk.
+
+    Args:
+        specs: data sets of a profile; protocol variants that share a reader share its images.
+        root: data folder.
+        bases: by name, functions that answer records with a model; each one answers twice, seeing the images
+            and seeing their mean colour instead ('blind').
+        split: which split the baselines answer.
+        told: called with (stage, done, total) as images are decoded and baselines computed.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: nothing could be read at all.
+    """
+    report = Report()
+    splits = read_splits(specs, root, report, told)
+    if not splits:
+        raise UserError("\n".join(report.faults) or f"{root} has no data set. Draw or fetch one there.")
+    # Variants of a protocol show the same images again, so only one spec per reader counts as a set.
+    first = {reader_of(spec): spec.id for spec in reversed(specs)}
+    own = {(reader_of(spec), name): splits[spec.id, name]
+           for spec in specs if first[reader_of(spec)] == spec.id
+           for name in SPLITS if (spec.id, name) in splits}
+    check_disjoint(own, root, report)
+    shown = [spec for spec in specs if (spec.id, split) in splits]
+    for done, spec in enumerate(shown):
+        if told is not None:
+            told("baselines", done, len(shown))
+        train, test = splits.get((spec.id, "train"), []), splits[spec.id, split]
+        if spec.metric == "cider":
+            report.captions.append(caption_row(spec, train, test, bases or {}))
+        else:
+            report.questions.extend(question_rows(spec, train, test, bases or {}))
+    return report
+
+
+def read_splits(
+    specs: Iterable[DatasetLike], root: Path, report: Report, told: StageTold | None = None
+) -> Splits:
+    """Read every split that is required or on disk; note the faults of each.
+
+    Args:
+        specs: data sets.
+        root: data folder.
+        report: gets the faults.
+        told: called with ("images", decoded, all).
+
+    Returns:
+        Records by (data set id, split).
+    """
+    splits: Splits = {}
+    for spec in specs:
+        for split in SPLITS:
+            required = (spec.counts or {}).get(split) is not None
+            try:
+                splits[spec.id, split] = load(spec, root, split)
+            except Absent as error:
+                if required:
+                    report.faults.append(str(error))
+            except UserError as error:
+                report.faults.append(str(error))
+    sizes = {place: len({record.image for record in records} - {None}) for place, records in splits.items()}
+    before, sound = 0, {}
+    for place, records in splits.items():
+        def count(done: int, _: int, before: int = before) -> None:
+            if told is not None:
+                told("images", before + done, sum(sizes.values()))
+
+        try:
+            check_images(records, count)
+            sound[place] = records
+        except UserError as error:
+            report.faults.append(str(error))
+        before += sizes[place]
+    return sound
+
+
+def check_disjoint(splits: Splits, root: Path, report: Report) -> None:
+    """Find scenes that occur in more than one split or data set.
+
+    Args:
+        splits: records by (reader, split).
+        root: data folder; <reader>/scene_keys.json = {split: {group: key}} names the scenes of drawn images,
+            elsewhere equal bytes are equal scenes.
+        report: gets a row per split, the duplicates, and groups without a key as faults.
+    """
+    places: dict[str, dict[str, str]] = defaultdict(dict)
+    for (reader, split), records in splits.items():
+        images = {record.group: record for record in records if record.image is not None}
+        path = root / reader / SCENE_KEYS
+        named = read_json(path).get(split, {}) if path.is_file() else None
+        if named is None:
+            keys = {group: sha256_file(find_image(record.image)) for group, record in images.items()}
+        else:
+            keys = {group: str(named[group]) for group in images if group in named}
+            without = sorted(set(images) - set(keys))
+            if without:
+                report.faults.append(
+                    f"{path}: {len(without)} of {len(images)} groups of {split} have no scene key, the first "
+                    f"is {without[0]}. Draw the dataset again."
+                )
+        for group, key in keys.items():
+            places[key].setdefault(f"{reader}/{split}", group)
+        report.splits.append({
+            "dataset": reader, "split": split, "items": len(records),
+            "groups": len({record.group for record in records}), "images": len(images),
+            "scenes": len(set(keys.values())), "keys": "image bytes" if named is None else "scene keys",
+        })
+    report.duplicates = [
+        {"key": key, "places": [f"{place} group {group}" for place, group in sorted(found.items())]}
+        for key, found in sorted(places.items()) if len(found) > 1
+    ]
+
+
+def question_rows(
+    spec: DatasetLike, train: Sequence[Record], test: Sequence[Record], bases: Mapping[str, Answerer]
+) -> list[dict[str, Any]]:
+    """Score the baselines of a question set, all items and, if some have no image, the image items alone.
+
+    Args:
+        spec: id and metric.
+        train: training records, may be empty.
+        test: records to answer.
+        bases: models to show with and without the images.
+
+    Returns:
+        Rows {dataset, items, n, learned_from, majority, lookup, ceiling, bases: {name: {blind, sighted}}},
+        0-100; lookup is None without training answers.
+    """
+    images = [record for record in test if record.image is not None]
+    answers = {"majority": baselines.majority(train, test)}
+    if train:
+        answers["lookup"] = baselines.lookup(train, test)
+    tries = baselines.each_reference(test)
+    seen = {name: _with_and_without(spec, test, base) for name, base in bases.items()}
+    rows = []
+    for label, part in (("all", test), ("image", images)):
+        if not part or (label == "image" and len(images) == len(test)):
+            continue
+
+        def points(given: Mapping[str, str], part: Sequence[Record] = part) -> float:
+            return value(score(spec.metric, part, given))
+
+        best = [max(item) for item in zip(
+            *([scored.score for scored in score(spec.metric, part, given)] for given in tries), strict=True
+        )]
+        rows.append({
+            "dataset": spec.id, "items": label, "n": len(part), "learned_from": "train" if train else "test",
+            "majority": points(answers["majority"]),
+            "lookup": points(answers["lookup"]) if train else None,
+            "ceiling": 100 * sum(best) / len(best),
+            "bases": {
+                name: {way: points(given) for way, given in ways.items()} for name, ways in seen.items()
+            },
+        })
+    return rows
+
+
+def caption_row(
+    spec: DatasetLike, train: Sequence[Record], test: Sequence[Record], bases: Mapping[str, Answerer]
+) -> dict[str, Any]:
+    """Score the baselines of a captioning set.
+
+    Args:
+        spec: id and metric (cider).
+        train: training records, may be empty.
+        test: one record per image.
+        bases: models to show with and without the images.
+
+    Returns:
+        {dataset, n, learned_from, one_reference, commonest, shuffled, bases}: CIDEr x 100 of each caption
+        against the image's others (mean over which one is held out; None if an image has only one), of the
+        commonest caption for every image, and of right captions on shuffled images.
+    """
+    def points(records: Sequence[Record], given: Mapping[str, str]) -> float:
+        return value(score(spec.metric, records, given))
+
+    fewest = min(len(record.references) for record in test)
+    held = [points(*baselines.held_out(test, position)) for position in range(fewest)] if fewest > 1 else []
+    return {
+        "dataset": spec.id, "n": len(test), "learned_from": "train" if train else "test",
+        "one_reference": sum(held) / len(held) if held else None,
+        "commonest": points(test, baselines.commonest_caption(train, test)),
+        "shuffled": points(test, baselines.shuffled_captions(test)),
+        "bases": {
+            name: {way: points(test, given) for way, given in _with_and_without(spec, test, base).items()}
+            for name, base in bases.items()
+        },
+    }
+
+
+def _with_and_without(
+    spec: DatasetLike, records: Sequence[Record], base: Answerer
+) -> dict[str, Mapping[str, str]]:
+    """Return a model's answers when it sees the mean colour of all images, and when it sees the images."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            "blind": base(spec, mean_colour(records, Path(folder))),
+            "sighted": base(spec, list(records)),
+        }
+
+
+def mean_colour(records: Sequence[Record], folder: Path) -> list[Record]:
+    """Replace every image by one in the mean colour of them all; items without an image stay.
+
+    Args:
+        records: any records.
+        folder: where the one image is written.
+
+    Returns:
+        The same items with the uniform image, as large as the first one.
+    """
+    shown = {record.image: record for record in records if record.image is not None}
+    if not shown:
+        return list(records)
+    means, size = [], None
+    for record in shown.values():
+        image = open_image(record)
+        size = size or image.size
+        means.append(ImageStat.Stat(image).mean)
+    colour = tuple(round(sum(channel) / len(means)) for channel in zip(*means, strict=True))
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, format="PNG")
+    path = Path(folder) / "mean_colour.png"
+    write_atomic(path, buffer.getvalue())
+    return [
+        record if record.image is None else dataclasses.replace(record, image=path) for record in records
+    ]
+
+
+def answerer(loaded: LoadedModel, batch_size: int = 64) -> Answerer:
+    """Return a function that answers records with a loaded model, greedily, as an evaluation does.
+
+    Args:
+        loaded: from benchmark.models.load.
+        batch_size: items per batch.
+    """
+    from benchmark.training.generate import generate  # torch is needed only when a model is shown the data
+
+    def answer(spec: DatasetLike, records: list[Record]) -> dict[str, str]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "answers.jsonl"
+            generate(loaded, records, spec, path, batch_size, None)
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {line["item_id"]: line["text"] for line in lines}
+
+    return answer
+
+
+def main(
+    specs: Sequence[DatasetLike], root: Path, bases: Mapping[str, Answerer] | None = None,
+    out: Path | None = None, split: str = "test", console: Console | None = None,
+) -> int:
+    """Audit, write audit.json and audit.md if asked, and print.
+
+    Args:
+        specs: data sets of a profile.
+        root: data folder.
+        bases: see `audit` and `answerer`.
+        out: folder for the two files; None writes none.
+        split: which split the baselines answer.
+        console: where to print.
+
+    Returns:
+        Exit code: 0, or 1 if the data are not sound.
+
+    Raises:
+        UserError: nothing could be read, or the folder cannot be written.
+    """
+    console = console or Console()
+    with long_work("audit") as told:
+        report = audit(specs, Path(root), bases, split, told)
+    if out is not None:
+        content = dataclasses.asdict(report) | {"passed": report.passed, "split": split}
+        write_atomic(Path(out) / "audit.json", json.dumps(content, indent=1) + "\n")
+        write_atomic(Path(out) / "audit.md", markdown(report))
+    for table in tables(report):
+        console.print(table)
+    console.print(verdict(report), markup=False, highlight=False)
+    return 0 if report.passed else 1

@@ -1,0 +1,782 @@
+"""From the command line to specs: Hydra composes conf/ and parses overrides, everything after this is plain data."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, NamedTuple
+
+from benchmark.config import own_checkpoints, own_modules, protocols
+from benchmark.core.errors import UserError, did_you_mean
+from benchmark.core.files import user_path
+from benchmark.running.multi_process import world_size
+from benchmark.spec import (
+    ROOT,
+    CellSpec,
+    DatasetSpec,
+    EvalSpec,
+    Faults,
+    MethodSpec,
+    ModelSpec,
+    PlaceSpec,
+    ProfileSpec,
+    RunSpec,
+    TrainSpec,
+    build,
+    differences,
+    identity,
+    seed_of,
+)
+from benchmark.training import trackers
+
+CONF = ROOT / "conf"
+# What a user may write for each direction of the grid; make passes the plural.
+AXES = {
+    "model": "models", "models": "models", "method": "methods", "methods": "methods", "dataset": "targets",
+    "target": "targets", "targets": "targets", "seed": "seeds", "seeds": "seeds",
+}
+GROUPS = ("profile", "table", "train", "engine")
+FULL_FT = "full_ft"
+MOST = 10_000    # values of a key, and combinations of all keys' values
+LONGEST = 10_000  # characters of an override
+RUN_KEYS = tuple(item.name for item in fields(RunSpec))
+RAW = ("results", "hostfile", "checkpoints")  # paths that are no Hydra values: they may hold commas and brackets
+PATHS = ("data_root", "model.checkpoint", "model.vision_tower")
+# What of the composed configuration is no run-time key of a cell (a PlaceSpec): everything else is one.
+SECTIONS = ("profile", "table", "seed", "train", "eval", "dataset", "engine", "models", "methods")
+WHOLE = ("profile", "table")  # groups whose files are chosen as they are: no key of theirs can be set
+
+
+class Entry(NamedTuple):
+    """A cell of a grid, and the settings that the command line gave for it."""
+
+    cell: CellSpec
+    settings: Mapping[str, Any]      # the keys that were given, with this cell's values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(RunSpec):
+    """What one command line asks for."""
+
+    profile: ProfileSpec
+    table: str | None
+    title: str | None
+    grid: tuple[Entry, ...]          # in the order of the table, without the cells they depend on
+    layout: Mapping[str, Any]        # how the table is printed: its file in conf/table
+    full_ft: MethodSpec              # what post-hoc methods start from
+    datasets: Mapping[str, DatasetSpec]  # every dataset as it is configured now
+    models: tuple[ModelSpec, ...]    # those named, else the profile's
+    data_root: str
+    dtype: str
+    device: str
+    threads: int
+    results: Path
+    left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
+    unused: tuple[str, ...] = ()     # parameters (method.x) that were given and that none of its methods has
+
+    @property
+    def cells(self) -> tuple[CellSpec, ...]:
+        """The cells of the grid."""
+        return tuple(entry.cell for entry in self.grid)
+
+    def only(self, keep: Callable[[CellSpec], bool]) -> Request:
+        """Return the request with those of its cells, and their settings, that `keep` accepts."""
+        return replace(self, grid=tuple(entry for entry in self.grid if keep(entry.cell)))
+
+    def of(self, cells: Iterable[CellSpec]) -> Request:
+        """Return the request with these cells, which have no settings of their own."""
+        return replace(self, grid=tuple(Entry(cell, {}) for cell in cells))
+
+
+def options_of(group: str) -> list[str]:
+    """Return the names in a configuration group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def request(overrides: Sequence[str], grid: bool = True, optional: bool = False) -> Request:
+    """Turn Hydra overrides into checked cells.
+
+    Args:
+        overrides: e.g. ["table=table5", "models=llava", "seeds=0,1", "train.epochs=5,10"].
+        grid: whether the command needs cells; without, only profile and results matter if nothing else is given.
+        optional: for one of several requests of a command: a parameter (method.x) that no method of this one has is
+            noted as unused. The command passes all its requests to `check_used`.
+
+    Returns:
+        The request.
+
+    Raises:
+        UserError: every unknown name and wrong value, all at once.
+    """
+    faults = Faults()
+    given = _parse(overrides, faults)
+    groups = _groups(given, faults)
+    config = copy.deepcopy(_compose(tuple(groups.items())))  # a target of the user's own is added to it
+    profile = build(ProfileSpec, config["profile"], "profile", faults)
+    if profile is None:
+        faults.stop()
+    assert profile is not None
+    run = _run_settings(given, profile, faults)
+    axes = _axes(given, config, profile, grid, faults)
+    engine, device = config["engine"]["id"], given.get("device", [config["device"]])[0]
+    if "jobs" not in given and engine != "single":
+        run = replace(run, jobs=1)
+    elif "jobs" not in given and device == "cuda":
+        run = replace(run, jobs=max(run.jobs, len(run.gpus)))  # one cell per GPU that is named
+    if engine == "single" and run.gpus and device == "cpu":
+        numbers = ",".join(map(str, run.gpus))
+        faults.add(f"gpus={numbers}: device=cpu uses no GPU. Leave gpus out, or say device=cuda.")
+    launch = _launch(run, engine, faults)
+    named_checkpoints = own_checkpoints.parse(run.checkpoints, faults)
+    left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
+    axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
+    config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
+    unused = _unused(given, config, axes["methods"]) if optional else ()
+    given = {key: values for key, values in given.items() if key not in unused}
+    own = {group: config[group] | usual(profile.id)[group] for group in ("dataset", "methods")}
+    entries: list[Entry] = []
+    for values in _settings(given, faults):
+        settled = copy.deepcopy(config)
+        # A named protocol first: a single key that is also given has the last word.
+        for key, value in sorted(values.items(), key=lambda item: not item[0].startswith("protocol.")):
+            _apply(settled, key, value, axes["models"] or profile.models, axes["methods"], faults)
+        place = _place(settled, launch, faults)
+        made = _cells(settled, profile, axes, place, faults)
+        made += own_checkpoints.cells(named_checkpoints, made, faults)
+        entries += [Entry(replace(cell, changed=changed(cell, usual(profile.id) | own)), values) for cell in made]
+    datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
+    named = [name for name in axes["models"] or profile.models if name in settled["models"]]
+    models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
+    faults.stop()
+    assert place is not None
+    table = config.get("table") or {}
+    folder = ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder"))))
+    if engine != "single":
+        run = replace(run, gpus=place.devices)
+    return Request(
+        **vars(replace(run, results=run.results or folder)),
+        profile=profile,
+        table=table.get("id"),
+        title=table.get("title"),
+        grid=tuple(entries),
+        layout=table,
+        full_ft=_method(config, FULL_FT),
+        datasets={dataset.id: dataset for dataset in datasets if dataset},
+        models=tuple(model for model in models if model),
+        data_root=place.data_root,
+        dtype=place.dtype,
+        device=place.device,
+        threads=place.threads,
+        left_out=tuple(left_out),
+        unused=unused,
+    )
+
+
+def check_used(requests: Sequence[Request]) -> None:
+    """Refuse a parameter (method.x) that no method of a command's requests has.
+
+    Args:
+        requests: all that one command line makes, each with `optional`.
+
+    Raises:
+        UserError: names the parameters and those that there are.
+    """
+    if unused := unused_of(requests):
+        methods = dict.fromkeys(cell.method.id for request in requests for cell in request.cells)
+        valid = {f"method.{name}" for request in requests for cell in request.cells for name in cell.method.params}
+        faults = Faults()
+        for key in unused:
+            faults.add(_no_parameter(key, methods, valid))
+        faults.stop()
+
+
+def unused_of(requests: Sequence[Request]) -> list[str]:
+    """Return the parameters that were given and that no method of any of the requests has."""
+    return [key for key in requests[0].unused if all(key in request.unused for request in requests)]
+
+
+def without(overrides: Sequence[str], keys: Container[str]) -> list[str]:
+    """Return the overrides of all other keys."""
+    return [item for item in overrides if item.partition("=")[0] not in keys]
+
+
+def _unused(given: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys that are parameters of methods and of none of these."""
+    known = {name for method in methods for name in config["methods"].get(method, {}).get("params", ())}
+    return tuple(key for key in given if key.startswith("method.") and parameter_of(key) not in known)
+
+
+def parameter_of(key: str) -> str:
+    """Return the name of a method's parameter: momentum of method.momentum and of method.params.momentum."""
+    return key.removeprefix("method.").removeprefix("params.")
+
+
+def _no_parameter(key: str, methods: Iterable[str], valid: Collection[str]) -> str:
+    """Return the message about a parameter that no method has."""
+    hint = did_you_mean(f"method.{parameter_of(key)}", valid) if valid else " They have no parameters."
+    return f"{key}: no such parameter in {', '.join(methods) or 'no method'}.{hint}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Overrides
+
+
+def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
+    """Return key -> the values it takes (more than one for a comma list or a range); the last mention counts."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, given = OverridesParser.create(), dict[str, list[Any]]()
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if len(text) > LONGEST or not text.replace("\n", " ").replace("\t", " ").isprintable():
+            faults.add(f"{text[:60]!r} holds control characters, or more than {LONGEST} characters. Leave them out.")
+            continue
+        if not equals or not key:
+            faults.add(f"{text!r} is not of the form key=value.")
+            continue
+        if key in RAW:
+            given[key] = [raw]
+            continue
+        if key in PATHS:  # Hydra knows no ~
+            text = f"{key}={re.sub('(?<![^,])~[^,]*', lambda path: hydra_value(str(_home(path[0], faults))), raw)}"
+        try:
+            override = parser.parse_override(text)
+            # A range may be as long as its numbers are large: it is cut before it is all in memory.
+            sweep = override.sweep_iterator() if override.is_sweep_override() else iter([override.value()])
+            values: list[Any] = list(itertools.islice(sweep, MOST + 1))
+        except HydraException as error:
+            reason = shorten(str(error).splitlines()[0], 200)
+            faults.add(f"{shorten(text, 200)!r} cannot be read: {reason}. Quote it: '{key}=\"value\"'.")
+            continue
+        except (RecursionError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+            faults.add(f"{text[:60]!r} cannot be read ({type(error).__name__}). Give a plain value, a list or a range.")
+            continue
+        if len(values) > MOST:
+            faults.add(f"{text[:60]!r} asks for more than {MOST} values. Give fewer.")
+            continue
+        if override.is_delete() or override.package is not None:
+            faults.add(f"{text!r}: keys can be set, not removed or moved. Use {override.key_or_group}=VALUE.")
+            continue
+        given[override.key_or_group] = values
+    return given
+
+
+def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
+    """Return the chosen file of each configuration group that the user names."""
+    chosen = {"profile": default_profile()}  # named, so that it is composed once for a request and for `usual`
+    for group in GROUPS:
+        if group not in given:
+            continue
+        name, valid = given[group][0], options_of(group)
+        if len(given[group]) > 1:
+            faults.add(f"{group}={','.join(map(str, given[group]))}: give one. Valid: {', '.join(valid)}.")
+        elif name not in valid:
+            faults.add(f"Unknown {group} {name!r}.{did_you_mean(str(name), valid)}")
+        else:
+            chosen[group] = name
+    return chosen
+
+
+@functools.cache
+def default_profile() -> str:
+    """Return the profile that conf/config.yaml chooses."""
+    import yaml
+
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return next(entry["profile"] for entry in defaults if isinstance(entry, dict) and "profile" in entry)
+
+
+@functools.cache
+def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Return conf/ composed as plain dicts, with every model under `models` and every method under `methods`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    chosen = [f"{group}={name}" for group, name in groups]
+    chosen += [f"+model@models.{name}={name}" for name in options_of("model")]
+    chosen += [f"+method@methods.{name}={name}" for name in options_of("method")]
+    try:
+        with initialize_config_dir(str(CONF), version_base=None):
+            config = OmegaConf.to_container(compose("config", overrides=chosen), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"conf/ cannot be composed: {error}. See git diff conf.") from error
+    assert isinstance(config, dict)
+    # Every model has every key, so that model.KEY=VALUE can be set for all.
+    optional = {item.name: item.default for item in fields(ModelSpec) if item.default is not MISSING}
+    config["models"] = {name: {**optional, "architecture": {}, **model} for name, model in config["models"].items()}
+    return {str(key): value for key, value in config.items()}
+
+
+def _home(path: Any, faults: Faults) -> Path:
+    """Return a path with ~ as the user's home, which a shell leaves alone in the middle of a word."""
+    try:
+        return user_path(str(path))
+    except UserError as error:
+        faults.add(str(error))
+        return Path(str(path))
+
+
+def hydra_value(value: Any) -> str:
+    """Return a value as Hydra reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, list):
+        return f"[{','.join(map(hydra_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{hydra_value(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """Return the values of a comma list, of which each may be a list."""
+    return list(itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values))
+
+
+def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> RunSpec:
+    """Return results folder, workers, GPUs and whatever else says how a command runs; what is wrong has its default."""
+    values: dict[str, Any] = {"jobs": min(profile.jobs, os.cpu_count() or 1)}
+    for key in RUN_KEYS:
+        if key not in given:
+            continue
+        flat = _flat(given[key])
+        if key == "gpus":
+            values[key] = flat
+        elif len(flat) != 1:
+            faults.add(f"{key}={','.join(map(str, flat))}: give one value.")
+        elif flat != [""]:
+            values[key] = str(flat[0]) if key == "gpu" else flat[0]  # a card may be named by a number
+    for key in ("results", "hostfile"):
+        if key in values:
+            values[key] = _home(values[key], faults).absolute()
+    if "hostfile" in values and not values["hostfile"].is_file():
+        name = given["hostfile"][0]
+        faults.add(f"hostfile={name}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
+        del values["hostfile"]
+    return build(RunSpec, values, "", faults) or RunSpec()
+
+
+def _launch(run: RunSpec, engine: str, faults: Faults) -> dict[str, Any]:
+    """Return how many processes train a cell and on which GPUs: gpus=8 means eight of them, gpus=4,5 these two."""
+    hostfile = str(run.hostfile) if run.hostfile else None
+    if engine == "single":
+        if hostfile:
+            faults.add(f"hostfile={hostfile}: engine=single trains in one process. Use engine=zero2.")
+        return {"processes": 1, "devices": (), "hostfile": None}
+    if run.jobs > 1:
+        faults.add(f"jobs={run.jobs}: with engine={engine} one cell takes all GPUs. Leave jobs out.")
+    if run.gpus == (0,):
+        faults.add(f"gpus=0: with engine={engine} a single number is how many GPUs to use. Use gpus=1 or more.")
+    if hostfile and not world_size(1, hostfile):
+        faults.add(f"hostfile={hostfile}: it names no machine. Write a line like 'host1 slots=8' for each.")
+    listed = run.gpus if len(run.gpus) > 1 else ()
+    return {"processes": len(listed) or sum(run.gpus), "devices": listed, "hostfile": hostfile}
+
+
+def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[str, Any]]:
+    """Yield one dict of settings per combination of the swept keys."""
+    special = {*AXES, *GROUPS, *RUN_KEYS}
+    swept = {key: values for key, values in given.items() if key not in special}
+    combinations = math.prod(map(len, swept.values()))
+    if combinations > MOST:
+        faults.add(f"{', '.join(swept)}: {combinations} combinations, at most {MOST} make a grid. Give fewer values.")
+        swept = {key: values[:1] for key, values in swept.items()}
+    for combination in itertools.product(*swept.values()):
+        yield dict(zip(swept, combination, strict=True))
+
+
+def _apply(
+    config: dict[str, Any], key: str, value: Any, models: Sequence[str], methods: Sequence[str], faults: Faults
+) -> None:
+    """Set one key of the composed configuration; model.x and method.x mean the models and the methods asked for."""
+    head, _, tail = key.partition(".")
+    if reason := _of_file(key, config):
+        faults.add(reason)
+    elif head == "protocol" and tail:
+        if tail not in config["dataset"]:
+            faults.add(f"{key}={value}: no such dataset.{did_you_mean(tail, config['dataset'])}")
+            return
+        try:
+            config["dataset"][tail] = protocols.apply(config["dataset"][tail], tail, str(value))
+        except UserError as error:
+            faults.add(str(error))
+    elif head == "model" and tail:
+        nodes = [config["models"][name] for name in models if name in config["models"]]
+        for node in [node for node in nodes if _holds(node, tail)] or nodes[:1]:
+            _assign(node, tail, value, "model", faults)
+    elif head == "method" and tail:
+        name = parameter_of(key)
+        nodes = [config["methods"][method]["params"] for method in methods if method in config["methods"]]
+        if not any(name in node for node in nodes):
+            faults.add(_no_parameter(key, methods, {f"method.{other}" for node in nodes for other in node}))
+        for node in nodes:
+            if name in node:
+                _assign(node, name, value, "method", faults)
+    else:
+        settable = {name: node for name, node in config.items() if name not in ("models", "methods", *WHOLE)}
+        _assign(settable, key, value, "", faults)
+        config.update(settable)
+
+
+def _of_file(key: str, config: Mapping[str, Any]) -> str | None:
+    """Return why a key that only a file in conf/ may set is refused; None for every other key."""
+    head, *middle = key.split(".")
+    last = middle.pop() if middle else ""
+    if head in WHOLE and last:
+        if not config.get(head):
+            return f"{key}: no {head} is chosen. Use {head}=NAME with one of {', '.join(options_of(head))}."
+        file = f"conf/{head}/{config[head]['id']}.yaml"
+        own = f"Use {last}=VALUE." if last in {*AXES, *RUN_KEYS} else (
+            f"Copy it to conf/{head}/NAME.yaml, change the copy, and use {head}=NAME."
+        )
+        return f"{key}: only the file {file} sets it. {own}"
+    if key == "engine.id":
+        return f"{key}: it names the engine's file. Use engine=NAME."
+    if (head, last) in (("model", "id"), ("dataset", "id")) and len(middle) < 2:
+        return f"{key}: results are named by it. Use {'.'.join((head, *middle))}.name to change the name in tables."
+    if (head, last) == ("dataset", "role") and len(middle) == 1:
+        return f"{key}: it decides which average the set enters. Change it in conf/dataset/{middle[0]}.yaml."
+    return None
+
+
+def _holds(node: Any, path: str) -> bool:
+    """Return whether a path of keys leads somewhere in a node."""
+    for name in path.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return False
+        node = node[name]
+    return True
+
+
+def _assign(node: dict[str, Any], path: str, value: Any, prefix: str, faults: Faults) -> None:
+    """Set node[path] if that key exists and the value is of its kind; else note the nearest key."""
+    name, _, rest = path.partition(".")
+    full = f"{prefix}.{name}" if prefix else name
+    if name not in node:
+        valid = [f"{prefix}.{other}" for other in node] if prefix else {*node, *GROUPS, *RUN_KEYS, *AXES}
+        faults.add(f"{full}: no such key.{did_you_mean(full, valid) if valid else f' {prefix} holds no keys.'}")
+        return
+    old = node[name]
+    if isinstance(old, dict):
+        inner = {rest: value} if rest else value
+        if not isinstance(inner, dict):
+            faults.add(f"{full}={value}: a group of keys. Set one of {', '.join(f'{full}.{name}' for name in old)}.")
+            return
+        for key, item in inner.items():
+            _assign(old, str(key), item, full, faults)
+        return
+    if rest:
+        faults.add(f"{full}.{rest}: no such key. {full} is a single value: use {full}=VALUE.")
+        return
+    # Typed fields are checked by their dataclass; free-form options and parameters only here.
+    same = old is None or value is None or type(old) is type(value) or {type(old), type(value)} <= {int, float}
+    if not same and (".options." in full or prefix.startswith("method")):
+        faults.add(f"{full}={value}: expected a value like {old!r}.")
+        return
+    node[name] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The grid
+
+
+def _axes(
+    given: Mapping[str, list[Any]], config: Mapping[str, Any], profile: ProfileSpec, grid: bool, faults: Faults
+) -> dict[str, list[Any]]:
+    """Return models, methods, targets and seeds: the user's, else the table's, else the profile's."""
+    from methods.registry import entry
+
+    named: dict[str, list[Any]] = {}
+    for key, values in given.items():
+        if key in AXES:
+            flat = _flat(values)
+            if any(isinstance(value, list | dict) for value in flat):
+                faults.add(f"{key}={shorten(','.join(map(str, values)), 60)}: expected a name, or several: {key}=A,B.")
+                flat = []
+            named[AXES[key]] = list(dict.fromkeys(flat))
+    table = config.get("table") or {}
+    if table:
+        models = table["models"] or profile.table_models.get(table["id"]) or profile.models
+        defaults = {"models": models, "methods": table["methods"], "targets": table["targets"], "seeds": table["seeds"]}
+    else:
+        defaults = {"models": [], "methods": [], "targets": [], "seeds": [config["seed"]]}
+    axes = {name: list(named.get(name, default)) for name, default in defaults.items()}
+    axes["targets"] = [
+        name if name in config["dataset"] or not own_modules.is_module(str(name))
+        else _own_target(str(name), config, faults) for name in axes["targets"]
+    ]
+    axes["methods"] = [_own_method(str(name), faults) if ":" in str(name) else name for name in axes["methods"]]
+    _check_axes(axes, config, faults)
+    axes["seeds"] = [seed_of(seed, faults) for seed in axes["seeds"]]
+    if grid or named:
+        needed = [("models", "model"), ("methods", "method")]
+        if not faults.messages and any(entry(name).kind != "none" for name in axes["methods"]):
+            needed += [("targets", "dataset"), ("seeds", "seed")]
+        missing = [f"{key}=" for name, key in needed if not axes[name]]
+        if missing and not faults.messages:
+            faults.add(f"{', '.join(missing)} missing. Give table=table5, or method=, model= and dataset= (see list).")
+    return axes
+
+
+def _own_target(module: str, config: Mapping[str, Any], faults: Faults) -> str:
+    """Add a user's own target (a module's name or file) to the datasets and return its id."""
+    from benchmark.data import own_target
+
+    try:
+        values = own_target(own_modules.canonical(module))
+    except UserError as error:
+        faults.add(str(error))
+        return module
+    config["dataset"][values["id"]] = values
+    return values["id"]
+
+
+def _own_method(text: str, faults: Faults) -> str:
+    """Return module:Class of a user's own method, which may be written with the module's file."""
+    module, _, name = text.rpartition(":")
+    try:
+        return f"{own_modules.canonical(module)}:{name}"
+    except UserError as error:
+        faults.add(str(error))
+        return text
+
+
+def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults: Faults) -> None:
+    """Note every model, method and target that does not exist."""
+    from methods.registry import entry
+
+    targets = [name for name, dataset in config["dataset"].items() if dataset["role"] == "target"]
+    for name in axes["models"]:
+        if name not in config["models"]:
+            faults.add(f"Unknown model {name!r}.{did_you_mean(str(name), config['models'])}")
+    for name in axes["methods"]:
+        try:
+            entry(str(name))
+        except UserError as error:
+            faults.add(str(error))
+    for name in axes["targets"]:
+        if name in config["dataset"] and name not in targets:
+            faults.add(f"{name!r} is no target: it is one of the datasets kept for A^S. Valid: {', '.join(targets)}.")
+        elif name not in targets:
+            faults.add(f"Unknown dataset {name!r}.{did_you_mean(str(name), targets)}")
+
+
+def _own_methods(methods: Sequence[str], faults: Faults) -> dict[str, Any]:
+    """Return the configuration of the user's own methods (module:Class): their parameters' defaults."""
+    from methods.registry import defaults
+
+    if faults.messages:
+        return {}
+    return {name: {"id": name, "params": defaults(name)} for name in methods if ":" in name}
+
+
+def _refused(methods: Sequence[str], engine: str) -> list[str]:
+    """Return the methods that cannot train on an engine as they are configured."""
+    from methods.registry import entry
+
+    return [name for name in methods if engine in entry(name).refuses]
+
+
+def _place(config: Mapping[str, Any], launch: Mapping[str, Any], faults: Faults) -> PlaceSpec | None:
+    """Return where and how cells run: every key of conf/config.yaml that belongs to no section, and the engine's."""
+    engine = dict(config["engine"])
+    keys = {key: value for key, value in config.items() if key not in SECTIONS}
+    place = build(PlaceSpec, {**keys, "engine": engine.pop("id"), **engine, **launch}, "", faults)
+    if place and (lacking := trackers.fault(place.report_to)):
+        faults.add(lacking)
+    return place
+
+
+def _cells(
+    config: Mapping[str, Any], profile: ProfileSpec, axes: Mapping[str, list[Any]], place: PlaceSpec | None,
+    faults: Faults,
+) -> list[CellSpec]:
+    """Return the cells of one combination of settings, models outermost, methods innermost."""
+    from methods.registry import entry
+
+    datasets = {
+        name: build(DatasetSpec, values, f"dataset.{name}", faults) for name, values in config["dataset"].items()
+    }
+    models = {
+        name: build(ModelSpec, config["models"][name], "model", faults)
+        for name in axes["models"] if name in config["models"]
+    }
+    trains = {name: _train_spec(config["train"], model, faults) for name, model in models.items() if model}
+    evaluation = build(EvalSpec, config["eval"], "eval", faults)
+    sets = {name: dataset for name, dataset in datasets.items() if dataset}
+    _check_names(config, profile, faults)
+    _check_stops(list(sets.values()), faults)
+    _check_methods(config, axes["methods"], faults)
+    if faults.messages or place is None or evaluation is None:
+        return []
+    if any(entry(name).kind != "none" for name in axes["methods"]):
+        _check_processes(trains.values(), place, faults)
+    upstream, extra, asked = (
+        tuple(sets[name] for name in names) for names in (profile.upstream, profile.extra, axes["targets"])
+    )
+    cells: list[CellSpec] = []
+    for name, target, seed in itertools.product(axes["models"], asked or [None], axes["seeds"]):
+        model = models[name]
+        assert model is not None
+        untuned = CellSpec(
+            **vars(place), profile=profile.id, model=model, method=MethodSpec("", {}), target=None, seed=0, train=None,
+            datasets=(*upstream, *asked, *extra), eval=evaluation,
+        )
+        for method in axes["methods"]:
+            cell = replace(untuned, method=_method(config, method))
+            if entry(method).kind != "none":
+                assert target is not None
+                tuned = {"target": target.id, "seed": seed, "train": trains[name], "datasets": (*upstream, target)}
+                cell = replace(cell, **tuned)
+            if cell not in cells:
+                cells.append(cell)
+    return cells
+
+
+def usual(profile: str) -> dict[str, Any]:
+    """Return what is composed for a profile if nothing else is given."""
+    return _compose((("profile", profile),))
+
+
+def changed(cell: CellSpec, usual: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what sets a cell apart from the profile's own one of its model, method, target and seed.
+
+    Args:
+        cell: with whatever settings.
+        usual: what is composed for its profile, with the user's own targets and methods.
+
+    Returns:
+        The settings as key=value, e.g. "train.epochs=10".
+    """
+    none = Faults()  # conf/ as it is has none
+    model = build(ModelSpec, usual["models"][cell.model.id], "model", none) or cell.model
+    train = _train_spec(usual["train"], model, none) if cell.train else None
+    sets = tuple(build(DatasetSpec, usual["dataset"][one.id], "", none) or one for one in cell.datasets)
+    method = replace(cell.method, params=usual["methods"].get(cell.method.id, {}).get("params", {}))
+    evaluation = build(EvalSpec, usual["eval"], "eval", none) or cell.eval
+    other = replace(cell, model=model, method=method, train=train, datasets=sets, eval=evaluation, dtype=usual["dtype"])
+    found = differences(identity(cell), identity(other))
+    return tuple(f"{_key(path)}={_short(value)}" for path, value, _ in found)
+
+
+def _key(path: str) -> str:
+    """Return a path of a cell's identity as the key that a user sets."""
+    return re.sub("^datasets", "dataset", path).replace("method.params.", "method.", 1)
+
+
+def _short(value: Any) -> str:
+    """Return a value as Hydra reads it, on one line and not long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return shorten(str(value), 60)
+
+
+def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> TrainSpec | None:
+    """Return the training settings of a model: a rate that is not set is the model's.
+
+    With only train.learning_rate set, the projector's rate keeps the model's ratio to it.
+    """
+    rate, projector = values["learning_rate"], values["projector_learning_rate"]
+    if projector is None:
+        ratio = model.projector_learning_rate / model.learning_rate
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        projector = rate * ratio if number else model.projector_learning_rate
+    rate = model.learning_rate if rate is None else rate
+    filled = {**values, "learning_rate": rate, "projector_learning_rate": projector}
+    train = build(TrainSpec, filled, "train", faults)
+    if train and train.batch_size % train.micro_batch_size:
+        faults.add(
+            f"train.batch_size={train.batch_size} is no multiple of train.micro_batch_size={train.micro_batch_size}."
+        )
+    return train
+
+
+def _check_processes(trains: Iterable[TrainSpec | None], place: PlaceSpec, faults: Faults) -> None:
+    """Note a number of processes that a batch cannot be cut for, before each of them has loaded a model in vain."""
+    count = world_size(place.processes, place.hostfile)
+    for train in filter(None, trains):
+        batch, micro = train.batch_size, train.micro_batch_size
+        if count < 2 or batch % (micro * count) == 0:
+            continue
+        fits = [size for size in range(micro, 0, -1) if batch % (size * count) == 0]
+        numbers = ", ".join(str(n) for n in range(1, batch // micro + 1) if batch % (micro * n) == 0)
+        fix = f"Set train.micro_batch_size={fits[0]}." if fits else f"Train with a number of them out of {numbers}."
+        faults.add(
+            f"{count} processes with train.micro_batch_size={micro} each do not divide train.batch_size={batch}. {fix}"
+        )
+
+
+def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults) -> None:
+    """Note names in conf/ that only the code can judge: model family and the blocks to tune."""
+    from benchmark.models import FAMILIES, SCOPES
+
+    checks: list[tuple[str, Any, Collection[str]]] = [("train.scope", config["train"]["scope"], SCOPES)]
+    checks += [("model.family", model["family"], FAMILIES) for model in config["models"].values()]
+    for key, value, valid in checks:
+        if not isinstance(value, str) or value not in valid:
+            faults.add(f"{key}={value}: unknown value.{did_you_mean(str(value), valid)}")
+    # These become names of files and folders.
+    ids = {f"dataset.{name}.id": item["id"] for name, item in config["dataset"].items()}
+    ids |= {f"model.id of {name}": model["id"] for name, model in config["models"].items()}
+    ids |= {"table.id": config["table"]["id"]} if config.get("table") else {}
+    for key, value in ids.items():
+        if not re.fullmatch(r"\w[\w.+-]{0,99}", str(value)):
+            faults.add(f"{key}={value}: a name of letters, digits, '.', '_', '+' and '-' is needed.")
+    for name in (*profile.upstream, *profile.targets, *profile.extra):
+        if name not in config["dataset"]:
+            faults.add(f"profile {profile.id} names the dataset {name!r}.{did_you_mean(name, config['dataset'])}")
+
+
+def _check_stops(datasets: Sequence[DatasetSpec], faults: Faults) -> None:
+    """Note stop strings that would end every answer at once, or none: overrides know no escape for a line break."""
+    for dataset in datasets:
+        named = "first_line" in protocols.known(dataset.id)
+        hint = f" For the first line use protocol.{dataset.id}=first_line." if named else ""
+        for word in dataset.stop:
+            if not word or "\\" in word:
+                faults.add(f"dataset.{dataset.id}.stop={word!r}: expected text without backslash, e.g. ['###'].{hint}")
+
+
+def _check_methods(config: Mapping[str, Any], methods: Sequence[Any], faults: Faults) -> None:
+    """Note methods' parameters that are out of range, and an engine that a method refuses.
+
+    Parameters as configured are right, and the registry says which engines refuse them, so they are not looked at: a
+    method's module takes seconds to import.
+    """
+    from methods.registry import METHODS, configured, entry, make_params, refusal
+
+    engine = config["engine"]["id"]
+    for name in map(str, methods):
+        try:
+            method = _method(config, name)
+            as_configured = name in METHODS and method.params == configured(name)
+            if not as_configured:
+                make_params(name, method.params)
+            looked_at = not as_configured or engine in entry(name).refuses
+            if engine != "single" and entry(name).kind == "training" and looked_at:
+                reason = refusal(name, method.params, engine)
+                if reason:
+                    faults.add(f"method={name} refuses engine={engine}: {reason}")
+        except UserError as error:
+            faults.add(str(error))
+
+
+def _method(config: Mapping[str, Any], name: str) -> MethodSpec:
+    """Return a method with its parameters."""
+    from methods.registry import entry
+
+    return MethodSpec(name, config["methods"].get(name, {}).get("params", {}), entry(name).kind == "posthoc")

@@ -1,0 +1,269 @@
+"""What the user sees while cells run or one long piece of work does: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Protocol, TextIO
+
+from benchmark.planning.cost import clock
+
+QUIET_SECONDS = 30.0  # between two lines about one cell, where there are no bars
+StageTold = Callable[[str, int, int], None]  # (stage, done, total)
+Told = Callable[[int, int], None]  # (done, total)
+
+_READING: ContextVar[Told | None] = ContextVar("reading", default=None)
+
+
+class Progress(Protocol):
+    """Told by the runner what happens; `seconds` are what each cell is expected to take."""
+
+    def begin(self, cells: Mapping[str, float]) -> None:
+        """The run starts with these cells."""
+
+    def cell(self, cell: str) -> None:
+        """A cell starts."""
+
+    def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
+        """A stage of a cell has come so far."""
+
+    def finished(self, cell: str, text: str) -> None:
+        """A cell is done or has failed."""
+
+    def note(self, text: str) -> None:
+        """Something else happened."""
+
+    def end(self) -> None:
+        """The run is over."""
+
+
+class Clock:
+    """Elapsed time and time left, from what cells were expected to take and what they took.
+
+    Args:
+        workers: cells that run at a time.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.started = time.monotonic()
+        self._workers = workers
+        self._expected: dict[str, float] = {}
+        self._running: dict[str, float] = {}
+        self._took: dict[str, tuple[float, float]] = {}
+        self._stages: dict[str, tuple[tuple[str, int], int, float]] = {}
+        self._stage_left: dict[str, tuple[float, float]] = {}
+
+    def begin(self, cells: Mapping[str, float]) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+        self._expected = dict(cells)
+
+    def start(self, cell: str) -> None:
+        """A cell starts."""
+        self._running[cell] = time.monotonic()
+
+    def step(self, cell: str, stage: str, done: int, total: int) -> None:
+        """A stage of a cell has come so far; from two such reports on, its own pace tells how long it needs at least.
+
+        The first report of a stage, and the first with its real total, starts the measurement: what was done before,
+        by a run that this one resumes, does not count.
+        """
+        now = time.monotonic()
+        known, first, began = self._stages.get(cell, (("", 0), 0, now))
+        if known != (stage, total) or done < first:
+            self._stages[cell] = ((stage, total), done, now)
+            self._stage_left.pop(cell, None)
+        elif done > first:
+            self._stage_left[cell] = (now, (now - began) / (done - first) * max(0, total - done))
+
+    def stop(self, cell: str) -> None:
+        """A cell ends."""
+        began = self._running.pop(cell, None)
+        if began is not None and cell in self._expected:
+            self._took[cell] = (self._expected[cell], time.monotonic() - began)
+        self._expected.pop(cell, None)
+        self._stages.pop(cell, None)
+        self._stage_left.pop(cell, None)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run started."""
+        return time.monotonic() - self.started
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the run is over; None while that is not known: every guess is over and no stage is measured."""
+        expected = sum(seconds for seconds, _ in self._took.values())
+        pace = sum(seconds for _, seconds in self._took.values()) / expected if expected > 0 else 1.0
+        now = time.monotonic()
+        rest = 0.0
+        for cell, seconds in self._expected.items():
+            guess = pace * seconds - (now - self._running.get(cell, now))
+            told, measured = self._stage_left.get(cell, (now, 0.0))
+            rest += max(0.0, guess, measured - (now - told))
+        return rest / self._workers if rest > 0 or not self._expected else None
+
+    @property
+    def left_text(self) -> str:
+        """Say the time left, if work remains and it is known; never "0 s", less than a second is rounded up."""
+        left = self.left
+        return f", {clock(max(1.0, left))} left" if left is not None and self._expected else ""
+
+
+class Lines:
+    """One line per event with elapsed time and time left, for logs.
+
+    Args:
+        workers: cells that run at a time.
+        stream: where to write.
+    """
+
+    def __init__(self, workers: int = 1, stream: TextIO | None = None) -> None:
+        self._clock = Clock(workers)
+        self._stream = stream or sys.stdout
+        self._total = self._done = 0
+        self._said: dict[str, float] = {}
+
+    def begin(self, cells: Mapping[str, float]) -> None:
+        self._clock.begin(cells)
+        self._total = len(cells)
+
+    def cell(self, cell: str) -> None:
+        self._clock.start(cell)
+        self._said[cell] = time.monotonic()
+
+    def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
+        self._clock.step(cell, stage, done, total)
+        now = time.monotonic()
+        if now - self._said.get(cell, now) >= QUIET_SECONDS:
+            self._said[cell] = now
+            self._say(f"{cell}: {stage} {done:,}/{total:,} {info}".rstrip())
+
+    def finished(self, cell: str, text: str) -> None:
+        self._clock.stop(cell)
+        self._done += 1
+        self._say(f"{self._done}/{self._total} {cell}: {text}")
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+    def end(self) -> None:
+        self._stream.flush()
+
+    def _say(self, text: str) -> None:
+        print(f"[{clock(self._clock.elapsed)}{self._clock.left_text}] {text}", file=self._stream, flush=True)
+
+
+class Bars:
+    """One bar over cells with time left, and one per running cell.
+
+    Args:
+        workers: cells that run at a time.
+        alone: there is one piece of work only, so its own bar has the time left.
+    """
+
+    def __init__(self, workers: int = 1, alone: bool = False) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._clock = Clock(workers)
+        self._bars = RichProgress(
+            TextColumn("{task.description}"), BarColumn(bar_width=30),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"), TextColumn("{task.fields[text]}"), transient=True,
+        )
+        self._cells = self._bars.add_task("cells", total=1, text="")
+        self._inner: dict[str, int] = {}
+        self._alone = alone
+
+    def begin(self, cells: Mapping[str, float]) -> None:
+        self._clock.begin(cells)
+        self._bars.update(self._cells, total=max(1, len(cells)), visible=not self._alone)
+        self._bars.start()
+        self._refresh()
+
+    def cell(self, cell: str) -> None:
+        self._clock.start(cell)
+        self._inner[cell] = self._bars.add_task(cell, total=1, text="starting")
+
+    def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
+        self._clock.step(cell, stage, done, total)
+        if cell in self._inner:
+            text = "  ".join(filter(None, [stage, info, self._time if self._alone else ""]))
+            self._bars.update(self._inner[cell], completed=done, total=max(1, total), text=text)
+        self._refresh()
+
+    def finished(self, cell: str, text: str) -> None:
+        self._clock.stop(cell)
+        if cell in self._inner:
+            self._bars.remove_task(self._inner.pop(cell))
+        self._bars.advance(self._cells)
+        self._bars.console.print(f"{cell}: {text}", markup=False, highlight=False)
+        self._refresh()
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
+
+    def end(self) -> None:
+        self._bars.stop()
+
+    def _refresh(self) -> None:
+        self._bars.update(self._cells, text=self._time)
+
+    @property
+    def _time(self) -> str:
+        return f"{clock(self._clock.elapsed)} gone{self._clock.left_text}"
+
+
+def progress(workers: int = 1, alone: bool = False) -> Progress:
+    """Return bars on a terminal, lines elsewhere."""
+    return Bars(workers, alone) if sys.stdout.isatty() else Lines(workers)
+
+
+@contextlib.contextmanager
+def long_work(what: str) -> Iterator[StageTold]:
+    """Show how far one long piece of work is, as a run shows a cell: a bar, or a line every half minute.
+
+    Args:
+        what: the work; its stages come with the reports. The time left is that of the stage.
+
+    Yields:
+        What to tell (stage, done, total); nothing is shown before the first report.
+    """
+    show: Progress | None = None
+
+    def told(stage: str, done: int, total: int) -> None:
+        nonlocal show
+        if show is None:
+            show = progress(alone=True)
+            show.begin({what: 0.0})
+            show.cell(what)
+        show.step(what, stage, done, total)
+
+    try:
+        yield told
+    finally:
+        if show is not None:
+            show.end()
+
+
+@contextlib.contextmanager
+def images_told(told: Told) -> Iterator[None]:
+    """Have `read_image` tell how many images a stage has read before its first step.
+
+    Args:
+        told: called with (images done, images in all).
+    """
+    token = _READING.set(told)
+    try:
+        yield
+    finally:
+        _READING.reset(token)
+
+
+def read_image(done: int, total: int) -> None:
+    """Tell whoever asked with `images_told` how many images are read; nobody may have."""
+    if (told := _READING.get()) is not None:
+        told(done, total)

@@ -1,0 +1,62 @@
+"""What is left to do in time and space, from what finished cells took."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean
+
+from benchmark.spec import CellSpec, ProfileSpec
+from benchmark.store.cells import Store
+
+
+class Costs:
+    """Seconds per stage, measured if any cell of the results folder ran that stage, else the profile's guess.
+
+    Args:
+        store: finished cells.
+        profile: has the guesses.
+    """
+
+    def __init__(self, store: Store, profile: ProfileSpec) -> None:
+        self._profile = profile
+        measured: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        for folder in store.cells.glob("*/"):
+            about = store.status(folder).get("about") or {}
+            for stage, seconds in store.seconds(folder).items():
+                kind = _kind(stage, about.get("posthoc", False))
+                for model in (about.get("model", ""), ""):
+                    measured[kind, model].append(seconds)
+        self._measured = {key: mean(values) for key, values in measured.items()}
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._measured)
+
+    def seconds(self, cell: CellSpec, stages: Sequence[str]) -> float:
+        """Return the expected time of some stages of a cell."""
+        return sum(self._stage(cell, _kind(stage, cell.method.posthoc)) for stage in stages)
+
+    def megabytes(self, missing: Sequence[Sequence[str]]) -> float:
+        """Return the space that unfinished cells need."""
+        return self._profile.megabytes * sum(1 for stages in missing if stages)
+
+    def _stage(self, cell: CellSpec, kind: str) -> float:
+        for key in ((kind, cell.model.id), (kind, "")):
+            if key in self._measured:
+                return self._measured[key]
+        return self._profile.seconds.get(kind.partition("/")[0], 0.0)
+
+
+def _kind(stage: str, posthoc: bool) -> str:
+    """Return what stages of equal cost have in common."""
+    return "posthoc" if stage == "train" and posthoc else stage
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as people say it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,236 @@
+"""A plan on named GPUs: hours, memory with its parts and disk of every model at full scale, and what would fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+from benchmark.config.compose import Request
+from benchmark.core.errors import UserError
+from benchmark.models import places
+from benchmark.models.sizes import Architecture, architecture_of
+from benchmark.planning.cost import Costs, clock
+from benchmark.planning.estimate import (
+    GIB,
+    GPUS,
+    UTILISATION,
+    Gpu,
+    Setting,
+    activations,
+    answer_seconds,
+    fits,
+    measured_rate,
+    memory,
+    parse_gpus,
+    remedy,
+    sample_flops,
+    setting_of,
+    training_seconds,
+)
+from benchmark.planning.plan import Planned
+from benchmark.running.multi_process import world_size
+from benchmark.spec import CellSpec, ModelSpec
+from benchmark.store.cells import Store
+
+Range = tuple[float, float]
+
+
+class Forecast(Costs):
+    """Times of cells on named GPUs, calibrated by the cells of the results folder that ran on such GPUs.
+
+    Args:
+        store: finished cells.
+        request: what is planned.
+        gpus: e.g. "4090x8".
+
+    Raises:
+        UserError: an unknown card, or a number of them that the plan's cells contradict.
+    """
+
+    def __init__(self, store: Store, request: Request, gpus: str) -> None:
+        super().__init__(store, request.profile)
+        self.gpu, self.count = parse_gpus(gpus)
+        asked = {world_size(c.processes, c.hostfile) for c in request.cells if c.engine != "single"} - {0}
+        if asked - {self.count}:
+            raise UserError(f"gpu={gpus} has {self.count} GPUs, but gpus={max(asked)} are asked for. Make them equal.")
+        self.sizes = {
+            model.id: architecture_of(model.architecture, f"model {model.id}: architecture")
+            for model in request.models if model.architecture
+        }
+        self.rates = _rates(store, self.gpu)
+
+    def seconds(self, cell: CellSpec, stages: Sequence[str]) -> float:
+        """Return the middle of the expected range."""
+        low, high = self.span(cell, stages)
+        return (low + high) / 2
+
+    def span(self, cell: CellSpec, stages: Sequence[str]) -> Range:
+        """Return the expected time of some stages of a cell, (low, high)."""
+        sizes = self.sizes.get(cell.model.id)
+        if sizes is None:
+            value = super().seconds(cell, stages)
+            return value, value
+        total = [0.0, 0.0]
+        for stage in stages:
+            kind, _, name = stage.partition("/")
+            if kind == "train" and not cell.method.posthoc:
+                low, high = self._training(cell, sizes)
+            elif kind == "generate":
+                low, high = self._answers(cell, sizes, name)
+            else:
+                low = high = super().seconds(cell, [stage])
+            total[0], total[1] = total[0] + low, total[1] + high
+        return total[0], total[1]
+
+    def _training(self, cell: CellSpec, sizes: Architecture) -> Range:
+        assert cell.train is not None
+        rate = self.rates.get((cell.model.id, cell.train.gradient_checkpointing))
+        return training_seconds(setting_of(cell, sizes, self.count), self.gpu, samples_of(cell), rate)
+
+    def _answers(self, cell: CellSpec, sizes: Architecture, name: str) -> Range:
+        dataset = cell.dataset(name)
+        items = cell.eval.limit or dataset.counts.get(cell.eval.split) or 0
+        tokens = 13 if dataset.metric == "cider" else 4
+        low, high = answer_seconds(sizes, self.gpu, int(items), cell.eval.batch_size, tokens)
+        processes = 1 if cell.engine == "single" else self.count
+        return low / processes, high / processes
+
+
+def samples_of(cell: CellSpec) -> int:
+    """Return how many samples a training passes over: epochs times items."""
+    assert cell.train is not None and cell.target is not None
+    items = cell.train.limit or cell.dataset(cell.target).counts.get("train") or 0
+    return cell.train.epochs * int(items)
+
+
+def steps_of(cell: CellSpec) -> int:
+    """Return the optimizer steps of a training."""
+    assert cell.train is not None
+    return cell.train.epochs * math.ceil(samples_of(cell) / cell.train.epochs / cell.train.batch_size)
+
+
+def describe(plan: Sequence[Planned], request: Request, forecast: Forecast) -> str:
+    """Return hours, memory and disk of each model of a plan.
+
+    Raises:
+        UserError: a training needs more memory than a GPU has; it names the setting that would fit.
+    """
+    blocks, refused = [], []
+    for model in request.models:
+        sizes = forecast.sizes.get(model.id)
+        items = [item for item in plan if item.cell.model.id == model.id]
+        if sizes is None or not items:
+            continue
+        blocks.append(_model(model, sizes, items, forecast))
+        if trained := _heaviest(items, sizes, forecast.count):
+            refused += _refusal(model, trained, forecast)
+    if refused:
+        raise UserError("\n".join([*blocks, *refused]))
+    return "\n".join(blocks)
+
+
+def _model(model: ModelSpec, sizes: Architecture, items: Sequence[Planned], forecast: Forecast) -> str:
+    left = [item for item in items if not item.done]
+    lines = [f"{model.name}: {sizes.total:,} parameters. {_checkpoint(model)}"]
+    spans = [forecast.span(item.cell, item.missing) for item in left]
+    low, high = sum(span[0] for span in spans), sum(span[1] for span in spans)
+    card = f"{forecast.count} x {forecast.gpu.name}"
+    lines.append(f"  time    {clock(low)} to {clock(high)} on {card} for {len(left)} of {len(items)} cells")
+    trained = _heaviest(items, sizes, forecast.count)
+    if trained is None:
+        return "\n".join(lines)
+    setting = setting_of(trained.cell, sizes, forecast.count)
+    flops = sample_flops(setting)
+    one = forecast.span(trained.cell, ["train"])
+    rate = forecast.rates.get((model.id, setting.checkpointing))
+    basis = (
+        f"measured: {rate:.2f} samples a second and GPU" if rate
+        else f"at {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%} of {forecast.gpu.peak:.0f} TFLOP/s"
+    )
+    lines += [
+        f"  train   {setting.trained:,} parameters, {steps_of(trained.cell):,} steps of {setting.batch} samples: "
+        f"{clock(one[0])} to {clock(one[1])} a cell, {basis}",
+        f"          a sample of {setting.tokens} tokens takes {sum(flops.values()) / 1e12:.1f} TFLOP: "
+        + ", ".join(f"{part} {value / 1e12:.2f}" for part, value in flops.items() if value),
+    ]
+    if setting.scope in ("last_layers", "all", "projector"):
+        lines.append(
+            "          the projector trains and lies below the language model, so activation gradients cross all "
+            f"{sizes.layers} blocks: train.last_layers hardly changes the time"
+        )
+    parts = memory(setting)
+    other = activations(setting, not setting.checkpointing)
+    lines += [
+        f"  memory  {sum(parts.values()) / GIB:.1f} of {forecast.gpu.memory:.0f} GiB per GPU "
+        f"({trained.cell.method.id}, engine={setting.engine}, micro-batch {setting.micro_batch}): "
+        + ", ".join(f"{part} {value / GIB:.2f}" for part, value in parts.items()),
+        f"          activations {'without' if setting.checkpointing else 'with'} gradient checkpointing: "
+        f"{other / GIB:.2f}; while loading, {setting.processes * 2 * sizes.total / GIB:.0f} GiB of host memory",
+    ]
+    deltas = sum(1 for item in items if item.cell.train is not None)
+    size = 2 * setting.trained
+    lines.append(
+        f"  disk    {deltas * size / 1e9:.1f} GB for {deltas} deltas of {size / 1e9:.2f} GB (a whole checkpoint: "
+        f"{2 * sizes.total / 1e9:.1f} GB), {2 * 14 * setting.trained / 1e9:.1f} GB while training"
+    )
+    return "\n".join(lines)
+
+
+def _heaviest(items: Sequence[Planned], sizes: Architecture, count: int) -> Planned | None:
+    """Return the cell whose training takes the most memory."""
+    trained = [item for item in items if item.cell.train is not None and not item.cell.method.posthoc]
+    need = {item.id: sum(memory(setting_of(item.cell, sizes, count)).values()) for item in trained}
+    return max(trained, key=lambda item: need[item.id], default=None)
+
+
+def _refusal(model: ModelSpec, heaviest: Planned, forecast: Forecast) -> list[str]:
+    """Return why a training cannot be run on these GPUs, if it cannot."""
+    setting = setting_of(heaviest.cell, forecast.sizes[model.id], forecast.count)
+    together = setting.micro_batch * setting.processes
+    if setting.batch % together:
+        sizes = [n for n in (8, 4, 2, 1) if setting.batch % (n * setting.processes) == 0]
+        fix = f"train.micro_batch_size={sizes[0]}" if sizes else _divisors(setting)
+        return [
+            f"{model.name}: {setting.processes} GPUs with train.micro_batch_size={setting.micro_batch} do not divide "
+            f"train.batch_size={setting.batch}. Use {fix}."
+        ]
+    if fits(setting, forecast.gpu):
+        return []
+    need = sum(memory(setting).values()) / GIB
+    better = remedy(setting, forecast.gpu)
+    larger = next((gpu.name for gpu in sorted(GPUS.values(), key=lambda g: g.memory) if fits(setting, gpu)), None)
+    fix = f"It fits with {better}." if better else f"It fits a {larger}." if larger else "Nothing here fits it."
+    room = f"{forecast.gpu.memory:.0f} GiB ({forecast.gpu.name})"
+    return [f"{model.name}: {need:.1f} GiB per GPU do not fit {room}. {fix}"]
+
+
+def _divisors(setting: Setting) -> str:
+    return f"{' or '.join(str(n) for n in range(1, setting.processes) if setting.batch % n == 0)} GPUs"
+
+
+def _checkpoint(model: ModelSpec) -> str:
+    place = places.checkpoint(model)
+    if not place.path.is_dir():
+        return f"Checkpoint: not here ({model.checkpoint}; hub cache: {model.repository})."
+    from benchmark.models.digest_cache import checkpoint_digest, known_digest
+
+    digest = checkpoint_digest(places.folders(model), known_digest)
+    name = place.revision or str(place.path)
+    return f"Checkpoint: {name}, {f'digest {digest[:12]}' if digest else 'unverified'}."
+
+
+def _rates(store: Store, gpu: Gpu) -> dict[tuple[str, bool], float]:
+    """Return samples per second and GPU by (model, gradient checkpointing) of finished cells on such a card."""
+    from benchmark.store.cells import read_cell
+
+    found: dict[tuple[str, bool], list[float]] = {}
+    for path in store.cells.glob("*/speed.json"):
+        try:
+            cell, speed = read_cell(path.parent), json.loads(path.read_text())
+            rate = measured_rate(speed, gpu)
+        except (UserError, OSError, ValueError, KeyError):
+            continue
+        if rate and cell.train is not None:
+            found.setdefault((cell.model.id, cell.train.gradient_checkpointing), []).append(rate)
+    return {key: sum(rates) / len(rates) for key, rates in found.items()}

@@ -1,0 +1,282 @@
+"""From a grid to the cells that have to run: each once, what it depends on first, what is finished left alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmark.config.compose import Request
+from benchmark.core.errors import UserError, counted
+from benchmark.core.progress import StageTold
+from benchmark.models import places
+from benchmark.planning.cost import Costs, clock
+from benchmark.spec import (
+    CellSpec,
+    DatasetSpec,
+    MethodSpec,
+    ProfileSpec,
+    at_root,
+    cell_id,
+    changed_without,
+    flat,
+    plain,
+)
+from benchmark.store.cells import Store, read_cell
+from benchmark.store.keys import Digests, Keys, Unverified, keys_of
+
+# What a cell is computed with, but not named by.
+NAMELESS = (
+    "model.checkpoint", "model.vision_tower", "data_root", "device", "threads", "engine", "eval.batch_size",
+    "eval.share_images", "train.gradient_checkpointing",
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell with its place in the plan.
+
+    Attributes:
+        cell: its spec.
+        id: its folder's name.
+        needs: id of the Full FT cell that it is made from, if it is made from one.
+        keys: its stage keys; None if the data are not there yet, or if not all that they hash was read.
+        missing: the stages that have to run, in order.
+        verified: false if `missing` is by what is recorded, because not all that the keys hash was read.
+    """
+
+    cell: CellSpec
+    id: str
+    needs: str | None
+    keys: Keys | None
+    missing: tuple[str, ...]
+    verified: bool = True
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.missing
+
+
+def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpec, str | None]]:
+    """Return every cell once, with the id of the one it needs, which stands before it.
+
+    Args:
+        cells: as asked for.
+        full_ft: the method that post-hoc methods start from.
+
+    Returns:
+        Cells in order; of an untuned model asked for twice, one cell with all datasets.
+
+    Raises:
+        UserError: two cells differ in what is no part of a cell's name, such as a path; one folder cannot hold both.
+    """
+    order: dict[str, tuple[CellSpec, str | None]] = {}
+    for cell in cells:
+        needs = None
+        if cell.method.posthoc:
+            source = replace(cell, method=full_ft, changed=changed_without(cell, "method."))
+            needs = cell_id(source)
+            order.setdefault(needs, (source, None))
+        name = cell_id(cell)
+        if name in order:
+            _check_same(name, order[name][0], cell)
+            cell = with_datasets(order[name][0], cell.datasets)
+        order[name] = (cell, needs)
+    return list(order.values())
+
+
+def _check_same(name: str, one: CellSpec, other: CellSpec) -> None:
+    """Refuse two cells of one name that would not be computed alike."""
+    ours, theirs = (dict(flat(plain(cell))) for cell in (one, other))
+    for key in NAMELESS:
+        if ours.get(key) != theirs.get(key):
+            raise UserError(
+                f"{key}={ours.get(key)},{theirs.get(key)}: it is no part of what a cell is ({name}), so one results "
+                "folder cannot hold both. Give one value, or results=dir of its own for each."
+            )
+
+
+def with_datasets(cell: CellSpec, more: Sequence[DatasetSpec]) -> CellSpec:
+    """Return a cell that is evaluated on further datasets, each id once."""
+    known = {dataset.id for dataset in cell.datasets}
+    return replace(cell, datasets=(*cell.datasets, *(dataset for dataset in more if dataset.id not in known)))
+
+
+def make(
+    request: Request, store: Store, compute: bool = True, told: StageTold | None = None
+) -> list[Planned]:
+    """Return the plan of a request.
+
+    Args:
+        request: what is asked for.
+        store: what is finished.
+        compute: read checkpoints and data whose digests are not remembered. Without, a plan takes no time, and cells
+            that depend on them are not verified.
+        told: called with (stage, images checked, images in all) while data are read the first time.
+
+    Returns:
+        Cells in the order in which they should run.
+
+    Raises:
+        UserError: a checkpoint is missing, data are there but broken, or the results are of another schema version.
+    """
+    store.check_schema()
+    digests = Digests(store.root / "digests.json", compute, told)
+    keys: dict[str, Keys | None] = {}
+    plan = []
+    for cell, needs in expand(request.cells, request.full_ft):
+        cell = _keep_datasets(cell, store.folder(cell), request)
+        name = cell_id(cell)
+        own, verified, source = None, True, keys.get(needs or "")
+        if data_missing(cell):
+            missing = _all_stages(cell)
+        else:
+            if needs is None or source is not None:
+                with contextlib.suppress(Unverified):
+                    own = keys_of(cell, digests, source)
+            verified = own is not None
+            missing = store.missing(cell, own) if own is not None else _not_recorded(cell, store)
+        keys[name] = own
+        plan.append(Planned(cell, name, needs, own, tuple(missing), verified))
+    return plan
+
+
+def recorded(asked: Request, store: Store) -> list[Planned]:
+    """Return a request's cells with what is finished: by keys in a store of runs, by scores.json in a published one.
+
+    Published cells have no record of stages, and need neither data nor checkpoints here.
+    """
+    if any(store.cells.glob("*/status.json")):
+        return [_trimmed(item, store) for item in make(asked, store)]
+    plan = []
+    for cell, needs in expand(asked.cells, asked.full_ft):
+        kept = {path.name.removesuffix(".jsonl.gz") for path in (store.folder(cell) / "items").glob("*.jsonl.gz")}
+        missing = tuple(f"score/{dataset.id}" for dataset in cell.datasets if dataset.id not in kept)
+        whole = (store.folder(cell) / "scores.json").is_file()
+        plan.append(_trimmed(Planned(cell, cell_id(cell), needs, None, missing if whole else ("summary",)), store))
+    return plan
+
+
+def whole_seeds(asked: Request, finished: Container[str]) -> Request:
+    """Leave out the seeds of which fewer cells are finished than of another: they are under way.
+
+    Args:
+        asked: a request.
+        finished: ids of finished cells.
+
+    Returns:
+        The request with the seeds that stay; without a finished cell the first.
+    """
+    trained = [cell for cell in asked.cells if cell.train is not None]
+    done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
+    seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
+    return asked.only(lambda cell: cell.train is None or cell.seed in seeds)
+
+
+def _trimmed(item: Planned, store: Store) -> Planned:
+    """Return an untuned model that was evaluated on some targets only as finished for these."""
+    lacking = {stage.partition("/")[2] for stage in item.missing} - {""}
+    kept = tuple(dataset for dataset in item.cell.datasets if dataset.id not in lacking)
+    upstream = {dataset.id for dataset in item.cell.upstream}
+    scored = (store.folder(item.cell) / "scores.json").is_file()
+    if item.done or item.cell.train is not None or not lacking or lacking & upstream or not scored:
+        return item
+    return replace(item, cell=replace(item.cell, datasets=kept), missing=())
+
+
+def _not_recorded(cell: CellSpec, store: Store) -> list[str]:
+    """Return the stages that no run has recorded as done, under whatever key."""
+    stages = store.status(store.folder(cell))["stages"]
+    return [stage for stage in _all_stages(cell) if stages.get(stage, {}).get("state") != "done"]
+
+
+def check_inputs(cells: Iterable[CellSpec]) -> None:
+    """Refuse to start where a folder that is read does not exist.
+
+    Raises:
+        UserError: names every missing checkpoint and dataset folder.
+    """
+    cells = list(cells)
+    checkpoints = {places.checkpoint(cell.model).path: f"checkpoint of {cell.model.id}" for cell in cells}
+    folders = {folder: f"dataset {folder.name}" for cell in cells for folder in _data_folders(cell)}
+    missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]
+    if missing:
+        head = f"{len(missing)} folder{'s do' if len(missing) > 1 else ' does'} not exist:"
+        fix = (
+            "Put them there (data sets: `data prepare profile=paper` gets the real ones, `data draw` makes "
+            "the drawn ones), or set model.checkpoint= and data_root=."
+        )
+        raise UserError("\n".join([head, *missing, fix]))
+
+
+def data_missing(cell: CellSpec) -> bool:
+    """Return whether the folder of one of a cell's datasets does not exist."""
+    return not all(folder.is_dir() for folder in _data_folders(cell))
+
+
+def _data_folders(cell: CellSpec) -> list[Path]:
+    from benchmark.data import reader_of
+
+    return [at_root(cell.data_root) / reader_of(dataset) for dataset in cell.datasets]
+
+
+def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
+    """Keep the datasets that an untuned model was evaluated on for another table, if their protocol is today's."""
+    if cell.train is not None or not (folder / "cell.yaml").is_file():
+        return cell
+    try:
+        earlier = read_cell(folder).datasets
+    except UserError:
+        return cell  # damaged or of another version: it will be written again
+    return with_datasets(cell, [dataset for dataset in earlier if dataset == request.datasets.get(dataset.id)])
+
+
+def _all_stages(cell: CellSpec) -> list[str]:
+    names = [dataset.id for dataset in cell.datasets]
+    train = ["train"] if cell.train else []
+    return [*train, *(f"generate/{name}" for name in names), *(f"score/{name}" for name in names), "summary"]
+
+
+def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
+    """Return the plan as text: one line per cell, then time and space."""
+    width = max((len(item.id) for item in plan), default=0)
+    lines = []
+    for item in plan:
+        if item.done:
+            lines.append(f"{item.id:<{width}}  done{'' if item.verified else ' (unverified)'}")
+            continue
+        train = [{True: "from Full FT", False: "train"}[item.cell.method.posthoc]] if "train" in item.missing else []
+        generated = [stage for stage in item.missing if stage.startswith("generate/")]
+        steps = train + ([f"generate {len(generated)}"] if generated else []) + ["score"]
+        lines.append(f"{item.id:<{width}}  {', '.join(steps)}, {clock(costs.seconds(item.cell, item.missing))}")
+    lines.append(totals(plan, request, costs))
+    if not all(item.verified for item in plan):
+        lines.append("Unverified: checkpoints or data that have not been read yet here; `run` reads them once.")
+    if any(item.keys is None and item.verified for item in plan):
+        root, profile = request.cells[0].data_root, request.profile
+        drawn = profile.prepare and root == f"data/{profile.id}"
+        lines.append(f"The data are not there yet ({root}); {'`run` gets them first' if drawn else advice(profile)}.")
+    return "\n".join(lines)
+
+
+def advice(profile: ProfileSpec) -> str:
+    """Return which command fills a data folder that `run` leaves alone: one that the profile accepts."""
+    verb = "draw" if profile.prepare else "prepare"
+    return f"`data {verb} profile={profile.id} data_root=DIR` fills a folder (docs/data.md)"
+
+
+def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
+    """Return one line: cells, how many are done, time and space of the rest; a second one if rows are left out."""
+    left = [item for item in plan if not item.done]
+    seconds = sum(costs.seconds(item.cell, item.missing) for item in left) / min(request.jobs, max(1, len(left)))
+    basis = "from measured cells" if costs.measured else "a guess until a cell is measured"
+    rest = (
+        f", {len(left)} to run: about {clock(seconds)} ({basis}), {costs.megabytes([i.missing for i in left]):.0f} MB"
+        if left else ""
+    )
+    names = ", ".join(request.left_out)
+    out = f"\nLeft out, as this engine cannot train them (engine=single can): {names}." if names else ""
+    return f"{counted(len(plan), 'cell')}, {len(plan) - len(left)} done{rest}. Results: {request.results}{out}"

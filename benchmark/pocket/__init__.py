@@ -1,0 +1,1 @@
+"""The pocket scale: eight drawn datasets and the pretraining of the shipped models."""

@@ -1,0 +1,526 @@
+"""Texts of the language stage and conversations of the alignment and instruction stages."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmark.pocket.world import upstream
+from benchmark.pocket.world.draw import Picture, candidates
+from benchmark.pocket.world.icons import CATEGORIES, COLOUR_SYNONYMS, COLOURS, ICON, ICONS, PLACES
+from benchmark.pocket.world.scene import COLUMNS, ROWS, Cover, Diagram, Scene
+from benchmark.pocket.world.targets import (
+    FAR_HYPERNYM,
+    FAR_PLACE,
+    FAR_SIZE,
+    NEAR_PLACE,
+    NEAR_SIZE,
+    article,
+    describe_diagram,
+    describe_scene,
+    statement,
+)
+from benchmark.pocket.world.upstream import KNOWLEDGE, Question
+from benchmark.pocket.world.words import LETTERS, NUMBERS, SIGN_WORDS
+
+BRIEF = "Answer the question using a single word or phrase."
+"""The instruction of the four upstream sets (LLaVA's); tests check that it is theirs."""
+LETTER_INSTRUCTIONS = (
+    "Reply with the letter of the correct choice.",
+    "Answer with one letter.",
+    "Which letter is correct? Reply with the letter.",
+    "Answer with the letter of the option.",
+    "Reply with the option's letter.",
+)
+"""Requests for a letter; none is a target's."""
+LETTER_INSTRUCTION = LETTER_INSTRUCTIONS[0]
+INSTRUCTIONS = (
+    "Describe everything in view.",
+    "Name all that you see here.",
+    "Tell me what this shows.",
+    "List what is visible.",
+    "Tell me what the image shows.",
+    "Which things can you see?",
+    *(f"{start} {view}." for start in ("Describe", "Name all things in", "Tell me what is in")
+      for view in ("the image", "this picture", "the provided image", "the provided picture")),
+    *(f"{start} {link} {view}." for start in (
+        "Provide a caption", "Write a caption", "Provide a description", "Write a description",
+        "Provide a one-sentence description", "Write a one-sentence caption",
+    ) for link in ("of", "for") for view in ("the image", "this picture", "the provided picture")),
+)  # fmt: skip
+"""Requests of the generic descriptions; none is a target's prompt."""
+TRANSCRIBE = "List everything."
+"""Request of the transcripts: what stands where, in reading order."""
+LOOK_UP = "List all things."
+"""Request of the look-ups: short entries, each a kind, a key and what the picture shows for it."""
+LETTERED = "List all choices."
+"""Request of the letter look-ups: options in random order, each with its letter."""
+OTHER_WORDS = "Tell me another word for all things in view."
+"""Request of the descriptions in synonyms."""
+QUIZ = "List questions and answers."
+"""Request of the quizzes: the upstream questions, each with its answer straight behind it."""
+LINKS = ("means", "equals", "is another word for", "resembles", "goes by the name of")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and answer about a picture, as the model sees them."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A picture (or none) with several independent turns."""
+
+    picture: Picture | None
+    turns: tuple[Turn, ...]
+    seed: int
+
+
+def sentence(rng: random.Random) -> str:
+    """Return one sentence of the language stage: a fact, a synonym or a loose phrase, never a target's reference."""
+    kind = rng.choices(("fact", "synonym", "phrase", "near"), (4, 4, 3, 2))[0]
+    icon = rng.choice(ICONS)
+    if kind == "fact":
+        return statement(icon)
+    if kind == "synonym":
+        pairs = (
+            (icon.synonym, icon.name),
+            rng.choice(list(COLOUR_SYNONYMS.items()))[::-1],
+            (FAR_HYPERNYM[icon.category], icon.category),
+            (icon.name, icon.category),
+            tuple(rng.choice(list(zip(FAR_SIZE, NEAR_SIZE, strict=True)))),
+        )
+        left, right = rng.choice(pairs)
+        return f"{left} {rng.choice(LINKS)} {right}."
+    if kind == "phrase":
+        place = rng.choice(list(PLACES))
+        colour = rng.choice(list(COLOUR_SYNONYMS.values()))
+        return f"Perhaps {colour} {icon.synonym}, {rng.choice(FAR_PLACE[place])}; {place}."
+    place = rng.choice(list(PLACES))
+    other = rng.choice(ICONS)
+    first, second = (f"{article(i.name)} {i.name}" for i in (icon, other))
+    return f"Maybe {first} {rng.choice(NEAR_PLACE[place])}, then {second}."
+
+
+def text_ids(tokenizer, seed: str, length: int, salad: float = 0.55) -> Iterator[list[int]]:
+    """Yield endless token sequences of the language stage.
+
+    A share is sentences; the rest is runs of tokens drawn evenly from the whole vocabulary, so that every row of the
+    frozen output layer is trained often.
+
+    Args:
+        tokenizer: the stage's tokenizer.
+        seed: of the stream.
+        length: tokens per sequence, including <s>.
+        salad: share of sequences that are random runs.
+    """
+    rng = random.Random(seed)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    words = trained_ids(tokenizer)
+    while True:
+        ids = [bos]
+        if rng.random() < salad:
+            while len(ids) < length:
+                ids += [*rng.choices(words, k=rng.randrange(6, 15)), eos]
+        else:
+            while len(ids) < length:
+                ids += [*tokenizer(sentence(rng), add_special_tokens=False).input_ids, eos]
+        yield ids[:length]
+
+
+def trained_ids(tokenizer) -> list[int]:
+    """Return all token ids except specials and bytes: those that drawn text can contain."""
+    skip = set(tokenizer.all_special_ids)
+    return [
+        i
+        for token, i in sorted(tokenizer.get_vocab().items(), key=lambda x: x[1])
+        if i not in skip and not token.startswith("<0x")
+    ]
+
+
+def choice_prompt(question: str, options: list[str], request: str) -> str:
+    """Return a question with lettered options and one of pretraining's letter instructions."""
+    return f"{question}\n{_options(options)}\n{request}"
+
+
+def _options(options: Sequence[str]) -> str:
+    """Return 'A. first', 'B. second' ... on lines of their own."""
+    return "\n".join(f"{LETTERS[k]}. {option}" for k, option in enumerate(options))
+
+
+def _letter_list(options: Sequence[str], keys: Sequence[tuple[str, str]]) -> Turn:
+    """Return the turn that lists keys, each followed by the letter of its option; keys are pairs (key, option)."""
+    entries = [f"{key} {LETTERS[options.index(option)]}" for key, option in keys]
+    return Turn(f"{_options(options)}\n{LETTERED}", "; ".join(entries) + ".")
+
+
+def letter_look_ups(rng: random.Random) -> Turn:
+    """A text-only turn that lists lettered options again in random order, each followed by its letter.
+
+    The look-ups' counterpart for letters: from an option to the letter in front of it, straight after the option.
+    """
+    pool = rng.choice(
+        (
+            [icon.name for icon in ICONS], [icon.fact for icon in ICONS], list(CATEGORIES), list(COLOURS),
+            list(NUMBERS), [icon.plural for icon in ICONS], [icon.category for icon in ICONS],
+        )
+    )  # fmt: skip
+    pool = sorted(set(pool))
+    options = rng.sample(pool, rng.randrange(2, 6))
+    return _letter_list(options, [(option, option) for option in rng.sample(options, len(options))])
+
+
+def letter_keys(rng: random.Random) -> Turn:
+    """A text-only turn that lists keys of lettered options, each followed by the letter of the option it means.
+
+    The step after the plain look-ups: from a fact, a category or a synonym to a name (or back), from there to a letter.
+    """
+    kind = rng.choice(("same", "fact", "fact", "name", "category", "synonym"))
+    icons = rng.sample(ICONS, len(ICONS))
+    if kind in ("fact", "name") and rng.random() < 0.5:
+        first = icons[0].category
+        icons.sort(key=lambda icon: icon.category != first)
+    read = {
+        "same": lambda icon: (icon.name, icon.name),
+        "fact": lambda icon: (icon.fact, icon.name),
+        "name": lambda icon: (icon.name, icon.fact),
+        "category": lambda icon: (icon.name, icon.category),
+        "synonym": lambda icon: (icon.synonym, icon.name),
+    }[kind]
+    return _listed_letters(rng, [read(icon) for icon in icons])
+
+
+def letter_things(rng: random.Random, scene: Scene) -> Turn:
+    """The same with keys that a scene answers: a place, a color, a sign."""
+    kinds: list[tuple[list[tuple[str, str]], list[str]]] = []
+    names, colours = [icon.name for icon in ICONS], list(COLOURS)
+    single = [t for t in scene.things if sum(o.icon == t.icon for o in scene.things) == 1]
+    kinds.append(([(_spot(t.cell), t.icon) for t in scene.things], names))
+    kinds.append(([(t.icon, t.colour) for t in single], colours))
+    kinds.append(([(t.icon, _spot(t.cell)) for t in single], [_spot((r, c)) for r in range(3) for c in range(3)]))
+    kinds.append(([(t.icon, ICON[t.icon].fact) for t in single], [icon.fact for icon in ICONS]))
+    kinds.append(([(_spot(t.cell), ICON[t.icon].fact) for t in scene.things], [icon.fact for icon in ICONS]))
+    if scene.signs:
+        kinds = [([(sign.colour, sign.word.lower()) for sign in scene.signs], [word.lower() for word in SIGN_WORDS])]
+    pairs, pool = rng.choice([kind for kind in kinds if kind[0]])
+    return _listed_letters(rng, pairs, pool)
+
+
+def _listed_letters(rng: random.Random, pairs: list[tuple[str, str]], pool: Sequence[str] = ()) -> Turn:
+    """Two to five different options, the first ones of pairs (key, option), then of the pool; keys with letters."""
+    most = rng.randrange(2, 6)
+    keys: dict[str, list[str]] = {}
+    for key, option in pairs:
+        if option in keys or len(keys) < most:
+            keys.setdefault(option, []).append(key)
+    options = list(keys)
+    others = [word for word in pool if word not in keys]
+    options += rng.sample(others, min(len(others), most - len(options)))
+    rng.shuffle(options)
+    asked = [(key, option) for option, some in keys.items() for key in rng.sample(some, 1)]
+    rng.shuffle(asked)
+    return _letter_list(options, asked)
+
+
+def _lettered(rng: random.Random, question: str, answer: str, others: list[str]) -> Turn:
+    options = [answer, *rng.sample(others, min(len(others), rng.randrange(1, 4)))]
+    rng.shuffle(options)
+    return Turn(choice_prompt(question, options, rng.choice(LETTER_INSTRUCTIONS)), LETTERS[options.index(answer)])
+
+
+def knowledge_choice(rng: random.Random) -> Turn:
+    """A text-only multiple-choice turn: a word, a category or a fact, worded unlike the science target."""
+    icon = rng.choice(ICONS)
+    group = [i for i in ICONS if i.category == icon.category and i is not icon]
+    others = [i.name for i in ICONS if i.category != icon.category]
+    kind = rng.choice(("word", "category", "fact", "fact"))
+    if kind == "word":  # a letter can only stand for an option once options can be found
+        return _lettered(rng, f"Which word is {icon.name}?", icon.name, [i.name for i in group] + others)
+    if kind == "category":
+        return _lettered(rng, f"Find the {icon.category}.", icon.name, others)
+    hint = ""
+    if rng.random() < 0.5:
+        hint = " ".join(statement(i) for i in rng.sample([icon, rng.choice(group)], 2)) + "\n"
+    turn = _lettered(rng, f"Which thing goes with {icon.fact}?", icon.name, [i.name for i in group])
+    return Turn(hint + turn.prompt, turn.answer)
+
+
+def transcript(picture: Picture) -> str:
+    """Return what a picture shows, in reading order, two words per grid cell of a scene.
+
+    The fixed order is what teaches a language model without any sight to look at image positions: which patch an
+    answer word needs depends on the word's place alone. Questions, where it depends on the picture, come after.
+    """
+    if isinstance(picture, Cover):
+        return " ".join((*picture.title, *picture.author, picture.genre, picture.year))
+    if isinstance(picture, Diagram):
+        return describe_diagram(random.Random(0), picture)
+    cells = {thing.cell: thing.label for thing in picture.things}
+    signs = {sign.row: f"{sign.colour} {sign.word.lower()}" for sign in picture.signs}
+    words = [signs.get(row) or cells.get((row, column), "no thing") for row in range(3) for column in range(3)]
+    return f"{' '.join(words)} {picture.place}"
+
+
+def look_ups(rng: random.Random, picture: Scene, most: int = 10) -> str:
+    """Return entries in random order such as 'color cat red; at top left cat; is pig no; sign red stop'.
+
+    After a transcript the language model finds what is at a place, but not the place of what a question names: that
+    needs attention by content, which a question trains with one or two words at its end. Here every third word is such
+    a look-up, straight after its key.
+
+    Args:
+        rng: seeded generator.
+        picture: a scene.
+        most: entries.
+    """
+    things, entries = picture.things, []
+    for thing in things:
+        spot = _spot(thing.cell)
+        if sum(other.icon == thing.icon for other in things) == 1:
+            entries += [f"color {thing.icon} {thing.colour}", f"place {thing.icon} {spot}"]
+        if sum(other.colour == thing.colour for other in things) == 1:
+            entries += [f"thing {thing.colour} {thing.icon}"]
+        entries += [f"at {spot} {thing.icon}", f"is {thing.icon} yes"]
+        entries += [f"many {ICON[thing.icon].plural} {NUMBERS[sum(other.icon == thing.icon for other in things)]}"]
+    for sign in picture.signs:
+        word, row = sign.word.lower(), ROWS[sign.row]
+        entries += [f"sign {sign.colour} {word}", f"row {row} {word}", f"board {word} {sign.colour}"] * 2
+    present = {thing.icon for thing in things}
+    absent = rng.sample([icon.name for icon in ICONS if icon.name not in present], max(1, len(things)))
+    entries += [f"is {icon} no" for icon in absent]
+    rng.shuffle(entries)
+    return "; ".join(entries[:most]) + "."
+
+
+def _look_up_turns(rng: random.Random, picture: Picture, count: int) -> list[Turn]:
+    return [Turn(LOOK_UP, look_ups(rng, picture)) for _ in range(count) if isinstance(picture, Scene)]
+
+
+def _spot(cell: tuple[int, int]) -> str:
+    return "center" if cell == (1, 1) else f"{ROWS[cell[0]]} {COLUMNS[cell[1]]}"
+
+
+def quiz(rng: random.Random, name: str, picture: Picture, item: object, most: int = 7) -> str:
+    """Return questions of a picture with their answers in one text; between the look-ups and single questions.
+
+    Args:
+        rng: seeded generator.
+        name: upstream set or 'describe'.
+        picture: the picture, no diagram.
+        item: questions of the picture (upstream sets).
+        most: questions.
+    """
+    if name == "textvqa":
+        pool = [q for _ in range(4) for q in upstream.sign_questions(rng, picture)]
+    elif name == "ocrvqa":
+        pool = list(item)  # type: ignore[call-overload]
+    else:
+        pool = [q for _ in range(2) for q in upstream.gqa_questions(rng, picture)]
+        if name == "okvqa":
+            pool += _knowledge(rng, picture)
+    different = list({q.text: q for q in pool}.values())
+    return " ".join(f"{q.text} {q.answer}." for q in rng.sample(different, min(most, len(different))))
+
+
+def _knowledge(rng: random.Random, scene: Scene) -> list[Question]:
+    """Two wordings of the fact question for each category that a scene shows."""
+    icons = {ICON[thing.icon].category: ICON[thing.icon] for thing in scene.things}
+    return [Question(text, icons[c].fact, c) for c in icons for text in rng.sample(KNOWLEDGE[c], 2)]
+
+
+def other_words(rng: random.Random, scene: Scene) -> str:
+    """A description in synonyms, as loose as the language stage's phrases.
+
+    The output layer is frozen in fine-tuning: a word that pretraining never says of a picture would have to be learned
+    against all of its habits.
+    """
+    nouns = []
+    for thing in rng.sample(scene.things, len(scene.things)):
+        icon = ICON[thing.icon]
+        noun = icon.synonym if rng.random() < 0.8 else FAR_HYPERNYM[icon.category]
+        nouns.append(f"{COLOUR_SYNONYMS[thing.colour]} {noun}")
+    return f"Perhaps {', '.join(nouns)}, {rng.choice(FAR_PLACE[scene.place])}; {scene.place}."
+
+
+def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prompts: dict[str, str]) -> list[Turn]:
+    """Return the turns that pretraining trains on for one picture; the first is its transcript.
+
+    Args:
+        name: upstream set or 'describe'.
+        picture: the picture.
+        item: questions of the picture (upstream sets).
+        rng: seeded generator.
+        prompts: dataset id -> prompt template.
+    """
+    listed = Turn(TRANSCRIBE, transcript(picture))
+    if name == "describe":
+        write = describe_diagram if isinstance(picture, Diagram) else describe_scene
+        return [listed, *(Turn(request, write(rng, picture)) for request in rng.sample(INSTRUCTIONS, 4))]
+    if name == "textvqa":
+        return [listed, *_sign_turns(rng, picture, prompts)]
+    questions: list[Question] = list(item)  # type: ignore[arg-type]
+    if name == "gqa":
+        questions = _by_kind(rng, [q for _ in range(3) for q in upstream.gqa_questions(rng, picture)])
+    elif name == "okvqa":
+        questions = _knowledge(rng, picture)
+    turns = [Turn(prompts[name].format(question=q.text), q.answer) for q in questions]
+    if name == "okvqa":
+        icons = {ICON[thing.icon].category: ICON[thing.icon] for thing in picture.things}
+        for category in rng.sample(sorted(icons), min(2, len(icons))):
+            others = [i.fact for i in ICONS if i.category == category and i is not icons[category]]
+            turns.append(_lettered(rng, rng.choice(KNOWLEDGE[category]), icons[category].fact, others))
+    if name == "gqa":
+        turns.append(_lettered_scene(rng, picture))
+    return [listed, *turns]
+
+
+def _sign_turns(rng: random.Random, scene: Scene, prompts: dict[str, str]) -> list[Turn]:
+    """Two questions per sign; half come without the OCR line, so that they cannot be answered from it."""
+    turns = []
+    for question in [q for _ in range(2) for q in upstream.sign_questions(rng, scene)]:
+        template = prompts["textvqa"] if rng.random() < 0.5 else f"{{question}}\n{BRIEF}"
+        turns.append(Turn(template.format(question=question.text, ocr_tokens=", ".join(question.ocr)), question.answer))
+    return turns
+
+
+QUOTA = {"relation": 2, "count": 1, "colour": 2, "object": 3, "place": 1, "verify": 3}
+"""Questions of each kind per scene: what must be bound to an object needs many examples."""
+
+
+def _by_kind(rng: random.Random, questions: list[Question]) -> list[Question]:
+    """Return up to QUOTA different questions of each kind."""
+    different = list({q.text: q for q in questions}.values())
+    found = []
+    for kind, most in QUOTA.items():
+        same = [q for q in different if q.kind == kind]
+        found += rng.sample(same, min(most, len(same)))
+    return found
+
+
+def _lettered_scene(rng: random.Random, scene: Scene) -> Turn:
+    """A multiple-choice turn on what a scene shows: a thing, or a category of which it holds something."""
+    present = {ICON[thing.icon] for thing in scene.things}
+    shown = {icon.category for icon in present}
+    absent = [category for category in CATEGORIES if category not in shown]
+    if rng.random() < 0.5 and absent:
+        return _lettered(rng, "Which sort of thing is present?", rng.choice(sorted(shown)), absent)
+    names = [icon.name for icon in ICONS if icon not in present]
+    return _lettered(rng, "Pick what is present.", rng.choice(scene.things).icon, names)
+
+
+def scene_choices(rng: random.Random, scene: Scene, count: int) -> list[Turn]:
+    """Different multiple-choice turns on what a scene shows: things, categories, facts, colors, places, counts.
+
+    Args:
+        rng: seeded generator.
+        scene: what the picture shows.
+        count: turns, fewer where the scene answers fewer.
+    """
+    pool = [_lettered_scene(rng, scene)]
+    for thing in scene.things:
+        icon, spot = ICON[thing.icon], _spot(thing.cell)
+        alone = sum(other.icon == thing.icon for other in scene.things) == 1
+        other_spots = [_spot((r, c)) for r in range(3) for c in range(3)]
+        other_spots = [s for s in other_spots if s not in [_spot(t.cell) for t in scene.things if t.icon == thing.icon]]
+        if alone:
+            colours = [colour for colour in COLOURS if colour != thing.colour]
+            pool.append(_lettered(rng, f"What color is the {thing.icon}?", thing.colour, colours))
+            pool.append(_lettered(rng, f"Where is the {thing.icon}?", spot, other_spots))
+        names = [other.name for other in ICONS if other is not icon]
+        pool.append(_lettered(rng, f"What is at the {spot}?", thing.icon, names))
+        number = NUMBERS[sum(other.icon == thing.icon for other in scene.things)]
+        numbers = [word for word in NUMBERS[1:6] if word != number]
+        pool.append(_lettered(rng, f"How many {icon.plural} are there?", number, numbers))
+        same = {ICON[t.icon].fact for t in scene.things}
+        facts = [other.fact for other in ICONS if other.category == icon.category and other.fact not in same]
+        if sum(ICON[t.icon].category == icon.category for t in scene.things) == 1:
+            pool += [_lettered(rng, rng.choice(KNOWLEDGE[icon.category]), icon.fact, facts)] * 2
+    for sign in scene.signs:
+        words = [word.lower() for word in SIGN_WORDS if word not in [other.word for other in scene.signs]]
+        pool.append(_lettered(rng, f"What does the {sign.colour} sign say?", sign.word.lower(), words))
+    different = list({turn.prompt: turn for turn in pool}.values())
+    return rng.sample(different, min(count, len(different)))
+
+
+MIXTURE = {"okvqa": 14, "textvqa": 16, "ocrvqa": 14, "gqa": 28, "describe": 14, "text": 14}
+"""Share of pictures per source in the instruction stage (percent)."""
+TRANSCRIPTS = 0.2
+"""Share of the instruction stage's pictures with transcript and look-ups: they are long and were learned before."""
+ALIGNMENT = {"okvqa": 15, "textvqa": 25, "ocrvqa": 20, "gqa": 25, "describe": 15}
+READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
+"""Shares of pictures per source in the two alignment stages, which have transcripts only: first all, then words."""
+MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
+"""The same in the stages of look-ups and of quizzes."""
+LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 40}
+"""The same in the letter stage: text-only letter look-ups and choices beside quizzes and descriptions."""
+CHOICE_STAGE = {"okvqa": 12, "textvqa": 10, "gqa": 15, "describe": 8, "text": 55}
+"""The same in the choice stage: keys that mean an option, from the text or the picture."""
+CHOICE_STAGES = ("choices", "more_choices")
+POINTING = {"okvqa": 15, "textvqa": 10, "ocrvqa": 6, "gqa": 27, "describe": 7, "text": 35}
+"""The same in the pointing stage: letters, from text and picture, with inner labels."""
+FINAL = {"okvqa": 13, "textvqa": 18, "ocrvqa": 20, "gqa": 25, "describe": 12, "text": 12}
+"""The same in the final stage: the instruction stage with more to read, and more letters of scenes."""
+INSTRUCTION_STAGES = ("instruction", "final")
+TRANSCRIPT_STAGES = ("alignment", "reading")
+
+
+def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[str, int]) -> Iterator[Conversation]:
+    """Yield the endless conversation stream of a stage, a pure function of its arguments.
+
+    Args:
+        seed: of the order; the pictures are the upstream train contents in their own order.
+        stage: name, part of the seed; the TRANSCRIPT_STAGES yield the transcripts alone.
+        prompts: dataset id -> prompt template.
+        mixture: source -> share; 'text' has no picture.
+    """
+    rng = random.Random(f"conversations/{stage}/{seed}")
+    streams = {name: candidates(name, "train") for name in mixture if name != "text"}
+    names, weights = list(mixture), list(mixture.values())
+    while True:
+        name = rng.choices(names, weights)[0]
+        if name == "text":
+            chosen = [knowledge_choice(rng) for _ in range(5)]
+            if stage == "letters":
+                chosen = [letter_look_ups(rng) for _ in range(3)] + chosen[:2]
+            elif stage in CHOICE_STAGES:
+                chosen = [letter_keys(rng) for _ in range(4)] + chosen[:3]
+            elif stage == "pointing":
+                chosen = [letter_look_ups(rng), *(letter_keys(rng) for _ in range(2)), *chosen[:4]]
+            else:
+                chosen[0] = letter_keys(rng)
+            yield Conversation(None, tuple(chosen), rng.getrandbits(32))
+            continue
+        picture, item, _ = next(streams[name])
+        listed, *turns = turns_of(name, picture, item, rng, prompts)
+        if stage in INSTRUCTION_STAGES and name == "describe" and isinstance(picture, Scene):
+            turns[2:] = [Turn(OTHER_WORDS, other_words(rng, picture)) for _ in range(2)]
+        if stage in TRANSCRIPT_STAGES:
+            turns = [listed]
+        elif stage == "matching":
+            turns = _look_up_turns(rng, picture, 3) or [listed]
+        elif stage == "quiz" and not isinstance(picture, Diagram):
+            turns = [Turn(QUIZ, quiz(rng, name, picture, item)) for _ in range(3)]
+        elif stage == "quiz":
+            turns = [listed]
+        elif stage == "letters":
+            choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
+            turns = choices + ([] if name == "describe" else [Turn(QUIZ, quiz(rng, name, picture, item))])
+        elif stage in CHOICE_STAGES:
+            choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
+            turns = [letter_things(rng, picture) for _ in range(3)] if isinstance(picture, Scene) else []
+            turns += choices
+            turns += [] if isinstance(picture, Diagram) else [Turn(QUIZ, quiz(rng, name, picture, item, 4))]
+        elif stage == "pointing":
+            turns = rng.sample(turns, min(2, len(turns)))
+            if isinstance(picture, Scene):
+                turns += [letter_things(rng, picture) for _ in range(2)] + scene_choices(rng, picture, 4)
+            turns += [] if isinstance(picture, Diagram) else [Turn(QUIZ, quiz(rng, name, picture, item, 4))]
+        elif rng.random() < TRANSCRIPTS:
+            turns = [listed, *_look_up_turns(rng, picture, 1), *rng.sample(turns, len(turns) // 2)]
+        if stage == "final" and isinstance(picture, Scene):
+            turns += scene_choices(rng, picture, 2)
+        yield Conversation(picture, tuple(turns), rng.getrandbits(32))

@@ -1,0 +1,397 @@
+"""Language stage, projector alignment and upstream instruction tuning of the whole small model."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from benchmark.models.prompt import IGNORE, encode
+from benchmark.models.vision import ImageProcessor
+from benchmark.pocket.pretrain.corpus import Conversation, conversations, text_ids
+from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
+from benchmark.pocket.pretrain.tower import features
+from benchmark.pocket.world.words import LETTERS
+
+Log = Callable[[str], None]
+
+
+class _Texts(IterableDataset):
+    """Language-stage batches, a pure function of (seed, step)."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, seed: int, first: int, steps: int, batch: int, length: int
+    ) -> None:
+        self.args = tokenizer, seed, first, steps, batch, length
+
+    def __iter__(self) -> Iterator[Tensor]:
+        tokenizer, seed, first, steps, batch, length = self.args
+        for step in range(first, steps):
+            stream = text_ids(tokenizer, f"language/{seed}/{step}", length)
+            yield torch.tensor([next(stream) for _ in range(batch)])
+
+
+def train_language(
+    llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, steps: int, seed: int, log: Log,
+    batch: int = 64, length: int = 96, learning_rate: float = 2e-3, save_every: int = 50,
+) -> None:  # fmt: skip
+    """Train the language model on text alone; every token of the vocabulary becomes a supervised label often."""
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(llm.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = Schedule(learning_rate, steps, warmup=50)
+    first = resume(out, {"llm": llm}, optimizer)
+    llm.train()
+    low = Replica({"llm": llm})
+    loader = DataLoader(_Texts(tokenizer, seed, first, steps, batch, length), batch_size=None, num_workers=1)
+    for step, ids in enumerate(loader, first):
+        schedule.apply(optimizer, step)
+        loss = low.parts["llm"](input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        low.gradients_to_masters()
+        torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+        optimizer.step()
+        low.refresh()
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            save(out, {"llm": llm}, optimizer, step + 1)
+            log(f"language step {step + 1}/{steps} loss {loss.item():.3f}")
+
+
+OPTION_BLOCK, WORD_BLOCK, POINTER_BLOCK = 4, 5, 7
+"""Blocks (of 8, counted from 1) that the inner labels supervise, see `Inner`."""
+
+
+class Inner:
+    """Labels for blocks below the last one, in texts with lettered options.
+
+    A letter can only be looked up by a block that already finds the option's word in its input, so where a letter is
+    due, the output of block WORD_BLOCK must say the first word of the option that the letter stands for. What is looked
+    up must be there: at the first word of each option, the output of block OPTION_BLOCK must say the option's letter.
+    Between them, the first attention head of block POINTER_BLOCK must look from the one to the other.
+
+    Args:
+        tokenizer: writes each letter and the full stop behind it as one token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.letters = {tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in LETTERS}
+        self.stop = tokenizer(".", add_special_tokens=False).input_ids[-1]
+
+    def labels(self, ids: list[int], wanted: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Return (due, words, pointers, options), each as long as ids and IGNORE elsewhere.
+
+        Args:
+            ids: tokens of one turn.
+            wanted: its labels.
+
+        Returns:
+            due: the letter where one is a label; words: the first word of its option there; pointers: that word's place
+            in the turn; options: at the first word of each option its letter.
+        """
+        due, words, pointers, options = ([IGNORE] * len(ids) for _ in range(4))
+        first: dict[int, int] = {}
+        for place, (letter, stop) in enumerate(zip(ids, ids[1:], strict=False)):
+            if letter in self.letters and stop == self.stop and wanted[place] == IGNORE and place + 2 < len(ids):
+                first[letter] = place + 2
+                options[place + 2] = letter
+        for place, label in enumerate(wanted):
+            if label in first:
+                due[place], words[place], pointers[place] = label, ids[first[label]], first[label]
+        return due, words, pointers, options
+
+
+class Packed:
+    """A batch of conversations whose turns share the prefix (system text and image).
+
+    Every turn sees the prefix and itself only, with positions as if it stood alone: the same numbers as one
+    conversation per turn, for a third of the work.
+
+    Args:
+        rows: of `pack`.
+        pixels: of the pictures, in the order of the rows that have one.
+        pad: padding token.
+        inner: adds the inner labels; without it `due`, `words`, `pointers` and `options` are None.
+    """
+
+    def __init__(
+        self,
+        rows: list[tuple[list[int], list[int], list[int], list[int]]],
+        pixels: Tensor | None,
+        pad: int,
+        inner: Inner | None = None,
+    ) -> None:
+        # Few different lengths: torch keeps a compiled product for every shape that it has seen.
+        longest = -(-max(len(ids) for ids, *_ in rows) // 64) * 64
+        self.pixels = pixels
+
+        def padded(index: int, fill: int) -> Tensor:
+            return torch.tensor([row[index] + [fill] * (longest - len(row[index])) for row in rows])
+
+        self.input_ids = padded(0, pad)
+        self.labels = padded(1, IGNORE)
+        self.positions = padded(2, 0)
+        branch = padded(3, -1)
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        same = branch[:, :, None] == branch[:, None, :]
+        prefix = (branch == 0)[:, None, :]
+        allowed = causal & (same | prefix)
+        self.allowed = allowed[:, None]
+        self.due = self.words = self.pointers = self.options = None
+        if inner is not None:
+            found = [_inner_row(row, inner) for row in rows]
+            self.due, self.words, self.pointers, self.options = (
+                torch.tensor([row[k] + [IGNORE] * (longest - len(row[k])) for row in found]) for k in range(4)
+            )
+
+
+def _inner_row(row: tuple[list[int], list[int], list[int], list[int]], inner: Inner) -> list[list[int]]:
+    """Return the inner labels of a packed row: a letter belongs to the options of its own turn."""
+    ids, labels, _, branches = row
+    found: list[list[int]] = [[], [], [], []]
+    for branch in range(max(branches) + 1):
+        places = [place for place, number in enumerate(branches) if number == branch]
+        due, words, pointers, options = inner.labels([ids[p] for p in places], [labels[p] for p in places])
+        pointers = [place if place == IGNORE else places[place] for place in pointers]
+        for whole, part in zip(found, (due, words, pointers, options), strict=True):
+            whole += part
+    return found
+
+
+def pack(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, image_token_id: int, image_seq_length: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return input_ids, labels, positions and branch numbers (0 for the shared prefix) of one conversation."""
+    ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    branches: list[int] = []
+    has_image = conversation.picture is not None
+    start = 0
+    for number, turn in enumerate(conversation.turns, 1):
+        tokens, wanted = encode(tokenizer, turn.prompt, turn.answer, has_image, image_token_id, image_seq_length, 4096)
+        if number == 1:
+            start = max(i for i, t in enumerate(tokens) if t == image_token_id) + 1 if has_image else 1
+            ids, labels = tokens[:start], wanted[:start]
+            positions, branches = list(range(start)), [0] * start
+        ids += tokens[start:]
+        labels += wanted[start:]
+        positions += range(start, len(tokens))
+        branches += [number] * (len(tokens) - start)
+    return ids, labels, positions, branches
+
+
+class _Conversations(IterableDataset):
+    """Packed batches, a pure function of (seed, stage, step)."""
+
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        image: tuple[int, int],
+        seed: int,
+        stage: str,
+        first: int,
+        steps: int,
+        batch: int,
+        prompts: dict[str, str],
+        mixture: dict[str, int],
+        inner: bool,
+    ) -> None:
+        self.inner = Inner(tokenizer) if inner else None
+        self.processor, self.tokenizer, self.image = processor, tokenizer, image
+        self.seed, self.stage, self.first, self.steps, self.batch = seed, stage, first, steps, batch
+        self.prompts, self.mixture = prompts, mixture
+
+    def __iter__(self) -> Iterator[Packed]:
+        stream = conversations(self.seed, self.stage, self.prompts, self.mixture)
+        for step in range(self.steps):
+            chosen = [next(stream) for _ in range(self.batch)]
+            if step < self.first:
+                continue
+            images = [c.picture.draw(random.Random(c.seed)) for c in chosen if c.picture is not None]
+            pixels = torch.stack([self.processor.to_uint8(image) for image in images]) if images else None
+            rows = [pack(c, self.tokenizer, *self.image) for c in chosen]
+            yield Packed(rows, pixels, self.tokenizer.pad_token_id, self.inner)
+
+
+class Parts:
+    """The pieces of either family under one name each.
+
+    Args:
+        model: LlavaForConditionalGeneration or VilaForConditionalGeneration.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.letters: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
+        if hasattr(model, "mm_projector"):
+            self.tower, self.projector = model.vision_tower, model.mm_projector
+            self.decoder, self.head = model.llm.model, model.llm.lm_head
+            self.image_token_id = model.config.image_token_id
+        else:
+            self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
+            self.decoder, self.head = model.model.language_model, model.lm_head
+            self.image_token_id = model.config.image_token_id
+        self.end_token_id = self.decoder.config.eos_token_id
+
+    def loss(self, batch: Packed, processor: ImageProcessor) -> Tensor:
+        """Return the mean cross-entropy over the supervised tokens of a packed batch.
+
+        With inner labels it is the sum of five means: letters, all other supervised tokens (so that the letters weigh
+        as much as everything else), and the words, pointers and options of `Inner`.
+        """
+        is_image = batch.input_ids == self.image_token_id
+        embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
+        if batch.pixels is not None:
+            with torch.no_grad():
+                patches = features(self.tower, processor.normalise(batch.pixels).to(embeds.dtype))
+            embeds = embeds.masked_scatter(is_image[..., None], self.projector(patches))
+        mask = torch.zeros(batch.allowed.shape, dtype=embeds.dtype)
+        mask = mask.masked_fill(~batch.allowed, torch.finfo(embeds.dtype).min)
+        output = self.decoder(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False,
+            output_hidden_states=batch.due is not None,
+        )  # fmt: skip
+        last = output.last_hidden_state[:, :-1]
+        wanted = batch.labels[:, 1:]
+        if batch.due is None:
+            return self._entropy(last, wanted)
+        is_letter = batch.due[:, 1:] != IGNORE
+        middle = self.decoder.norm(output.hidden_states[WORD_BLOCK])[:, :-1]
+        earlier = self.decoder.norm(output.hidden_states[OPTION_BLOCK])
+        self._count_letters(batch, last, middle)
+        return (
+            self._entropy(last, wanted.masked_fill(is_letter, IGNORE))
+            + self._entropy(last, batch.due[:, 1:])
+            + self._entropy(middle, batch.words[:, 1:])
+            + self._pointing(output.hidden_states[POINTER_BLOCK - 1], batch)
+            + self._entropy(earlier, batch.options)
+        )
+
+    def _entropy(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the output layer on hidden (batch, length, width); 0 without a label."""
+        keep = wanted != IGNORE
+        if not keep.any():
+            return hidden.sum() * 0.0
+        return F.cross_entropy(self.head(hidden[keep]).float(), wanted[keep])
+
+    def _pointing(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """Return the mean cross-entropy of where the first head of POINTER_BLOCK looks from each letter's place.
+
+        Args:
+            hidden: input of the block, (batch, length, width).
+            batch: with pointers.
+        """
+        block = self.decoder.layers[POINTER_BLOCK - 1]
+        attention = block.self_attn
+        states = block.input_layernorm(hidden)
+        cos, sin = self.decoder.rotary_emb(states, batch.positions)
+        query, key = (
+            project(states)[..., : attention.head_dim][:, None] for project in (attention.q_proj, attention.k_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        row, place = (batch.pointers[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        if not len(row):
+            return hidden.sum() * 0.0
+        scores = torch.einsum("nd,nld->nl", query[row, 0, place], key[row, 0]).float() * attention.scaling
+        scores = scores.masked_fill(~batch.allowed[row, 0, place], -torch.inf)
+        return F.cross_entropy(scores, batch.pointers[row, place + 1])
+
+    @torch.no_grad()
+    def _count_letters(self, batch: Packed, last: Tensor, middle: Tensor) -> None:
+        """Add to `letters` how many are right, by what answers them, and how many words WORD_BLOCK says."""
+        due, words = batch.due[:, 1:], batch.words[:, 1:]
+        keep = due != IGNORE
+        right = self.head(last[keep]).argmax(-1) == due[keep]
+        end = F.pad(batch.labels, (0, 1), value=IGNORE)[:, 2:]
+        single = (end == self.end_token_id)[keep]
+        picture = (batch.input_ids == self.image_token_id).any(1, keepdim=True).expand_as(keep)[keep]
+        for kind, hits in (
+            ("text list", right[~picture & ~single]),
+            ("text single", right[~picture & single]),
+            ("picture list", right[picture & ~single]),
+            ("picture single", right[picture & single]),
+            ("picture word", (self.head(middle[keep]).argmax(-1) == words[keep])[picture]),
+        ):
+            self.letters[kind] += torch.tensor([hits.sum().item(), hits.numel()])
+
+    def letters_line(self) -> str:
+        """Return the shares of right letters since the last call, in percent, for the log."""
+        found = [f"{kind} {100 * hits / n:.0f}" for kind, (hits, n) in self.letters.items() if n]
+        self.letters.clear()
+        return f" letters: {', '.join(found)}" if found else ""
+
+
+def train_joint(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
+    stage: str, steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float,
+    log: Log, batch: int = 16, horizon: int | None = None, cooldown: int = 0, inner: bool = False,
+) -> None:  # fmt: skip
+    """Train projector and language model on packed conversations: both alignment stages and instruction tuning.
+
+    Args:
+        model: of either family; the tower stays frozen.
+        tokenizer: its tokenizer.
+        processor: its image processor.
+        image_seq_length: image positions per picture.
+        out: folder of the stage's checkpoint.
+        stage: name, part of the data seed.
+        steps: optimizer steps.
+        seed: of the data order.
+        prompts: dataset id -> prompt template.
+        mixture: source -> share.
+        learning_rate: peak.
+        log: called with one line every 50 steps.
+        batch: pictures per step.
+        horizon: steps of the cosine, see `Schedule`.
+        cooldown: last steps over which the rate falls linearly.
+        inner: train letters with inner labels, see `Inner`.
+    """
+    torch.manual_seed(seed)
+    parts = Parts(model)
+    model.requires_grad_(False)
+    trained = {"projector": parts.projector, "decoder": parts.decoder, "head": parts.head}
+    for part in trained.values():
+        part.requires_grad_(True)
+    parameters = [p for part in trained.values() for p in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = Schedule(learning_rate, steps, 50, horizon, cooldown)
+    first = resume(out, trained, optimizer)
+    dataset = _Conversations(
+        processor,
+        tokenizer,
+        (parts.image_token_id, image_seq_length),
+        seed,
+        stage,
+        first,
+        steps,
+        batch,
+        prompts,
+        mixture,
+        inner,
+    )
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+    low = Replica({"model": model})
+    low_parts = Parts(low.parts["model"])
+    running: list[float] = []
+    for step, packed in enumerate(loader, first):
+        schedule.apply(optimizer, step)
+        loss = low_parts.loss(packed, processor)
+        loss.backward()
+        low.gradients_to_masters()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        low.refresh()
+        running.append(loss.item())
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}{low_parts.letters_line()}")
+            running = []
+            if (step + 1) % 250 == 0 or step + 1 == steps:
+                save(out, trained, optimizer, step + 1)

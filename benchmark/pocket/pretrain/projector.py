@@ -1,0 +1,198 @@
+"""First weights of a projector, from the statistics of what the tower gives it.
+
+The features' spectrum is steep (the largest variance is thousands of times the smallest), and what tells icons and
+words apart lies in the small directions: from a random start, training finds colours and places only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from benchmark.models.vision import ImageProcessor
+from benchmark.pocket.pretrain.language import Parts
+from benchmark.pocket.pretrain.state import Schedule, resume, save
+from benchmark.pocket.pretrain.tower import HEADS, PRETRAINING, features, pictures
+from benchmark.pocket.world.icons import PLACES
+from benchmark.pocket.world.scene import CELL, SIZE, Cover, Diagram, Scene
+from benchmark.pocket.world.words import SIGN_WORDS
+
+WORDS = {word: index for index, word in enumerate(dict.fromkeys(w for _, words in HEADS.values() for w in words))}
+Box = tuple[float, float, float, float, tuple[str, ...]]
+
+
+def boxes(picture: Scene | Cover | Diagram) -> list[Box]:
+    """Return (left, top, right, bottom, words) of what a picture shows, in shares of its width and height."""
+    if isinstance(picture, Cover):
+        lines = (
+            (0, 18, picture.title[0]),
+            (18, 36, picture.title[1]),
+            (40, 68, picture.genre),
+            (69, 83, picture.author[0]),
+            (83, 96, picture.author[1]),
+            (97, 112, picture.year),
+        )
+        return [(0.0, top / SIZE, 1.0, bottom / SIZE, (word,)) for top, bottom, word in lines]
+    if isinstance(picture, Diagram):
+        step, left, top, height = picture.layout()
+        return [
+            (
+                (left + s.cell[1] * step) / SIZE, (top + s.cell[0] * step) / height,
+                (left + (s.cell[1] + 1) * step) / SIZE, (top + (s.cell[0] + 1) * step) / height,
+                (s.kind, s.colour),
+            )
+            for s in picture.shapes
+        ]  # fmt: skip
+    share = CELL / SIZE
+    found: list[Box] = [(0.0, 0.0, 1.0, 1.0, (picture.place,))]
+    for thing in picture.things:
+        row, column = thing.cell
+        words = (thing.icon, thing.colour)
+        found.append((column * share, row * share, (column + 1) * share, (row + 1) * share, words))
+    for sign in picture.signs:
+        found.append((0.0, sign.row * share, 1.0, (sign.row + 1) * share, (sign.word, sign.colour)))
+    return found
+
+
+def words_per_token(picture: Scene | Cover | Diagram, side: int, patch: float) -> Tensor:
+    """Return how much of each 2 x 2 patch token shows each word, (side^2, words), tokens down the columns as in VILA.
+
+    Args:
+        picture: squashed to a square by the image processor.
+        side: tokens per side.
+        patch: side of a token in shares of the image; the last row and column may lie half outside it.
+    """
+    shown = torch.zeros(side * side, len(WORDS), dtype=torch.float64)
+    for left, top, right, bottom, words in boxes(picture):
+        for column in range(side):
+            for row in range(side):
+                width = min(right, (column + 1) * patch) - max(left, column * patch)
+                height = min(bottom, (row + 1) * patch) - max(top, row * patch)
+                if width > 0 and height > 0:
+                    for word in words:
+                        shown[column * side + row, WORDS[word]] += width * height / patch**2
+    return shown
+
+
+@torch.no_grad()
+def condition(parts: Parts, processor: ImageProcessor, seed: int, count: int = 2048) -> None:
+    """Initialise the projector's first layer so that what the tower knows comes through.
+
+    With as many outputs as inputs (LLaVA) the layer becomes the whitening of its inputs, randomly rotated. With
+    fewer (VILA joins four patches) it becomes their canonical directions with the words shown at the token's place.
+    Both at half scale, where GELU is nearly linear; the last layer starts orthogonal.
+
+    Args:
+        parts: of either family.
+        processor: its image processor.
+        seed: of pictures and rotation.
+        count: number of pictures to measure on.
+    """
+    linears = [module for module in parts.projector.modules() if isinstance(module, nn.Linear)]
+    first, last = linears[0], linears[-1]
+    seen: list[Tensor] = []
+    shown: list[Tensor] = []
+    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2).double()))
+    stream = pictures(f"condition/{seed}", PRETRAINING.__contains__)
+    fewer = first.out_features < first.in_features
+    for _ in range(count // 128):
+        drawn = list(islice(stream, 128))
+        pixels = torch.stack([processor.to_uint8(picture.draw(rng)) for picture, rng in drawn])
+        output = parts.projector(features(parts.tower, processor.normalise(pixels)))
+        if fewer:
+            side = round(output.shape[1] ** 0.5)
+            patch = 2 * parts.tower.config.patch_size / parts.tower.config.image_size
+            shown += [words_per_token(picture, side, patch) for picture, _ in drawn]
+    hook.remove()
+    inputs = torch.cat(seen)
+    mean = inputs.mean(0)
+    whitening = _inverse_root(torch.cov(inputs.T))
+    generator = torch.Generator().manual_seed(seed)
+    if fewer:
+        words = torch.cat(shown)
+        words = words - words.mean(0)
+        across = (inputs - mean).T @ words / len(words)
+        rows = torch.linalg.svd(whitening @ across @ _inverse_root(torch.cov(words.T))).U[:, : first.out_features].T
+    else:
+        rotation = torch.randn(len(mean), len(mean), dtype=torch.float64, generator=generator)
+        rows = torch.linalg.qr(rotation).Q
+    weight = 0.5 * (rows @ whitening)
+    first.weight.copy_(weight)
+    first.bias.copy_(-weight @ mean)
+    nn.init.orthogonal_(last.weight, gain=2.0, generator=generator)
+    nn.init.zeros_(last.bias)
+
+
+def train_names(
+    parts: Parts,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: ImageProcessor,
+    out: Path,
+    steps: int,
+    seed: int,
+    log: Callable[[str], None],
+    batch: int = 96,
+    learning_rate: float = 3e-3,
+) -> None:
+    """Train the projector alone until each image token points at the embeddings of the words shown at its place.
+
+    Needed where one token holds four patches and with them parts of several things (VILA). No language model runs:
+    the cosine between a projected token and the frozen word embeddings is the logit of a softmax over all words.
+
+    Args:
+        parts: of the VILA family; embeddings come from the language stage.
+        tokenizer: gives each word's token.
+        processor: its image processor.
+        out: folder of the stage's checkpoint.
+        steps: optimizer steps.
+        seed: of the pictures.
+        log: called with one line every 50 steps.
+        batch: pictures per step.
+        learning_rate: peak.
+    """
+    ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in _answers()]
+    names = F.normalize(parts.decoder.embed_tokens.weight[ids].detach(), dim=-1)
+    parameters = list(parts.projector.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = Schedule(learning_rate, steps, warmup=50)
+    first = resume(out, {"projector": parts.projector}, optimizer)
+    places = torch.tensor([WORDS[place] for place in PLACES])
+    for step in range(first, steps):
+        schedule.apply(optimizer, step)
+        stream = pictures(f"names/{seed}/{step}", PRETRAINING.__contains__)
+        drawn = list(islice(stream, batch))
+        pixels = torch.stack([processor.to_uint8(picture.draw(rng)) for picture, rng in drawn])
+        with torch.no_grad():
+            patches = features(parts.tower, processor.normalise(pixels))
+        tokens = parts.projector(patches)
+        side = round(tokens.shape[1] ** 0.5)
+        patch = 2 * parts.tower.config.patch_size / parts.tower.config.image_size
+        shown = torch.stack([words_per_token(picture, side, patch) for picture, _ in drawn]).float()
+        shown[..., places] *= 0.2  # the place is everywhere and needs few tokens to tell it
+        wanted = shown / shown.sum(-1, keepdim=True).clamp(min=1e-6)
+        logits = 20 * F.normalize(tokens, dim=-1) @ names.T
+        loss = -(wanted * logits.log_softmax(-1)).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            log(f"names step {step + 1}/{steps} loss {loss.item():.3f}")
+            save(out, {"projector": parts.projector}, optimizer, step + 1)
+
+
+def _answers() -> list[str]:
+    """Return how the language model writes each of WORDS: signs are answered in lower case."""
+    return [word.lower() if word in SIGN_WORDS else word for word in WORDS]
+
+
+def _inverse_root(covariance: Tensor) -> Tensor:
+    """Return covariance^(-1/2) with a little ridge, (n, n)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors / (values + 1e-4 * values.mean()).sqrt() @ vectors.T

@@ -1,0 +1,91 @@
+"""Schedule and checkpoint that all pretraining stages share."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmark.core.files import write_atomic
+
+
+class Schedule:
+    """Linear warm-up, cosine to a twentieth of the peak over `horizon`, linear cool-down over the last steps.
+
+    Args:
+        peak: learning rate.
+        steps: of the whole stage.
+        warmup: steps.
+        horizon: steps of the cosine, default all; a stage may end before its cosine does.
+        cooldown: last steps over which the rate also falls linearly to a twentieth.
+    """
+
+    def __init__(self, peak: float, steps: int, warmup: int, horizon: int | None = None, cooldown: int = 0) -> None:
+        self.peak, self.steps, self.warmup = peak, steps, warmup
+        self.horizon, self.cooldown = horizon or steps, cooldown
+
+    def at(self, step: int) -> float:
+        """Return the learning rate of a step (0-based)."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, self.horizon - self.warmup)
+        rate = self.peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+        left = self.steps - step
+        return rate * (0.05 + 0.95 * left / self.cooldown) if left < self.cooldown else rate
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the step's learning rate; a group's 'scale' multiplies it."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.at(step) * group.get("scale", 1.0)
+
+
+def save(out: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write the stage's checkpoint atomically."""
+    buffer = io.BytesIO()
+    state = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({"parts": state, "optimizer": optimizer.state_dict(), "step": step}, buffer)
+    write_atomic(out / "checkpoint.pt", buffer.getvalue())
+
+
+def resume(out: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+    """Load the stage's checkpoint if there is one and return the next step (0 without)."""
+    path = out / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+class Replica:
+    """A bfloat16 copy that runs forward and backward for fp32 master weights.
+
+    Matrix products in bfloat16 are two to four times as fast on CPUs that have the instructions; the optimizer works on
+    the fp32 masters, so no update is lost to rounding.
+
+    Args:
+        parts: name -> module with fp32 weights.
+    """
+
+    def __init__(self, parts: dict[str, nn.Module]) -> None:
+        self.masters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
+        self.parts = {name: copy.deepcopy(part).to(torch.bfloat16) for name, part in parts.items()}
+        self.copies = [p for part in self.parts.values() for p in part.parameters() if p.requires_grad]
+
+    def gradients_to_masters(self) -> None:
+        """Move the copies' gradients to the masters, in fp32."""
+        for master, low in zip(self.masters, self.copies, strict=True):
+            master.grad = None if low.grad is None else low.grad.float()
+            low.grad = None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the masters into the copies after an optimizer step."""
+        for master, low in zip(self.masters, self.copies, strict=True):
+            low.copy_(master)

@@ -1,0 +1,95 @@
+"""A small BPE tokenizer in Llama's manner: '▁' marks word starts, bytes as fallback, <unk> pads."""
+
+from __future__ import annotations
+
+import random
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from benchmark.models.prompt import ASSISTANT, SYSTEM, USER
+from benchmark.pocket.pretrain.corpus import BRIEF, INSTRUCTIONS, LETTER_INSTRUCTION, LINKS
+from benchmark.pocket.world import icons, targets, words
+from benchmark.pocket.world.draw import candidates
+from benchmark.pocket.world.splits import TARGETS, UPSTREAM
+
+SPECIAL = ("<unk>", "<s>", "</s>")
+
+
+def corpus(prompts: dict[str, str], items: int = 1500) -> list[str]:
+    """Return texts that hold every word of the suite.
+
+    Args:
+        prompts: dataset id -> prompt template (its literal words).
+        items: sampled per dataset; the closed word lists are added whole.
+    """
+    texts = [f"{SYSTEM} {USER} ", ASSISTANT, BRIEF, LETTER_INSTRUCTION, *INSTRUCTIONS, *LINKS]
+    for template in prompts.values():
+        texts.append(" ".join(part for part in _literals(template)))
+    texts += ["Context:", *(f"{letter}." for letter in words.LETTERS)]
+    for group in (
+        words.SIGN_WORDS, words.TITLE_FIRST, words.TITLE_SECOND, words.FIRST_NAMES, words.LAST_NAMES, words.YEARS,
+        words.NUMBERS, icons.SHAPES, icons.CATEGORIES, tuple(icons.COLOURS), tuple(icons.PLACES),
+        tuple(icons.COLOUR_SYNONYMS.values()), targets.NEAR_SIZE, targets.FAR_SIZE,
+        tuple(targets.FAR_HYPERNYM.values()),
+    ):  # fmt: skip
+        texts += [w for word in group for w in (word, word.lower())]
+    for icon in icons.ICONS:
+        texts += [icon.name, icon.plural, icon.category, icon.synonym, icon.fact, targets.statement(icon)]
+    rng = random.Random("tokenizer")
+    for name in (*UPSTREAM, *TARGETS):
+        stream = candidates(name, "train")
+        for _ in range(items):
+            picture, item, _ = next(stream)
+            if name in UPSTREAM:
+                texts += [t for q in item for t in (q.text, q.answer)]
+            elif name in ("iconqa", "scienceqa"):
+                texts += [item.question, item.hint, *item.options]
+            else:
+                texts += targets.captions(rng, picture, name)
+    texts += [targets.describe_diagram(rng, targets.random_diagram(rng)) for _ in range(200)]
+    texts += [targets.describe_scene(rng, targets.caption_scene(rng)) for _ in range(200)]
+    return sorted(set(texts))
+
+
+def _literals(template: str) -> list[str]:
+    import string
+
+    return [literal for literal, *_ in string.Formatter().parse(template) if literal]
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Train until every word of the texts is one token.
+
+    Args:
+        texts: see `corpus`.
+
+    Returns:
+        A tokenizer with <unk> = 0 (also padding), <s> = 1, </s> = 2, 256 byte tokens, <image> last.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="always", split=True),
+            pre_tokenizers.Split(Regex(r"[.,:;?!']"), "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    # Each distinct word once, so that the order of merges does not depend on how often a word was sampled.
+    pieces = {piece for text in texts for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=20_000, min_frequency=1, special_tokens=[*SPECIAL, *byte_tokens], show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        [piece.replace("▁", " ").strip(" ") if piece != "▁" else " " for piece in sorted(pieces)], trainer
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>",
+        padding_side="right", model_max_length=512, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    fast.add_special_tokens({"additional_special_tokens": [AddedToken("<image>", special=True, normalized=False)]})
+    return fast

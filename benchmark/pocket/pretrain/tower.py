@@ -1,0 +1,241 @@
+"""Vision tower: dense supervision on drawn pictures, read out by attention-pooled queries that are thrown away."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+from benchmark.models.vision import ImageProcessor
+from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
+from benchmark.pocket.world.icons import COLOURS, ICONS, PLACES, SHAPES
+from benchmark.pocket.world.scene import GENRES, Cover, Diagram, Scene
+from benchmark.pocket.world.splits import PRETRAINING, owner
+from benchmark.pocket.world.targets import caption_scene, random_diagram
+from benchmark.pocket.world.upstream import gqa, ocrvqa, okvqa, textvqa
+from benchmark.pocket.world.words import FIRST_NAMES, LAST_NAMES, SIGN_WORDS, TITLE_FIRST, TITLE_SECOND, YEARS
+
+NONE = 0
+"""Class 0 of every head: nothing there."""
+MAX_SHAPES = 8
+HORIZON = 4000
+"""Steps of the cosine; the towers are good enough before it ends, so their stage stops with a cool-down."""
+
+HEADS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "icon": (9, tuple(i.name for i in ICONS)),
+    "colour": (9, tuple(COLOURS)),
+    "sign": (3, SIGN_WORDS),
+    "sign_colour": (3, tuple(COLOURS)),
+    "place": (1, tuple(PLACES)),
+    "title_first": (1, TITLE_FIRST),
+    "title_second": (1, TITLE_SECOND),
+    "first_name": (1, FIRST_NAMES),
+    "last_name": (1, LAST_NAMES),
+    "genre": (1, tuple(GENRES)),
+    "year": (1, YEARS),
+    "shape": (MAX_SHAPES, SHAPES),
+    "shape_colour": (MAX_SHAPES, tuple(COLOURS)),
+}
+"""Head -> (number of positions, class names after 'none')."""
+
+
+def labels_of(picture: Scene | Cover | Diagram) -> dict[str, list[int]]:
+    """Return the class index of every head at every position."""
+    found = {name: [NONE] * count for name, (count, _) in HEADS.items()}
+
+    def put(head: str, position: int, value: str) -> None:
+        found[head][position] = HEADS[head][1].index(value) + 1
+
+    if isinstance(picture, Scene):
+        put("place", 0, picture.place)
+        for thing in picture.things:
+            position = thing.cell[0] * 3 + thing.cell[1]
+            put("icon", position, thing.icon)
+            put("colour", position, thing.colour)
+        for sign in picture.signs:
+            put("sign", sign.row, sign.word)
+            put("sign_colour", sign.row, sign.colour)
+    elif isinstance(picture, Cover):
+        put("title_first", 0, picture.title[0])
+        put("title_second", 0, picture.title[1])
+        put("first_name", 0, picture.author[0])
+        put("last_name", 0, picture.author[1])
+        put("genre", 0, picture.genre)
+        put("year", 0, picture.year)
+    else:
+        for position, shape in enumerate(sorted(picture.shapes, key=lambda s: s.cell)[:MAX_SHAPES]):
+            put("shape", position, shape.kind)
+            put("shape_colour", position, shape.colour)
+    return found
+
+
+def random_picture(rng: random.Random) -> Scene | Cover | Diagram:
+    """Return a picture of the mixture: scenes, signs, covers, diagrams."""
+    kind = rng.choices(("gqa", "okvqa", "caption", "textvqa", "ocrvqa", "diagram"), (26, 10, 8, 22, 24, 10))[0]
+    if kind == "caption":
+        return caption_scene(rng)
+    if kind == "diagram":
+        return random_diagram(rng)
+    return {"gqa": gqa, "okvqa": okvqa, "textvqa": textvqa, "ocrvqa": ocrvqa}[kind](rng)[0]
+
+
+def pictures(
+    seed: str, wanted: Callable[[tuple[str, str]], bool]
+) -> Iterator[tuple[Scene | Cover | Diagram, random.Random]]:
+    """Yield endless pictures whose content belongs to a wanted (data set, split), with the generator to draw them."""
+    rng = random.Random(seed)
+    while True:
+        picture = random_picture(rng)
+        if wanted(owner(picture.key())):
+            yield picture, rng
+
+
+class Pictures(IterableDataset):
+    """Batches of uint8 pixels and labels, a pure function of (seed, step): a resumed run sees the same batches."""
+
+    def __init__(self, processor: ImageProcessor, seed: int, first_step: int, steps: int, batch: int) -> None:
+        self.processor, self.seed, self.first_step, self.steps, self.batch = processor, seed, first_step, steps, batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for step in range(self.first_step, self.steps):
+            stream = pictures(f"tower/{self.seed}/{step}", PRETRAINING.__contains__)
+            yield batch_of(stream, self.processor, self.batch)
+
+
+def batch_of(stream: Iterator, processor: ImageProcessor, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return uint8 pixels (size, 3, H, W) and, per head, labels (size, positions)."""
+    pixels, labels = [], []
+    for _ in range(size):
+        picture, rng = next(stream)
+        pixels.append(processor.to_uint8(picture.draw(rng)))
+        labels.append(labels_of(picture))
+    return torch.stack(pixels), {head: torch.tensor([row[head] for row in labels]) for head in HEADS}
+
+
+class Readout(nn.Module):
+    """One learned query per head and position attends to the patch features; one linear classifier per head."""
+
+    def __init__(self, hidden: int, heads: int = 4) -> None:
+        super().__init__()
+        total = sum(count for count, _ in HEADS.values())
+        self.queries = nn.Parameter(torch.randn(total, hidden) * 0.3)
+        self.attention = nn.MultiheadAttention(hidden, heads, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(classes) + 1) for name, (_, classes) in HEADS.items()})
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Return logits (batch, positions, classes + 1) per head from features (batch, patches, hidden)."""
+        features = self.norm(features)
+        queries = self.queries.expand(len(features), -1, -1)
+        pooled = queries + self.attention(queries, features, features, need_weights=False)[0]
+        pooled = pooled + self.mlp(pooled)
+        counts = [count for count, _ in HEADS.values()]
+        return {name: self.heads[name](part) for name, part in zip(HEADS, pooled.split(counts, dim=1), strict=True)}
+
+
+def features(tower: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Return hidden_states[-2] without a class token: what LLaVA's and VILA's projectors read."""
+    hidden = tower.embeddings(pixel_values)
+    if hasattr(tower, "pre_layrnorm"):
+        hidden = tower.pre_layrnorm(hidden)
+    for layer in tower.encoder.layers[:-1]:
+        hidden = layer(hidden, None)
+    return hidden[:, 1:] if hasattr(tower.embeddings, "class_embedding") else hidden
+
+
+def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy per head, where empty positions weigh a tenth; mean over the batch, sum over heads."""
+    total = torch.zeros(())
+    for name, scores in logits.items():
+        wanted = labels[name]
+        weight = torch.where(wanted == NONE, 0.1, 1.0)
+        each = F.cross_entropy(scores.flatten(0, 1).float(), wanted.flatten(), reduction="none").view_as(weight)
+        total = total + (each * weight).sum() / len(wanted)
+    return total
+
+
+@torch.inference_mode()
+def probe(tower: nn.Module, readout: Readout, processor: ImageProcessor, size: int = 1024) -> dict[str, float]:
+    """Accuracy (%) on held-out pictures: per head over non-empty positions, and 'icon/<name>' per icon."""
+    tower.eval(), readout.eval()
+    stream = pictures("probe", lambda who: who == ("probe", "test"))
+    right: dict[str, list[float]] = {}
+    for _ in range(size // 128):
+        pixels, labels = batch_of(stream, processor, 128)
+        logits = readout(features(tower, processor.normalise(pixels)))
+        for name, scores in logits.items():
+            wanted = labels[name]
+            hit = (scores.argmax(-1) == wanted)[wanted != NONE].float()
+            right.setdefault(name, []).extend(hit.tolist())
+            if name == "icon":
+                for value, label in zip(hit.tolist(), wanted[wanted != NONE].tolist(), strict=True):
+                    right.setdefault(f"icon/{HEADS['icon'][1][label - 1]}", []).append(value)
+    tower.train(), readout.train()
+    return {name: 100 * sum(hits) / len(hits) for name, hits in right.items()}
+
+
+def train(
+    tower: nn.Module,
+    processor: ImageProcessor,
+    out: Path,
+    steps: int,
+    seed: int,
+    batch: int = 128,
+    learning_rate: float = 1.5e-3,
+    log: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Train a tower from its initial weights (or from the checkpoint in `out`) and return the probe's accuracies.
+
+    Args:
+        tower: CLIPVisionModel or SiglipVisionModel, changed in place.
+        processor: its image processor.
+        out: folder of the stage's checkpoint.
+        steps: optimizer steps.
+        seed: of pictures and weights.
+        batch: pictures per step.
+        learning_rate: peak of the cosine schedule.
+        log: called with one line every 100 steps.
+
+    Returns:
+        Accuracy in % per head on pictures that no data set contains.
+    """
+    torch.manual_seed(seed)
+    readout = Readout(tower.config.hidden_size)
+    parts = {"tower": tower, "readout": readout}
+    parameters = [p for part in parts.values() for p in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = Schedule(learning_rate, steps, warmup=150, horizon=HORIZON, cooldown=500)
+    step = resume(out, parts, optimizer)
+    low = Replica(parts)
+    loader = DataLoader(
+        Pictures(processor, seed, step, steps, batch), batch_size=None, num_workers=1, prefetch_factor=4
+    )
+    running = 0.0
+    for pixels, labels in loader:
+        schedule.apply(optimizer, step)
+        pixel_values = processor.normalise(pixels).to(torch.bfloat16)
+        loss = loss_of(low.parts["readout"](features(low.parts["tower"], pixel_values)), labels)
+        loss.backward()
+        low.gradients_to_masters()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        low.refresh()
+        step += 1
+        running += loss.item()
+        if step % 100 == 0 or step == steps:
+            scores = probe(tower, readout, processor, 256) if step % 500 == 0 else {}
+            shown = " ".join(f"{name} {value:.0f}" for name, value in scores.items() if "/" not in name)
+            log(f"tower step {step}/{steps} loss {running / 100:.3f} {shown}")
+            running = 0.0
+            if step % 500 == 0:
+                save(out, parts, optimizer, step)
+    save(out, parts, optimizer, steps)
+    return probe(tower, readout, processor)

@@ -1,0 +1,1 @@
+"""What machines can do: step cost, scorers, GPUs, and what a machine lacks."""

@@ -1,0 +1,82 @@
+"""Models of any size with random weights, made where they run: what speed and memory can be measured with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+from benchmark.config.compose import request
+from benchmark.models import LoadedModel, llava, vila
+from benchmark.models import folder as folders
+from benchmark.models.sizes import Architecture
+from benchmark.models.vision import ImageProcessor
+from benchmark.spec import at_root
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+LLAVA_WORDS = 32000
+
+
+def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
+    """Return a model with random weights and all that training and generation need.
+
+    Args:
+        sizes: of the model.
+        device: where it is made; nothing of it passes through host memory.
+        dtype: of its weights.
+    """
+    text = LlamaConfig(
+        vocab_size=sizes.vocab, hidden_size=sizes.hidden, intermediate_size=sizes.intermediate,
+        num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
+        max_position_embeddings=4096, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )
+    tower = {
+        "hidden_size": sizes.tower.hidden, "intermediate_size": sizes.tower.intermediate,
+        "num_hidden_layers": sizes.tower.layers, "num_attention_heads": sizes.tower.heads,
+        "image_size": sizes.tower.image, "patch_size": sizes.tower.patch,
+    }
+    if sizes.family == "llava":
+        cls, family, mode = LlavaForConditionalGeneration, llava, "pad"
+        config = LlavaConfig(
+            vision_config=CLIPVisionConfig(**tower), text_config=text, image_token_index=LLAVA_WORDS,
+            image_seq_length=sizes.image_tokens,
+        )
+    else:
+        cls, family, mode = vila.VilaForConditionalGeneration, vila, "resize"
+        config = vila.VilaConfig(text_config=text, vision_config=SiglipVisionConfig(**tower))
+    with torch.device(device):
+        model = cls._from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+    if sizes.family == "llava":
+        model.model.__class__ = llava.FrozenTowerLlava
+        llava.limit(model, LLAVA_WORDS, Path("random"))
+    projector, blocks = family.blocks(model)
+    side = sizes.tower.image
+    loaded = LoadedModel(
+        model=model,
+        tokenizer=folders.load_tokenizer(_tokenizer(sizes.family), sizes.vocab),
+        image_processor=ImageProcessor(mode, side, side, side, MEAN, STD),
+        image_token_id=config.image_token_id,
+        image_seq_length=sizes.image_tokens,
+        projector_prefix=projector,
+        block_prefixes=blocks,
+        tower=model.model.get_tower_features if sizes.family == "llava" else model.get_tower_features,
+        feature_shape=(sizes.tower.patches, sizes.tower.hidden),
+        vocab_size=LLAVA_WORDS if sizes.family == "llava" else sizes.vocab,
+        max_length=4096,
+        path=Path("random"),
+    )
+    loaded.__dict__["digest"] = "random"  # no checkpoint stands behind it
+    return loaded
+
+
+def _tokenizer(family: str) -> Path:
+    """Return where the shipped model of a family, one of the default profile's, has its tokenizer."""
+    folder = next(at_root(model.checkpoint) for model in request([], grid=False).models if model.family == family)
+    return folder / "llm" if (folder / "llm").is_dir() else folder

@@ -1,0 +1,171 @@
+"""Accept a change of a stage's code as one that changes no number, or raise the stage's version."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmark.core.errors import UserError, did_you_mean
+from benchmark.core.files import digest_of
+from benchmark.spec import ROOT, at_root
+from benchmark.store import code_version
+
+# What must hold beside the samples: the same numbers whatever the order, the workers and the engine.
+TESTS = ("tests/benchmark/training/test_determinism.py", "tests/methods/test_reference.py", "tests/multiprocess/test_parity.py")
+
+SAMPLES = ROOT / "conf" / "samples.yaml"
+
+
+def main(names: Sequence[str], bump: bool = False, reference: Path | None = None) -> int:
+    """Accept or bump stages.
+
+    Args:
+        names: of `code_version.stages()`, or "all" for those whose code has changed, or "samples": accept nothing, run
+            every sample and compare.
+        bump: raise their versions instead: their numbers have changed, and published cells of them are stale.
+        reference: results to compare with; by default the published ones. Another processor rounds otherwise: there,
+            run "samples" before the change, and compare with the folder below build/ that it names.
+
+    Returns:
+        0, or 1 if a test failed or a number changed; then nothing is written.
+
+    Raises:
+        UserError: an unknown stage, or one that has not changed.
+    """
+    if list(names) == ["samples"]:
+        return 0 if _samples_agree([name for name in code_version.stages() if "/" not in name], reference) else 1
+    changed = code_version.changed()
+    wanted = changed if list(names) == ["all"] else list(names)
+    for name in wanted:
+        if name not in code_version.stages():
+            raise UserError(f"Unknown stage {name!r}.{did_you_mean(name, code_version.stages())}")
+        if name not in changed and not bump:
+            raise UserError(f"The code of {name} has not changed. Changed: {', '.join(changed) or 'none'}.")
+    if not wanted:
+        print("No stage has changed.")
+        return 0
+    if not bump and not (_tests_pass() and _samples_agree(wanted, reference)):
+        print("Nothing was accepted. If numbers are to change, raise the version: make accept BUMP=1 STAGE=...")
+        return 1
+    code_version.record(wanted, bump)
+    print(f"{'Raised' if bump else 'Accepted'}: {', '.join(map(code_version.version, wanted))}.")
+    return 0
+
+
+def all_samples() -> list[tuple[str, str, str]]:
+    """Return (model, target, method) of the published cells that are run again; an untuned model has no target."""
+    grid = yaml.safe_load(SAMPLES.read_text(encoding="utf-8"))
+    return [(model, target, method) for model, targets in grid.items() for target, methods in targets.items()
+            for method in methods]  # fmt: skip
+
+
+def samples(stage: str) -> list[tuple[str, str, str]]:
+    """Return the samples that a stage, family or method has a part in."""
+    from benchmark.config.compose import request
+    from methods.registry import METHODS
+
+    everything = all_samples()
+    kind, _, name = stage.partition("/")
+    if kind == "method":
+        return [sample for sample in everything if sample[2] == name]
+    if kind == "posthoc":
+        return [sample for sample in everything if METHODS[sample[2]].kind == "posthoc"]
+    if kind == "family":
+        models = {sample[0]: request([f"model={sample[0]}", "method=zero_shot"]).models[0] for sample in everything}
+        return [sample for sample in everything if models[sample[0]].family == name]
+    return everything
+
+
+def _tests_pass() -> bool:
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *TESTS], cwd=ROOT, stdin=subprocess.DEVNULL)
+    return done.returncode == 0
+
+
+def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
+    """Run samples again in a folder of this code's own, and compare item scores; print what differs."""
+    from benchmark.config.compose import request
+    from benchmark.publishing.compare import compare, describe, line
+    from benchmark.running import runner
+
+    chosen = [sample for sample in all_samples() if any(sample in samples(stage) for stage in stages)]
+    # The folder's name holds the code: what other code made is not taken for this one's, an interrupted run goes on.
+    digest = digest_of({name: code_version.code_digest(code_version.modules_of(name)) for name in stages})[:8]
+    results = ROOT / "build" / f"accept-{digest}"
+    asked = request([f"results={results}"], grid=False)
+    theirs = reference or at_root(asked.profile.reference or "")
+    if chosen:
+        requests = [
+            request([f"model={model}", f"method={method}", *([f"dataset={target}"] if target else [])])
+            for model, target, method in chosen
+        ]
+        cells = itertools.chain.from_iterable(one.cells for one in requests)
+        if runner.run(replace(requests[0].of(cells), results=results)) != runner.DONE:
+            return False
+        gaps, alone = compare(results, theirs)
+        for text in [*(describe(gap) for gap in gaps if gap.verdict != "identical"), *alone]:
+            print(text)
+        print(line(gaps, theirs))
+        if alone or any(gap.verdict != "identical" for gap in gaps):
+            return False
+    checks = {"footprint": _footprints_agree, "pid": _discrepancies_agree}
+    return all(check(results, theirs) for stage, check in checks.items() if stage in stages)
+
+
+def _footprints_agree(results: Path, reference: Path) -> bool:
+    """Measure again what SPIDER keeps, and compare it with the published bytes; times differ each time."""
+    from benchmark.config.compose import request
+    from benchmark.planning import plan
+    from benchmark.running import method_cost
+    from benchmark.store import cell_measures
+    from benchmark.store.cells import Store
+
+    asked = request([f"model={_first_model()}", "dataset=flickr30k", "methods=full_ft,spider", f"results={results}"])
+    store = Store(results)
+    method_cost.measure(asked, plan.make(asked, store), store)
+    agree = True
+    for cell in asked.cells:
+        ours, theirs = (cell_measures.footprint(Store(root).folder(cell)) for root in (results, reference))
+        for name in ("memory", "peak"):
+            if not _same(ours[name], theirs[name]):
+                print(f"footprint of {cell.method.id}: {name} {ours[name]} | {theirs[name]}")
+                agree = False
+    return agree
+
+
+def _discrepancies_agree(results: Path, reference: Path) -> bool:
+    """Compute Fig. 1's numbers again and compare them with the published ones."""
+    from benchmark.config.compose import request
+    from benchmark.running.worker import Worker
+    from benchmark.store.cells import Store
+    from benchmark.studies import discrepancy
+
+    agree = True
+    asked = request([f"models={_first_model()}", "methods=full_ft", "targets=coco", f"results={results}"])
+    for model in asked.models:
+        with tempfile.TemporaryDirectory() as folder:
+            ours = discrepancy.measure(asked, model, Worker(Store(results)), Path(folder)).to_dict("records")
+        theirs = json.loads((reference / "pid" / f"{model.id}.json").read_text(encoding="utf-8"))["lines"]
+        for one, other in zip(ours, theirs, strict=True):
+            for key, value in other.items():
+                if key != "by_shard" and not _same(one[key], value):
+                    print(f"pid of {one['dataset']}, {one['part']}: {key} {one[key]} | {value}")
+                    agree = False
+    return agree
+
+
+def _first_model() -> str:
+    return all_samples()[0][0]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    return math.isclose(ours, theirs, rel_tol=1e-6) if isinstance(theirs, float) else ours == theirs

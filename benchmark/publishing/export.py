@@ -1,0 +1,200 @@
+"""A tuned cell as a standard checkpoint: llava-hf's layout, or VILA's folders, with a model card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import GenerationConfig, LlavaModel, PreTrainedTokenizerFast
+
+from benchmark import models
+from benchmark.core.errors import UserError
+from benchmark.core.files import canonical_json, unfinished_folder, write_atomic
+from benchmark.models import LoadedModel
+from benchmark.models.prompt import IMAGE_TAG
+from benchmark.running.worker import load_model
+from benchmark.spec import CellSpec, answering_dtype, plain
+from benchmark.store.cells import Store, read_cell
+from benchmark.store.scores import read_scores
+from benchmark.training.checkpoint import apply_delta, load_delta
+
+DTYPE = re.compile(r'("(?:torch_|model_)?dtype": "(?:torch\.)?)\w+(")')
+TOWER_PREFIX = "vision_model."  # of the tensors of a public VILA's tower
+
+
+def export(store: Store, name: str, target: Path) -> Path:
+    """Write a cell's model to a new folder.
+
+    LLaVA, whichever layout it came from, as LlavaForConditionalGeneration.from_pretrained reads it; VILA as VILA's own
+    folders, with the configuration files of its base. Weights have the dtype that the cell was trained in.
+
+    Args:
+        store: has the cell.
+        name: the cell's folder, or its beginning.
+        target: the folder to write; it must not exist, or be empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: no such cell, one that was not trained, a base that is not the cell's, or no room.
+    """
+    folder = store.find(name)
+    cell = read_cell(folder)
+    if cell.train is None:
+        raise UserError(f"{folder.name} is the untuned base model, which is {cell.model.checkpoint} already.")
+    if cell.model.family not in WRITERS:
+        raise UserError(f"No writer for family {cell.model.family}: add one to WRITERS in benchmark/publishing/export.py.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty. Give a new folder.")
+    loaded = load_model(cell.model, cell.dtype, "cpu")
+    apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
+    try:
+        with unfinished_folder(target.with_name(f".{target.name}.unfinished")) as unfinished:
+            _check_room(unfinished.parent, loaded)
+            WRITERS[cell.model.family](loaded, cell, unfinished)
+            write_atomic(unfinished / "README.md", card(cell, folder))
+            if target.exists():
+                target.rmdir()
+            unfinished.rename(target)  # only now: an interrupted export leaves no folder that looks whole
+    except OSError as error:
+        raise UserError(f"Cannot write {target}: {error.strerror or error}. Give another folder.") from None
+    return target
+
+
+def _check_room(folder: Path, loaded: LoadedModel) -> None:
+    need = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    free = shutil.disk_usage(folder).free
+    if free < 1.02 * need:
+        raise UserError(f"{folder} has {free / 1e9:.1f} GB free, the checkpoint takes {need / 1e9:.1f} GB.")
+
+
+def _preprocessor(loaded: LoadedModel, cell: CellSpec) -> dict[str, Any]:
+    """Return preprocessor_config.json so that transformers' own processor prepares images as the cell did."""
+    processor = loaded.image_processor
+    common: dict[str, Any] = {
+        "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": list(processor.mean),
+        "image_std": list(processor.std), "resample": processor.resample, "rescale_factor": 1 / 255,
+        "do_convert_rgb": True,
+    }
+    size = {"height": processor.height, "width": processor.width}
+    if cell.model.family == "vila":
+        return {**common, "image_processor_type": "SiglipImageProcessor", "size": size}
+    return {
+        **common, "image_processor_type": "LlavaImageProcessor", "size": {"shortest_edge": processor.short_edge},
+        "crop_size": size, "do_center_crop": True, "do_pad": cell.model.preprocess == "pad",
+    }
+
+
+def _generation(loaded: LoadedModel) -> GenerationConfig:
+    tokenizer = loaded.tokenizer
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def _tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that gives a whole prompt with "<image>" in it the tokens that the cell's pieces had.
+
+    It knows the image's token, begins with the begin token, and puts a space before the text after an image as well,
+    which the cell tokenises on its own.
+    """
+    tokenizer = loaded.tokenizer
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    text = json.dumps(content["pre_tokenizer"]).replace('"prepend_scheme": "first"', '"prepend_scheme": "always"')
+    content["pre_tokenizer"] = json.loads(text)
+    backend = Tokenizer.from_str(json.dumps(content))
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    backend.post_processor = TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+    if backend.token_to_id(IMAGE_TAG) is None:
+        backend.add_special_tokens([AddedToken(IMAGE_TAG, normalized=False, special=True)])
+    if backend.token_to_id(IMAGE_TAG) != loaded.image_token_id:
+        raise UserError(
+            f"The tokenizer in {loaded.path} has {IMAGE_TAG} at {backend.token_to_id(IMAGE_TAG)}, the model at "
+            f"{loaded.image_token_id}: they do not belong together. Correct the checkpoint."
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token, pad_token=tokenizer.pad_token, padding_side="left",
+        model_max_length=loaded.max_length, clean_up_tokenization_spaces=False,
+    )
+
+
+def _write_llava(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
+    model, images = loaded.model, _preprocessor(loaded, cell)
+    # transformers' own classes, so that their names are written and all rows of the output layer.
+    model.model.__class__ = LlavaModel
+    model.lm_head.__class__ = torch.nn.Linear
+    model.generation_config = _generation(loaded)
+    stored = model.lm_head.out_features
+    if stored > loaded.vocab_size:  # rows that gave the cell no answers
+        model.generation_config.suppress_tokens = list(range(loaded.vocab_size, stored))
+    models.save("llava", model, _tokenizer(loaded), images, path)
+    write_atomic(path / "processor_config.json", canonical_json({
+        "processor_class": "LlavaProcessor", "image_processor": images, "image_token": IMAGE_TAG,
+        "patch_size": model.config.vision_config.patch_size, "num_additional_image_tokens": 1,  # CLIP's class token
+        "vision_feature_select_strategy": model.config.vision_feature_select_strategy,
+    }))
+
+
+def _write_vila(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
+    loaded.model.llm.generation_config = _generation(loaded)
+    models.save("vila", loaded.model, loaded.tokenizer, _preprocessor(loaded, cell), path)
+    # The public files are of an older transformers: its names, and its configuration files as the base has them.
+    weights = path / "vision_tower" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors = {f"{TOWER_PREFIX}{name.removeprefix(TOWER_PREFIX)}": tensor for name, tensor in tensors.items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    for name in ("config.json", "llm/config.json", "vision_tower/config.json", "mm_projector/config.json"):
+        if (loaded.path / name).is_file():
+            text = (loaded.path / name).read_text(encoding="utf-8")
+            write_atomic(path / name, DTYPE.sub(rf"\g<1>{cell.dtype}\g<2>", text))
+
+
+WRITERS = {"llava": _write_llava, "vila": _write_vila}
+
+
+def card(cell: CellSpec, folder: Path) -> str:
+    """Return the model card: what the model is, its scores, how to load it.
+
+    Args:
+        cell: of the model.
+        folder: the cell's; scores.json is used if it is there.
+    """
+    assert cell.train is not None
+    try:
+        scores = read_scores(folder)["datasets"]
+    except UserError:
+        scores = {}
+    rows = [
+        f"| {dataset.name} | {dataset.role} | {scores[dataset.id]['value']:.2f} | {scores[dataset.id]['n']} |"
+        for dataset in cell.datasets if dataset.id in scores
+    ]
+    table = ["| dataset | role | score | n |", "| --- | --- | --- | --- |", *rows] if rows else ["Not evaluated."]
+    settings = ", ".join(f"{name} {value}" for name, value in plain(cell.train).items() if value is not None)
+    if cell.model.family == "llava":
+        load = (
+            'AutoProcessor.from_pretrained(folder, backend="pil"), '
+            "AutoModelForImageTextToText.from_pretrained(folder)  # transformers"
+        )
+    else:
+        load = "VilaForConditionalGeneration.from_pretrained(folder)  # benchmark.models.vila, or VILA's own code"
+    note = f"Answers were generated in {answering_dtype(cell)}. " + (
+        f"Answers were scored with the first {cell.model.vocab_size:,} rows of the output layer."
+        if cell.model.vocab_size else ""
+    )
+    return "\n".join([
+        "---", f"base_model: {cell.model.repository or cell.model.id}", "tags: [spiderbench]", "---", "",
+        f"# {cell.model.name}, {cell.method.id} on {cell.target}", "",
+        f"Fine-tuned with SpiderBench, cell `{folder.name}`, seed {cell.seed}. The licence is the base model's.", "",
+        *table, "", "    " + load, "",
+        f"Images: {cell.model.preprocess}. Prompt: vicuna_v1. {note}".rstrip(), "",
+        f"Training: {settings}; {cell.dtype}; method parameters {plain(cell.method.params)}.", "",
+    ])

@@ -1,0 +1,202 @@
+"""Write finished results to the published reference: cells, items and logs as tables, printed tables, figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmark import results
+from benchmark.config.compose import Request, options_of
+from benchmark.core.errors import UserError, counted
+from benchmark.core.files import sync, unfinished_folder, write_sums
+from benchmark.planning import plan as planning
+from benchmark.planning.plan import Planned
+from benchmark.reporting import outputs, slices
+from benchmark.spec import at_root, cell_id, digits_of
+from benchmark.store import cell_measures
+from benchmark.store.answers import read_answers, read_items
+from benchmark.store.cells import Store, published_key, read_cell
+from benchmark.store.keys import Digests, keys_of
+
+FOLDERS = ("rates", "audit", "sweeps", "pid", "figures")
+LIMIT_MEGABYTES = 15.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was published: the folder, its cells, and how many of them had been published before."""
+
+    folder: Path
+    cells: int
+    before: int
+
+
+def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool = False) -> Done:
+    """Write the reference folder of a profile anew from finished cells; tables and plots are made from just these.
+
+    A cell that is not finished here but was published before, from today's code, data and base model, is taken from
+    there: the reference grows cell by cell, also on another machine. Figures that are not drawn here stay while every
+    published cell stays or comes out the same. Text files (*.md), which people write, stay. Weights are not published.
+
+    Args:
+        requests: tables of one profile and results folder; a request without a table adds only its cells.
+        partial_too: leave unfinished cells out, each named in the notes of its table, instead of refusing; and of each
+            table the seeds of which fewer cells are finished than of another.
+        drop: let go of published cells and tables that are not asked for.
+
+    Raises:
+        UserError: the profile has no reference, cells are missing, published ones would be lost, or the copy would be
+            too large.
+    """
+    profile, store = requests[0].profile, Store(requests[0].results)
+    store.check_schema()
+    if profile.reference is None:
+        raise UserError(f"Profile {profile.id} has no reference folder. Set `reference` in its file in conf.")
+    target = at_root(profile.reference)
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.is_dir():  # killed between the two renames below
+        old.rename(target)
+    # One plan of all: an untuned model is in several tables, and whole with the sets of all of them.
+    everything = requests[0].of(cell for request in requests for cell in request.cells)
+    plan = {item.id: item for item in planning.make(everything, store)}
+    before = _published(everything, plan, store, Store(target))
+    if partial_too:
+        done = {name for name, item in plan.items() if item.done} | before.keys()
+        requests = [planning.whole_seeds(request, done) for request in requests]
+    wanted = {cell_id(one) for request in requests for one, _ in planning.expand(request.cells, request.full_ft)}
+    finished = {name: item for name, item in plan.items() if name in wanted and item.done}
+    before = {name: whole for name, whole in before.items() if name in wanted - finished.keys()}
+    unfinished = sorted(wanted - finished.keys() - {name for name, whole in before.items() if whole})
+    if unfinished and not (partial_too and (finished or before)):
+        raise UserError(
+            f"{len(unfinished)} of {len(wanted)} cells are not finished (first: {unfinished[0]}). "
+            "Run them, then publish again."
+        )
+    if not drop:
+        _refuse_losses(target, {*finished, *before}, {request.table for request in requests}, wanted)
+    columns = [column for request in requests for column in request.layout.get("columns") or ()]
+    try:
+        with unfinished_folder(target.with_name(f".{target.name}.partial")) as partial:
+            partial.mkdir()
+            folders = {name: Store(target).folder(plan[name].cell) for name in before}
+            for name, item in finished.items():
+                folders[name] = store.folder(item.cell)
+                cell_measures.of_cell(item.cell, folders[name], columns)  # keeps in weights.json what only the delta says
+            keys = {name: item.keys.summary for name, item in finished.items() if item.keys is not None}
+            results.write(partial, folders, keys)
+            for root in [target, store.root] if _all_stay(Store(target), Store(partial)) else [store.root]:
+                for path in (path for folder in FOLDERS for path in (root / folder).glob("[!.]*")):
+                    if path.is_file() and not _of_a_slice(path):
+                        _copy(path, partial / path.relative_to(root))
+            copied = Store(partial)
+            for request in (request for request in requests if request.table is not None):
+                rows = planning.recorded(request, copied)
+                if any(item.done for item in rows):
+                    table = outputs.build_table(request, rows, copied)
+                    # A reference has one table of each name; if it is no whole one, its first line says so.
+                    part = slices.differences(request, outputs.whole(request), ignore=("seeds",))
+                    outputs.write(request, replace(table, title=table.title + slices.heading(part)), partial)
+            # The text files that people write may change; all else is what it was when it was published.
+            write_sums(partial, (str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()))
+            for path in target.glob("*.md"):
+                _copy(path, partial / path.name)
+            size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6
+            if size > LIMIT_MEGABYTES:
+                raise UserError(f"The reference would take {size:.1f} MB, {LIMIT_MEGABYTES:.0f} MB are allowed.")
+            for path in partial.rglob("*"):
+                sync(path)  # on the disk before it takes the place of what is there
+            shutil.rmtree(old, ignore_errors=True)
+            if target.is_dir():
+                target.rename(old)
+            partial.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {target}: {error.strerror}.") from error
+    return Done(target, len(finished) + len(before), len(before))
+
+
+def _of_a_slice(path: Path) -> bool:
+    """Return whether a figure shows a part only: of a table, or of what conf/figure defines."""
+    stem, dash, _ = path.stem.partition("-")
+    return bool(dash) and stem in {*outputs.FIGURES.values(), *options_of("figure"), *options_of("table")}
+
+
+def _published(asked: Request, plan: Mapping[str, Planned], store: Store, reference: Store) -> dict[str, bool]:
+    """Return the cells that were published from today's code, data, base model and settings.
+
+    Returns:
+        Id -> whether it has every test set that is asked for.
+    """
+    digests, found = Digests(store.root / "digests.json"), {}
+    for cell, needs in planning.expand(asked.cells, asked.full_ft):
+        name = cell_id(cell)
+        folder = reference.folder(cell)
+        key, wanted = published_key(folder), {one.id for one in cell.datasets}
+        if plan[name].keys is None or key is None:
+            continue
+        if cell.train is None:  # with the sets that it was published with, if their protocol is today's
+            try:
+                sets = [one for one in read_cell(folder).datasets if one == asked.datasets.get(one.id)]
+            except UserError:
+                continue  # damaged: to be made again
+            cell = replace(cell, datasets=tuple(sets))
+        if key == keys_of(cell, digests, plan[needs].keys if needs else None).summary:
+            found[name] = wanted <= {one.id for one in cell.datasets}
+    return found
+
+
+def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted: set[str]) -> None:
+    """Refuse to let go of what is published and was not asked for; what was asked for and is out of date goes.
+
+    Raises:
+        UserError: names it.
+    """
+    kept = {digits_of(name) for name in stay | wanted}  # the words of a published name may be older
+    published = [folder.name for folder in Store(target).all_cells()]
+    lost = sorted(name for name in published if digits_of(name) not in kept)
+    gone = sorted({path.stem for path in (target / "tables").glob("*.csv")} - tables)
+    if lost or gone:
+        what = [f"{counted(len(lost), 'published cell')} (first: {lost[0]})"] if lost else []
+        what += [f"the table{'s' * (len(gone) != 1)} {', '.join(gone)}"] if gone else []
+        raise UserError(
+            f"{target} would lose {' and '.join(what)}, which this command does not ask for. Name all tables, figures "
+            "and seeds that the reference is to have, or add --drop."
+        )
+
+
+def _all_stay(published: Store, again: Store) -> bool:
+    """Return whether every published cell has the answers and scores that it had: then its figures are still true."""
+    copies = {digits_of(folder.name): folder for folder in again.all_cells()}
+    for folder in published.all_cells():
+        copy = copies.get(digits_of(folder.name))
+        if copy is None:
+            return False
+        try:
+            for dataset in (path.name.removesuffix(".jsonl.gz") for path in (folder / "items").glob("*.jsonl.gz")):
+                if any(read(folder, dataset) != read(copy, dataset) for read in (read_items, read_answers)):
+                    return False
+            scores = [json.loads((one / "scores.json").read_text(encoding="utf-8")) for one in (folder, copy)]
+        except (UserError, OSError, ValueError):  # gone, or damaged
+            return False
+        if not _near(*scores):
+            return False
+    return True
+
+
+def _near(one: Any, other: Any) -> bool:
+    """Return whether JSON values are equal but for the last bits, which another processor may round otherwise."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_near(value, other[key]) for key, value in one.items())
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
+    return one == other
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

@@ -1,0 +1,244 @@
+"""After a run: the table and its radar plots from finished cells, or a line per cell where no table was asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.config import own_checkpoints
+from benchmark.config.compose import Request
+from benchmark.config.compose import request as ask
+from benchmark.core.errors import UserError
+from benchmark.planning.plan import Planned
+from benchmark.reporting import slices
+from benchmark.spec import cell_id
+from benchmark.store.cells import Store
+from methods.registry import entry
+
+if TYPE_CHECKING:
+    from benchmark.reporting.tables import RowResult, Table
+
+# Tables of the paper's full layout have radar plots; those with columns of their own have none.
+ZERO_SHOT = "zero_shot"
+FIGURES = {"table5": "fig4", "table6": "fig4"}
+SEVERAL = (
+    "A table shows one setting, but a key has several values. Give one value per key, or run the cells without table= "
+    "(methods=, models=, targets=)."
+)
+
+
+def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
+    """Write the files of what was asked for below the results folder, then print it.
+
+    Args:
+        request: with or without a table.
+        plan: its cells.
+        store: the results.
+
+    Raises:
+        UserError: several settings were asked for in one table, or the folder cannot be written.
+    """
+    if request.table is None:
+        for item in plan:
+            if item.done:
+                print(f"{item.id}\n  {_averages(store.folder(item.cell))}")
+        return
+    from rich.console import Console
+
+    from benchmark.reporting import render
+
+    found = slices.differences(request, whole(request))
+    table = build_table(request, plan, store)
+    table = replace(table, title=table.title + slices.heading(found))
+    written, drawn = write(request, table, store.root, slices.suffix(found))
+    print()
+    render.show(table, Console(file=sys.stdout))
+    print(f"\nTable: {written[0].with_suffix('')}.{{md,csv,tex}}")
+    for stem in sorted({path.with_suffix("") for path in drawn}):
+        print(f"Radar: {stem}.{{png,pdf,csv}}")
+
+
+def measure(request: Request, plan: Sequence[Planned], store: Store) -> None:
+    """Measure the footprint of each method of a table that shows it; what is known is not measured again."""
+    from benchmark.store.cell_measures import OF_FOOTPRINT
+
+    if set(OF_FOOTPRINT) & set(request.layout.get("columns") or ()):
+        from benchmark.running import method_cost
+
+        for line in method_cost.measure(request, plan, store):
+            print(line, flush=True)
+
+
+def whole(request: Request) -> Request:
+    """Return the table that a request is of, as its file in conf/table defines it for this profile."""
+    return ask([f"table={request.table}", f"profile={request.profile.id}"])
+
+
+def write(request: Request, table: Table, root: Path, suffix: str = "") -> tuple[list[Path], list[Path]]:
+    """Write a table to root/tables and its radar plots to root/figures.
+
+    Args:
+        request: names the table.
+        table: its numbers.
+        root: results folder.
+        suffix: behind the names of the files of a slice, which never replace those of the whole table.
+
+    Returns:
+        The files of the table and those of the plots, which a table of columns of its own or of untuned models lacks.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from benchmark.reporting import radar, render
+
+    assert request.table is not None
+    stem = FIGURES.get(request.table, request.table)
+    cider = [name for name, dataset in request.datasets.items() if dataset.metric == "cider"]
+    plain = bool(table.shown) or not table.frame["tuned"].any()  # one untuned model has nothing to be held against
+    drawn = [] if plain else radar.radars(table, root / "figures", f"{stem}{suffix}", request.radar, cider)
+    return render.write(table, root / "tables", f"{request.table}{suffix}"), drawn
+
+
+def build_table(request: Request, plan: Sequence[Planned], store: Store) -> Table:
+    """Return the table of a request from the cells that are done; the others are named in its notes.
+
+    Raises:
+        UserError: two cells claim the same place, because a setting has several values.
+    """
+    from benchmark.reporting import tables
+
+    rows = build_rows(request, plan, store)
+    upstream = {dataset.id: dataset.name for dataset in request.cells[0].upstream}
+    shown = request.layout.get("columns") or ()
+    title = f"{request.title or request.table} ({_sets(rows)})"
+    return tables.build(title, rows, upstream, _notes(request, rows), shown=shown)
+
+
+def _sets(rows: Sequence[RowResult]) -> str:
+    """Return the targets that a table has numbers of, for its heading; all of them while it has none."""
+    tuned = dict.fromkeys(row.target_name for row in rows if row.tuned and row.items.get(row.target))
+    return ", ".join(tuned or dict.fromkeys(row.target_name for row in rows))
+
+
+def build_rows(request: Request, plan: Sequence[Planned], store: Store) -> list[RowResult]:
+    """Return the rows of a request, one per model, target and method, in print order; unfinished ones are empty.
+
+    Raises:
+        UserError: two cells claim the same place, because a setting has several values.
+    """
+    planned = {item.id: item for item in plan}
+    groups: dict[tuple[str, str, str], list[Planned]] = {}
+    for wanted in request.cells:
+        item = planned[cell_id(wanted)]
+        for target in [wanted.target] if wanted.target else [dataset.id for dataset in wanted.targets]:
+            found = groups.setdefault((wanted.model.id, target, wanted.method.id), [])
+            if any(other.id != item.id and other.cell.seed == item.cell.seed for other in found):
+                raise UserError(SEVERAL)
+            if item not in found:
+                found.append(item)
+    order = {name: place for place, name in enumerate(dict.fromkeys(key[0] for key in groups))}
+    targets = {name: place for place, name in enumerate(dict.fromkeys(key[1] for key in groups))}
+    return [
+        _row(key, found, store, request)
+        for key, found in sorted(groups.items(), key=lambda item: (order[item[0][0]], targets[item[0][1]]))
+    ]
+
+
+def check_one_setting(request: Request) -> None:
+    """Refuse a table of several settings.
+
+    Raises:
+        UserError: two cells of one table differ only in a setting.
+    """
+    places = [(cell.model.id, cell.target, cell.method.id, cell.seed) for cell in request.cells]
+    if request.table is not None and len(set(places)) < len(places):
+        raise UserError(SEVERAL)
+
+
+def name_of(method: str) -> str:
+    """Return a method's printed name; a user's own checkpoint is called as the user calls it."""
+    return method.removeprefix(own_checkpoints.PREFIX) if method.startswith(own_checkpoints.PREFIX) else entry(method).name
+
+
+def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, request: Request) -> RowResult:
+    """Return one row: a method on a model and target, over its seeds."""
+    from benchmark.paper import numbers
+    from benchmark.reporting import tables
+    from benchmark.store import cell_measures, provenance
+    from benchmark.store.answers import read_items
+    from eval.score import ItemScore
+
+    model, target, method = key
+    first = found[0].cell
+    specs = {dataset.id: dataset for dataset in (*request.datasets.values(), *first.datasets)}
+    names = [*(dataset.id for dataset in first.upstream), target]
+    items: dict[str, dict[int, list[ItemScore]]] = {name: {} for name in names}
+    diagnostics, problems, older = {}, [], {}
+    for item in found:
+        folder, seed = store.folder(item.cell), item.cell.seed
+        if not item.done:
+            status = store.status(folder)
+            why = "older code, settings or data made it, run it again" if status["state"] == "done" else "not run yet"
+            problems.append(f"seed {seed}: {status['error']['message'] if status['error'] else why}")
+            continue
+        # The keys of a run say that today's code made it; a published cell has none.
+        if item.keys is None and (changed := provenance.older_code(item.cell, folder)):
+            older[seed] = changed
+        for name in (name for name in names if any(dataset.id == name for dataset in item.cell.datasets)):
+            items[name][seed] = read_items(folder, name)
+        diagnostics[seed] = cell_measures.of_cell(item.cell, folder, request.layout.get("columns") or ())
+    name = (request.layout.get("names") or {}).get(method) or name_of(method)
+    return tables.RowResult(
+        model=model, model_name=first.model.name, method=method, method_name=name, target=target,
+        target_name=specs[target].name, items={name: seeds for name, seeds in items.items() if seeds},
+        seeds=tuple(item.cell.seed for item in found), tuned=method != ZERO_SHOT, diagnostics=diagnostics,
+        protocol={name: tables.protocol(specs[name], first.eval.split) for name in names},
+        problems=tuple(problems), paper=numbers.of_row(model, target, method, name_of(method)),
+        reference=(request.layout.get("references") or {}).get(method) or tables.REFERENCE, older=older,
+        cells=tuple(item.id for item in found if item.done),
+    )
+
+
+def _notes(request: Request, rows: Sequence[RowResult]) -> list[str]:
+    """Return what a reader must know before the numbers: scale, settings, parts of test sets."""
+    cell = next((cell for cell in request.cells if cell.train is not None), request.cells[0])
+    notes = []
+    if cell.train is not None:
+        rates = {
+            item.model.name: f"{item.train.learning_rate:g} (projector {item.train.projector_learning_rate:g})"
+            for item in request.cells if item.train is not None
+        }
+        notes.append(
+            f"{request.profile.name}: {cell.train.epochs} epochs, batch {cell.train.batch_size}, learning rate "
+            + "; ".join(f"{name} {rate}" for name, rate in rates.items())
+            + f"; {cell.dtype}{f', answers in {cell.eval.dtype}' if cell.eval.dtype else ''}, {cell.device}."
+        )
+    limited = [f"{what} {limit} items" for what, limit in (
+        ("training", cell.train.limit if cell.train else None), ("evaluation", cell.eval.limit)) if limit is not None]
+    if limited:
+        notes.append(f"NOT THE WHOLE PROTOCOL: limited to {' and '.join(limited)} per dataset.")
+    parts = sorted({
+        item.name for cell in request.cells for item in cell.datasets if item.metric == "cider"
+        and (cell.eval.limit is not None or (item.options.get("sample") or {}).get(cell.eval.split) is not None)
+    })
+    if parts:
+        # Its document frequencies come from the evaluated images, so another subset is another metric.
+        notes.append(f"CIDEr of a part of a test set is NOT COMPARABLE with any other ({', '.join(parts)}).")
+    return notes
+
+
+def _averages(folder: Path) -> str:
+    """Return a finished cell's averages with intervals in one line."""
+    from benchmark.store.scores import read_scores
+
+    lines = []
+    for target, values in read_scores(folder)["averages"].items():
+        numbers = (
+            f"{name.replace('_', '^')} {entry['value']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
+            for name, entry in values.items()
+        )
+        lines.append(f"{target}: {', '.join(numbers)}")
+    return "\n  ".join(lines) or "no averages: no target was asked for"

@@ -1,0 +1,311 @@
+"""Plots of sweeps, the A^S-A^T plane, parameter importance discrepancy (Fig. 1) and example answers (Fig. 3)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_rgba
+from matplotlib.patheffects import withStroke
+from PIL import Image
+
+from benchmark.reporting.radar import MATH, STYLE, save, styles
+
+METRICS = ("A_S", "A_T", "H")
+LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
+
+
+def lines(
+    frame: pd.DataFrame, keys: Sequence[str], title: str, stem: Path, marked: float | None = None
+) -> list[Path]:
+    """Draw A^S, A^T and H over an axis, a line with 95 % intervals per method and a row per group.
+
+    Args:
+        frame: one line per point and metric: the keys, model_name, target_name, method, method_name, metric, value,
+            low, high.
+        keys: the horizontal axis; further ones make rows of panels.
+        title: heading.
+        stem: output path without suffix.
+        marked: a value of the axis to mark with a dotted line.
+
+    Returns:
+        Paths of the PNG, PDF and CSV files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    groups = [group for _, group in frame.groupby(["model_name", "target_name", *keys[1:]], sort=False)]
+    ticks = list(dict.fromkeys(frame[keys[0]]))
+    numeric = all(isinstance(tick, int | float | np.number) for tick in ticks)
+    ticks = sorted(ticks) if numeric else ticks
+    # Equal steps in proportion (learning rates, batch sizes) are equal steps on paper.
+    log = numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8
+    places = {tick: tick if numeric else index for index, tick in enumerate(ticks)}
+    chosen = styles(list(dict.fromkeys(frame["method"])))
+    names = dict(zip(frame["method"], frame["method_name"], strict=True))
+    with plt.rc_context(STYLE):
+        size = (9.2, 2.5 * len(groups) + 0.7)
+        figure, grid = plt.subplots(len(groups), len(METRICS), figsize=size, squeeze=False, layout="constrained")
+        for row, group in zip(grid, groups, strict=True):
+            for plot, metric in zip(row, METRICS, strict=True):
+                _line_panel(plot, group[group["metric"] == metric], keys[0], places, chosen, names, log)
+                plot.set_title(MATH[metric], parse_math=True)
+                plot.set_xlabel(_axis_name(keys[0]))
+                if marked is not None:
+                    plot.axvline(places[marked], color="0.2", linewidth=1.4, linestyle=":", zorder=1)
+            rest = [f"{_axis_name(key)} {group[key].iloc[0]}" for key in keys[1:]]
+            row[0].set_ylabel("\n".join([group["model_name"].iloc[0], group["target_name"].iloc[0], *rest]))
+        grid[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4)
+        figure.suptitle(f"{title} (bars: 95 % interval)", fontsize=10)
+        columns = ["model_name", "target_name", *keys, "method", "metric", "value", "low", "high"]
+        return save(figure, frame.loc[frame["metric"].isin(METRICS), columns], stem)
+
+
+def _line_panel(plot, points: pd.DataFrame, key: str, places: Mapping, chosen: Mapping, names: Mapping, log: bool):
+    """Draw one metric: a line per method, moved aside a little so that intervals do not hide each other."""
+    spots = np.array(list(places.values()), dtype=float)
+    gap = np.min(np.diff(np.sort(spots))) if len(spots) > 1 else 1.0
+    for index, (method, style) in enumerate(chosen.items()):
+        own = points[points["method"] == method].set_index(key)
+        own = own.reindex(list(places))
+        shift = (index - (len(chosen) - 1) / 2) * 0.05
+        x = spots * (1 + shift) if log else spots + shift * gap
+        values = own["value"].to_numpy(dtype=float)
+        errors = np.abs(np.vstack([values - own["low"].to_numpy(float), own["high"].to_numpy(float) - values]))
+        plot.errorbar(
+            x, values, yerr=errors, label=names[method], color=style.colour, linestyle=style.dash,
+            marker=style.marker, markersize=8 if style.marker == "*" else 5, linewidth=1.6, elinewidth=1, capsize=2,
+            zorder=4 if style.emphasis else 3,
+        )  # fmt: skip
+    if log:
+        plot.set_xscale("log")
+    plot.set_xticks(spots, [tick(value) for value in places])
+    plot.minorticks_off()
+    plot.grid(axis="y", color="0.9")
+    plot.set_axisbelow(True)
+
+
+def tick(value: object) -> str:
+    """Return a value as a label that says just this value; learning rates as 5e-4."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    if 0 < abs(value) < 0.01:
+        return np.format_float_scientific(float(value), trim="-", exp_digits=1)
+    text = f"{value:g}"
+    return text if float(text) == value else str(value)
+
+
+def _axis_name(key: str) -> str:
+    return key.removeprefix("train.").removeprefix("method.").replace("_", " ")
+
+
+# -- the plane of A^S and A^T ---------------------------------------------------------------------------------
+
+
+def plane(
+    title: str, panels: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], stem: Path, curve_name: str = "WiSE-FT",
+    key: str = "",
+) -> list[Path]:
+    """Draw every method at (A^S, A^T) with both intervals over contours of H, and a curve as the control.
+
+    Args:
+        title: heading.
+        panels: name -> (methods, curve); both with method, method_name, A_S, A_S_low, A_S_high and the same of A_T.
+            The curve's lines are in order and begin at the untuned model.
+        stem: output path without suffix.
+        curve_name: for the legend.
+        key: the curves' column whose values stand at their points.
+
+    Returns:
+        Paths of the PNG, PDF and CSV files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(4.0 * columns + 1.6, 3.7 * rows), squeeze=False, layout="constrained"
+        )
+        handles: dict[str, object] = {}
+        for plot, (name, (points, curve)) in zip(grid.flat, panels.items(), strict=False):
+            _plane_panel(plot, points, curve, curve_name, key, handles)
+            plot.set_title(name)
+            plot.set_xlabel(f"{MATH['A_S']} (kept)", parse_math=True)
+            plot.set_ylabel(f"{MATH['A_T']} (learned)", parse_math=True)
+        for plot in list(grid.flat)[len(panels) :]:
+            plot.set_visible(False)
+        figure.legend(handles.values(), handles.keys(), loc="outside right center")
+        below = f"{curve_name}: with its {_axis_name(key)}. " if key else ""
+        figure.suptitle(f"{title}. {below}Bars: 95 % intervals; grey: equal H", fontsize=10)
+        drawn = [
+            lines.assign(panel=name, curve=is_curve)
+            for name, pair in panels.items() for is_curve, lines in zip((False, True), pair, strict=True)
+        ]
+        return save(figure, pd.concat([part for part in drawn if not part.empty], ignore_index=True), stem)
+
+
+def _curve(plot, curve: pd.DataFrame, key: str) -> object:
+    """Draw WiSE-FT's way with its intervals, and the values of its key beside its points, but not at its known ends."""
+    look = styles(["wise_ft"])["wise_ft"]
+    errors = [[(curve[m] - curve[f"{m}_low"]).abs(), (curve[f"{m}_high"] - curve[m]).abs()] for m in ("A_S", "A_T")]
+    drawn = plot.errorbar(
+        curve["A_S"], curve["A_T"], xerr=errors[0], yerr=errors[1], color=look.colour, linewidth=1.2,
+        marker=look.marker, markersize=4, elinewidth=0.6, ecolor=to_rgba(look.colour, 0.35), zorder=2,
+    )  # fmt: skip
+    if key:
+        own = curve.iloc[1:-1]
+        for place, (x, y, value) in enumerate(zip(own["A_S"], own["A_T"], own[key], strict=True)):
+            # In turn on either side, so that close points keep their numbers apart.
+            plot.annotate(
+                tick(value), (x, y), xytext=(5, 3) if place % 2 else (-5, -3), textcoords="offset points", fontsize=6.5,
+                ha="left" if place % 2 else "right", va="bottom" if place % 2 else "top", color=look.colour, zorder=6,
+                path_effects=[withStroke(linewidth=1.5, foreground="white")],
+            )  # fmt: skip
+    return drawn
+
+
+def _plane_panel(
+    plot, points: pd.DataFrame, curve: pd.DataFrame, curve_name: str, key: str, handles: dict[str, object]
+) -> None:
+    both = pd.concat([part for part in (points, curve) if not part.empty])
+    limits = []
+    for metric in ("A_S", "A_T"):
+        low, high = both[f"{metric}_low"].min(), both[f"{metric}_high"].max()
+        margin = max(1.5, 0.07 * (high - low))
+        limits.append((max(-1.0, low - margin), high + margin))
+    (left, right), (bottom, top) = limits
+    x, y = np.meshgrid(np.linspace(max(left, 0.01), right, 200), np.linspace(max(bottom, 0.01), top, 200))
+    contours = plot.contour(x, y, 2 * x * y / (x + y), levels=LEVELS, colors="0.8", linewidths=0.8, zorder=1)
+    plot.clabel(contours, fmt="%g", fontsize=7, colors="0.5")
+    plot.set_xlim(left, right)
+    plot.set_ylim(bottom, top)
+    if not curve.empty:
+        handles[curve_name] = _curve(plot, curve, key)
+    for method, style in styles(list(points["method"])).items():
+        point = points[points["method"] == method].iloc[0]
+        errors = [[[abs(point[m] - point[f"{m}_low"])], [abs(point[f"{m}_high"] - point[m])]] for m in ("A_S", "A_T")]
+        drawn = plot.errorbar(
+            point["A_S"], point["A_T"], xerr=errors[0], yerr=errors[1], color=style.colour, marker=style.marker,
+            markersize=11 if style.marker == "*" else 7, elinewidth=1, linestyle="none", zorder=5,
+            markeredgecolor="white", markeredgewidth=0.6,
+        )  # fmt: skip
+        handles.setdefault(point["method_name"], drawn)
+
+
+# -- Fig. 1 ---------------------------------------------------------------------------------------------------
+
+
+def discrepancy(frame: pd.DataFrame, title: str, stem: Path) -> list[Path]:
+    """Draw PID overall and per layer, seen sets beside unseen ones (paper, Fig. 1).
+
+    Args:
+        frame: dataset, dataset_name, role (upstream, target), part ("tuned" or a layer's name), value, low, high.
+        title: heading.
+        stem: output path without suffix.
+
+    Returns:
+        Paths of the PNG, PDF and CSV files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    whole = frame[frame["part"] == "tuned"]
+    parts = [part for part in dict.fromkeys(frame["part"]) if part != "tuned"]
+    order = sorted(zip(whole["dataset"], whole["role"], strict=True), key=lambda pair: pair[1] == "target")
+    looks = {dataset: _set_look(place, role) for place, (dataset, role) in enumerate(order)}
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(9.6, 3.8), layout="constrained", gridspec_kw={"width_ratios": [1, 1.7]}
+        )
+        for place, point in enumerate(whole.itertuples()):
+            left.errorbar(
+                point.value, place, xerr=[[point.value - point.low], [point.high - point.value]],
+                **(looks[point.dataset] | {"linestyle": "none", "elinewidth": 2, "markersize": 7}),
+            )  # fmt: skip
+        left.set_yticks(range(len(whole)), whole["dataset_name"])
+        left.invert_yaxis()
+        left.set_xlabel("PID of the tuned weights (bar: 95 % interval)")
+        left.grid(axis="x", color="0.9")
+        left.set_title("filled, solid: seen; hollow, dashed: unseen", fontsize=9)
+        for place, (dataset, look) in enumerate(looks.items()):
+            own = frame[frame["dataset"] == dataset].set_index("part").reindex(parts)
+            errors = np.abs(np.vstack([own["value"] - own["low"], own["high"] - own["value"]]))
+            # Moved aside a little, so that intervals do not hide each other.
+            spots = np.arange(len(parts)) + 0.07 * (place - (len(looks) - 1) / 2)
+            right.errorbar(spots, own["value"], yerr=errors, label=own["dataset_name"].iloc[0], **look)
+        right.set_xticks(range(len(parts)), parts)
+        right.set_xlabel("decoder layer (and projector)")
+        right.set_ylabel("PID")
+        right.grid(axis="y", color="0.9")
+        right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, handlelength=4)
+        figure.suptitle(title, fontsize=10)
+        return save(figure, frame, stem)
+
+
+def _set_look(place: int, role: str) -> dict[str, object]:
+    """Return how a set is drawn: a colour and a marker of its own; hollow and dashed if it was never seen."""
+    colour = ("#000000", "#0072B2", "#009E73", "#882255", "#D55E00", "#56B4E9", "#CC79A7", "#E69F00")[place % 8]
+    seen = role == "upstream"
+    return {
+        "color": colour, "marker": "osv^DXP*"[place % 8], "linestyle": "-" if seen else (0, (4, 1.5)), "linewidth": 1.2,
+        "markersize": 5.5, "markerfacecolor": colour if seen else "white", "capsize": 2, "elinewidth": 0.9,
+    }  # fmt: skip
+
+
+# -- Fig. 3 ---------------------------------------------------------------------------------------------------
+
+
+def gallery(title: str, rule: str, examples: Sequence[Mapping], stem: Path) -> list[Path]:
+    """Draw example images with the references and the answers of several methods below each (paper, Fig. 3).
+
+    Args:
+        title: heading.
+        rule: how the examples were chosen, printed below.
+        examples: each with item_id, image (PIL image or None), prompt, references and answers (name -> (text, score)).
+        stem: output path without suffix.
+
+    Returns:
+        Paths of the PNG, PDF and CSV files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    blocks = [_example_text(example, 40) for example in examples]
+    deepest = max((text.count("\n") + 1 for text in blocks), default=1)
+    footer = textwrap.fill(rule, 34 * max(1, len(examples)))
+    # In inches, from the top: title, image, text, rule.
+    side, gap, top, below = 2.5, 0.25, 0.6, 0.13 * deepest + 0.25
+    width = len(examples) * (side + gap) + gap
+    height = top + side + below + 0.14 * (footer.count("\n") + 1) + 0.1
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(width, height))
+        for index, (example, text) in enumerate(zip(examples, blocks, strict=True)):
+            left, bottom = gap + index * (side + gap), height - top - side
+            plot = figure.add_axes((left / width, bottom / height, side / width, side / height))
+            plot.imshow(example["image"] or Image.new("RGB", (64, 64), (235, 235, 235)), interpolation="nearest")
+            plot.set_axis_off()
+            plot.set_title(str(example["item_id"]), fontsize=8)
+            plot.text(0, -0.04, text, transform=plot.transAxes, va="top", fontsize=7.5)
+        figure.suptitle(title, fontsize=10, y=1 - 0.12 / height)
+        figure.text(0.5, 0.1 / height, footer, ha="center", va="bottom", fontsize=7.5, color="0.35")
+        rows = [
+            {"item_id": example["item_id"], "prompt": example["prompt"], "method": name, "answer": text,
+             "score": score, "references": " | ".join(example["references"])}
+            for example in examples for name, (text, score) in example["answers"].items()
+        ]  # fmt: skip
+        return save(figure, pd.DataFrame(rows), stem)
+
+
+def _example_text(example: Mapping, width: int) -> str:
+    lines = textwrap.wrap(f"Prompt: {example['prompt']}", width)[:4] + [""]
+    for reference in example["references"][:2]:
+        lines += textwrap.wrap(f"Reference: {reference}", width)
+    for name, (text, score) in example["answers"].items():
+        lines += ["", *textwrap.wrap(f"{name} ({100 * score:.0f}): {text or '(empty)'}", width)[:6]]
+    return "\n".join(lines)

@@ -1,0 +1,297 @@
+"""What a method costs, measured: bytes it keeps, bytes at its peak, time per step (paper, Table 2)."""
+
+from __future__ import annotations
+
+import json
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, repeat
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmark.config.compose import FULL_FT, Request
+from benchmark.core.files import write_atomic
+from benchmark.models import LoadedModel, trainable_names
+from benchmark.models.batch import Items
+from benchmark.models.prompt import IGNORE
+from benchmark.planning.plan import Planned
+from benchmark.running.worker import Worker
+from benchmark.spec import CellSpec
+from benchmark.store.cell_measures import FOOTPRINT
+from benchmark.store.cells import Store
+from benchmark.store.code_version import version
+from benchmark.training.attach import attach
+from benchmark.training.checkpoint import apply_delta, snapshot
+from benchmark.training.train import Order, batch_loss, training_batch
+from methods.base import Method
+from methods.registry import build
+
+ROUNDS, STEPS = 3, 6
+FIXED = ("shards", "extra_step", "params")  # of a method: the engine's, not its own
+
+
+def measure(request: Request, plan: Sequence[Planned], store: Store) -> list[str]:
+    """Measure every method of a request whose footprint is not known, and write footprint.json beside its cell.
+
+    Training methods run a few steps in turn with Full FT, so that a busy machine slows both; the reported ratio is
+    the median over rounds. A post-hoc method's time is that of its cell's merge beside the Full FT cell's training.
+
+    Args:
+        request: a table whose columns name the measures.
+        plan: its cells.
+        store: the results.
+
+    Returns:
+        One line per method that was measured.
+    """
+    told, worker = [], Worker(store)
+    planned = {item.id: item for item in plan}
+    groups: dict[tuple[Any, ...], list[Planned]] = {}
+    for item in plan:
+        if item.done and item.cell.train is not None and item.cell.engine == "single":
+            groups.setdefault((item.cell.model.id, item.cell.target), []).append(item)
+    for items in groups.values():
+        todo = [item for item in items if _known(item, store) is None]
+        trained = {item.cell.method.id: item.cell for item in todo if not item.cell.method.posthoc}
+        found = _trained(list(trained.values()), request, worker) if trained else {}
+        for item in todo:
+            numbers = found.get(item.cell.method.id)
+            if numbers is None:
+                numbers = _merged(item, planned, store, worker)
+            numbers |= {"code": _code(item.cell), "device": item.cell.device}
+            write_atomic(store.folder(item.cell) / FOOTPRINT, json.dumps(numbers) + "\n")
+            told.append(f"{item.id}: keeps {numbers['memory']:.2f} |M|, time {numbers.get('step_time', 1):.2f}")
+    return told
+
+
+def _code(cell: CellSpec) -> str:
+    """Return the versions of the code that a footprint depends on, and the settings that it was measured with."""
+    code = f"{version('footprint')}, {version(f'method/{cell.method.id}')}"
+    return f"{code}, batch_size {cell.train.batch_size}, last_layers {cell.train.last_layers}"
+
+
+def _known(item: Planned, store: Store) -> dict[str, Any] | None:
+    try:
+        known = json.loads((store.folder(item.cell) / FOOTPRINT).read_text())
+    except (OSError, ValueError):
+        return None
+    return known if known.get("code") == _code(item.cell) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Methods that act in training
+
+
+def _trained(cells: Sequence[CellSpec], request: Request, worker: Worker) -> dict[str, dict[str, float]]:
+    """Return memory, peak and step_time of training methods of one model and target, by method id."""
+    full_ft = replace(cells[0], method=request.full_ft)
+    everyone = [full_ft, *(cell for cell in cells if cell.method.id != FULL_FT)]
+    times: dict[str, list[float]] = {cell.method.id: [] for cell in everyone}
+    bench = Bench(full_ft, worker)
+    for _ in range(ROUNDS):
+        for cell in everyone:
+            times[cell.method.id].append(bench.step_seconds(cell))
+    found = {}
+    for cell in everyone:
+        ratios = [own / base for own, base in zip(times[cell.method.id], times[FULL_FT], strict=True)]
+        found[cell.method.id] = bench.bytes_of(cell) | {"step_time": median(ratios)}
+    return found
+
+
+class Bench:
+    """A model with batches of its target's training set, to run a few optimizer steps of any method.
+
+    Args:
+        cell: any cell of the model and target.
+        worker: loads model and records.
+    """
+
+    def __init__(self, cell: CellSpec, worker: Worker) -> None:
+        self.cell = cell
+        self.loaded: LoadedModel = worker._load(cell)
+        settings = cell.train
+        self.names = trainable_names(self.loaded, settings.scope, settings.last_layers)
+        records = worker.records(cell, cell.target, "train", settings.limit)
+        items = Items(self.loaded, records, supervised=True)
+        tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
+        pairs = list(Order(cell.seed, tokens, settings.batch_size, settings.loss_group))
+        size = settings.batch_size
+        starts = range(0, max(1, len(pairs) - size + 1), size)
+        self.batches = [[(items[i], weight) for i, weight in pairs[start : start + size]] for start in starts]
+        self.unit = 4 * sum(p.numel() for name, p in self.loaded.model.named_parameters() if name in set(self.names))
+
+    def steps(self, cell: CellSpec, method: Method, count: int) -> Iterator[float]:
+        """Run optimizer steps from the base weights; yield the seconds of each, and leave the base weights behind."""
+        model, settings = self.loaded.model, cell.train
+        base = snapshot(model, self.names)
+        trained = {name: parameter for name, parameter in model.named_parameters() if name in base}
+        model.requires_grad_(False)
+        for parameter in trained.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(list(trained.values()), lr=settings.learning_rate, weight_decay=0.0)
+        attachment = attach(optimizer, trained, base, method)
+        batches = chain.from_iterable(repeat(self.batches))
+        try:
+            for _, pairs in zip(range(count), batches, strict=False):
+                self._wait()
+                began = time.perf_counter()
+                size = settings.micro_batch_size
+                for start in range(0, len(pairs), size):
+                    batch = training_batch(self.loaded, pairs[start : start + size])
+                    batch.pop("item_ids")
+                    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                    loss, _ = batch_loss(model, batch, autocast=cell.dtype == "bfloat16")
+                    loss.backward()
+                if settings.max_grad_norm:
+                    torch.nn.utils.clip_grad_norm_(list(trained.values()), settings.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                self._wait()
+                yield time.perf_counter() - began
+        finally:
+            attachment.remove()
+            model.requires_grad_(False)
+            for name, parameter in trained.items():
+                parameter.grad = None
+                parameter.data = parameter.data.to(base[name].dtype)
+            apply_delta(model, base)
+
+    def _wait(self) -> None:
+        if self.loaded.model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def step_seconds(self, cell: CellSpec) -> float:
+        """Return the median time of an optimizer step; the first, which allocates, does not count."""
+        method = build(cell.method.id, dict(cell.method.params), cell.seed)
+        return median(list(self.steps(cell, method, STEPS))[1:])
+
+    def bytes_of(self, cell: CellSpec) -> dict[str, float]:
+        """Return memory (kept between steps) and peak (while the method acts), in float32 copies of the weights."""
+        method = build(cell.method.id, dict(cell.method.params), cell.seed)
+        counter = LiveBytes()
+        for name in ("start", "before_step", "after_step"):
+            setattr(method, name, _counted(getattr(method, name), counter))
+        for _ in self.steps(cell, method, 3):
+            with counter:
+                method.diagnostics()  # as training does every few steps; what it keeps to do so counts
+        sources = {}
+        if method.uses_pretrained:
+            sources = {shard.source.untyped_storage().data_ptr(): shard.source.nbytes for shard in method.shards}
+        own = {key: value for key, value in vars(method).items() if key not in FIXED}
+        kept = dict(sources)
+        for tensor in _tensors(own):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return {
+            "memory": sum(kept.values()) / self.unit,
+            "peak": (sum(sources.values()) + counter.peak) / self.unit,
+        }
+
+
+def _counted(hook: Any, counter: LiveBytes) -> Any:
+    def run(shards: Any) -> None:
+        with counter:
+            hook(shards)
+
+    return run
+
+
+def _tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """Yield every tensor reachable from a value."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item, seen)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors(item, seen)
+    elif hasattr(value, "__dict__") and not callable(value):
+        yield from _tensors(vars(value), seen)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while it is active, as long as they live, on any device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._users: Counter[int] = Counter()
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_place(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (_place(leaf) in self._sizes or _place(leaf) not in given):
+                self._note(leaf)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        place, size = _place(tensor), tensor.untyped_storage().nbytes()
+        if not size:
+            return
+        if place not in self._sizes:
+            self._sizes[place] = size
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self._users[place] += 1
+        weakref.finalize(tensor, self._drop, place)
+
+    def _drop(self, place: int) -> None:
+        self._users[place] -= 1
+        if not self._users[place]:
+            del self._users[place]
+            self.now -= self._sizes.pop(place)
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Post-hoc methods
+
+
+def _merged(item: Planned, planned: dict[str, Planned], store: Store, worker: Worker) -> dict[str, float]:
+    """Return the footprint of a post-hoc method: nothing during training, its peak and time at the merge."""
+    from benchmark.training import posthoc
+
+    cell, source = item.cell, planned[item.needs]
+    folder, counter = store.folder(cell), LiveBytes()
+    method = build(cell.method.id, dict(cell.method.params), cell.seed)
+    method.finish = _counted_finish(method.finish, counter)
+    scratch = folder / ".footprint.safetensors"
+    try:
+        with worker._base(cell) as base:
+            unit = 4 * sum(tensor.numel() for tensor in base.values())
+            pretrained = sum(tensor.nbytes for tensor in base.values())
+            records = worker.records(cell, cell.target, "train", cell.train.limit)
+            delta = store.folder(source.cell) / "delta.safetensors"
+            posthoc.transform(cell, worker._load(cell), records, method, base, delta, scratch)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    own, trained = store.seconds(folder).get("train"), store.seconds(store.folder(source.cell)).get("train")
+    times = {"step_time": (trained + own) / trained} if own is not None and trained else {}
+    return {"memory": 0.0, "peak": (pretrained + counter.peak) / unit, **times}
+
+
+def _counted_finish(finish: Any, counter: LiveBytes) -> Any:
+    def run(*arguments: Any) -> Any:
+        with counter:
+            return finish(*arguments)
+
+    return run

@@ -1,0 +1,297 @@
+"""Trains and evaluates a cell of a zero engine in processes of its own: torchrun's, or DeepSpeed's on several hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.core import signals
+from benchmark.core.commands import output_of
+from benchmark.core.errors import UserError
+from benchmark.core.files import lock, write_atomic
+from benchmark.core.variables import neutralise
+from benchmark.running.endings import Ending, How, cause, forget, memory_kills, noted, of_exit
+from benchmark.spec import ROOT, CellSpec
+
+STOP = "stop"      # if this file is there, the processes save their state and end
+PATIENCE = 900.0   # seconds that they have for it
+GRACE = 60.0       # seconds for the program that started them to end them and itself
+POLL = 1.0
+IMAGES = "images-{}.json"  # how many images a process has read before its first step, by its number
+Told = Callable[[int, int, Mapping[str, Any]], None]
+Counted = Callable[[int, int], None]
+
+
+def train_together(
+    cell: CellSpec, folder: Path, visible: str | None, steps: int = 0, told: Told | None = None,
+    images: Counted | None = None,
+) -> None:
+    """Train a cell in as many processes as it asks for, and tell how far they are.
+
+    Args:
+        cell: with engine, processes, devices and hostfile.
+        folder: the cell's, with cell.yaml; it gets what train writes, and train.log with what the processes print.
+        visible: CUDA_VISIBLE_DEVICES of the user.
+        steps: of the whole training.
+        told: called with (step, steps, row of train.jsonl).
+        images: called with (images read before the first step, all), as far as the slowest process is.
+
+    Raises:
+        UserError, Preempted, TrainingFailed, RuntimeError: see _launch.
+    """
+    rows, shown = folder / "train.jsonl", 0
+
+    def watch() -> None:
+        nonlocal shown
+        if images is not None and not shown and (read := _images(folder)):
+            images(*min(read))
+        shown = _show(rows, shown, steps, told)
+
+    _launch(cell, folder, visible, "train", watch)
+
+
+def answer_together(
+    cell: CellSpec, folder: Path, visible: str | None, dataset: str, ids: Sequence[str], told: Counted | None = None,
+    images: Counted | None = None,
+) -> None:
+    """Answer a dataset in as many processes as the cell asks for; each writes a part, which this joins.
+
+    Args:
+        cell: with engine, processes, devices and hostfile.
+        folder: the cell's, with cell.yaml and delta.safetensors.
+        visible: CUDA_VISIBLE_DEVICES of the user.
+        dataset: its id.
+        ids: of its items, in order.
+        told: called with (answered, all).
+        images: called with (images read before the first answer, all), of all processes together.
+
+    Raises:
+        UserError, RuntimeError: see _launch.
+    """
+    def watch() -> None:
+        answered, read = sum(_lines(path) for path in parts_of(folder, dataset)), _images(folder)
+        if images is not None and any(done < total for done, total in read):
+            images(*map(sum, zip(*read, strict=True)))
+        elif told is not None:
+            told(answered, len(ids))
+
+    try:
+        _launch(cell, folder, visible, f"generate/{dataset}", watch)
+    finally:
+        join_parts(folder, dataset, ids)
+
+
+def parts_of(folder: Path, dataset: str) -> list[Path]:
+    """Return the files that processes wrote their answers to."""
+    return sorted((folder / "answers").glob(f"{dataset}.part*.jsonl"))
+
+
+def join_parts(folder: Path, dataset: str, ids: Sequence[str]) -> None:
+    """Join the parts of a dataset's answers, and what was answered before, into its file, in the order of the items."""
+    whole = folder / "answers" / f"{dataset}.jsonl"
+    parts, answers = parts_of(folder, dataset), {}
+    for path in (whole, *parts):
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # what a kill left of a line
+                answers[json.loads(line)["item_id"]] = line
+    if answers:
+        write_atomic(whole, "".join(f"{answers[name]}\n" for name in ids if name in answers))
+    for path in parts:
+        path.unlink()
+
+
+def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch: Callable[[], None]) -> None:
+    """Start the processes of a stage and wait for them.
+
+    Raises:
+        UserError: what a process refused.
+        Preempted, TrainingFailed: as train raises them.
+        RuntimeError: a process died; the message holds the end of train.log.
+    """
+    processes = processes_of(cell, visible)
+    log, kills = folder / f"{stage.partition('/')[0]}.log", memory_kills()
+    with open(log, "a") as output:
+        # The processes inherit this lock with the file. After a kill of their parent it tells when the last has gone.
+        lock(output, PATIENCE + GRACE)
+        output.truncate(0)
+        _clear(folder)
+        # In a session of its own: ctrl-C reaches this process alone, which lets the others save their state.
+        process = subprocess.Popen(
+            command(cell, folder, processes, stage), cwd=ROOT, env=environment(cell, visible), stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                watch()
+                time.sleep(POLL)
+        except BaseException as error:
+            (folder / STOP).touch()
+            _end(process)
+            if process.returncode != 0 or {ending.how for ending in noted(folder).values()} != {How.DONE}:
+                raise
+            signals.note(error)  # they were at the end already
+        finally:
+            (folder / STOP).unlink(missing_ok=True)
+    watch()
+    for line in log.read_text(errors="replace").splitlines():
+        if line.startswith("warning: the training state"):
+            print(line, flush=True)
+    together = world_size(cell.processes if cell.hostfile else processes, cell.hostfile)
+    ending = cause(noted(folder), of_exit(process.returncode, kills), together)
+    _clear(folder)
+    _raise(ending, log)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what processes left in a cell's folder for the one that starts them."""
+    forget(folder)
+    for old in (*folder.glob(IMAGES.format("*")), folder / STOP):
+        old.unlink(missing_ok=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for processes that were told to stop; the program that started them is ended if they take too long.
+
+    Theirs notice then that it is gone, and stop too.
+    """
+    for seconds, stronger in ((PATIENCE, process.terminate), (GRACE, process.kill), (GRACE, None)):
+        try:
+            process.wait(seconds)
+            return
+        except subprocess.TimeoutExpired:
+            if stronger is not None:
+                stronger()
+
+
+def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[str]:
+    """Return the command line that starts the processes of one machine, or of those in the hostfile."""
+    body = ["benchmark.running.rank", str(folder), stage]
+    if cell.hostfile:
+        count = ["--num_gpus", str(processes)] if cell.processes else []
+        return [
+            sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", cell.hostfile, *count, "--no_local_rank",
+            "--module", *body,
+        ]
+    return [
+        sys.executable, "-m", "benchmark.running.torchrun", str(folder), "--standalone", "--nproc-per-node", str(processes),
+        "-m", *body,
+    ]
+
+
+def environment(cell: CellSpec, visible: str | None) -> dict[str, str]:
+    """Return the environment of the processes: the GPUs that the user sees, or those asked for; none for a CPU cell."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    values = {**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": cell.device}
+    neutralise(values, launched=False)
+    values.pop("CUDA_VISIBLE_DEVICES", None)
+    values.pop("OMP_NUM_THREADS", None)  # torchrun would take it; each process sets its own threads
+    if cell.device == "cpu":
+        values["CUDA_VISIBLE_DEVICES"] = ""
+    elif cell.devices:
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cell.devices))
+    elif visible is not None:
+        values["CUDA_VISIBLE_DEVICES"] = visible
+    return values
+
+
+def processes_of(cell: CellSpec, visible: str | None) -> int:
+    """Return how many processes a machine gets: as many as are asked for, else one per GPU; on a CPU one."""
+    if cell.processes:
+        return cell.processes
+    if cell.device == "cpu" or cell.hostfile:
+        return 1
+    return len(gpus_in_sight(visible))
+
+
+def world_size(processes: int, hostfile: str | None) -> int:
+    """Return how many processes train a cell, those of all machines together.
+
+    Args:
+        processes: of one machine; 0: one per GPU, as many as a hostfile says.
+        hostfile: DeepSpeed's; None: one machine.
+
+    Returns:
+        Their number; 0 if only a run finds it out.
+    """
+    if hostfile is None:
+        return processes
+    text = Path(hostfile).read_text(errors="replace")
+    slots = [int(found) for found in re.findall(r"^[^\s#]+[ \t]+slots=(\d+)", text, re.MULTILINE)]
+    return processes * len(slots) if processes else sum(slots)
+
+
+def gpus_in_sight(visible: str | None) -> tuple[str, ...]:
+    """Return the names of the GPUs that a process may use, in order.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES of the user; None: every GPU of the machine.
+
+    Raises:
+        UserError: there is no GPU.
+    """
+    if visible is not None:
+        return tuple(name.strip() for name in visible.split(",") if name.strip())
+    try:
+        listed = output_of(["nvidia-smi", "-L"])
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"nvidia-smi gave no answer in {error.timeout:.0f} s: the driver hangs. Restart the machine, or name the "
+            "GPUs with CUDA_VISIBLE_DEVICES."
+        ) from None
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError("device=cuda, but nvidia-smi finds no GPU. Use a machine with GPUs, or say gpus=N.") from None
+    return tuple(str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines())))
+
+
+def _show(rows: Path, shown: int, steps: int, told: Told | None) -> int:
+    """Tell the newest row of the log; return its step."""
+    try:
+        line = rows.read_text().rstrip("\n").rpartition("\n")[2]
+        row = json.loads(line)
+        step = int(row["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return shown
+    if told is not None and step > shown:
+        told(step, max(steps, step), row)
+    return step
+
+
+def _lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _images(folder: Path) -> list[tuple[int, int]]:
+    """Return (images read, all) of every process that reads images."""
+    found = []
+    for path in folder.glob(IMAGES.format("*")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            done, total = json.loads(path.read_text())
+            found.append((int(done), int(total)))
+    return found
+
+
+def _raise(ending: Ending, log: Path) -> None:
+    """Raise what the processes ended with; what is not the user's gets the name of the log, or else its end."""
+    if ending.how is How.DONE:
+        return
+    if ending.how is How.REFUSED:
+        raise UserError(ending.message)
+    if ending.how is How.PREEMPTED:
+        raise signals.Preempted(ending.message)
+    if ending.how is How.DIVERGED:
+        from benchmark.training.train import TrainingFailed
+
+        raise TrainingFailed(ending.message)
+    why = ending.message or log.read_text(errors="replace")[-2000:] or "the processes ended without a word"
+    raise RuntimeError(f"{log.stem} failed: {why} (see {log})")

@@ -1,0 +1,191 @@
+"""One of the processes that work on a cell together: python -m benchmark.running.rank FOLDER STAGE, started by a launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.core import signals, temporary, terminal
+from benchmark.core.errors import UserError
+from benchmark.core.files import write_atomic
+from benchmark.core.progress import Told, images_told
+from benchmark.core.variables import neutralise_process
+from benchmark.running.endings import Ending, How, note, noted, of_error
+from benchmark.running.multi_process import GRACE, IMAGES, PATIENCE, POLL, STOP
+from benchmark.spec import CellSpec, EvalSpec, at_root
+from benchmark.store.cells import is_held, read_cell, read_lock
+
+if TYPE_CHECKING:
+    from benchmark.data.record import Record
+    from benchmark.models import LoadedModel
+
+
+def main(folder: Path, stage: str) -> int:
+    """Run a stage of the cell of a folder; how it ended is left there for the process that started all.
+
+    Args:
+        folder: the cell's, with cell.yaml.
+        stage: "train", or "generate/" and a dataset.
+
+    Returns:
+        Exit code.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    owner = read_lock(folder / "lock")
+    try:
+        cell = read_cell(folder)
+        _prepare(cell)
+        kind, _, dataset = stage.partition("/")
+        for number in signals.PREEMPTING:  # one that comes when the work is over must not end this process unsaid
+            signal.signal(number, signal.SIG_IGN)
+        with signals.raising():
+            threading.Thread(target=_watch, args=(folder, owner, os.getppid()), daemon=True).start()
+            with images_told(_images_in(folder / IMAGES.format(rank))):
+                _train(cell, folder) if kind == "train" else _generate(cell, folder, dataset, rank)
+        ending = Ending(How.DONE)
+    except (Exception, signals.Terminated) as error:
+        traceback.print_exc()
+        ending = of_error(error)
+    note(folder, rank, ending)
+    if ending.how not in (How.DONE, How.PREEMPTED):
+        return 1
+    leave_together(folder, int(os.environ.get("WORLD_SIZE", "1")))
+    return 0
+
+
+def leave_together(folder: Path, processes: int, seconds: float = 60.0) -> None:
+    """Wait until every process has noted how it ended: one that leaves resets connections that others still read.
+
+    Args:
+        folder: the cell's.
+        processes: their number.
+        seconds: the most to wait; one that died notes nothing.
+    """
+    end = time.monotonic() + seconds
+    while len(noted(folder)) < processes and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _prepare(cell: CellSpec) -> None:
+    neutralise_process(launched=True)
+    temporary.settle()  # on another machine it may be another
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", cell.device)
+    import torch
+
+    torch.set_num_threads(cell.threads)
+    local, together = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if cell.device == "cuda":
+        found = torch.cuda.device_count()
+        if local >= found:
+            raise UserError(
+                f"{together} processes were asked for, but this machine has {found} GPU(s). Use GPUS={found} "
+                f"(gpus={found}); train.batch_size stays, each takes more micro-batches."
+            )
+        torch.cuda.set_device(local)
+
+
+def _train(cell: CellSpec, folder: Path) -> None:
+    from benchmark import data
+    from benchmark.running.worker import load_model, method_of
+    from benchmark.training.train import train
+
+    assert cell.train is not None and cell.target is not None
+    method = method_of(cell)
+    records = data.load(cell.dataset(cell.target), at_root(cell.data_root), "train", cell.train.limit)
+    loaded = load_model(cell.model, cell.dtype, cell.device)
+    train(cell, loaded, records, method, folder)
+
+
+def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
+    """Answer this process's share of the batches that one process would make of the dataset."""
+    from benchmark import data
+    from benchmark.running.worker import answer, how_to_load, load_model
+
+    records = data.load(cell.dataset(dataset), at_root(cell.data_root), cell.eval.split, cell.eval.limit)
+    loaded = load_model(*how_to_load(cell, answering=True))
+    mine = share(loaded, records, cell.eval, rank, int(os.environ.get("WORLD_SIZE", "1")))
+    part = folder / "answers" / f"{dataset}.part{rank}.jsonl"
+    write_atomic(part, _answered(folder / "answers" / f"{dataset}.jsonl", {record.item_id for record in mine}))
+    if mine:
+        answer(cell, loaded, mine, dataset, folder, part)
+
+
+def _images_in(path: Path) -> Told:
+    """Return what leaves in a file, every second, how many images are read before the first step."""
+    written = 0.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal written
+        if done == total or time.monotonic() - written >= POLL:
+            written = time.monotonic()
+            write_atomic(path, json.dumps([done, total]))
+
+    return told
+
+
+def share(
+    loaded: LoadedModel, records: Sequence[Record], how: EvalSpec, rank: int, processes: int
+) -> list[Record]:
+    """Return the records of every so-manyth batch of all, as generate cuts and orders them.
+
+    Args:
+        loaded: tokenises the prompts.
+        records: of the dataset.
+        how: batch size, and whether images are shared.
+        rank: number of the process.
+        processes: their number.
+    """
+    from benchmark.training.generate import cut
+
+    def length(record: Record) -> int:
+        return len(loaded.encode(
+            loaded.tokenizer, record.prompt, None, record.image is not None, loaded.image_token_id,
+            loaded.image_seq_length, loaded.max_length,
+        )[0])  # fmt: skip
+
+    images = [record.image if how.share_images else None for record in records]
+    batches = cut([length(record) for record in records], images, how.batch_size)
+    return [records[index] for batch in batches[rank::processes] for index in batch]
+
+
+def _answered(path: Path, ids: set[str]) -> str:
+    """Return the lines of an answer file that belong to some items; generate drops those of other prompts."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["item_id"] in ids:
+                lines.append(f"{line}\n")
+    return "".join(lines)
+
+
+def _watch(folder: Path, owner: dict[str, Any] | None, parent: int) -> None:
+    """Send this process SIGTERM, on which training saves its state, when the program that started all wants it to stop.
+
+    It puts a file into the cell's folder. If it was killed, the folder's lock is no longer held by it. If the launcher
+    between the two was killed, this process has another parent. SIGKILL follows if SIGTERM does nothing for long: a
+    process that waits on a GPU for a dead one would keep its memory for ever.
+    """
+    event = threading.Event()
+    while not event.wait(POLL):
+        orphaned = os.getppid() != parent
+        if orphaned or (folder / STOP).exists() or (owner is not None and not is_held(folder / "lock", owner)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            event.wait(GRACE if orphaned else PATIENCE)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    with terminal.guarded():  # to a log in the locale's encoding
+        code = main(Path(sys.argv[1]), sys.argv[2])
+    sys.exit(code)

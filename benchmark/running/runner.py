@@ -1,0 +1,359 @@
+"""From a plan to finished cells: data first, then cell after cell, whatever fails."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from textwrap import shorten
+from typing import Any
+
+from benchmark.config.compose import Request
+from benchmark.core import signals, temporary
+from benchmark.core.errors import Locked, UserError, counted
+from benchmark.core.files import sweep
+from benchmark.core.progress import Progress, long_work, progress
+from benchmark.paper import zero_shot_gate
+from benchmark.planning import plan as planning
+from benchmark.planning.cost import Costs
+from benchmark.planning.plan import Planned
+from benchmark.running.endings import Ending, How
+from benchmark.running.multi_process import gpus_in_sight
+from benchmark.running.pool import Pool
+from benchmark.running.worker import VISIBLE, Failure, Worker, prepare_process
+from benchmark.spec import CellSpec, ProfileSpec, at_root
+from benchmark.store.cells import Store, short_lock
+
+DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
+WAIT_SECONDS = 2.0
+LEFTOVER_SECONDS = 3600.0  # no write takes as long: an older part of a file belongs to no living process
+
+
+@dataclass
+class Schedule:
+    """Which cell may start: in the plan's order, after the Full FT cell that it is made from.
+
+    Args:
+        waiting: cells to run.
+        finished: ids of cells that are done.
+    """
+
+    waiting: list[Planned]
+    finished: set[str]
+    failures: dict[str, Failure] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+
+    def ready(self) -> list[Planned]:
+        """Return the waiting cells that may start: those whose Full FT cell, if they are made from one, is done."""
+        return [item for item in self.waiting if item.needs is None or item.needs in self.finished]
+
+    def take(self, model: str | None = None) -> Planned | None:
+        """Return a cell that may start, one of this model if possible; None if none may start now."""
+        ready = self.ready()
+        chosen = next((item for item in ready if item.cell.model.id == model), ready[0] if ready else None)
+        if chosen is not None:
+            self.waiting.remove(chosen)
+            self.running.add(chosen.id)
+        return chosen
+
+    def put_back(self, item: Planned) -> None:
+        """A cell belongs to another process: come back to it after all others."""
+        self.running.discard(item.id)
+        self.waiting.append(item)
+
+    def settle(self, item: Planned, result: str | Failure) -> list[tuple[Planned, str | Failure]]:
+        """Note how a cell ended.
+
+        Returns:
+            The cell, and every cell that cannot run because of it, each with its result.
+        """
+        self.running.discard(item.id)
+        if not isinstance(result, Failure):
+            self.finished.add(item.id)
+            return [(item, result)]
+        settled: list[tuple[Planned, str | Failure]] = [(item, result)]
+        for other in list(self.waiting):
+            if result.model and other.cell.model == item.cell.model:
+                settled.append((other, Failure(result.message, user=True, model=True)))
+            elif other.needs == item.id:
+                settled.append((other, Failure(f"its Full FT cell {item.id} failed", result.user)))
+        self.failures |= {gone.id: why for gone, why in settled if isinstance(why, Failure)}
+        self.waiting = [other for other in self.waiting if other.id not in self.failures]
+        return settled
+
+
+def run(request: Request, show: Progress | None = None) -> int:
+    """Run everything that a request lacks; models that the paper knows are trained only if they score as it says.
+
+    Args:
+        request: what is asked for.
+        show: told what happens; by default bars on a terminal and lines elsewhere.
+
+    Returns:
+        Exit code: 0, or 1 if cells failed, 2 if only for reasons that the user can remove, 75 after SIGTERM or SIGUSR1,
+        130 after ctrl-C.
+
+    Raises:
+        UserError: nothing was started: checkpoint or data missing, results folder not writable, no GPU; or nothing was
+            trained: an untuned model does not score as in the paper and gate=stop.
+    """
+    first = zero_shot_gate.first(request)
+    if first is None:
+        return _run(request, show)
+    code = _run(first, show)
+    if code in (PREEMPTED, INTERRUPTED):
+        return code
+    store = Store(request.results)
+    held = zero_shot_gate.hold(first, planning.make(first, store), store)
+    failed = {cell.model.id: cell.model.name for cell in first.cells if cell.model.id not in held}
+    if failed:
+        print(f"Nothing of {', '.join(failed.values())} is trained: what the untuned model scores is not known.")
+    rest = request.only(lambda cell: cell.model.id not in failed)
+    return (_run(rest, show) if rest.cells else DONE) or code
+
+
+def _run(request: Request, show: Progress | None) -> int:
+    """Run everything that a request lacks; see `run`."""
+    store = Store(request.results)
+    workers = min(request.jobs, len(request.cells) + 1)
+    show = show or progress(workers)
+    schedule: Schedule | None = None
+    try:
+        with signals.raising():
+            temporary.settle()  # before there are workers, which take it over
+            store.check_writable()
+            sweep(store.root, LEFTOVER_SECONDS)
+            prepare(request, show)
+            planning.check_inputs(request.cells)
+            with long_work("checking the data") as told:
+                plan = planning.make(request, store, told=told)
+            left = [item for item in plan if not item.done]
+            costs = Costs(store, request.profile)
+            store.check_writable(costs.megabytes([item.missing for item in left]))
+            print(planning.totals(plan, request, costs), flush=True)
+            schedule = Schedule(left, {item.id for item in plan if item.done})
+            if left:
+                cells = {item.id: item.cell for item in plan}
+                show.begin({item.id: costs.seconds(item.cell, item.missing) for item in left})
+                if workers == 1:
+                    _one_by_one(request, schedule, cells, store, show)
+                else:
+                    _several(request, schedule, cells, store, show, workers)
+    except (KeyboardInterrupt, signals.Terminated) as stop:
+        show.end()
+        done = len(schedule.finished) if schedule else 0
+        print(
+            f"Stopped. Finished cells ({done}) are kept in {store.cells}. The same command goes on from there.",
+            flush=True,
+        )
+        return PREEMPTED if isinstance(stop, signals.Terminated) else INTERRUPTED
+    finally:
+        show.end()
+    gone = [item.id for item in plan if item.id in schedule.finished and store.missing(item.cell, item.keys)]
+    vanished = Failure("finished, but its results were deleted while other cells ran", user=True)
+    return _verdict(schedule.failures | dict.fromkeys(gone, vanished), store)
+
+
+def _verdict(failures: dict[str, Failure], store: Store) -> int:
+    """Print what failed, every reason once, and return the exit code."""
+    if not failures:
+        return DONE
+    reasons: dict[str, list[str]] = {}
+    for name, failure in failures.items():
+        reasons.setdefault(failure.message, []).append(name)
+    failed = f"{counted(len(failures), 'cell')} failed."
+    print(f"{failed} Fix the reason and run the same command again; finished cells are kept.")
+    for message, names in reasons.items():
+        print(f"  {message}\n    in: {', '.join(names)}")
+    if not all(failure.user for failure in failures.values()):
+        print(f"  Tracebacks are in {store.cells}/<cell>/status.json.", flush=True)
+        return FAILED
+    return USER_ERROR
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def prepare(request: Request, show: Progress) -> None:
+    """Get a profile's data where it can get them itself; a folder of the user's own is never written to.
+
+    Raises:
+        UserError: the data folder cannot be written.
+    """
+    for root in sorted({cell.data_root for cell in request.cells}):
+        if request.profile.prepare and root == f"data/{request.profile.id}":
+            draw(request.profile, root, show)
+
+
+def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
+    """Call the profile's data hook, which draws what is missing or was drawn by other code.
+
+    Args:
+        profile: names the hook, "module:function"; the module also has complete(folder).
+        root: data folder.
+        show: told that it happens.
+
+    Raises:
+        UserError: the profile has no hook, or the folder cannot be written.
+    """
+    if profile.prepare is None:
+        raise UserError(f"Profile {profile.id} has no data of its own to draw. Put the official files below {root}.")
+    module, _, function = profile.prepare.partition(":")
+    found, folder = importlib.import_module(module), at_root(root)
+    if found.complete(folder):  # data of another owner, or on a read-only disk, need no lock
+        return
+    hook = getattr(found, function)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make {folder}: {error.strerror}. Give a writable data_root=dir.") from error
+
+    def told(done: int, total: int, name: str) -> None:
+        if name and not (folder / name).exists() and done < total:
+            show.note(f"Drawing {name} into {root} (once, {done + 1} of {total})")
+
+    # Two runs may start together on a new machine; the second waits and finds the work done.
+    with short_lock(folder / ".lock", lambda: show.note(f"Another command draws into {root}: waiting for it")):
+        for left in folder.glob(".*.[0-9]*"):  # of a process that was killed while it drew; the others wait here
+            shutil.rmtree(left, ignore_errors=True)
+        hook(folder, on_progress=told)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Cells
+
+
+def _task(item: Planned, cells: dict[str, CellSpec]) -> tuple[CellSpec, Any, CellSpec | None]:
+    return item.cell, item.keys, cells[item.needs] if item.needs else None
+
+
+def _settle(schedule: Schedule, item: Planned, result: str | Failure, show: Progress) -> None:
+    """Note a result and show it; a reason is shown once, and in full at the end of the run."""
+    known = {failure.message for failure in schedule.failures.values()}
+    for done, outcome in schedule.settle(item, result):
+        if not isinstance(outcome, Failure):
+            show.finished(done.id, outcome)
+        elif outcome.message in known:
+            show.finished(done.id, "FAILED, for the same reason")
+        else:
+            known.add(outcome.message)
+            show.finished(done.id, f"FAILED: {shorten(outcome.message, 100)}")
+
+
+def _one_by_one(
+    request: Request, schedule: Schedule, cells: dict[str, CellSpec], store: Store, show: Progress
+) -> None:
+    """Run cells in this process."""
+    place = request.cells[0]
+    prepare_process(place.threads, place.device, request.gpus[0] if request.gpus else None)
+    worker, told = Worker(store), set()
+    while (item := schedule.take()) is not None:
+        signals.check()
+        show.cell(item.id)
+        try:
+            result = worker.run(*_task(item, cells), _step(show, item.id))
+        except Locked as owner:
+            schedule.put_back(item)
+            if item.id not in told:
+                told.add(item.id)
+                show.note(f"{item.id} is being run by {owner}: coming back to it")
+            if all(other.id in told for other in schedule.ready()):
+                time.sleep(WAIT_SECONDS)
+            continue
+        _settle(schedule, item, result, show)
+
+
+def _step(show: Progress, name: str) -> Any:
+    def step(stage: str, done: int, total: int, info: str) -> None:
+        signals.check()
+        show.step(name, stage, done, total, info)
+
+    return step
+
+
+def _several(
+    request: Request, schedule: Schedule, cells: dict[str, CellSpec], store: Store, show: Progress, workers: int
+) -> None:
+    """Run cells in worker processes."""
+    place = request.cells[0]
+    gpus: tuple[int | str, ...] = request.gpus
+    if place.device == "cuda" and not gpus:
+        gpus = gpus_in_sight(VISIBLE)  # one cell per GPU; more cells than GPUs share them in turn
+    pool = Pool(min(workers, len(schedule.waiting)), store, place.threads, place.device, gpus)
+    tasks: dict[int, Planned] = {}
+    models: dict[int, str] = {}
+    not_before: dict[str, float] = {}
+
+    def handle(index: int, message: tuple[Any, ...]) -> None:
+        kind, *content = message
+        item = tasks[index]
+        if kind == "step":
+            stage, done, total, info = content
+            show.step(item.id, stage, done, total, info)
+            return
+        pool.idle.add(index)
+        if kind == "locked":
+            schedule.put_back(item)
+            if item.id not in not_before:
+                show.note(f"{item.id} is being run by {content[0]}: coming back to it")
+            not_before[item.id] = time.monotonic() + WAIT_SECONDS
+        elif kind == "stop":
+            raise UserError(content[0])
+        elif kind == "died":
+            ending: Ending = content[0]
+            died = ending.sentence("its process")
+            died += "; for less memory lower JOBS (jobs=)" if ending.how in (How.MEMORY, How.KILLED) else ""
+            store.finish(item.cell, "failed", {"message": died, "traceback": ""})
+            _settle(schedule, item, Failure(died, user=False), show)
+        else:
+            _settle(schedule, item, content[0], show)
+
+    try:
+        while schedule.waiting or schedule.running:
+            for index in sorted(pool.idle):
+                item = schedule.take(models.get(index))
+                if item is None:
+                    break
+                if not_before.get(item.id, 0.0) > time.monotonic():
+                    schedule.put_back(item)
+                    break
+                tasks[index], models[index] = item, item.cell.model.id
+                show.cell(item.id)
+                pool.send(index, _task(item, cells))
+            if len(pool.idle) == len(pool):
+                time.sleep(WAIT_SECONDS)  # all that is left belongs to other processes
+            else:
+                pool.receive(1.0, handle)
+    finally:
+        pool.close()
+
+
+def rescore(plan: Sequence[Planned], store: Store, show: Progress) -> int:
+    """Score stored answers again, without a model.
+
+    Args:
+        plan: the cells; those without all answers are left out and named.
+        store: the results.
+        show: told what happens.
+
+    Returns:
+        How many cells were scored.
+    """
+    worker, count = Worker(store), 0
+    for item in plan:
+        if item.keys is None or any(stage.startswith(("train", "generate/")) for stage in item.missing):
+            show.note(f"{item.id}: answers are not complete, run it first")
+            continue
+        for stage, key in item.keys.stages.items():
+            if stage.startswith("score/") or stage == "summary":
+                with store.lock(item.cell):
+                    began = time.monotonic()
+                    store.start_stage(item.cell, stage, key)
+                    worker.stage(stage, item.cell, None, lambda *_: None)
+                    store.finish_stage(item.cell, stage, key, time.monotonic() - began)
+        count += 1
+        show.note(f"{item.id}: scored")
+    return count

@@ -1,0 +1,189 @@
+"""A plan as one Slurm array: an element per cell that trains, with the post-hoc cells made from it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.config import own_modules
+from benchmark.config.compose import AXES, Request, hydra_value, parameter_of
+from benchmark.config.own_checkpoints import PREFIX
+from benchmark.core.errors import UserError, counted
+from benchmark.data import DATASETS
+from benchmark.models.sizes import architecture_of
+from benchmark.planning.cost import Costs, clock
+from benchmark.planning.plan import Planned
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, cell_id
+
+LIBRARIES, FEATURES = 4.0, 1.0  # GiB of a process: Python's packages and data; features of images that it keeps
+HEAD = """#!/bin/bash
+# {cells} missing cells in {elements} array elements. Submit from the repository: sbatch THIS_FILE
+# A job that is preempted or nears its end gets SIGTERM, saves its training state and is queued again.
+#SBATCH --job-name=spiderbench
+#SBATCH --array=0-{last}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%A_%a.log
+#SBATCH --signal=B:TERM@180
+#SBATCH --nodes=1
+#SBATCH --time={time}
+{resources}
+set -u
+python=${{PYTHON:-{python}}}
+commands=(
+{commands}
+)
+# exec: the child is the program itself, so the signal reaches it and not a shell around it.
+eval "exec \\"\\$python\\" -m benchmark run --cells-only ${{commands[$SLURM_ARRAY_TASK_ID]}}" &
+child=$!
+trap 'kill -TERM $child' TERM
+wait $child; code=$?
+# Interrupted by the trap, `wait` returns before the program has saved its state.
+while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
+if [ $code -eq 75 ]; then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+fi
+exit $code
+"""
+
+
+def elements(plan: Sequence[Planned], asked: Request) -> list[list[Planned]]:
+    """Return the missing cells in groups that need nothing of each other.
+
+    Post-hoc cells come with the Full FT cell that they are made from, whether it is missing or not.
+    """
+    groups: dict[str, list[Planned]] = {}
+    for item in plan:
+        if not item.done:
+            groups.setdefault(item.needs or item.id, []).append(item)
+    return list(groups.values())
+
+
+def script(
+    plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Sequence[str], flags: str = ""
+) -> str:
+    """Return the array script of a plan's missing cells.
+
+    Args:
+        plan: of the request.
+        asked: the request.
+        costs: expected times; an element's limit is three times the longest, and at least 30 minutes.
+        overrides: the command line that made the request; each element narrows it to its own cells.
+        flags: of sbatch, such as "--partition=a --account=b"; they come last, so they replace ours.
+
+    Returns:
+        The script's text.
+
+    Raises:
+        UserError: a flag is none, nothing is missing, or a cell is to be trained on several machines.
+    """
+    if asked.cells[0].hostfile:
+        raise UserError(f"hostfile={asked.cells[0].hostfile}: a job of the array has one node. Leave hostfile out.")
+    groups = elements(plan, asked)
+    if not groups:
+        raise UserError(f"{counted(len(plan), 'cell')}, all done: there is nothing to submit.")
+    settings = {cell_id(entry.cell): entry.settings for entry in asked.grid}
+    commands = [_command(group, asked, settings, overrides) for group in groups]
+    seconds = max(sum(costs.seconds(item.cell, item.missing) for item in group) for group in groups)
+    minutes = max(30, math.ceil(3 * seconds / 60))
+    place = asked.cells[0]
+    resources = [f"#SBATCH --cpus-per-task={max(1, place.threads)}"]
+    memory = max(map(_gigabytes, (item.cell for item in plan)))
+    if place.device == "cuda":
+        gpus = max(1, place.processes)
+        resources = [f"#SBATCH --gpus-per-node={gpus}", f"#SBATCH --cpus-per-task={8 * gpus}"]
+    notes = f"# Longest element: about {clock(seconds)} expected."
+    return HEAD.format(
+        cells=sum(map(len, groups)), elements=len(groups), last=len(groups) - 1,
+        time=f"{minutes // 60:02d}:{minutes % 60:02d}:00", python=_python(),
+        resources="\n".join([*resources, f"#SBATCH --mem={memory}G", *_flags(flags), notes]),
+        commands="\n".join(f"    {shlex.quote(command)}" for command in commands),
+    )  # fmt: skip
+
+
+def _flags(text: str) -> list[str]:
+    """Return flags of sbatch as lines of a script.
+
+    Raises:
+        UserError: one does not begin with "--", or holds what would end its line.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"sbatch={text}: {error}. Write it like sbatch='--partition=a --account=b'.") from None
+    for word in words:
+        if not word.startswith("--") or len(word) < 3 or not word.isprintable():
+            raise UserError(f"sbatch={text}: {word!r} is no flag. Write it like sbatch='--partition=a --account=b'.")
+    return [f"#SBATCH {shlex.quote(word) if ' ' in word else word}" for word in words]
+
+
+def _gigabytes(cell: CellSpec) -> int:
+    """Return the host memory of a cell in GiB: each process loads the weights, keeps features, needs libraries."""
+    processes = max(1, cell.processes)
+    weights = 0.0
+    if cell.model.architecture:
+        weights = 2 * architecture_of(cell.model.architecture, cell.model.id).total / 2**30
+    return math.ceil(processes * (weights + (FEATURES if weights else 0) + LIBRARIES))
+
+
+def _python() -> str:
+    """Return the interpreter that elements run with: the environment that make installs, or the one that wrote this."""
+    own = Path(sys.executable)
+    return ".venv/bin/python" if own == ROOT / ".venv" / "bin" / "python" else shlex.quote(str(own))
+
+
+def _command(
+    group: Sequence[Planned], asked: Request, settings: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
+) -> str:
+    """Return the overrides that make just these cells."""
+    first = group[0].cell
+    # Post-hoc cells of one training may differ in a swept key; a comma list makes them all.
+    # A parameter of a method that is not in this element would be refused there.
+    parameters = {name for item in group for name in item.cell.method.params}
+    setting: dict[str, list[Any]] = {}
+    for key, value in (pair for item in group for pair in settings.get(item.id, {}).items()):
+        if key.startswith("method.") and parameter_of(key) not in parameters:
+            continue
+        setting.setdefault(key, [])
+        if value not in setting[key]:
+            setting[key].append(value)
+    kept = [
+        item for item in overrides
+        if item.partition("=")[0] not in AXES and item.partition("=")[0] not in setting
+        and not item.startswith("method.")
+        and not item.startswith(("jobs=", "checkpoints=", "gpu="))
+    ]
+    narrowed = [*kept, f"models={first.model.id}", "jobs=1"]
+    narrowed += [f"{key}={','.join(map(hydra_value, values))}" for key, values in setting.items()]
+    methods = list(dict.fromkeys(item.cell.method.id for item in group))
+    if first.method.id.startswith(PREFIX):
+        # A checkpoint of the user's own is a row of its own beside the untuned model.
+        name = first.method.id.removeprefix(PREFIX)
+        narrowed.append(f"checkpoints={name}@{first.model.id}:{first.model.checkpoint}")
+        methods = ["zero_shot"]
+    narrowed.append(f"methods={','.join(map(_method, methods))}")
+    targets = [dataset for dataset in first.targets if first.target in (None, dataset.id)]
+    narrowed.append(f"targets={','.join(map(_target, targets))}")
+    if first.train is not None:
+        narrowed.append(f"seeds={first.seed}")
+    return " ".join(shlex.quote(item) for item in narrowed)
+
+
+def _method(method: str) -> str:
+    """Return a method as an element of the array can find it: one in a file of the user's own by that file."""
+    module, colon, name = method.rpartition(":")
+    place = own_modules.portable(module) if colon else module
+    return method if place == module else hydra_value(f"{place}:{name}")
+
+
+def _target(dataset: DatasetSpec) -> str:
+    """Return a target as an element of the array can find it: one of the user's own by its module or file."""
+    reader = str(dataset.options.get("reader", dataset.id))
+    if reader in DATASETS:
+        return dataset.id
+    place = own_modules.portable(reader)
+    return place if place == reader else hydra_value(place)

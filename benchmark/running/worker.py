@@ -1,0 +1,437 @@
+"""The stages of one cell: train, generate, score, summarise. Model and records are kept between cells."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+from benchmark.core import temporary
+from benchmark.core.errors import UserError, explained, printable
+from benchmark.core.files import write_atomic
+from benchmark.core.progress import Told, images_told
+from benchmark.core.variables import neutralise_process
+from benchmark.spec import CellSpec, ModelSpec, answering_dtype, at_root
+from benchmark.store.cells import Store
+from benchmark.store.keys import Keys
+from eval.java import find_java
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmark.data import Record
+    from benchmark.models import LoadedModel
+    from methods.base import Method
+
+Step = Callable[[str, int, int, str], None]
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")  # before a worker narrows it to its own GPU
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell is not done.
+
+    Attributes:
+        message: one line for the screen.
+        user: a mistake the user can fix, not a fault of the program.
+        model: the base model itself cannot be used, so no other cell of it can run either.
+    """
+
+    message: str
+    user: bool
+    model: bool = False
+
+
+class ModelUnusable(UserError):
+    """The checkpoint cannot be loaded."""
+
+
+def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
+    """Set what must be set before torch is imported, then the number of threads.
+
+    Args:
+        threads: intra-op threads; the same whatever else runs, since another number rounds differently.
+        device: cpu hides every GPU, so that a CPU profile gives the same numbers on a machine that has one.
+        gpu: the device to use; None for the first visible one.
+
+    Raises:
+        UserError: a GPU is asked for and torch sees none; Python runs without docstrings; no folder can hold temporary
+            files.
+    """
+    if sys.flags.optimize > 1:
+        raise UserError(
+            "python -OO drops docstrings, and transformers reads its own when it loads a model. Use python or "
+            "python -O, and unset PYTHONOPTIMIZE."
+        )
+    neutralise_process(launched=False)
+    temporary.settle()
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else str(gpu) if gpu is not None else (
+        os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    )
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", device)  # else DeepSpeed looks for one and warns
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no CUDA device. Use a machine with a GPU, or device=cpu.")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a library may draw from; our own draws have generators of their own."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def method_of(cell: CellSpec) -> Method:
+    """Return a cell's method, before whose making every generator is seeded."""
+    from methods.registry import build
+
+    seed_everything(cell.seed)
+    return build(cell.method.id, dict(cell.method.params), cell.seed)
+
+
+def answer(
+    cell: CellSpec, loaded: LoadedModel, records: Sequence[Record], dataset: str, folder: Path, path: Path,
+    told: Callable[..., None] | None = None,
+) -> None:
+    """Answer records with a cell's model, base or tuned.
+
+    Args:
+        cell: the cell.
+        loaded: its base model; a tuned cell's weights are put in.
+        records: what to answer.
+        dataset: that they are of.
+        folder: the cell's, with delta.safetensors.
+        path: file of the answers; what it holds already is kept.
+        told: called with (answered, all).
+    """
+    from benchmark.training.checkpoint import apply_delta, load_delta
+    from benchmark.training.generate import generate
+
+    if cell.train is not None:
+        apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
+    generate(
+        loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told, share_images=cell.eval.share_images
+    )
+
+
+def load_model(model: ModelSpec, dtype: str, device: str, then: str | None = None) -> LoadedModel:
+    """Return a base model on its device.
+
+    Args:
+        model: the model.
+        dtype: that its weights are read in.
+        device: cpu or cuda.
+        then: the dtype that they are cast to; None: none other.
+
+    Raises:
+        UserError: the checkpoint is missing, truncated or does not match.
+    """
+    import torch
+
+    from benchmark import models
+    from benchmark.models import places
+
+    path = places.checkpoint(model).path
+    try:
+        loaded = models.load(replace(model, checkpoint=str(path)), getattr(torch, dtype))
+    except UserError:
+        raise
+    except Exception as error:  # the libraries that read configs and tokenizers raise whatever they like
+        raise UserError(
+            f"The checkpoint {path} does not load: {type(error).__name__}: {shorten(str(error), 300)}. Fetch it again, "
+            "or correct model.checkpoint."
+        ) from error
+    loaded.model.to(device)
+    if then not in (None, dtype):
+        # Weights alone: the tables of rotary embeddings stay in float32, as from_pretrained leaves them.
+        for parameter in loaded.model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, then))
+    return loaded
+
+
+def how_to_load(cell: CellSpec, answering: bool) -> tuple[ModelSpec, str, str, str]:
+    """Return the arguments of load_model for a cell's training, or for its answers.
+
+    A tuned model was saved in the dtype of its training, so all its weights, also the frozen ones, pass through that
+    one before they get the dtype of the answers; an untuned model is read in the latter. So do LLaVA's own scripts.
+    """
+    last = answering_dtype(cell) if answering else cell.dtype
+    return cell.model, last if answering and cell.train is None else cell.dtype, cell.device, last
+
+
+def _images(stage: str, step: Step) -> Told:
+    """Return what reports the images that a stage reads before its first step: minutes where there are 10,000."""
+    return lambda done, total: step(f"{stage}: images", done, total, "")
+
+
+class Worker:
+    """Runs cells one after another.
+
+    Args:
+        store: where results go.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._model: tuple[tuple[ModelSpec, str, str, str], LoadedModel] | None = None
+        self._records: dict[tuple[Any, ...], list[Record]] = {}
+
+    def run(self, cell: CellSpec, keys: Keys, full_ft: CellSpec | None, step: Step) -> str | Failure:
+        """Bring a cell to its end.
+
+        Args:
+            cell: the cell.
+            keys: its stage keys.
+            full_ft: the finished cell that a post-hoc method starts from.
+            step: told (stage, done, total, info).
+
+        Returns:
+            One line about the result, or why there is none; then status.json has the traceback.
+
+        Raises:
+            Locked: another process works on the cell.
+            UserError: the results folder cannot be written.
+        """
+        store, folder = self._store, self._store.folder(cell)
+        with store.lock(cell):
+            missing = store.missing(cell, keys)
+            if not missing:
+                return "done already"
+            started, seconds = time.monotonic(), {}
+            try:
+                if any(dataset.metric == "cider" for dataset in cell.datasets):
+                    find_java()  # the scorer needs it: said now, and not after training and answering
+                here = cell.engine == "single"  # else other processes load the model
+                first = next((stage for stage in missing if not stage.startswith(("score/", "summary"))), None)
+                if here and first is not None:
+                    self._load(cell, answering=first != "train")
+                store.begin(cell)
+                for stage in missing:
+                    began = time.monotonic()
+                    store.start_stage(cell, stage, keys.stages[stage])
+                    self.stage(stage, cell, full_ft, step)
+                    seconds[stage] = round(time.monotonic() - began, 3)
+                    store.finish_stage(cell, stage, keys.stages[stage], seconds[stage])
+                self._provenance(cell, folder, seconds)
+                store.finish(cell, "done")
+            except Exception as error:
+                return self._failed(cell, explained(error))
+            except BaseException:  # ctrl-C, SIGTERM or SIGUSR1: what the stage has written lets it go on
+                if (folder / "status.json").is_file():
+                    store.finish(cell, "interrupted")
+                raise
+            return f"done in {time.monotonic() - started:.0f} s  {headline(folder)}"
+
+    def _failed(self, cell: CellSpec, error: Exception) -> Failure:
+        """Record why a cell failed. A model that cannot be loaded leaves no folder behind."""
+        user = isinstance(error, UserError)
+        # Item ids of strangers may stand in it.
+        message = printable(str(error) if user else f"{type(error).__name__}: {error}")
+        if isinstance(error, ModelUnusable):
+            return Failure(message, user=True, model=True)
+        self._store.check_writable()
+        text = "".join(traceback.format_exception(error))
+        self._store.finish(cell, "failed", {"message": message, "traceback": text})
+        return Failure(message, user)
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    def stage(self, stage: str, cell: CellSpec, full_ft: CellSpec | None, step: Step) -> None:
+        """Run one stage; it reads what earlier stages wrote."""
+        kind, _, dataset = stage.partition("/")
+        step(stage, 0, 1, "")
+        if kind == "train":
+            self._posthoc(cell, full_ft, step) if cell.method.posthoc else self._train(cell, step)
+        elif kind == "generate":
+            self._generate(cell, dataset, step)
+        elif kind == "score":
+            self._score(cell, dataset)
+        else:
+            self._summarise(cell)
+
+    def _train(self, cell: CellSpec, step: Step) -> None:
+        def told(done: int, total: int, row: Mapping[str, Any]) -> None:
+            step("train", done, total, f"loss {row['loss']:.3f}" if "loss" in row else "")
+
+        records, folder = self._training_records(cell), self._store.folder(cell)
+        if cell.engine != "single":
+            from benchmark.running.multi_process import train_together
+
+            self._free()  # the processes need the memory of this one's GPU
+            assert cell.train is not None
+            steps = cell.train.epochs * math.ceil(len(records) / cell.train.batch_size)
+            train_together(cell, folder, VISIBLE, steps, told, _images("train", step))
+            return
+        from benchmark.training.train import train
+
+        method = method_of(cell)
+        with self._base(cell), images_told(_images("train", step)):
+            train(cell, self._load(cell), records, method, folder, told)
+
+    def _posthoc(self, cell: CellSpec, full_ft: CellSpec | None, step: Step) -> None:
+        from benchmark.training.posthoc import transform
+
+        assert full_ft is not None
+        method = method_of(cell)
+        delta = self._store.folder(full_ft) / "delta.safetensors"
+        out = self._store.folder(cell) / "delta.safetensors"
+        with self._base(cell) as base, images_told(_images("train", step)):
+            transform(cell, self._load(cell), self._training_records(cell), method, base, delta, out)
+
+    def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
+        folder = self._store.folder(cell)
+        records, label = self.records(cell, dataset, cell.eval.split, cell.eval.limit), f"generate {dataset}"
+
+        def told(done: int, total: int, *_: Any) -> None:
+            step(label, done, total, "")
+
+        if cell.engine != "single":
+            from benchmark.running.multi_process import answer_together, processes_of
+
+            if cell.hostfile or processes_of(cell, VISIBLE) > 1:
+                self._free()
+                ids = [record.item_id for record in records]
+                answer_together(cell, folder, VISIBLE, dataset, ids, told, _images(label, step))
+                return
+        loaded = self._load(cell, answering=True)
+        path = folder / "answers" / f"{dataset}.jsonl"
+        kept = self._base(cell, answering=True) if cell.train else contextlib.nullcontext()
+        with kept, images_told(_images(label, step)):
+            answer(cell, loaded, records, dataset, folder, path, told)
+
+    def _score(self, cell: CellSpec, dataset: str) -> None:
+        from benchmark.store.scores import read_answers, write_items
+        from eval.score import score
+
+        folder = self._store.folder(cell)
+        records = self.records(cell, dataset, cell.eval.split, cell.eval.limit)
+        items = score(cell.dataset(dataset).metric, records, read_answers(folder / "answers" / f"{dataset}.jsonl"))
+        write_items(folder / "items" / f"{dataset}.jsonl.gz", items)
+
+    def _summarise(self, cell: CellSpec) -> None:
+        from benchmark.store.scores import read_answers, read_items, summarise, write_scores
+
+        folder, names = self._store.folder(cell), [dataset.id for dataset in cell.datasets]
+        write_scores(folder, summarise(
+            cell,
+            {name: read_items(folder / "items" / f"{name}.jsonl.gz") for name in names},
+            {name: self.records(cell, name, cell.eval.split, cell.eval.limit) for name in names},
+            {name: read_answers(folder / "answers" / f"{name}.jsonl") for name in names},
+        ))
+
+    def _provenance(self, cell: CellSpec, folder: Path, seconds: dict[str, float]) -> None:
+        """Write provenance.json; stages that an earlier process ran keep their time."""
+        from benchmark.store.provenance import describe
+
+        known = {name: value for name, value in self._store.seconds(folder).items() if name not in seconds}
+        content = json.dumps(describe(cell, {**known, **seconds}, self._items(cell)), indent=1)
+        write_atomic(folder / "provenance.json", content + "\n")
+
+    # -- what is kept between cells -----------------------------------------------------------------------------
+
+    def _load(self, cell: CellSpec, answering: bool = False) -> LoadedModel:
+        """Return the cell's base model; it is loaded once for all cells of a model that follow each other.
+
+        Args:
+            cell: the cell.
+            answering: in the dtype of its answers.
+
+        Raises:
+            ModelUnusable: the checkpoint is missing, truncated or does not match.
+        """
+        wanted = how_to_load(cell, answering)
+        if self._model is None or self._model[0] != wanted:
+            self._model = None  # two models at once may not fit
+            try:
+                self._model = wanted, load_model(*wanted)
+            except UserError as error:
+                raise ModelUnusable(str(error)) from error
+        return self._model[1]
+
+    def _free(self) -> None:
+        """Let go of the model."""
+        import gc
+
+        import torch
+
+        self._model = None
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def _base(self, cell: CellSpec, answering: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Give the base values of all tensors that the cell may change, and put them back at the end."""
+        from benchmark.models import trainable_names
+        from benchmark.training.checkpoint import apply_delta, snapshot
+
+        assert cell.train is not None
+        loaded = self._load(cell, answering)
+        base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
+        try:
+            yield base
+        finally:
+            apply_delta(loaded.model, base)
+
+    def _items(self, cell: CellSpec) -> dict[str, Any]:
+        """Return how many items of each dataset the cell used, and the digest of their ids."""
+        from benchmark.data import ids_digest
+        from benchmark.store.provenance import odd_answers
+
+        used = [(dataset.id, cell.eval.split, cell.eval.limit) for dataset in cell.datasets]
+        if cell.train is not None and cell.target is not None:
+            used.append((cell.target, "train", cell.train.limit))
+        found: dict[str, Any] = {}
+        for name, split, limit in used:
+            records = self.records(cell, name, split, limit)
+            found.setdefault(name, {})[split] = {"n": len(records), "ids": ids_digest(records)}
+        for dataset in cell.datasets:
+            path = self._store.folder(cell) / "answers" / f"{dataset.id}.jsonl"
+            found[dataset.id][cell.eval.split] |= odd_answers(path, dataset.max_new_tokens)
+        return found
+
+    def _training_records(self, cell: CellSpec) -> list[Record]:
+        assert cell.target is not None and cell.train is not None
+        return self.records(cell, cell.target, "train", cell.train.limit)
+
+    def records(self, cell: CellSpec, dataset: str, split: str, limit: int | None) -> list[Record]:
+        """Return the records of a split, read once."""
+        from benchmark import data
+
+        spec = cell.dataset(dataset)
+        key = (repr(spec), cell.data_root, split, limit)
+        if key not in self._records:
+            self._records[key] = data.load(spec, at_root(cell.data_root), split, limit)
+        return self._records[key]
+
+
+def headline(folder: Path) -> str:
+    """Return the averages of a finished cell in one line."""
+    from benchmark.store.scores import read_scores
+
+    try:
+        averages = read_scores(folder)["averages"]
+    except UserError:
+        return ""
+    parts = []
+    for target, values in averages.items():
+        numbers = "  ".join(f"{name.replace('_', '^')} {values[name]['value']:.1f}" for name in ("A_S", "A_T", "H"))
+        parts.append(f"{target}: {numbers}" if len(averages) > 1 else numbers)
+    return "; ".join(parts)

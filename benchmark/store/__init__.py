@@ -1,0 +1,1 @@
+"""Finished work on disk: cells, the keys that tell whether they are stale, scores, provenance."""

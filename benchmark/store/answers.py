@@ -1,0 +1,50 @@
+"""A cell's item scores and answers, of a run (files in its folder) or published (rows of items.parquet)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmark.core.errors import UserError
+from benchmark.store import scores
+from benchmark.store.cell_tables import CellPath
+from eval.score import ItemScore
+
+
+def read_items(folder: Path, dataset: str) -> list[ItemScore]:
+    """Return the item scores of a cell's dataset, in the order of the data.
+
+    Args:
+        folder: the cell's, of a store.
+        dataset: id of the dataset.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    if not isinstance(folder, CellPath):
+        return scores.read_items(folder / "items" / f"{dataset}.jsonl.gz")
+    found = _published(folder, dataset)
+    columns = (found[name] for name in ("item_id", "group", "score", "type"))
+    return [ItemScore(*values) for values in zip(*columns, strict=True)]
+
+
+def read_answers(folder: Path, dataset: str) -> dict[str, str]:
+    """Return item id -> answer of a cell's dataset.
+
+    Args:
+        folder: the cell's, of a store.
+        dataset: id of the dataset.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    if not isinstance(folder, CellPath):
+        return scores.read_answers(folder / "answers" / f"{dataset}.jsonl")
+    found = _published(folder, dataset)
+    return dict(zip(found["item_id"], found["answer"], strict=True))
+
+
+def _published(folder: CellPath, dataset: str) -> dict[str, list]:
+    try:
+        return folder.items(dataset)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}. Restore the file (git checkout), or publish again.") from error

@@ -1,0 +1,135 @@
+"""Numbers beside the scores of a finished cell: how far its weights moved, what its method cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.core.errors import UserError
+from benchmark.core.files import write_atomic
+from benchmark.spec import CellSpec
+
+WEIGHTS = "weights.json"
+FOOTPRINT = "footprint.json"
+OF_FOOTPRINT = ("memory", "peak", "step_time")
+OF_WEIGHTS = ("rms_delta", "restored", "learnable")
+
+
+def of_cell(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[str, float]:
+    """Return what is known about a cell's weights and costs.
+
+    Args:
+        cell: a finished cell.
+        folder: its folder.
+        wanted: names of `benchmark.reporting.tables.MEASURES`; only for these is a delta read.
+
+    Returns:
+        Measure -> number: those of the last logged step, of the finished weights, and of the method's footprint.
+    """
+    if cell.train is None:
+        return {}
+    found = last_row(folder)
+    if "restored_fraction" not in found and set(OF_WEIGHTS) & set(wanted):
+        found |= weights(cell, folder)
+    return _named(found, folder, wanted)
+
+
+def recorded(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[str, float]:
+    """Return what `of_cell` returned when it was last called, without reading a delta or writing anything."""
+    if cell.train is None:
+        return {}
+    found = last_row(folder)
+    if "restored_fraction" not in found and set(OF_WEIGHTS) & set(wanted):
+        found |= {key: value for key, value in _kept(folder).items() if key in ("rms_delta", "restored_fraction")}
+    return _named(found, folder, wanted)
+
+
+def _named(found: dict[str, float], folder: Path, wanted: Sequence[str]) -> dict[str, float]:
+    """Add a cell's shares of restored and changed weights, and what its method cost."""
+    if "restored_fraction" in found:
+        found |= {"restored": found["restored_fraction"], "learnable": 1 - found["restored_fraction"]}
+    if set(OF_FOOTPRINT) & set(wanted):
+        found |= footprint(folder)
+    return found
+
+
+def _kept(folder: Path) -> dict[str, float]:
+    """Return weights.json, empty where it cannot be read."""
+    try:
+        return json.loads((folder / WEIGHTS).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def last_row(folder: Path) -> dict[str, float]:
+    """Return the last row of train.jsonl; a post-hoc cell has one row, none if older code made it."""
+    try:
+        lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        return json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def weights(cell: CellSpec, folder: Path) -> dict[str, float]:
+    """Return rms_delta and restored_fraction of a cell without a training log, from its delta; kept in weights.json.
+
+    Args:
+        cell: with train settings.
+        folder: with delta.safetensors, or with weights.json alone where the weights were not published.
+
+    Returns:
+        The two numbers, or nothing where neither file can be read.
+    """
+    delta, kept = folder / "delta.safetensors", folder / WEIGHTS
+    known = _kept(folder)
+    try:
+        from benchmark.training.checkpoint import read_metadata
+
+        digest = read_metadata(delta)["digest"]
+    except UserError:
+        return {key: known[key] for key in ("rms_delta", "restored_fraction") if key in known}
+    if known.get("delta") != digest:
+        known = {"delta": digest, **_measure(cell, delta)}
+        write_atomic(kept, json.dumps(known) + "\n")
+    return {key: known[key] for key in ("rms_delta", "restored_fraction")}
+
+
+def footprint(folder: Path) -> dict[str, float]:
+    """Return what `benchmark.running.method_cost` measured for a cell's method, or nothing."""
+    try:
+        known = json.loads((folder / FOOTPRINT).read_text())
+        return {name: known[name] for name in OF_FOOTPRINT if name in known}
+    except (OSError, ValueError):
+        return {}
+
+
+def _measure(cell: CellSpec, delta: Path) -> dict[str, float]:
+    from benchmark.models import trainable_names
+    from benchmark.training.checkpoint import load_delta
+
+    loaded = _base(cell)
+    parameters = dict(loaded.model.named_parameters())
+    names = trainable_names(loaded, cell.train.scope, cell.train.last_layers)
+    tuned = load_delta(delta, loaded.digest)
+    size = sum(parameters[name].numel() for name in names)
+    squares, changed = 0.0, 0
+    for name, tensor in tuned.items():
+        difference = tensor.double() - parameters[name].detach().cpu().double()
+        squares += float(difference.square().sum())
+        changed += int((difference != 0).sum())
+    return {"rms_delta": (squares / size) ** 0.5, "restored_fraction": 1 - changed / size}
+
+
+_bases: dict = {}
+
+
+def _base(cell: CellSpec):
+    """Return the cell's base model on the CPU; the last one is kept."""
+    from benchmark.running.worker import load_model
+
+    key = (cell.model, cell.dtype)
+    if key not in _bases:
+        _bases.clear()
+        _bases[key] = load_model(cell.model, cell.dtype, "cpu")
+    return _bases[key]

@@ -1,0 +1,391 @@
+"""Finished work on disk: a folder per cell, the state of its stages, one owner at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmark.core.errors import Locked, UserError, did_you_mean
+from benchmark.core.files import lock, sha256_file, sweep, sync, write_atomic
+from benchmark.spec import CellSpec, cell_hash, cell_id, cell_of, digits_of, is_name_of, plain
+from benchmark.store import cell_tables
+from benchmark.store.keys import Keys
+
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 180.0
+MARGIN_MEGABYTES = 50.0
+SCHEMA = 1  # of a results folder; a folder without a schema file is of version 1
+
+
+class Store:
+    """The results of one profile: of runs, or published ones, which are read alike and cannot be written.
+
+    Args:
+        root: results folder; cells go to root/cells. A published folder has them as tables (benchmark.store.cell_tables).
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.cells = cell_tables.path_of(self.root)
+        self._listed: tuple[int, dict[str, list[str]]] = (0, {})
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the cells are the tables of a published folder."""
+        return isinstance(self.cells, cell_tables.CellPath)
+
+    # -- folders ------------------------------------------------------------------------------------------------
+
+    def folder(self, cell: CellSpec) -> Path:
+        """Return the folder of a cell (it may not exist); one that an older version named otherwise is found too."""
+        folder = self.cells / cell_id(cell)
+        if folder.is_dir():
+            return folder
+        same = [name for name in self._names().get(cell_hash(cell), ()) if is_name_of(name, cell)]
+        return self.cells / same[0] if same else folder
+
+    def _names(self) -> dict[str, list[str]]:
+        """Return the names of folders by the digits that end them, listed again when the folder of all has changed."""
+        try:
+            changed = self.cells.stat().st_mtime_ns
+            if changed != self._listed[0]:
+                found: dict[str, list[str]] = {}
+                for path in sorted(self.cells.iterdir()):
+                    found.setdefault(digits_of(path.name), []).append(path.name)
+                self._listed = (changed, found)
+        except OSError:  # not there yet
+            return {}
+        return self._listed[1]
+
+    def check_schema(self) -> None:
+        """Refuse a folder that another version of the program wrote in a form that this one cannot read.
+
+        Raises:
+            UserError: its schema file names another version, or published tables are damaged or incomplete.
+        """
+        if self.is_published:
+            cell_tables.check(self.root)
+        try:
+            found = (self.root / "schema").read_text().strip()
+        except OSError:
+            found = "1"
+        if found != str(SCHEMA):
+            raise UserError(
+                f"{self.root} has results of schema version {found[:20] or '(empty)'}, this program reads and writes "
+                f"version {SCHEMA}. Use the program that wrote it, or choose another folder with RESULTS=dir."
+            )
+
+    def check_writable(self, megabytes: float = 0.0) -> None:
+        """Make the results folder and write to it once, before anything is computed.
+
+        Args:
+            megabytes: space that is needed.
+
+        Raises:
+            UserError: it cannot be written, or has too little space.
+        """
+        self.check_schema()
+        if self.is_published:
+            raise UserError(f"{self.root} holds published results, which only `publish` writes. Choose another folder "
+                            "with RESULTS=dir (results=dir).")
+        probe = self.cells / f".probe-{os.getpid()}"
+        write_atomic(probe, b"\0" * 65536)
+        probe.unlink()
+        if not (self.root / "schema").is_file():
+            write_atomic(self.root / "schema", f"{SCHEMA}\n")
+        free = shutil.disk_usage(self.cells).free / 1e6
+        if free < megabytes + MARGIN_MEGABYTES:
+            raise UserError(
+                f"{self.root} has {free:.0f} MB free, about {megabytes + MARGIN_MEGABYTES:.0f} MB are needed. "
+                "Free some space, or choose another folder with RESULTS=dir (results=dir)."
+            )
+
+    def all_cells(self) -> list[Path]:
+        """Return the folders of all cells, by name.
+
+        Raises:
+            UserError: see `check_schema`.
+        """
+        self.check_schema()
+        return sorted(path.parent for path in self.cells.glob("*/cell.yaml"))
+
+    def find(self, name: str) -> Path:
+        """Return the folder of a cell by its name, by a beginning that only it has, or by the digits that end it.
+
+        Raises:
+            UserError: no such cell, or several, or another schema version.
+        """
+        names = [folder.name for folder in self.all_cells()]
+        found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]
+        # The words of a name may be an older version's.
+        digits = digits_of(name)
+        found = found or [other for other in names if len(digits) == 8 and other.endswith(f"-{digits}")]
+        if len(found) != 1:
+            raise UserError(f"{len(found)} cells begin with {name!r}: {', '.join(found)}." if found else (
+                f"No cell {name!r} in {self.cells}.{did_you_mean(name, names) if names else ' There are none yet.'}"
+            ))
+        return self.cells / found[0]
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def status(self, folder: Path) -> dict[str, Any]:
+        """Return what is recorded about a cell; nothing is known of a folder without a readable record."""
+        try:
+            status = json.loads((folder / "status.json").read_text())
+        except (OSError, ValueError, RecursionError):
+            status = {}
+        if not isinstance(status, dict) or not _is_table(status.get("stages", {})):
+            status = {}
+        return {"state": "new", "stages": {}, "error": None, **status}
+
+    def missing(self, cell: CellSpec, keys: Keys) -> list[str]:
+        """Return the stages that still have to run, in order; empty for a finished cell."""
+        folder = self.folder(cell)
+        stages = self.status(folder)["stages"]
+        return [stage for stage, key in keys.stages.items() if not _done(folder, stages, stage, key)]
+
+    def seconds(self, folder: Path) -> dict[str, float]:
+        """Return how long each finished stage of a cell took."""
+        stages = self.status(folder)["stages"]
+        return {name: stage["seconds"] for name, stage in stages.items() if stage.get("state") == "done"}
+
+    def begin(self, cell: CellSpec) -> None:
+        """Make the folder of a cell and record that it runs; the caller holds its lock."""
+        folder = self.folder(cell)
+        sweep(folder)
+        write_atomic(folder / "cell.yaml", yaml.safe_dump(plain(cell), sort_keys=False, allow_unicode=True))
+        about = {
+            "model": cell.model.id, "method": cell.method.id, "posthoc": cell.method.posthoc, "target": cell.target,
+            "seed": cell.seed,
+        }
+        self._update(folder, state="running", error=None, about=about)
+
+    def start_stage(self, cell: CellSpec, stage: str, key: str) -> None:
+        """Record that a stage runs; what an older key left of it is removed, what this key left is kept to resume."""
+        folder = self.folder(cell)
+        stages = self.status(folder)["stages"]
+        if stages.get(stage, {}).get("key") != key:
+            for path in _outputs(folder, stage):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self._update(folder, stages={**stages, stage: {"key": key, "state": "running"}})
+
+    def finish_stage(self, cell: CellSpec, stage: str, key: str, seconds: float) -> None:
+        """Record that a stage's files are complete.
+
+        Raises:
+            UserError: they, or the cell's folder, were taken away meanwhile.
+        """
+        folder = self.folder(cell)
+        try:
+            # On the disk before the record is: it must not say more than the disk holds when the power goes.
+            for path in (folder / "cell.yaml", _outputs(folder, stage)[0]):
+                sync(path)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename} was deleted while {stage} ran ({error.strerror}). Run the same command again."
+            ) from error
+        done = {"key": key, "state": "done", "seconds": round(seconds, 3)}
+        if stage != "train":  # a delta holds the digest of its tensors
+            done["sha256"] = sha256_file(output_of(folder, stage))
+        self._update(folder, stages={**self.status(folder)["stages"], stage: done})
+        if stage == "train":  # only now: a kill just before loses the steps since the last state, no more
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+    def finish(self, cell: CellSpec, state: str, error: dict[str, str] | None = None) -> None:
+        """Record the end of a cell: done, failed (with its error) or interrupted."""
+        self._update(self.folder(cell), state=state, error=error)
+
+    def _update(self, folder: Path, **changes: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        status = {**self.status(folder), **changes, "updated": now}
+        write_atomic(folder / "status.json", json.dumps(status, indent=1) + "\n")
+
+    # -- one owner ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, cell: CellSpec) -> Iterator[None]:
+        """Hold a cell while working on it.
+
+        The owner (host, process) is written to the folder's `lock` file and touched every few seconds. A lock whose
+        process is gone, or that another host has not touched for minutes, is taken over.
+
+        Raises:
+            Locked: another living process holds it.
+        """
+        folder = self.folder(cell)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot make {folder}: {error.strerror}. Choose another with RESULTS=dir.") from error
+        path, owner = folder / "lock", _owner()
+        with short_lock(self.cells / ".lock"):
+            held = read_lock(path)
+            if held is not None and _alive(held, path):
+                raise Locked(f"process {held['pid']} on {held['host']}")
+            write_atomic(path, json.dumps(owner))
+        stop = threading.Event()
+        thread = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(HEARTBEAT_SECONDS)  # a hung disk holds it
+            if read_lock(path) == owner:
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if nothing was written
+
+
+def read_cell(folder: Path) -> CellSpec:
+    """Return the spec of a cell's folder.
+
+    Raises:
+        UserError: cell.yaml is missing or is no cell.
+    """
+    return cell_of(read_values(folder), str(folder / "cell.yaml"))
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """Return what cell.yaml says, without what newer versions add to it.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / "cell.yaml"
+    try:
+        if isinstance(folder, cell_tables.CellPath):
+            values = folder.spec()
+        else:
+            text = path.read_text(encoding="utf-8")
+            if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise ValueError("it repeats parts of itself")  # nine lines can stand for a billion
+            values = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read {path}: {str(error).splitlines()[0]}. Name a cell of `list cells`.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def published_key(folder: Path) -> str | None:
+    """Return the key of a published cell; None if it has none, or is of a run."""
+    try:
+        return (folder / cell_tables.KEY).read_text().strip()
+    except OSError:
+        return None
+
+
+def _outputs(folder: Path, stage: str) -> list[Path]:
+    """Return the files of a stage, the one that proves it complete first."""
+    kind, _, dataset = stage.partition("/")
+    return {
+        "train": [folder / "delta.safetensors", folder / "train.jsonl", folder / "checkpoint"],
+        "generate": [folder / "answers" / f"{dataset}.jsonl"],
+        "score": [folder / "items" / f"{dataset}.jsonl.gz"],
+        "summary": [folder / "scores.json"],
+    }[kind]
+
+
+def _is_table(stages: Any) -> bool:
+    """Return whether a record of stages has the form that `start_stage` and `finish_stage` write."""
+    return isinstance(stages, dict) and all(isinstance(entry, dict) for entry in stages.values())
+
+
+def output_of(folder: Path, stage: str) -> Path:
+    """Return the file that proves a stage of a cell complete."""
+    return _outputs(folder, stage)[0]
+
+
+def _done(folder: Path, stages: dict[str, Any], stage: str, key: str) -> bool:
+    """Return whether a stage was finished under this key and its file is still there."""
+    known = stages.get(stage, {})
+    return known.get("key") == key and known.get("state") == "done" and output_of(folder, stage).is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Locks
+
+
+def _owner() -> dict[str, Any]:
+    """Return who this process is; the start time tells it from a later process with the same number."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started (in clock ticks after boot), or None if there is none or no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def read_lock(path: Path) -> dict[str, Any] | None:
+    """Return the owner named in a lock file, or None if there is no (whole) one."""
+    try:
+        owner = json.loads(path.read_text())
+        return owner if {"host", "pid", "started"} <= owner.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def is_held(path: Path, owner: dict[str, Any]) -> bool:
+    """Return whether a lock file still names this owner, and the owner still works."""
+    return read_lock(path) == owner and _alive(owner, path)
+
+
+def _alive(owner: dict[str, Any], path: Path) -> bool:
+    """Return whether a lock's owner still works."""
+    if owner["host"] == socket.gethostname():
+        if Path("/proc/self/stat").exists():
+            return owner["started"] is not None and _started(owner["pid"]) == owner["started"]
+        try:
+            os.kill(owner["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+    try:
+        return time.time() - path.stat().st_mtime < STALE_SECONDS
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def short_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a file lock for a moment, to make a few steps one among processes.
+
+    Args:
+        path: of the file.
+        waiting: called once if another process holds it.
+
+    Raises:
+        UserError: the file cannot be written, or its file system has no locks.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w"))
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {path}: {error.strerror}. Give a writable folder: results=DIR for results, "
+                "data_root=DIR for data."
+            ) from error
+        lock(file, waiting=waiting)
+        yield
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    """Touch a lock file until told to stop."""
+    while not stop.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)

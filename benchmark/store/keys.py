@@ -1,0 +1,219 @@
+"""Stage keys: a stage is redone when its inputs, its settings or the version of its code change."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.core.errors import UserError
+from benchmark.core.files import canonical_json, digest_of, write_atomic
+from benchmark.models import places
+from benchmark.models.digest_cache import checkpoint_digest, known_digest
+from benchmark.spec import (
+    CellSpec,
+    DatasetSpec,
+    ModelSpec,
+    at_root,
+    input_form,
+    own_dtype,
+    plain,
+    protocol,
+    training_form,
+)
+from benchmark.store import code_version
+
+if TYPE_CHECKING:
+    from benchmark.core.progress import StageTold
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The key of every stage of a cell; `stages` lists them in the order in which they run."""
+
+    train: str | None
+    generate: Mapping[str, str]
+    score: Mapping[str, str]
+    summary: str
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """Stage name -> key: train, then generate/<dataset> and score/<dataset> of each dataset, then summary."""
+        stages = {"train": self.train} if self.train else {}
+        for name in self.generate:
+            stages[f"generate/{name}"] = self.generate[name]
+        for name in self.score:
+            stages[f"score/{name}"] = self.score[name]
+        return {**stages, "summary": self.summary}
+
+
+def code_of(cell: CellSpec) -> Mapping[str, str]:
+    """Return the versions of the code behind each kind of stage of a cell: train, posthoc, generate, score, summary.
+
+    Raises:
+        UserError: the method's module cannot be found.
+    """
+    method = None if cell.train is None else cell.method.id
+    return code_version.of_cell(cell.model.family, method, cell.method.posthoc)
+
+
+def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Keys:
+    """Return the stage keys of a cell.
+
+    Args:
+        cell: the cell.
+        digests: content of checkpoints and data.
+        full_ft: keys of the cell that a post-hoc method starts from.
+
+    Returns:
+        Its keys.
+
+    Raises:
+        UserError: the checkpoint or the data are missing or broken.
+    """
+    base = {"base": digests.model(cell.model), "input": input_form(cell.model), "dtype": cell.dtype}
+    code, train = code_of(cell), None
+    if cell.train is not None:
+        assert cell.target is not None
+        common = {"stage": "train", **base, "method": cell.method.id, "params": cell.method.params, "seed": cell.seed}
+        if cell.method.posthoc:
+            assert full_ft is not None
+            train = digest_of({
+                **common, "code": code["train"], "posthoc": code["posthoc"], "full_ft": full_ft.train,
+            })
+        else:
+            data = digests.records(cell.dataset(cell.target), cell.data_root, "train", cell.train.limit)
+            train = digest_of({**common, "code": code["train"], "train": training_form(cell.train), "data": data})
+    # Settings that came later are part of a key only where they are set: keys made before them stay.
+    later = {name: value for name, value in (
+        ("share_images", cell.eval.share_images), ("eval_dtype", own_dtype(cell)),
+    ) if value}
+    generate, score = {}, {}
+    for dataset in cell.datasets:
+        generate[dataset.id] = digest_of({
+            "stage": "generate", **base, "weights": train, "batch_size": cell.eval.batch_size, **later,
+            "protocol": {key: value for key, value in protocol(dataset).items() if key != "metric"},
+            "data": digests.records(dataset, cell.data_root, cell.eval.split, cell.eval.limit),
+            "code": code["generate"],
+        })
+        score[dataset.id] = digest_of({
+            "stage": "score", "answers": generate[dataset.id], "metric": dataset.metric,
+            "code": code["score"],
+        })
+    roles = {dataset.id: dataset.role for dataset in cell.datasets}
+    summary = digest_of({
+        "stage": "summary", "scores": score, "roles": roles, "code": code["summary"],
+    })
+    return Keys(train, generate, score, summary)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Content
+
+
+class Unverified(LookupError):
+    """A digest is not known, and reading everything to make it was not asked for."""
+
+
+class Digests:
+    """Content digests of checkpoints and data, remembered as long as no file below them changes.
+
+    Args:
+        cache: file to remember them in; it is written if its folder exists and can be written.
+        compute: read what is not remembered; without, only small files are read.
+        told: called with (stage, images checked, images in all) while data are read the first time.
+    """
+
+    def __init__(self, cache: Path, compute: bool = True, told: StageTold | None = None) -> None:
+        self._cache = cache
+        self._compute = compute
+        self._told = told
+        self._fingerprints: dict[Path, str] = {}
+        try:
+            self._known: dict[str, dict[str, str]] = json.loads(cache.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def model(self, model: ModelSpec) -> str:
+        """Return the digest of a checkpoint.
+
+        Raises:
+            UserError: it is missing or broken.
+            Unverified: its large files have not been read yet, and compute is false.
+        """
+        def compute() -> str:
+            if not self._compute:
+                try:
+                    known = checkpoint_digest(folders, known_digest)
+                except UserError:  # missing or empty: the command that needs it says so
+                    known = None
+                if known is None:
+                    raise Unverified
+                return known
+            from benchmark import models
+            from benchmark.models import check_weights
+
+            for folder in folders:
+                check_weights.check(folder)
+            return models.digest(*folders)
+
+        folders = places.folders(model)
+        return self._remember(f"model {model.family}", folders, compute)
+
+    def records(self, dataset: DatasetSpec, data_root: str, split: str, limit: int | None) -> str:
+        """Return the digest of the records of a split; the first time, every image is decoded once.
+
+        Raises:
+            UserError: files are missing or broken, images cannot be read, or the count is not the asserted one.
+        """
+        from benchmark import data
+
+        def compute() -> str:
+            if not self._compute:
+                raise Unverified
+            records = data.load(dataset, at_root(data_root), split, limit)
+            told = self._told
+            data.check_images(records, told and (lambda *count: told(f"{dataset.id}/{split}: images", *count)))
+            return data.digest(records)
+
+        what = canonical_json(["records", plain(dataset), split, limit])
+        return self._remember(what, [at_root(data_root) / data.reader_of(dataset)], compute)
+
+    def _remember(self, what: str, folders: list[Path], compute: Any) -> str:
+        name = digest_of([what, *map(str, folders)])
+        state = "".join(map(self._fingerprint, folders))
+        known = self._known.get(name)
+        if known is None or known["files"] != state:
+            known = self._known[name] = {"files": state, "digest": compute()}
+            if self._cache.parent.is_dir():
+                # Only a cache: a folder that cannot be written is reported by the command that needs it.
+                with contextlib.suppress(UserError):
+                    write_atomic(self._cache, json.dumps(self._known, indent=0, sort_keys=True))
+        return known["digest"]
+
+    def _fingerprint(self, folder: Path) -> str:
+        """Return a digest of names, sizes and times of all files below a folder."""
+        if folder not in self._fingerprints:
+            self._fingerprints[folder] = digest_of(sorted(_walk(str(folder))))
+        return self._fingerprints[folder]
+
+
+def _walk(folder: str) -> list[list[Any]]:
+    """Return path, size and modification time of every file below a folder."""
+    files, todo = [], [folder]
+    while todo:
+        try:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        todo.append(entry.path)
+                    elif not entry.name.startswith("."):
+                        state = entry.stat()
+                        files.append([entry.path, state.st_size, state.st_mtime_ns])
+        except OSError:
+            continue
+    return files

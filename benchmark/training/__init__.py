@@ -1,0 +1,1 @@
+"""From records to a tuned model and its answers: the trainer, sharded weights, checkpoints, post-hoc methods."""

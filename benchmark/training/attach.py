@@ -1,0 +1,373 @@
+"""Local views of the trainable tensors, and the optimizer hooks that hand them to a method.
+
+The same in plain torch, DDP and ZeRO-1, 2 and 3; `benchmark.training.fragments` knows where each of them keeps the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from benchmark.core.errors import UserError
+from benchmark.training.fragments import Fragment, Layout, find_layout
+from methods.base import Method
+from methods.state import differences, held, unsaved
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process's part of one trainable tensor, as 1-D views.
+
+    Attributes:
+        name: the tensor's name in the model.
+        shape: of the whole tensor.
+        numel: of the whole tensor; the local part may be shorter, even empty.
+        weight: a live view, at least float32; writing to it changes the model.
+        grad: a live view of the final gradient, or None outside of an optimizer step.
+        source: the base checkpoint's values, in 16 bits where that loses nothing.
+        offset: index of the part's first element within the flattened tensor.
+    """
+
+    name: str
+    shape: torch.Size
+    numel: int
+    weight: Tensor
+    grad: Tensor | None
+    source: Tensor
+    offset: int = 0
+
+    @property
+    def pretrained(self) -> Tensor:
+        """The base checkpoint's values, on the weight's device and in its dtype; a new tensor at every access."""
+        return self.source.to(self.weight)
+
+
+class Shards:
+    """The tensors of one hook call; iterating reads the current views.
+
+    Args:
+        read: returns the shards, in the same order in every process.
+        reduce: sums a float64 vector over all processes that hold parts; the default is one process (plain
+            torch), or replicas that all hold everything (DDP).
+        place: number of this process, and how many there are; a tensor's parts lie in the order of the processes.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], list[Shard]],
+        reduce: Callable[[Tensor], Tensor] = lambda values: values,
+        place: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._read = read
+        self._reduce = reduce
+        self._place = place
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self._read())
+
+    def reduce_sum(self, values: Tensor) -> Tensor:
+        """Sum a 1-D float64 tensor over the processes; every process calls it, with the same length."""
+        return self._reduce(values)
+
+    def totals(self, function: Callable[[Shard], Tensor]) -> dict[str, Tensor]:
+        """Sum some numbers of every tensor over its parts, all tensors in one reduction, without waiting for it.
+
+        Args:
+            function: maps a shard to a 1-D float64 tensor, the same length for all.
+
+        Returns:
+            The summed numbers by tensor name.
+        """
+        shards = list(self)
+        rows = torch.stack([function(shard) for shard in shards])
+        totals = self.reduce_sum(rows.flatten()).view_as(rows)
+        return {shard.name: total for shard, total in zip(shards, totals, strict=True)}
+
+    def totals_and_before(self, function: Callable[[Shard], Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum some numbers of every tensor over its parts, and over those parts that come before this process's.
+
+        Args:
+            function: maps a shard to a 1-D float64 tensor, the same length for all.
+
+        Returns:
+            (over all parts, over the parts before) by tensor name, from one reduction.
+        """
+        shards, (process, processes) = list(self), self._place
+        rows = torch.stack([function(shard) for shard in shards])
+        apart = rows.new_zeros(processes, *rows.shape)
+        apart[process] = rows
+        apart = self.reduce_sum(apart.flatten()).view_as(apart)
+        sums = zip(shards, apart.sum(0), apart[:process].sum(0), strict=True)
+        return {shard.name: (total, before) for shard, total, before in sums}
+
+    def sums(self, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
+        """Return `totals` as numbers; for them the host waits until a GPU has computed them, once for all tensors."""
+        totals = self.totals(function)
+        return dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
+
+
+LIVE = (Shard, Shards)  # what a method may keep, as it is no state of its own
+
+
+class Attachment:
+    """A method hooked to an optimizer; `shards` are all its tensors, `remove` takes the hooks off."""
+
+    def __init__(self, shards: Shards, method: Method, hooks: list[Any], place: dict[str, Any]) -> None:
+        self.shards = shards
+        self.method = method
+        self._hooks = hooks
+        self._place = place
+        self._held = held(method, LIVE)
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """Return rms_delta, restored_fraction and the method's own numbers; call it on every process."""
+        return delta_summary(self.shards) | self.method.diagnostics()
+
+    def unsaved(self) -> str | None:
+        """Return why the method's state cannot be saved so that a resumed run equals this one; None if it can."""
+        return unsaved(self.method, self._held, LIVE)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the method's state of this process, and which part of the weights it belongs to.
+
+        Raises:
+            UserError: the method holds what would not be saved.
+        """
+        if fault := self.unsaved():
+            raise UserError(fault)
+        return {"place": self._place, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned in the same process of an equal run.
+
+        Raises:
+            UserError: another engine, number of processes, process, or other tensors; the method does not take back
+                what was saved.
+        """
+        saved, here = state["place"], self._place
+        if saved != here:
+            parts = [
+                f"{name} {saved[name]} (here {here[name]})"
+                for name in ("engine", "processes", "process") if saved[name] != here[name]
+            ]
+            raise UserError(
+                f"The training state was saved with {', '.join(parts) or 'other tensors'}. It is cut like the weights: "
+                "resume with the engine and number of processes that saved it, or delete the checkpoint folder."
+            )
+        cls = type(self.method).__name__
+        stale = (
+            "If the method's code has changed since, undo that; else mend load_state_dict: the saved state is whole. "
+            "To train again from the start, delete the checkpoint folder."
+        )
+        try:
+            self.method.load_state_dict(state["method"])
+        except UserError:
+            raise
+        except Exception as error:  # a user's method can fail in any way
+            keys = ", ".join(map(repr, [*state["method"]][:5])) or "nothing"
+            raise UserError(
+                f"{cls}.load_state_dict failed on the saved state, which holds {keys}: {type(error).__name__}: {error}."
+                f" {stale}"
+            ) from error
+        if other := differences(state["method"], self.method):
+            raise UserError(
+                f"{cls} cannot resume: after load_state_dict its state_dict differs from what was saved in "
+                f"{', '.join(map(repr, other[:5]))} ({len(other)} of {len(state['method'])} saved). load_state_dict "
+                f"must put back all that state_dict returns. {stale}"
+            )
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def delta_summary(shards: Shards) -> dict[str, float]:
+    """Measure how far the weights are from the base checkpoint.
+
+    Returns:
+        rms_delta: root mean square of w - w* over all trainable elements.
+        restored_fraction: share of elements with w == w* exactly.
+    """
+
+    def count(shard: Shard) -> Tensor:
+        delta = (shard.weight - shard.pretrained).double()
+        return torch.stack([delta.square().sum(), (delta == 0).sum().double()])
+
+    squares, restored = (sum(column) for column in zip(*shards.sums(count).values(), strict=True))
+    size = sum(shard.numel for shard in shards)
+    return {"rms_delta": (squares / size) ** 0.5, "restored_fraction": restored / size}
+
+
+def attach(
+    optimizer: Any,
+    named_parameters: Mapping[str, Parameter],
+    pretrained: Mapping[str, Tensor],
+    method: Method,
+) -> Attachment:
+    """Hook a method around every step of an optimizer and start it.
+
+    A trained tensor without a gradient (the projector in a batch without images) gets a gradient of zeros,
+    as under ZeRO, so that Adam treats it the same in every engine.
+
+    Args:
+        optimizer: a torch optimizer, DeepSpeed's optimizer of ZeRO stage 1, 2 or 3, or accelerate's wrapper of one.
+        named_parameters: every trained tensor by its name in the model.
+        pretrained: w* by name, full shapes, from the base checkpoint, also when the model was resumed.
+        method: not started yet; load its saved state through the returned attachment.
+
+    Returns:
+        The attachment.
+
+    Raises:
+        UserError: unsupported optimizer wrapper, or tensors that the method could not see rightly.
+    """
+    layout = find_layout(optimizer)
+    names = {id(parameter): name for name, parameter in named_parameters.items()}
+    _check(layout, names, named_parameters, pretrained)
+    sources = {}
+    for fragment in layout.fragments:
+        name = names[id(fragment.parameter)]
+        whole = pretrained[name].detach().reshape(-1)
+        whole = _compact(whole) if method.uses_pretrained else whole
+        part = whole.narrow(0, fragment.offset, fragment.length)
+        if method.uses_pretrained:
+            # Only a copy lets go of the whole tensor.
+            part = (part.clone() if part.numel() < whole.numel() else part).to(fragment.buffer.device)
+        sources[name] = part
+
+    def read(fragments: Iterable[Fragment], with_grad: bool) -> list[Shard]:
+        return [
+            Shard(
+                name=names[id(fragment.parameter)],
+                shape=fragment.shape,
+                numel=fragment.shape.numel(),
+                weight=fragment.view(fragment.buffer),
+                grad=fragment.view(fragment.buffer.grad) if with_grad else None,
+                source=sources[names[id(fragment.parameter)]],
+                offset=fragment.offset,
+            )
+            for fragment in fragments
+        ]
+
+    def reduce(values: Tensor) -> Tensor:
+        return values if layout.group is None else _all_reduce(values, layout.group)
+
+    place = (0, 1) if layout.group is None else (
+        torch.distributed.get_rank(layout.group), torch.distributed.get_world_size(layout.group)
+    )
+
+    def live(optimizer: torch.optim.Optimizer) -> Shards:
+        """Return the tensors of this call of step: all, or under ZeRO those of one group or sub-group."""
+        held = {id(buffer) for group in optimizer.param_groups for buffer in group["params"]}
+        fragments = [fragment for fragment in layout.fragments if id(fragment.buffer) in held]
+        return Shards(lambda: read(fragments, with_grad=True), reduce, place)
+
+    inner, own_step = layout.optimizer, False
+
+    def extra_step() -> None:
+        nonlocal own_step
+        own_step = True
+        try:
+            inner.step()
+        finally:
+            own_step = False
+
+    @torch.no_grad()
+    def before(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if own_step:
+            return
+        if any(callable(value) for value in (*args, *kwargs.values())):
+            raise UserError("step(closure) computes gradients after the method saw them. Call step().")
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise UserError("The method would see scaled fp16 gradients. Train in bf16 or float32.")
+        for buffer in [buffer for group in optimizer.param_groups for buffer in group["params"]]:
+            if buffer.grad is None:
+                buffer.grad = torch.zeros_like(buffer)
+            elif not buffer.grad.is_contiguous():
+                buffer.grad = buffer.grad.contiguous()
+        method.before_step(live(optimizer))
+
+    @torch.no_grad()
+    def after(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if not own_step:
+            method.after_step(live(optimizer))
+
+    method.extra_step = extra_step if layout.group is None else None
+    method.shards = Shards(lambda: read(layout.fragments, with_grad=False), reduce, place)
+    with torch.no_grad():
+        method.start(method.shards)
+    hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
+    return Attachment(method.shards, method, hooks, _place(layout, names, *place))
+
+
+def _check(
+    layout: Layout, names: dict[int, str], parameters: Mapping[str, Parameter], pretrained: Mapping[str, Tensor]
+) -> None:
+    """Refuse anything that would make a method miss or misread a tensor; all faults in one message."""
+    found = {id(fragment.parameter): fragment for fragment in layout.fragments}
+    faults = []
+    if len(names) < len(parameters):
+        faults.append("two names share one tensor; name each trained tensor once")
+    if unnamed := len(found.keys() - names.keys()):
+        faults.append(f"the optimizer trains {unnamed} tensor(s) that were not named")
+    for name, parameter in parameters.items():
+        if id(parameter) not in found:
+            faults.append(f"{name} is not in the optimizer; name trained tensors only")
+            continue
+        fragment = found[id(parameter)]
+        if name not in pretrained:
+            faults.append(f"{name} has no pretrained value; load it from the base checkpoint")
+        elif pretrained[name].shape != fragment.shape:
+            faults.append(
+                f"{name} has shape {tuple(fragment.shape)}, in the base checkpoint {tuple(pretrained[name].shape)}; "
+                "use the model's own base, unsharded"
+            )
+        elif pretrained[name].data_ptr() == fragment.buffer.data_ptr():
+            faults.append(f"{name} would train the pretrained value itself; give a copy")
+        if fragment.buffer.dtype not in (torch.float32, torch.float64):
+            faults.append(f"{name} is {fragment.buffer.dtype}; train float32 weights, with bf16 autocast for speed")
+        if type(fragment.buffer.data) is not Tensor or not fragment.buffer.is_contiguous():
+            faults.append(f"{name} ({type(fragment.buffer.data).__name__}) has no flat view; use a plain tensor")
+    if faults:
+        raise UserError("Cannot attach the method: " + "; ".join(faults) + ".")
+
+
+def _compact(values: Tensor) -> Tensor:
+    """Return float32 values as bfloat16 or float16 if that loses nothing (then the checkpoint was stored so)."""
+    if values.dtype == torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            small = values.to(dtype)
+            if torch.equal(small.float(), values):
+                return small
+    return values
+
+
+def _all_reduce(values: Tensor, group: Any) -> Tensor:
+    total = values.clone()
+    try:
+        torch.distributed.all_reduce(total, group=group)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"Process {torch.distributed.get_rank(group)} waited for the others in vain: one of them stopped or hangs. "
+            "The first error in their output says why; the same command resumes from the last saved state."
+        ) from error
+    return total
+
+
+def _place(layout: Layout, names: dict[int, str], process: int, processes: int) -> dict[str, Any]:
+    """Return what must be equal for a saved state to fit: the engine, this process, and its fragments."""
+    fragments = [(names[id(part.parameter)], *part.shape, part.offset, part.length) for part in layout.fragments]
+    return {
+        "engine": layout.engine,
+        "processes": processes,
+        "process": process,
+        "fragments": hashlib.sha256(repr(fragments).encode()).hexdigest(),
+    }

@@ -1,0 +1,154 @@
+"""Where an optimizer keeps the weights that its step changes: whole tensors, or this process's pieces of them.
+
+Plain torch and DDP step the model's own tensors. DeepSpeed's ZeRO steps flat float32 buffers, which hold this
+process's pieces of many tensors one after the other, and copies them to the model's tensors afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from benchmark.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """This process's part of one tensor: `length` elements (perhaps none) from `start` of `buffer`.
+
+    Attributes:
+        parameter: the model's tensor.
+        buffer: what the optimizer steps; `buffer.grad` holds the gradients in the same places.
+        start: first element within the buffer.
+        length: number of elements.
+        offset: index of the first element within the flattened tensor.
+    """
+
+    parameter: Parameter
+    buffer: Tensor
+    start: int
+    length: int
+    offset: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the whole tensor, which ZeRO-3 takes from the model."""
+        return torch.Size(getattr(self.parameter, "ds_shape", self.parameter.shape))
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """Return the fragment of the buffer or of its gradient, as a 1-D view."""
+        return buffer.detach().view(-1).narrow(0, self.start, self.length)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an optimizer steps.
+
+    Attributes:
+        engine: name for messages and saved states.
+        optimizer: the innermost optimizer; the hooks of its step fire at the right moment in every engine.
+        fragments: one of every trained tensor, in the same order in every process.
+        group: the processes that hold the other fragments; None where this process holds everything.
+    """
+
+    engine: str
+    optimizer: torch.optim.Optimizer
+    fragments: list[Fragment]
+    group: Any = None
+
+
+def find_layout(optimizer: Any) -> Layout:
+    """Unwrap an optimizer and find what it steps.
+
+    Args:
+        optimizer: a torch optimizer, DeepSpeed's optimizer of ZeRO stage 1, 2 or 3, or accelerate's wrapper of one.
+
+    Raises:
+        UserError: any other object, on which a method might see stale weights or gradients, or settings of
+            DeepSpeed that methods cannot work with.
+    """
+    while class_path(optimizer) in TRANSPARENT:
+        optimizer = optimizer.optimizer
+    path = class_path(optimizer)
+    if path in ZERO:
+        engine = ZERO[path]
+        if wrong := [fix for name, fix in REFUSED.items() if getattr(optimizer, name, False)]:
+            raise UserError(f"Methods cannot train with these settings of DeepSpeed: {' '.join(wrong)}")
+        fragments = list(engine.fragments(optimizer))
+        return Layout(engine.name, optimizer.optimizer, fragments, optimizer.dp_process_group)
+    if hasattr(optimizer, "optimizer"):
+        raise UserError(
+            f"Optimizer wrapper {path} is unknown, so a method might see stale weights or gradients. Train with a "
+            "torch optimizer, or with DeepSpeed ZeRO stage 1, 2 or 3 (engine=zero1, zero2 or zero3)."
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"{path} is no torch.optim.Optimizer. Use one, for example torch.optim.AdamW.")
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fragments = [Fragment(parameter, parameter, 0, parameter.numel(), 0) for parameter in held]
+    return Layout("plain torch", optimizer, fragments)
+
+
+def class_path(thing: Any) -> str:
+    """Return module and name of an object's class."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _joined(groups: list[list[Parameter]], buffers: list[Tensor]) -> Iterator[Fragment]:
+    """ZeRO-1 and 2: the tensors of a parameter group are joined, and cut into one piece per process."""
+    for group, buffer in zip(groups, buffers, strict=True):
+        for parameter in group:
+            mapping = parameter._hp_mapping
+            if mapping is None:  # this process has nothing of it
+                yield Fragment(parameter, buffer, 0, 0, 0)
+            else:
+                place = mapping.hp_fragment_address
+                yield Fragment(parameter, buffer, place.start, place.numel, mapping.lp_fragment_address.start)
+
+
+def _cut(optimizer: Any) -> Iterator[Fragment]:
+    """ZeRO-3: every tensor is cut into one piece per process; the pieces of a sub-group are joined."""
+    rank = torch.distributed.get_rank(optimizer.dp_process_group)
+    for group, buffer in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+        for parameter in group:
+            _, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            offset = min(rank * size, parameter.ds_numel)
+            # What the buffer holds beyond the tensor's end was never initialised.
+            yield Fragment(parameter, buffer, start, min(size, parameter.ds_numel - offset), offset)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """A DeepSpeed optimizer: its name, and how to find what it steps."""
+
+    name: str
+    fragments: Callable[[Any], Iterator[Fragment]]
+
+
+ZERO = {
+    "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer": Zero(
+        "ZeRO-1 or 2", lambda zero: _joined(zero.bit16_groups, zero.single_partition_of_fp32_groups)
+    ),
+    "deepspeed.runtime.bf16_optimizer.BF16_Optimizer": Zero(
+        "ZeRO-1 in bf16", lambda zero: _joined(zero.bf16_groups, zero.fp32_groups_flat_partition)
+    ),
+    "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3": Zero("ZeRO-3", _cut),
+}
+# Wrappers that pass step() on unchanged.
+TRANSPARENT = frozenset(
+    {"accelerate.optimizer.AcceleratedOptimizer", "accelerate.utils.deepspeed.DeepSpeedOptimizerWrapper"}
+)
+# Attributes of DeepSpeed's optimizers that must not be set, and what to do about it.
+REFUSED = {
+    "round_robin_gradients": "Switch round_robin_gradients off: DeepSpeed then tells wrongly which weights are where.",
+    "cpu_offload": "Remove offload_optimizer: methods work on the device that has the gradients.",
+    "offload_optimizer": "Remove offload_optimizer: methods work on the device that has the gradients.",
+    "offload_param": "Remove offload_param: methods work on the device that has the gradients.",
+    "zenflow": "Remove zenflow: it changes weights between the steps.",
+    "low_precision_master_weights_and_grads": "Keep the master weights and gradients in float32.",
+    "torch_autocast_gradscaler": "Train in bf16 or float32: in fp16 a method would see scaled gradients.",
+}

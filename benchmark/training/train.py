@@ -1,0 +1,667 @@
+"""The only training path: a Hugging Face Trainer with our loss, data order, method hooks and exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+
+from benchmark.core.errors import UserError
+from benchmark.core.files import digest_of, write_atomic
+from benchmark.core.signals import noting, stopped
+from benchmark.data.record import Record
+from benchmark.models import LoadedModel, trainable_names
+from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_start, start_cache
+from benchmark.models.folder import quiet
+from benchmark.models.prompt import IGNORE
+from benchmark.spec import CellSpec, cell_id, training_form
+from benchmark.training import trackers
+from benchmark.training.attach import Attachment, attach
+from benchmark.training.checkpoint import StateFolder, apply_delta, save_delta, snapshot
+from benchmark.training.engine import any_process, deepspeed_config, in_turn, join, meet, place
+from benchmark.training.trainable import check_counts, trainable_table
+from methods.base import Method
+
+# Files of a saved state, beside the optimizer's and the method's.
+WEIGHTS = "weights.safetensors"
+PLACE = "place"
+DIAGNOSTICS_EVERY = 10  # steps; the method's numbers cost a pass over all tuned weights
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+
+class TrainingFailed(RuntimeError):
+    """The loss or the gradient is not finite: this cell has failed, others may go on."""
+
+
+@dataclass
+class Run:
+    """What the trainer needs besides its arguments.
+
+    Args:
+        cell: with train settings.
+        loaded: the model.
+        method: hooks around the optimizer step.
+        trained: the tensors that train, by name.
+        pretrained: their base values.
+        order: the sampler.
+        state: where an unfinished training is kept.
+        log: train.jsonl.
+        on_progress: called after each step.
+        signals: those that arrived and ask for the state to be saved and the training to stop.
+        attachment: the method on the optimizer.
+    """
+
+    cell: CellSpec
+    loaded: LoadedModel
+    method: Method
+    trained: dict[str, Parameter]
+    pretrained: dict[str, Tensor]
+    order: Order
+    state: StateFolder
+    log: Path
+    on_progress: Progress | None
+    signals: list[int] = field(default_factory=list)
+    attachment: Attachment | None = None
+
+
+def train(
+    cell: CellSpec,
+    loaded: LoadedModel,
+    records: Sequence[Record],
+    method: Method,
+    out: Path,
+    on_progress: Progress | None = None,
+) -> None:
+    """Fine-tune a model as its cell says; continue from out/checkpoint if a run of the same cell left one.
+
+    The loss of a batch is the mean over groups of train.loss_group samples of the groups' token means,
+    however the batch is cut into micro-batches and processes. With engine=single the tuned weights stay in
+    loaded.model. With the others every process of the group calls this, and loaded is used up: ZeRO-3 leaves a
+    process only its part of each weight.
+
+    Args:
+        cell: with train settings; checkpoint_steps and checkpoint_minutes say how often the state is saved.
+        loaded: the model with the base checkpoint's weights; changed in place.
+        records: training records with targets.
+        method: hooks around the optimizer step.
+        out: the cell's folder; gets train.jsonl and delta.safetensors, and checkpoint/, which the caller deletes when
+            it has recorded that the training is done.
+        on_progress: called after each step with (step, steps, row of train.jsonl).
+
+    Raises:
+        UserError: bad settings, records or images; the folder cannot be written.
+        TrainingFailed: loss or gradient became non-finite.
+        Preempted: SIGTERM or SIGUSR1, after saving the training state.
+        KeyboardInterrupt: ctrl-C, after the same; a second one stops at once.
+    """
+    settings = cell.train
+    if not records:
+        raise UserError("There are no training records. Raise train.limit or check the dataset.")
+    sharded = cell.engine != "single"
+    if sharded:
+        join(cell.device)
+    rank, processes = place() if sharded else (0, 1)
+    if settings.batch_size % (settings.micro_batch_size * processes):
+        raise UserError(
+            f"train.micro_batch_size={settings.micro_batch_size} on {processes} process(es) does not divide "
+            f"train.batch_size={settings.batch_size}. Choose a divisor."
+        )
+    names = trainable_names(loaded, settings.scope, settings.last_layers)
+    check_counts(loaded, names, cell)
+    if cell.model.architecture and rank == 0:
+        print(trainable_table(loaded, names), flush=True)
+    items = Items(loaded, records, supervised=True)
+    if items.cut and rank == 0:
+        print(
+            f"{len(items.cut)} of {len(records)} items are longer than model.max_length={loaded.max_length} tokens: "
+            f"the ends of their answers are cut (first: {items.cut[0]}).", flush=True,
+        )
+    tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
+    state = StateFolder(out / "checkpoint", _fingerprint(cell, loaded, items))
+    in_turn(state.create)
+
+    model = loaded.model.requires_grad_(False)
+    pretrained = snapshot(model, names)
+    trained = {name: parameter for name, parameter in model.named_parameters() if name in pretrained}
+    for parameter in trained.values():
+        if not sharded:
+            # Master weights are float32; with dtype=bfloat16 autocast casts them for the products.
+            parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    if settings.gradient_checkpointing:
+        _checkpointing(model, "enable", {"use_reentrant": False})
+    run = Run(
+        cell=cell,
+        loaded=loaded,
+        method=method,
+        trained={name: trained[name] for name in names},
+        pretrained=pretrained,
+        order=Order(cell.seed, tokens, settings.batch_size, settings.loss_group),
+        state=state,
+        log=out / "train.jsonl",
+        on_progress=on_progress,
+    )
+    with quiet(), noting() as run.signals:
+        trainer = CellTrainer(run, items)
+        trainer.run_cell()
+        tuned = trainer.weights()
+    model.requires_grad_(False).eval()
+    if settings.gradient_checkpointing:
+        _checkpointing(model, "disable")
+    if rank == 0:
+        trainer.write_speed(out / "speed.json")
+        # In the base's dtype: what the last forward pass used, and half the size of float32 masters.
+        tuned = {name: tensor.to(pretrained[name].dtype) for name, tensor in tuned.items()}
+        save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
+    if sharded:
+        trainer.model_wrapped.destroy()
+        meet()
+    else:
+        for name, parameter in trained.items():
+            parameter.data = parameter.data.to(pretrained[name].dtype)
+
+
+class Order(Sampler[tuple[int, float]]):
+    """The data order of an epoch, a pure function of seed, epoch and index, with each sample's loss weight.
+
+    Args:
+        seed: of the cell.
+        tokens: number of supervised tokens of each item.
+        batch_size: samples per optimizer step.
+        loss_group: samples whose tokens are averaged together.
+    """
+
+    def __init__(self, seed: int, tokens: Sequence[int], batch_size: int, loss_group: int) -> None:
+        self.seed = seed
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.loss_group = loss_group
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per epoch; the last batch may be smaller."""
+        return math.ceil(len(self) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        """Yield (index, weight); a batch's loss is the sum over samples of weight times its token losses."""
+        order = permutation(self.seed, self.epoch, len(self))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            groups = [batch[i : i + self.loss_group] for i in range(0, len(batch), self.loss_group)]
+            for group in groups:
+                weight = 1 / (len(groups) * sum(self.tokens[index] for index in group))
+                yield from ((index, weight) for index in group)
+
+
+class Share(Sampler[tuple[int, float]]):
+    """One process's share of an Order: of each round of micro-batches its own.
+
+    All processes get as many samples, in an incomplete last round with repetitions that weigh nothing.
+
+    Args:
+        order: of all processes.
+        micro_batch_size: samples per forward pass and process.
+        rank: number of this process.
+        processes: their number.
+    """
+
+    def __init__(self, order: Order, micro_batch_size: int, rank: int, processes: int) -> None:
+        self.order = order
+        self.size = micro_batch_size
+        self.rank = rank
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        samples, together = list(self.order), self.size * self.processes
+        for start in range(0, len(samples), self.order.batch_size):
+            batch = samples[start : start + self.order.batch_size]
+            batch += [(batch[0][0], 0.0)] * (-len(batch) % together)
+            for first in range(self.rank * self.size, len(batch), together):
+                yield from batch[first : first + self.size]
+
+
+def permutation(seed: int, epoch: int, size: int) -> list[int]:
+    """Return 0 .. size-1 shuffled by hashing, so that no library version can change the order."""
+    return sorted(range(size), key=lambda index: hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest())
+
+
+@dataclass
+class TrainingSet:
+    """Items asked for by the (index, weight) pairs of Order."""
+
+    items: Items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, float]) -> tuple[Item, float]:
+        return self.items[key[0]], key[1]
+
+
+def training_batch(
+    loaded: LoadedModel, pairs: Sequence[tuple[Item, float]], blank: Tensor | None = None, share: bool = True
+) -> dict[str, Any]:
+    """Collate a micro-batch and reduce its labels to what the loss needs.
+
+    Args:
+        loaded: the model.
+        pairs: (item, weight).
+        blank: an image for a batch that has none, in a row of its own, without weight. Several processes need it:
+            under ZeRO-3 all run the same modules in the same order or wait for each other for ever, and a projector
+            that takes no part would be stepped with the gradient of an earlier batch.
+        share: run the tokens that all items begin with once. Gradient checkpointing rules it out: layers that run again
+            would write the keys of that start a second time, so transformers drops them.
+
+    Returns:
+        "start", the tokens that all items begin with, (1, shared), none unless shared; the model's inputs for what
+        follows them; "columns", the positions whose logits predict some supervised token; "targets" and "weights",
+        (batch, columns), weight 0 where nothing is supervised; "item_ids".
+    """
+    if blank is not None and all(item.image is None for item, _ in pairs):
+        # Beginning as the first item does, it leaves the start that all items share as it is.
+        ids = pairs[0][0].input_ids + [loaded.image_token_id] * loaded.image_seq_length
+        pairs = [*pairs, (Item("blank", ids, [IGNORE] * len(ids), blank), 0.0)]
+    items = [item for item, _ in pairs]
+    shared, rest = split_start(loaded, items) if share else ([], items)
+    batch: dict[str, Any] = collate(loaded, rest, "right")
+    mask = batch["attention_mask"]
+    batch["attention_mask"] = torch.cat([mask.new_ones(len(mask), len(shared)), mask], dim=1)
+    batch["position_ids"] += len(shared)
+    following = batch.pop("labels")[:, 1:]
+    supervised = following != IGNORE
+    columns = supervised.any(0).nonzero().flatten()
+    weights = torch.tensor([weight for _, weight in pairs])[:, None] * supervised
+    return batch | {
+        "start": torch.tensor([shared], dtype=torch.long),
+        "columns": columns,
+        "targets": following[:, columns].clamp(min=0),
+        "weights": weights[:, columns],
+        "item_ids": [item.item_id for item, _ in pairs],
+    }
+
+
+def batch_loss(model: Any, batch: dict[str, Any], autocast: bool) -> tuple[Tensor, Any]:
+    """Run the model on a micro-batch and return its part of the loss of the optimizer step.
+
+    Args:
+        model: the model, or the engine around it.
+        batch: from training_batch.
+        autocast: compute products in bfloat16.
+
+    Returns:
+        (loss, the model's outputs).
+    """
+    inputs = {key: value for key, value in batch.items() if key not in ("start", "columns", "targets", "weights")}
+    columns, targets, weights = batch["columns"], batch["targets"], batch["weights"]
+    with torch.autocast(columns.device.type, torch.bfloat16, enabled=autocast):
+        # The system prompt comes before the image, so one forward and backward pass of it serves the batch.
+        shared = batch["start"].shape[1] > 0
+        cache = start_cache(model, batch["start"], len(targets)) if shared else None
+        outputs = model(**inputs, past_key_values=cache, use_cache=shared, logits_to_keep=columns)
+    chosen = weights > 0
+    losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
+    return (losses * weights[chosen]).sum(), outputs
+
+
+class CellTrainer(Trainer):
+    """A Trainer whose loss, parameter groups, order, log and saved state are the cell's."""
+
+    def __init__(self, run: Run, items: Items) -> None:
+        settings, device = run.cell.train, run.cell.device
+        self.sharded = run.cell.engine != "single"
+        self.rank, self.processes = place() if self.sharded else (0, 1)
+        self.place = f"engine={run.cell.engine} on {self.processes} process(es)"
+        accumulation = settings.batch_size // (settings.micro_batch_size * self.processes)
+        self.run = run
+        self.items = items
+        self.settings = settings
+        self.batch_ids: list[str] = []
+        self.rows: TextIO | None = None
+        self.waited = 0.0  # seconds for data
+        self.began = time.monotonic()
+        self.first_step = 0
+        self.found: Path | None = None  # the saved state that the training goes on from
+        config = deepspeed_config(
+            run.cell.zero_optimization,
+            micro_batch_size=settings.micro_batch_size,
+            accumulation=accumulation,
+            max_grad_norm=settings.max_grad_norm,
+            dtype=run.cell.dtype,
+        ) if self.sharded else None
+        arguments = TrainingArguments(
+            output_dir=str(run.state.path),
+            per_device_train_batch_size=settings.micro_batch_size,
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=settings.epochs,
+            lr_scheduler_type=settings.scheduler,
+            warmup_steps=math.ceil(settings.warmup_ratio * settings.epochs * run.order.steps),
+            max_grad_norm=settings.max_grad_norm,
+            seed=run.cell.seed,
+            use_cpu=device == "cpu" and not self.sharded,  # it would keep DeepSpeed out
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to=run.cell.report_to if self.rank == 0 else trackers.NONE,
+            run_name=cell_id(run.cell),
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=_workers(items),
+            dataloader_pin_memory=device == "cuda",
+            deepspeed=config and config | {"bf16": {"enabled": False}},
+        )
+        trackers.start(run.cell.report_to, run.log.parent)
+        # With several GPUs in sight the Trainer would otherwise cut each batch up among them (DataParallel).
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        blank = items.blank if self.sharded else None
+        super().__init__(
+            model=run.loaded.model,
+            args=arguments,
+            train_dataset=TrainingSet(items),
+            data_collator=lambda pairs: training_batch(
+                run.loaded, pairs, blank, share=not settings.gradient_checkpointing
+            ),
+            # Its presence tells the Trainer that the loss is already scaled for accumulation.
+            compute_loss_func=self.compute_loss,
+            callbacks=[CellCallback(self)],
+        )
+        self.remove_callback(PrinterCallback)
+        if self.accelerator.mixed_precision != "no":  # we cast ourselves; see benchmark.core.variables
+            raise RuntimeError(f"accelerate would compute in {self.accelerator.mixed_precision}, the cell does not.")
+        if config is not None:
+            # Only now: a Trainer that knows of it would round the weights of the loss, and wants a GPU.
+            arguments.hf_deepspeed_config.config["bf16"] = config["bf16"]
+
+    def run_cell(self) -> None:
+        """Train to the end, from the saved state if there is one.
+
+        Raises:
+            UserError: the state is of another engine or number of processes.
+            TrainingFailed: loss or gradient became non-finite.
+            Preempted: SIGTERM or SIGUSR1, after saving.
+            KeyboardInterrupt: ctrl-C, after saving.
+        """
+        # One process reads all files once to check them, and deletes what cannot be used.
+        self.found = found = in_turn(lambda: self.run.state.latest(check=self.rank == 0))
+        saved = self.place if found is None else (found / PLACE).read_text()
+        if saved != self.place:
+            raise UserError(
+                f"The training state in {found} was saved with {saved}, this run has {self.place}. It is cut like "
+                f"the weights: go on with {_same(saved)}, or delete the folder to start again."
+            )
+        try:
+            if self.rank == 0:
+                self.rows = _open_log(self.run.log, found)
+            self.train(resume_from_checkpoint=None if found is None else str(found))
+        finally:
+            if self.run.attachment is not None:
+                self.run.attachment.remove()
+            if self.rows is not None:
+                self.rows.close()
+                trackers.finish(self.run.cell.report_to)
+        if self.state.global_step < self.state.max_steps:
+            raise stopped(
+                self.run.signals,
+                f"Stopped after step {self.state.global_step} of {self.state.max_steps}. The state is saved in "
+                f"{self.run.state.path}; the same command continues.",
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=Share(self.run.order, self.settings.micro_batch_size, self.rank, self.processes)
+            if self.sharded else self.run.order,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            timeout=READ_SECONDS if self.args.dataloader_num_workers else 0,
+        )
+        # Prepared, a sharded run's would be cut into shares once more.
+        return loader if self.sharded else self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            prefix = self.run.loaded.projector_prefix
+            blocks = [p for name, p in self.run.trained.items() if not name.startswith(prefix)]
+            projector = [p for name, p in self.run.trained.items() if name.startswith(prefix)]
+            groups = [
+                {"params": blocks, "lr": self.settings.learning_rate},
+                {"params": projector, "lr": self.settings.projector_learning_rate},
+            ]
+            groups = [group for group in groups if group["params"]]
+            fused = True if self.run.cell.device == "cuda" else None
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=fused)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        self.batch_ids += inputs.pop("item_ids")
+        # Not TrainingArguments.bf16: accelerate keeps the precision of the first trainer of a process.
+        loss, outputs = batch_loss(model, inputs, autocast=self.run.cell.dtype == "bfloat16")
+        if not torch.isfinite(loss):
+            self._fail("loss", loss.item(), self.state.global_step + 1)
+        loss = loss * self.processes  # DeepSpeed takes the mean over the processes
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        began = time.monotonic()
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.waited += time.monotonic() - began
+        return samples
+
+    def write_speed(self, path: Path) -> None:
+        """Write what this process measured since it started or resumed; a plan counts with it."""
+        steps, seconds = self.state.global_step - self.first_step, time.monotonic() - self.began
+        if steps <= 0:
+            return  # all was done when the run that saved the state was stopped
+        device = self.args.device
+        peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+        content = {
+            "engine": self.run.cell.engine, "processes": self.processes, "steps": steps, "seconds": round(seconds, 3),
+            "samples": min(steps * self.settings.batch_size, len(self.run.order) * self.settings.epochs),
+            "share_waiting_for_data": round(self.waited / seconds, 4), "peak_memory_gb": peak,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        }
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # the Trainer would count all parameters at each step for a number that nobody reads
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" not in logs:
+            return
+        step, last = self.state.global_step, self.state.max_steps
+        row = {"step": step, **{key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm")}}
+        if not math.isfinite(row["grad_norm"]):
+            self._fail("gradient norm", row["grad_norm"], step)
+        self.batch_ids.clear()
+        if step == 1 and self.items.cut:
+            row["items_cut"] = len(self.items.cut)
+        if step % DIAGNOSTICS_EVERY == 0 or step in (1, last):
+            row |= self.run.attachment.diagnostics()
+        if self.rank > 0:
+            return
+        try:
+            self.rows.write(json.dumps(row) + "\n")
+            self.rows.flush()
+        except OSError as error:
+            raise UserError(f"Cannot write {self.run.log}: {error.strerror}. Free some space.") from None
+        numbers = {key: value for key, value in row.items() if key != "step"}
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, numbers)
+        if self.run.on_progress is not None:
+            self.run.on_progress(step, last, row)
+
+    def _fail(self, what: str, value: float, step: int) -> None:
+        saved = sorted(self.run.state.path.glob("step-*"))
+        good = f"The last good state is that of step {int(saved[-1].name[5:])}, in {saved[-1]}" if saved else (
+            "No state was saved before"
+        )
+        raise TrainingFailed(
+            f"The {what} is {value} at step {step}, in the batch of items {', '.join(self.batch_ids)}. {good}. "
+            "Lower train.learning_rate, or look at these items."
+        )
+
+    def check_weights(self) -> None:
+        """Refuse weights that overflowed in this step; every process calls it.
+
+        Raises:
+            TrainingFailed: a weight is not finite on some process.
+        """
+        shards = self.run.attachment.shards
+        bad = not all(bool(torch.isfinite(shard.weight).all()) for shard in shards)
+        if any_process(bad, device=self.args.device)[0]:
+            self._fail("largest weight", math.inf, self.state.global_step)
+
+    def check_method(self) -> None:
+        """Refuse a method whose state could not be resumed; every process calls it, before anything is written.
+
+        Raises:
+            UserError: the method holds what would not be saved, on some process.
+        """
+        fault = self.run.attachment.unsaved()
+        if any_process(fault is not None, device=self.args.device)[0]:
+            raise UserError(fault or "Another process's method cannot be saved; its output says why.")
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the whole float32 weights; every process calls it."""
+        if not self.sharded:
+            return {name: parameter.detach() for name, parameter in self.run.trained.items()}
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in self.run.trained.items()}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with contextlib.ExitStack() as stack:
+            if self.rank == 0:
+                stack.enter_context(self.run.state.save(self.state.global_step))
+            meet()
+            folder = self.run.state.unfinished
+            torch.save(self.run.attachment.state_dict(), folder / f"method{self.rank}.pt")
+            if self.sharded:
+                # Only this, not the Trainer's way, leaves the frozen weights out.
+                self.model_wrapped.save_checkpoint(folder, exclude_frozen_parameters=True)
+                if self.rank == 0:
+                    torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+            else:
+                save_file({name: weight.contiguous() for name, weight in self.weights().items()}, folder / WEIGHTS)
+                self._save_optimizer_and_scheduler(str(folder))
+            self._save_rng_state(str(folder))
+            if self.rank == 0:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                (folder / PLACE).write_text(self.place)
+                shutil.copyfile(self.run.log, folder / self.run.log.name)
+            meet()
+        meet()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        apply_delta(self.model, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        path = None if self.sharded else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, path)
+        if self.sharded and resume_from_checkpoint is not None:
+            self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+            self.lr_scheduler.load_state_dict(torch.load(Path(resume_from_checkpoint) / SCHEDULER_NAME))
+        return prepared
+
+    def start_method(self) -> None:
+        """Hook the method to the optimizer and give it its saved state."""
+        run = self.run
+        run.attachment = attach(self.optimizer, run.trained, run.pretrained, run.method)
+        if self.found is not None:
+            state = torch.load(self.found / f"method{self.rank}.pt", weights_only=True)
+            run.attachment.load_state_dict(state)
+
+
+class CellCallback(TrainerCallback):
+    """The points in the Trainer's loop at which the cell acts."""
+
+    def __init__(self, trainer: CellTrainer) -> None:
+        self.trainer = trainer
+        self.saved = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.start_method()
+        self.trainer.began, self.trainer.first_step = time.monotonic(), state.global_step
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        order = self.trainer.run.order
+        order.epoch = state.global_step // order.steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        run = self.trainer.run
+        if state.global_step == state.max_steps:
+            self.trainer.check_weights()  # no later loss would show it
+            return
+        steps = run.cell.checkpoint_steps
+        every = steps is not None and state.global_step % steps == 0
+        late = time.monotonic() - self.saved > 60 * run.cell.checkpoint_minutes
+        # Clocks and signals differ between processes, but all must do the same.
+        save, stop = any_process(every or late, bool(run.signals), device=args.device)
+        if save or stop:
+            self.trainer.check_weights()
+            self.trainer.check_method()
+            control.should_save = True
+            self.saved = time.monotonic()
+        control.should_training_stop = stop
+
+
+def _fingerprint(cell: CellSpec, loaded: LoadedModel, items: Items) -> str:
+    texts = [(record.item_id, *pair) for record, pair in zip(items.records, items.encoded, strict=True)]
+    spec = {
+        "train": training_form(cell.train),
+        "method": dataclasses.asdict(cell.method),
+        "seed": cell.seed,
+        "dtype": cell.dtype,
+    }
+    return digest_of({"spec": spec, "base": loaded.digest, "texts": texts})
+
+
+def _checkpointing(model: Any, what: str, *options: dict[str, Any]) -> None:
+    """Switch gradient checkpointing on or off, under its old or its new name."""
+    names = (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}")
+    next(getattr(model, name) for name in names if hasattr(model, name))(*options)
+
+
+def _workers(items: Items) -> int:
+    """Return how many processes read ahead for one of the training processes of this machine."""
+    return items.workers and max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def _same(saved: str) -> str:
+    """Return how to ask for the engine and the processes of a saved state, e.g. engine=zero2 and GPUS=8."""
+    engine, _, rest = saved.partition(" on ")
+    return engine if engine == "engine=single" else f"{engine} and GPUS={rest.split()[0]} (gpus={rest.split()[0]})"
+
+
+def _open_log(path: Path, saved: Path | None) -> TextIO:
+    """Put back the rows that belong to a saved state, none without one, and open the file for the next."""
+    write_atomic(path, b"" if saved is None else (saved / path.name).read_bytes())
+    return open(path, "a")

@@ -1,0 +1,70 @@
+"""What trains: a table for the reader, and the check that it is what the configuration counts."""
+
+from __future__ import annotations
+
+from benchmark.core.errors import UserError
+from benchmark.models import LoadedModel
+from benchmark.models.sizes import architecture_of
+from benchmark.spec import CellSpec
+
+
+def trainable_table(loaded: LoadedModel, names: list[str]) -> str:
+    """Return a table of the model's parts: tensors and parameters, all and trainable.
+
+    Args:
+        loaded: the model.
+        names: of the tensors that train.
+
+    Returns:
+        One line per part and a sum.
+    """
+    chosen, rows = set(names), {}
+    blocks = {prefix: number for number, prefix in enumerate(loaded.block_prefixes)}
+    first = next((number for prefix, number in blocks.items() if any(n.startswith(prefix) for n in names)), len(blocks))
+    for name, parameter in loaded.model.named_parameters():
+        number = next((blocks[prefix] for prefix in blocks if name.startswith(prefix)), None)
+        if name.startswith(loaded.projector_prefix):
+            part = "projector"
+        elif number is None:
+            part = "vision tower" if "vision_tower" in name else "embedding, norm, output"
+        else:
+            part = _span(0, first) if number < first else _span(first, len(blocks))
+        row = rows.setdefault(part, [0, 0, 0])
+        row[0] += parameter.numel()
+        if name in chosen:
+            row[1] += parameter.numel()
+            row[2] += 1
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    width = max(map(len, rows))
+    lines = [f"{'part':<{width}}  {'parameters':>14}  {'trainable':>14}  {'tensors':>7}"]
+    lines += [f"{part:<{width}}  {a:>14,}  {t:>14,}  {n:>7}" for part, (a, t, n) in rows.items()]
+    return "\n".join(lines)
+
+
+def check_counts(loaded: LoadedModel, names: list[str], cell: CellSpec) -> None:
+    """Refuse a model whose parameters are not those of model.architecture; without one nothing is checked.
+
+    Args:
+        loaded: the model.
+        names: of the tensors that train.
+        cell: with model and train settings.
+
+    Raises:
+        UserError: another number of parameters, of all or of those that train.
+    """
+    if not cell.model.architecture or cell.train is None:
+        return
+    sizes = architecture_of(cell.model.architecture, "model.architecture")
+    wanted = sizes.total, sizes.trainable(cell.train.scope, cell.train.last_layers)
+    counts = {name: parameter.numel() for name, parameter in loaded.model.named_parameters()}
+    found = sum(counts.values()), sum(counts[name] for name in names)
+    if found != wanted:
+        raise UserError(
+            f"The checkpoint {loaded.path} has {found[0]:,} parameters, of which {found[1]:,} would train with "
+            f"train.scope={cell.train.scope}; {cell.model.id} has {wanted[0]:,} and {wanted[1]:,}. It is another "
+            "model: correct model.checkpoint, or model.architecture in conf/model."
+        )
+
+
+def _span(start: int, end: int) -> str:
+    return f"block {start}" if end - start == 1 else f"blocks {start} to {end - 1}"

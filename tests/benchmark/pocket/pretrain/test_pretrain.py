@@ -1,0 +1,258 @@
+"""Pretraining: coverage of the vocabulary, no leak of target texts, exact packing, exact resume."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+import benchmark.models
+from benchmark.config.compose import request
+from benchmark.models.prompt import encode
+from benchmark.pocket.pretrain import corpus, language, projector, run, tower
+from benchmark.pocket.world import targets
+from benchmark.pocket.world.draw import distinct
+from benchmark.pocket.world.splits import TARGETS, UPSTREAM
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return {name: dataset.prompt for name, dataset in request(["profile=pocket"], grid=False).datasets.items()}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(prompts):
+    return run.make_tokenizer(prompts)
+
+
+def target_texts(prompts) -> tuple[list[str], list[str]]:
+    """Prompts and answers of all targets, from the first items of every split."""
+    asked, answered = [], []
+    rng = random.Random(0)
+    for name in TARGETS:
+        for split in ("train", "test"):
+            for picture, item, _, _ in islice(distinct(name, split), 300):
+                if name in ("iconqa", "scienceqa"):
+                    options = "\n".join(f"{targets.letter(k)}. {o}" for k, o in enumerate(item.options))
+                    context = f"Context: {item.hint}\n" if item.hint else ""
+                    asked.append(prompts[name].format(question=item.question, options=options, context=context))
+                    answered.append(targets.letter(item.answer))
+                else:
+                    asked.append(prompts[name])
+                    answered += targets.captions(rng, picture, name)
+    return asked, answered
+
+
+def test_every_target_token_is_a_label_500_times(tokenizer, prompts):
+    recipe = run.RECIPES["llava_pocket"]
+    seen: Counter[int] = Counter()
+    for step in range(recipe.language_steps):
+        for ids in islice(corpus.text_ids(tokenizer, f"language/{recipe.seed}/{step}", 96), 64):
+            seen.update(ids[1:])
+    asked, answered = target_texts(prompts)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    needed = set()
+    for prompt, answer in [(p, "A") for p in asked] + [(asked[0], a) for a in answered]:
+        needed.update(encode(tokenizer, prompt, answer, True, image, 1, 4096)[0])
+    needed -= {image, tokenizer.bos_token_id}
+    assert len(needed) > 200
+    rare = {tokenizer.convert_ids_to_tokens(i): seen[i] for i in needed if seen[i] < 500}
+    assert not rare
+
+
+def test_no_target_sentence_is_in_pretraining(prompts):
+    rng = random.Random(1)
+    pretraining = {corpus.sentence(rng).lower() for _ in range(30_000)}
+    streams = [
+        islice(corpus.conversations(0, stage, prompts, mixture), 1500)
+        for stage, mixture in (("instruction", corpus.MIXTURE), ("pointing", corpus.POINTING), ("final", corpus.FINAL))
+    ]
+    turns = [turn for conversation in chain(*streams) for turn in conversation.turns]
+    pretraining |= {turn.answer.lower() for turn in turns if len(turn.answer.split()) > 1}
+    pretraining |= {turn.prompt.lower() for turn in turns}
+    asked, answered = target_texts(prompts)
+    captions = {text.lower() for text in answered if len(text) > 1}
+    assert len(captions) > 1000
+    assert not captions & pretraining
+    assert not {text.lower() for text in asked} & pretraining
+    templates = (
+        prompts["flickr30k"],
+        prompts["coco"],
+        "Answer with the option's letter from the given choices directly.",
+    )
+    assert not any(template in turn.prompt for template in templates for turn in turns)
+
+
+def test_upstream_prompts_use_the_shared_instruction(prompts):
+    assert all(prompts[name].endswith(corpus.BRIEF) for name in UPSTREAM)
+
+
+@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
+def test_packed_turns_equal_single_turns(family, size, tokenizer, prompts):
+    recipe = run.Recipe(family, size)
+    processor, _ = run.make_processor(recipe)
+    torch.manual_seed(0)
+    llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **run.TEXT))
+    model, length = run.assemble(recipe, tokenizer, llm, run.make_tower(recipe))
+    parts = language.Parts(model.eval())
+    conversation = next(corpus.conversations(3, "test", prompts, {"gqa": 1}))
+    assert len(conversation.turns) > 3
+    pixels = processor.to_uint8(conversation.picture.draw(random.Random(0)))[None]
+
+    def loss(turns):
+        part = corpus.Conversation(conversation.picture, tuple(turns), 0)
+        row = language.pack(part, tokenizer, parts.image_token_id, length)
+        batch = language.Packed([row], pixels, 0)
+        return parts.loss(batch, processor).item(), int((batch.labels >= 0).sum())
+
+    single = [loss([turn]) for turn in conversation.turns]
+    together, count = loss(conversation.turns)
+    assert count == sum(n for _, n in single)
+    assert together == pytest.approx(sum(value * n for value, n in single) / count, abs=1e-5)
+
+
+def whole_model(family, size, tokenizer):
+    recipe = run.Recipe(family, size)
+    torch.manual_seed(0)
+    llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **run.TEXT))
+    model, length = run.assemble(recipe, tokenizer, llm, run.make_tower(recipe))
+    return language.Parts(model.eval()), run.make_processor(recipe)[0], length
+
+
+def letters_batch(conversations, tokenizer, image_token_id, length):
+    rows = [language.pack(c, tokenizer, image_token_id, length) for c in conversations]
+    return language.Packed(rows, None, 0, language.Inner(tokenizer))
+
+
+def test_inner_labels_name_the_option_of_each_letter_and_where_it_stands(tokenizer, prompts):
+    stream = corpus.conversations(0, "pointing", prompts, corpus.POINTING)
+    conversations = list(islice(stream, 30))
+    batch = letters_batch(conversations, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 16)
+    wanted = []
+    for row, conversation in enumerate(conversations):
+        for turn in conversation.turns:
+            options = dict(line.split(". ", 1) for line in turn.prompt.split("\n") if line[1:3] == ". ")
+            entries = turn.answer.rstrip(".").split("; ") if options else []
+            wanted += [(row, entry.split()[-1], options[entry.split()[-1]].split()[0]) for entry in entries]
+    rows, places = (batch.due != language.IGNORE).nonzero(as_tuple=True)
+    found = []
+    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+        pointed = batch.pointers[row, place]
+        assert batch.due[row, place] == batch.labels[row, place] == batch.options[row, pointed]
+        assert batch.words[row, place] == batch.input_ids[row, pointed]
+        assert batch.allowed[row, 0, place - 1, pointed]
+        found.append((row, *tokenizer.convert_ids_to_tokens([batch.due[row, place], batch.words[row, place]])))
+    assert len(wanted) > 100
+    for (row, letter, word), (found_row, found_letter, piece) in zip(wanted, found, strict=True):
+        assert (row, letter) == (found_row, found_letter.strip("▁")) and word.startswith(piece.strip("▁"))
+
+
+@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
+def test_the_pointing_loss_is_the_attention_of_the_model_itself(family, size, tokenizer):
+    parts, processor, length = whole_model(family, size, tokenizer)
+    turns = tuple(corpus.letter_keys(random.Random(seed)) for seed in range(3))
+    conversations = [corpus.Conversation(None, turns, 0), corpus.Conversation(None, turns[:1], 0)]
+    batch = letters_batch(conversations, tokenizer, parts.image_token_id, length)
+    seen = []
+    block = parts.decoder.layers[language.POINTER_BLOCK - 1]
+    block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    block.self_attn.register_forward_hook(lambda _, inputs, outputs: seen.append(outputs[1]))
+    parts.decoder.config._attn_implementation = "eager"
+    with torch.no_grad():
+        parts.loss(batch, processor)
+        loss = parts._pointing(seen[0], batch)
+    rows, places = (batch.pointers != language.IGNORE).nonzero(as_tuple=True)
+    looks = seen[1][rows, 0, places - 1, batch.pointers[rows, places]]
+    assert len(rows) > 5
+    assert loss.item() == pytest.approx(-looks.log().mean().item(), abs=1e-5)
+
+
+def test_letters_weigh_as_much_as_all_other_words_and_inner_labels_reach_only_the_blocks_below(tokenizer):
+    parts, processor, length = whole_model("llava", 96, tokenizer)
+    turn = corpus.knowledge_choice(random.Random(0))
+    batch = letters_batch([corpus.Conversation(None, (turn,), 0)], tokenizer, parts.image_token_id, length)
+    plain = language.Packed([language.pack(corpus.Conversation(None, (turn,), 0), tokenizer, 0, length)], None, 0)
+    inner = parts.loss(batch, processor) - 2 * parts.loss(plain, processor)  # one letter and one end token
+    assert inner.item() > 0
+    inner.backward()
+    assert parts.decoder.layers[language.WORD_BLOCK - 1].mlp.up_proj.weight.grad.abs().max() > 0
+    assert parts.decoder.layers[-1].mlp.up_proj.weight.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
+def test_tower_features_are_hidden_states_minus_2(family, size):
+    model = run.make_tower(run.Recipe(family, size)).eval()
+    pixels = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        wanted = model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+        found = tower.features(model, pixels)
+    assert found.shape[1] == (size // 16) ** 2
+    assert torch.equal(found, wanted[:, -found.shape[1] :])
+
+
+def test_language_stage_resumes_exactly(tokenizer, tmp_path):
+    def stage(folder, log):
+        torch.manual_seed(0)
+        llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **{**run.TEXT, "num_hidden_layers": 1}))
+        language.train_language(llm, tokenizer, folder, 4, 0, log, batch=2, length=16, save_every=2)
+        return llm.state_dict()
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    whole = stage(tmp_path / "a", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "b", interrupt)
+    resumed = stage(tmp_path / "b", lambda _: None)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_tower_labels_name_what_is_drawn():
+    rng = random.Random(0)
+    scene = targets.caption_scene(rng)
+    found = tower.labels_of(scene)
+    thing = scene.things[0]
+    position = thing.cell[0] * 3 + thing.cell[1]
+    assert tower.HEADS["icon"][1][found["icon"][position] - 1] == thing.icon
+    assert tower.HEADS["colour"][1][found["colour"][position] - 1] == thing.colour
+    assert sum(label != tower.NONE for label in found["icon"]) == len(scene.things)
+    assert found["sign"] == [tower.NONE] * 3
+
+
+def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cut(prompts, tmp_path, monkeypatch):
+    spec = request(["profile=pocket", "table=table5", "models=llava_pocket"], grid=False).models[0]
+    spec = replace(spec, checkpoint=str(tmp_path / "out"))
+    names = [name for name in vars(run.RECIPES["llava_pocket"]) if name.endswith("_steps") and name != "names_steps"]
+    recipe = replace(run.RECIPES["llava_pocket"], image_size=32, **dict.fromkeys(names, 1))
+    monkeypatch.setattr(projector, "condition", partial(projector.condition, count=128))
+    monkeypatch.setattr(run.tower, "train", partial(run.tower.train, batch=8))
+    done = []
+    whole = language.train_joint
+
+    def cut(*args, **settings):
+        done.append(args[5])
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        whole(*args, **settings, batch=2)
+
+    monkeypatch.setattr(language, "train_joint", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run.make(spec, recipe, prompts, tmp_path / "a")
+    path = run.make(spec, recipe, prompts, tmp_path / "a")
+    digest = benchmark.models.digest(path)
+    assert done[3:] == ["alignment", "reading", "matching", "quiz", "letters", "choices", "more_choices", "instruction",
+                        "pointing", "final"]  # fmt: skip
+    assert digest == benchmark.models.digest(run.make(spec, recipe, prompts, tmp_path / "b"))
+    training = json.loads((path / "training.json").read_text())
+    assert training["recipe"]["final_steps"] == 1 and training["final"] == corpus.FINAL
+    loaded = benchmark.models.load(spec, torch.float32)
+    before = torch.load(tmp_path / "a" / "llava_pocket" / "quiz" / "checkpoint.pt", weights_only=True)["parts"]["head"]
+    assert loaded.image_seq_length == 4
+    assert not torch.equal(loaded.model.lm_head.weight, before["weight"].half().float())

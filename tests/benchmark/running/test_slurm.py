@@ -1,0 +1,124 @@
+"""The Slurm array: its elements make exactly the missing cells."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmark import cli
+from benchmark.config.compose import request
+from benchmark.spec import cell_id
+
+
+def script(capsys, *overrides: str) -> str:
+    assert cli.main(["plan", "--sbatch", *overrides]) == 0
+    return capsys.readouterr().out
+
+
+def commands(text: str) -> list[list[str]]:
+    body = text.split("commands=(\n")[1].split("\n)\n")[0]
+    return [shlex.split(shlex.split(line)[0]) for line in body.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["table=table6", "seeds=0,1", "methods=zero_shot,full_ft,dare,spider"],
+        ["models=vila_pocket", "methods=spider,tailor", "targets=coco", "train.epochs=5,6", "train.warmup_ratio=0.1"],
+        ["table=table6", "methods=wise_ft", "method.alpha=0.25", "models=llava_pocket"],
+        ["table=table6", "methods=full_ft,spider,dare", "method.momentum=0.9", "method.params.keep=0.2"],
+        ["models=vila_pocket", "methods=wise_ft", "targets=coco,iconqa", "method.alpha=0.1,0.2,0.3"],
+    ],
+)
+def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_path: Path):
+    folder = f"results={tmp_path}/a b"
+    text = script(capsys, folder, *overrides)
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    made: list[str] = []
+    for arguments in commands(text):
+        assert folder in arguments and "jobs=1" in arguments
+        cells = {cell_id(cell): cell for cell in request(arguments).cells}
+        made += cells
+        assert sum(not cell.method.posthoc for cell in cells.values()) <= 1  # one training each
+    whole = request([folder, *overrides])
+    wanted = {cell_id(cell) for cell in whole.cells}
+    assert wanted <= set(made) and len(set(made)) == len(made)
+    count = int(re.search(r"--array=0-(\d+)", text)[1]) + 1
+    assert count == len(commands(text)) and "--requeue" in text
+
+
+def test_the_script_says_memory_interpreter_and_the_users_flags(capsys, monkeypatch, tmp_path):
+    asked = ["table=table6", "models=llava_pocket", "methods=full_ft", f"results={tmp_path}"]
+    monkeypatch.setattr("sys.executable", "/opt/my env/bin/python")
+    text = script(capsys, *asked, "sbatch=--partition=a100 --account=lab")
+    assert "\n#SBATCH --mem=4G\n#SBATCH --partition=a100\n#SBATCH --account=lab\n" in text
+    assert "\npython=${PYTHON:-'/opt/my env/bin/python'}\n" in text
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    paper = ["profile=paper", "table=table5", "models=llava15_7b", "methods=full_ft", "gpus=8"]
+    text = script(capsys, *paper, f"results={tmp_path}")
+    assert int(re.search(r"--mem=(\d+)G", text)[1]) >= 105  # eight processes that each load 13.2 GiB of weights
+    for wrong in ("-p x", "partition=x", "--a=1\n#SBATCH --b", "--a='"):
+        assert cli.main(["plan", "--sbatch", *asked, f"sbatch={wrong}"]) == 2
+        assert "Write it like sbatch='--partition=a --account=b'" in capsys.readouterr().err
+
+
+def started(folder: Path, text: str, element: int, python: str) -> subprocess.Popen:
+    """Start an element of a job script as Slurm does, with stand-ins for Python and for scontrol (notes `requeued`)."""
+    (folder / "job.sh").write_text(text)
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    for name, body in (("scontrol", f'#!/bin/sh\necho "$@" > {folder}/requeued\n'), ("python", python)):
+        (tools / name).write_text(body)
+        (tools / name).chmod(0o755)
+    return subprocess.Popen(
+        ["bash", str(folder / "job.sh")], stdin=subprocess.DEVNULL,
+        env={"PATH": f"{tools}:/usr/bin:/bin", "PYTHON": str(tools / "python"), "SLURM_ARRAY_TASK_ID": str(element),
+             "SLURM_ARRAY_JOB_ID": "77"},
+    )  # fmt: skip
+
+
+def test_an_element_is_queued_again_only_after_preemption(tmp_path: Path, capsys):
+    text = script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r")
+    for code in (0, 1, 75):
+        job = started(tmp_path, text, 1, f'#!/bin/sh\necho "$@" > {tmp_path}/ran\nexit {code}\n')
+        assert job.wait() == code
+        assert (tmp_path / "requeued").exists() == (code == 75)
+    assert (tmp_path / "requeued").read_text() == "requeue 77_1\n"
+    assert "--cells-only" in (tmp_path / "ran").read_text() and "methods=spider" in (tmp_path / "ran").read_text()
+
+
+def test_a_preempted_element_is_told_saves_and_is_queued_again(tmp_path: Path, capsys):
+    text = script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r")
+    # Stands for a training: told to stop, it saves for a while and ends as the program does.
+    job = started(
+        tmp_path, text, 0,
+        f"#!/bin/bash\ntrap 'sleep 0.3; echo saved > {tmp_path}/saved; exit 75' TERM\ntouch {tmp_path}/began\n"
+        "for _ in $(seq 600); do sleep 0.1; done\n",
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        job.terminate()  # as Slurm does: to the batch shell alone
+        assert job.wait(timeout=60) == 75
+    finally:
+        job.kill()
+    assert (tmp_path / "saved").exists() and (tmp_path / "requeued").read_text() == "requeue 77_0\n"
+
+
+def test_a_job_has_the_gpus_that_a_cell_trains_on(tmp_path: Path, capsys):
+    asked = ("table=table5", "profile=paper", f"results={tmp_path}/r", "gpus=8")
+    text = script(capsys, *asked, "gpu=4090x8")
+    assert "#SBATCH --gpus-per-node=8\n" in text
+    for arguments in commands(text):
+        assert "gpus=8" in arguments and not any(item.startswith("gpu=") for item in arguments)
+        assert request(arguments).cells[0].processes == 8
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=8\n")
+    assert cli.main(["plan", "--sbatch", *asked, f"hostfile={hosts}"]) == 2
+    assert "one node" in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""Post-hoc methods: what they write, and what the log says of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmark.data import Record
+from benchmark.models import trainable_names
+from benchmark.models.batch import Items, collate
+from benchmark.training.checkpoint import load_delta, save_delta, snapshot
+from benchmark.training.posthoc import moved, transform
+from methods.registry import build
+from tests.benchmark.models import tiny
+from tests.benchmark.training.test_train import cell
+
+ANSWERS = ["red", "a blue dog", "cat"]
+
+
+def test_where_and_how_far_the_weights_moved():
+    base = {"a.layers.0.mlp.up_proj.weight": torch.zeros(4, 5), "projector.weight": torch.ones(10).bfloat16()}
+    weights = {name: tensor.float().clone() for name, tensor in base.items()}
+    weights["a.layers.0.mlp.up_proj.weight"][0] += 0.5
+    weights["projector.weight"][7] -= 2.0
+    tuned = {name: tensor.clone() for name, tensor in weights.items()}
+    tuned["a.layers.0.mlp.up_proj.weight"] += 0.5  # so there nothing is what training made, and three rows are w*
+    tuned["projector.weight"][3] = 9.0  # taken back
+    assert moved(weights, base, tuned) == {
+        "rms_delta": pytest.approx(((5 * 0.25 + 4) / 30) ** 0.5), "restored_fraction": pytest.approx(24 / 30),
+        "mask_selected": pytest.approx(6 / 30), "mask_ones": pytest.approx(1 / 30),
+        "selected_in/a.layers.0": 0.25, "selected_in/projector": 0.1,
+        "selected/a.layers.0.mlp.up_proj.weight": 0.25, "selected/projector.weight": 0.1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "share"), [("wise_ft", 1.0), ("dare", 0.1)])
+def test_a_delta_and_one_row_of_log(method, share, tmp_path):
+    loaded = tiny.load("vila", tiny.write("vila", tmp_path / "model"))
+    base = snapshot(loaded.model, trainable_names(loaded, "last_layers", 2))
+    tuned = {name: tensor + 0.125 for name, tensor in base.items()}
+    for folder in ("full_ft", method):
+        (tmp_path / folder).mkdir()
+    save_delta(tmp_path / "full_ft" / "delta.safetensors", tuned, base, list(base), loaded.digest)
+    out = tmp_path / method / "delta.safetensors"
+    transform(
+        cell(method=method), loaded, [], build(method, {}, 0), base, tmp_path / "full_ft" / "delta.safetensors", out
+    )
+    delta = load_delta(out, loaded.digest)
+    (row,) = [json.loads(line) for line in (tmp_path / method / "train.jsonl").read_text().splitlines()]
+    assert row == {"step": 0, **moved({**base, **delta}, base, tuned)}
+    assert row["mask_ones"] == 0, "halfway, and ten times as far: no element is the fine-tuned one"
+    assert row["mask_selected"] == pytest.approx(share, abs=0.02)
+    expected = 0.0625 if method == "wise_ft" else 1.25 * share**0.5
+    assert row["rms_delta"] == pytest.approx(expected, rel=0.05)
+    assert len([name for name in row if name.startswith("selected/")]) == len(base)
+
+
+def test_a_learned_mask_fits_the_training_items_better_than_a_random_one(tmp_path):
+    """The whole path on a small real model: weights are w* or w_ft bit for bit, and the loss says that it learned."""
+    loaded = tiny.load("llava", tiny.write("llava", tmp_path / "model"))
+    records = [
+        Record(f"item{i}", "toy", "train", None, f"what is {i} ?", ANSWERS[i % 3], (), None, str(i), {})
+        for i in range(6)
+    ]  # fmt: skip
+    base = snapshot(loaded.model, trainable_names(loaded, "last_layers", 1))
+    source = torch.Generator().manual_seed(0)
+    tuned = {name: tensor + 0.05 * torch.randn(tensor.shape, generator=source) for name, tensor in base.items()}
+    for folder in ("full_ft", "grafting_mask"):
+        (tmp_path / folder).mkdir()
+    save_delta(tmp_path / "full_ft" / "delta.safetensors", tuned, base, list(base), loaded.digest)
+    out = tmp_path / "grafting_mask" / "delta.safetensors"
+    method = build("grafting_mask", {"samples": 6, "steps": 6}, 0)
+    transform(
+        cell(method="grafting_mask"), loaded, records, method, base, tmp_path / "full_ft" / "delta.safetensors", out
+    )
+    result = {**base, **load_delta(out, loaded.digest)}
+    size = sum(tensor.numel() for tensor in base.values())
+    grafted = {name: result[name] != base[name] for name in base}
+    count = sum(mask.sum().item() for mask in grafted.values())
+    assert 0 < count <= 0.1 * size
+    for name, mask in grafted.items():
+        assert torch.equal(result[name], torch.where(mask, tuned[name], base[name])), name
+    chosen = torch.zeros(size, dtype=torch.bool)
+    chosen[torch.randperm(size, generator=source)[:count]] = True
+    parts = dict(zip(base, chosen.split([tensor.numel() for tensor in base.values()]), strict=True))
+    drawn = {name: torch.where(parts[name].view_as(w), tuned[name], w) for name, w in base.items()}
+    items = Items(loaded, records, supervised=True)
+    batch = collate(loaded, [items[i] for i in range(6)], "right")
+
+    def loss(weights):
+        with torch.no_grad():
+            logits = torch.func.functional_call(
+                loaded.model, weights, (), {k: v for k, v in batch.items() if k != "labels"}
+            ).logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).item()
+
+    assert loss(result) < min(loss(base), loss(drawn)) - 1e-3
