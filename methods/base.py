@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.training.attach import Shards
     from benchmark.training.calibration import Calibration
+    from methods.shards import Shards
 
 
 @dataclass(frozen=True)

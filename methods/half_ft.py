@@ -18,7 +18,7 @@ from methods.ops import generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.training.attach import Shards
+    from methods.shards import Shards
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 FEED_FORWARD = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

@@ -13,7 +13,7 @@ from methods.masks import shares
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.training.attach import Shard, Shards
+    from methods.shards import Shard, Shards
 
 
 SAMPLED = 1024  # elements of a tensor, at most, whose selection is remembered

@@ -11,7 +11,7 @@ from methods.base import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.training.attach import Shards
+    from methods.shards import Shards
 
 
 ONE_STEP = (

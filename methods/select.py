@@ -16,7 +16,7 @@ from methods.threshold import Largest, largest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.training.attach import Shard, Shards
+    from methods.shards import Shard, Shards
 
 
 @dataclass(frozen=True)

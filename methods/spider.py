@@ -19,7 +19,7 @@ from methods.masks import OUTSIDE, load_accumulated, save_accumulated
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.training.attach import Shard, Shards
+    from methods.shards import Shard, Shards
 
 
 @dataclass(frozen=True)

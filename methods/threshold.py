@@ -15,7 +15,7 @@ from methods.ops import ROW, at_least
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmark.training.attach import Shard, Shards
+    from methods.shards import Shard, Shards
 
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 

@@ -347,8 +347,9 @@ def table(count: int, seed: int, small: bool, out: Path) -> list[str]:
 def _import_all() -> None:
     """Import what runs need, once for all forks; nothing computes yet, so no thread is started."""
     for name in (
-        "matplotlib.pyplot", "torch", "benchmark.cli", "benchmark.config.compose", "benchmark.reporting.radar", "benchmark.models",
-        "benchmark.reporting.outputs", "benchmark.training.posthoc", "benchmark.reporting.render", "benchmark.running.runner", "benchmark.reporting.tables",
+        "matplotlib.pyplot", "torch", "benchmark.cli", "benchmark.config.compose", "benchmark.reporting.radar",
+        "benchmark.models", "benchmark.reporting.outputs", "benchmark.training.posthoc", "benchmark.reporting.render",
+        "benchmark.running.runner", "benchmark.reporting.tables",
         "benchmark.training.train", "benchmark.training.generate", "eval.score",
     ):
         importlib.import_module(name)
@@ -487,9 +488,11 @@ def _stub_project(folder: Path) -> Path:
     """Write a project with our installer and one requirement that needs no network."""
     shutil.copytree(ROOT / ".ci", folder / ".ci")
     shutil.copy(ROOT / "Makefile", folder)
-    (folder / "benchmark").mkdir()
-    (folder / "benchmark" / "__init__.py").write_text("")
-    (folder / "benchmark" / "doctor.py").write_text("import stub\nassert len(stub.NUMBERS) == 1000\n")
+    package = folder / "benchmark" / "profiling"
+    package.mkdir(parents=True)
+    for place in (package.parent, package):
+        (place / "__init__.py").write_text("")
+    (package / "doctor.py").write_text("import stub\nassert len(stub.NUMBERS) == 1000\n")
     (folder / "constraints.txt").write_text("stub==1.0\n")
     (folder / "pyproject.toml").write_text(
         '[project]\nname = "x"\nversion = "1"\ndependencies = ["stub"]\n[project.optional-dependencies]\ndev = []\n'

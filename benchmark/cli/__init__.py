@@ -524,7 +524,8 @@ def audit(arguments: list[str]) -> int:
         return audit_protocol([asked.datasets[name] for name in used], at_root(asked.data_root), model)
     from benchmark.audit import data as auditing
     from benchmark.models import places
-    from benchmark.running.worker import load_model, prepare_process
+    from benchmark.models.loading import load_model
+    from benchmark.running.worker import prepare_process
 
     bases = {}
     prepare_process(asked.threads, asked.device, None)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from benchmark.config import own_checkpoints, own_modules, protocols
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import user_path
-from benchmark.running.multi_process import world_size
+from benchmark.core.hosts import world_size
 from benchmark.spec import (
     ROOT,
     CellSpec,

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Protocol, TextIO
 
-from benchmark.planning.cost import clock
-
 QUIET_SECONDS = 30.0  # between two lines about one cell, where there are no bars
 StageTold = Callable[[str, int, int], None]  # (stage, done, total)
 Told = Callable[[int, int], None]  # (done, total)
@@ -267,3 +265,11 @@ def read_image(done: int, total: int) -> None:
     """Tell whoever asked with `images_told` how many images are read; nobody may have."""
     if (told := _READING.get()) is not None:
         told(done, total)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as people say it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

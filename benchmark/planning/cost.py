@@ -52,11 +52,3 @@ class Costs:
 def _kind(stage: str, posthoc: bool) -> str:
     """Return what stages of equal cost have in common."""
     return "posthoc" if stage == "train" and posthoc else stage
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as people say it: 45 s, 12 min, 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from benchmark.config.compose import Request
 from benchmark.core.errors import UserError
+from benchmark.core.hosts import world_size
+from benchmark.core.progress import clock
 from benchmark.models import places
 from benchmark.models.sizes import Architecture, architecture_of
-from benchmark.planning.cost import Costs, clock
+from benchmark.planning.cost import Costs
 from benchmark.planning.estimate import (
     GIB,
     GPUS,
@@ -29,7 +31,6 @@ from benchmark.planning.estimate import (
     training_seconds,
 )
 from benchmark.planning.plan import Planned
-from benchmark.running.multi_process import world_size
 from benchmark.spec import CellSpec, ModelSpec
 from benchmark.store.cells import Store
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmark.config.compose import Request
 from benchmark.core.errors import UserError, counted
-from benchmark.core.progress import StageTold
+from benchmark.core.progress import StageTold, clock
 from benchmark.models import places
-from benchmark.planning.cost import Costs, clock
+from benchmark.planning.cost import Costs
 from benchmark.spec import (
     CellSpec,
     DatasetSpec,

@@ -18,12 +18,13 @@ from torch.utils._pytree import tree_leaves
 
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import user_path, write_atomic
-from benchmark.profiling.doctor import available_gb
+from benchmark.core.machine import available_gb
 from benchmark.profiling.settings import names_of, read_settings
-from benchmark.training.attach import Attachment, Shards, attach
+from benchmark.training.attach import Attachment, attach
 from methods import fused
 from methods.base import Method
 from methods.registry import METHODS, build
+from methods.shards import Shards
 
 FLOAT = 4  # bytes
 RELEASED = "released code"

@@ -10,6 +10,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from benchmark.core.machine import available_gb
+
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY_GB, DISK_GB, CORES = 5.0, 2.0, 2
 
@@ -85,23 +87,6 @@ def machine() -> tuple[list[str], list[str]]:
             f"{disk:.1f} GB free on disk, {DISK_GB:.0f} GB are needed: free some, or set results= to another disk"
         )
     return facts, warnings
-
-
-def available_gb() -> float | None:
-    """Return the memory that is available, also inside a container with a limit."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-        found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-        free = int(found[1]) * 1024 / 1e9 if found else None
-    except OSError:
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        room = (int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())) / 1e9
-        free = room if free is None else min(free, room)
-    except (OSError, ValueError):
-        pass  # no limit, or another kind of control group
-    return free
 
 
 def main(arguments: list[str]) -> int:

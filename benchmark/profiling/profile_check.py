@@ -12,11 +12,11 @@ from pathlib import Path
 from benchmark.config.compose import Request
 from benchmark.core.commands import output_of
 from benchmark.core.errors import UserError
+from benchmark.core.machine import available_gb
 from benchmark.models import places
 from benchmark.models.checkpoint_files import check_whole, weight_files
 from benchmark.models.sizes import Architecture, architecture_of
 from benchmark.planning.estimate import GIB, OVERHEAD
-from benchmark.profiling.doctor import available_gb
 from benchmark.spec import ModelSpec, at_root
 
 SPLITS = ("train", "test")

@@ -21,7 +21,10 @@ from benchmark.spec import ROOT, at_root
 from benchmark.store import code_version
 
 # What must hold beside the samples: the same numbers whatever the order, the workers and the engine.
-TESTS = ("tests/benchmark/training/test_determinism.py", "tests/methods/test_reference.py", "tests/multiprocess/test_parity.py")
+TESTS = (
+    "tests/benchmark/training/test_determinism.py", "tests/methods/test_reference.py",
+    "tests/multiprocess/test_parity.py",
+)
 
 SAMPLES = ROOT / "conf" / "samples.yaml"
 

@@ -18,8 +18,8 @@ from benchmark import models
 from benchmark.core.errors import UserError
 from benchmark.core.files import canonical_json, unfinished_folder, write_atomic
 from benchmark.models import LoadedModel
+from benchmark.models.loading import load_model
 from benchmark.models.prompt import IMAGE_TAG
-from benchmark.running.worker import load_model
 from benchmark.spec import CellSpec, answering_dtype, plain
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
@@ -51,7 +51,9 @@ def export(store: Store, name: str, target: Path) -> Path:
     if cell.train is None:
         raise UserError(f"{folder.name} is the untuned base model, which is {cell.model.checkpoint} already.")
     if cell.model.family not in WRITERS:
-        raise UserError(f"No writer for family {cell.model.family}: add one to WRITERS in benchmark/publishing/export.py.")
+        raise UserError(
+            f"No writer for family {cell.model.family}: add one to WRITERS in benchmark/publishing/export.py."
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Give a new folder.")
     loaded = load_model(cell.model, cell.dtype, "cpu")

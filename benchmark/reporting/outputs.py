@@ -160,7 +160,8 @@ def check_one_setting(request: Request) -> None:
 
 def name_of(method: str) -> str:
     """Return a method's printed name; a user's own checkpoint is called as the user calls it."""
-    return method.removeprefix(own_checkpoints.PREFIX) if method.startswith(own_checkpoints.PREFIX) else entry(method).name
+    own = method.startswith(own_checkpoints.PREFIX)
+    return method.removeprefix(own_checkpoints.PREFIX) if own else entry(method).name
 
 
 def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, request: Request) -> RowResult:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.core import signals
-from benchmark.core.commands import output_of
 from benchmark.core.errors import UserError
 from benchmark.core.files import lock, write_atomic
+from benchmark.core.hosts import gpus_in_sight, world_size
 from benchmark.core.variables import neutralise
 from benchmark.running.endings import Ending, How, cause, forget, memory_kills, noted, of_exit
 from benchmark.spec import ROOT, CellSpec
@@ -209,46 +208,6 @@ def processes_of(cell: CellSpec, visible: str | None) -> int:
     if cell.device == "cpu" or cell.hostfile:
         return 1
     return len(gpus_in_sight(visible))
-
-
-def world_size(processes: int, hostfile: str | None) -> int:
-    """Return how many processes train a cell, those of all machines together.
-
-    Args:
-        processes: of one machine; 0: one per GPU, as many as a hostfile says.
-        hostfile: DeepSpeed's; None: one machine.
-
-    Returns:
-        Their number; 0 if only a run finds it out.
-    """
-    if hostfile is None:
-        return processes
-    text = Path(hostfile).read_text(errors="replace")
-    slots = [int(found) for found in re.findall(r"^[^\s#]+[ \t]+slots=(\d+)", text, re.MULTILINE)]
-    return processes * len(slots) if processes else sum(slots)
-
-
-def gpus_in_sight(visible: str | None) -> tuple[str, ...]:
-    """Return the names of the GPUs that a process may use, in order.
-
-    Args:
-        visible: CUDA_VISIBLE_DEVICES of the user; None: every GPU of the machine.
-
-    Raises:
-        UserError: there is no GPU.
-    """
-    if visible is not None:
-        return tuple(name.strip() for name in visible.split(",") if name.strip())
-    try:
-        listed = output_of(["nvidia-smi", "-L"])
-    except subprocess.TimeoutExpired as error:
-        raise UserError(
-            f"nvidia-smi gave no answer in {error.timeout:.0f} s: the driver hangs. Restart the machine, or name the "
-            "GPUs with CUDA_VISIBLE_DEVICES."
-        ) from None
-    except (OSError, subprocess.CalledProcessError):
-        raise UserError("device=cuda, but nvidia-smi finds no GPU. Use a machine with GPUs, or say gpus=N.") from None
-    return tuple(str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines())))
 
 
 def _show(rows: Path, shown: int, steps: int, told: Told | None) -> int:

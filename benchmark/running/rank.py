@@ -1,4 +1,4 @@
-"""One of the processes that work on a cell together: python -m benchmark.running.rank FOLDER STAGE, started by a launcher."""
+"""One of the processes that work on a cell together; a launcher runs python -m benchmark.running.rank FOLDER STAGE."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def _prepare(cell: CellSpec) -> None:
 
 def _train(cell: CellSpec, folder: Path) -> None:
     from benchmark import data
-    from benchmark.running.worker import load_model, method_of
+    from benchmark.models.loading import load_model
+    from benchmark.running.worker import method_of
     from benchmark.training.train import train
 
     assert cell.train is not None and cell.target is not None
@@ -110,7 +111,8 @@ def _train(cell: CellSpec, folder: Path) -> None:
 def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
     """Answer this process's share of the batches that one process would make of the dataset."""
     from benchmark import data
-    from benchmark.running.worker import answer, how_to_load, load_model
+    from benchmark.models.loading import how_to_load, load_model
+    from benchmark.running.worker import answer
 
     records = data.load(cell.dataset(dataset), at_root(cell.data_root), cell.eval.split, cell.eval.limit)
     loaded = load_model(*how_to_load(cell, answering=True))

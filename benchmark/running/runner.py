@@ -14,13 +14,13 @@ from benchmark.config.compose import Request
 from benchmark.core import signals, temporary
 from benchmark.core.errors import Locked, UserError, counted
 from benchmark.core.files import sweep
+from benchmark.core.hosts import gpus_in_sight
 from benchmark.core.progress import Progress, long_work, progress
 from benchmark.paper import zero_shot_gate
 from benchmark.planning import plan as planning
 from benchmark.planning.cost import Costs
 from benchmark.planning.plan import Planned
 from benchmark.running.endings import Ending, How
-from benchmark.running.multi_process import gpus_in_sight
 from benchmark.running.pool import Pool
 from benchmark.running.worker import VISIBLE, Failure, Worker, prepare_process
 from benchmark.spec import CellSpec, ProfileSpec, at_root

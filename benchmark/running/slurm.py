@@ -13,9 +13,10 @@ from benchmark.config import own_modules
 from benchmark.config.compose import AXES, Request, hydra_value, parameter_of
 from benchmark.config.own_checkpoints import PREFIX
 from benchmark.core.errors import UserError, counted
+from benchmark.core.progress import clock
 from benchmark.data import DATASETS
 from benchmark.models.sizes import architecture_of
-from benchmark.planning.cost import Costs, clock
+from benchmark.planning.cost import Costs
 from benchmark.planning.plan import Planned
 from benchmark.spec import ROOT, CellSpec, DatasetSpec, cell_id
 

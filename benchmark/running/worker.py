@@ -11,9 +11,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from benchmark.core import temporary
@@ -21,7 +20,8 @@ from benchmark.core.errors import UserError, explained, printable
 from benchmark.core.files import write_atomic
 from benchmark.core.progress import Told, images_told
 from benchmark.core.variables import neutralise_process
-from benchmark.spec import CellSpec, ModelSpec, answering_dtype, at_root
+from benchmark.models.loading import how_to_load, load_model
+from benchmark.spec import CellSpec, ModelSpec, at_root
 from benchmark.store.cells import Store
 from benchmark.store.keys import Keys
 from eval.java import find_java
@@ -130,51 +130,6 @@ def answer(
     generate(
         loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told, share_images=cell.eval.share_images
     )
-
-
-def load_model(model: ModelSpec, dtype: str, device: str, then: str | None = None) -> LoadedModel:
-    """Return a base model on its device.
-
-    Args:
-        model: the model.
-        dtype: that its weights are read in.
-        device: cpu or cuda.
-        then: the dtype that they are cast to; None: none other.
-
-    Raises:
-        UserError: the checkpoint is missing, truncated or does not match.
-    """
-    import torch
-
-    from benchmark import models
-    from benchmark.models import places
-
-    path = places.checkpoint(model).path
-    try:
-        loaded = models.load(replace(model, checkpoint=str(path)), getattr(torch, dtype))
-    except UserError:
-        raise
-    except Exception as error:  # the libraries that read configs and tokenizers raise whatever they like
-        raise UserError(
-            f"The checkpoint {path} does not load: {type(error).__name__}: {shorten(str(error), 300)}. Fetch it again, "
-            "or correct model.checkpoint."
-        ) from error
-    loaded.model.to(device)
-    if then not in (None, dtype):
-        # Weights alone: the tables of rotary embeddings stay in float32, as from_pretrained leaves them.
-        for parameter in loaded.model.parameters():
-            parameter.data = parameter.data.to(getattr(torch, then))
-    return loaded
-
-
-def how_to_load(cell: CellSpec, answering: bool) -> tuple[ModelSpec, str, str, str]:
-    """Return the arguments of load_model for a cell's training, or for its answers.
-
-    A tuned model was saved in the dtype of its training, so all its weights, also the frozen ones, pass through that
-    one before they get the dtype of the answers; an untuned model is read in the latter. So do LLaVA's own scripts.
-    """
-    last = answering_dtype(cell) if answering else cell.dtype
-    return cell.model, last if answering and cell.train is None else cell.dtype, cell.device, last
 
 
 def _images(stage: str, step: Step) -> Told:

@@ -126,7 +126,7 @@ _bases: dict = {}
 
 def _base(cell: CellSpec):
     """Return the cell's base model on the CPU; the last one is kept."""
-    from benchmark.running.worker import load_model
+    from benchmark.models.loading import load_model
 
     key = (cell.model, cell.dtype)
     if key not in _bases:

@@ -20,7 +20,7 @@ from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import write_atomic
 from benchmark.spec import ROOT, at_root
 
-FILE = ROOT / "benchmark" / "stage_versions.json"
+FILE = Path(__file__).with_name("stage_versions.json")
 
 # The code that makes each stage's number, relative to the repository. Model families and methods have versions of their
 # own. What data readers make is in the data's digest; spec, plan, store and runner only move things.
@@ -31,10 +31,13 @@ MODEL = (
 )
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
-        "benchmark/training/train.py", "benchmark/training/checkpoint.py", "benchmark/training/engine.py", "benchmark/training/fragments.py",
-        "benchmark/training/attach.py", *MODEL, "methods/base.py", "methods/state.py",
+        "benchmark/training/train.py", "benchmark/training/checkpoint.py", "benchmark/training/engine.py",
+        "benchmark/training/fragments.py", "benchmark/training/attach.py", "methods/shards.py", *MODEL,
+        "methods/base.py", "methods/state.py",
     ),
-    "posthoc": ("benchmark/training/posthoc.py", "benchmark/training/calibration.py", "methods/blocks.py", "methods/masks.py"),
+    "posthoc": (
+        "benchmark/training/posthoc.py", "benchmark/training/calibration.py", "methods/blocks.py", "methods/masks.py",
+    ),
     "generate": ("benchmark/training/generate.py", *MODEL),
     "score": (
         "eval/score.py", "eval/caption.py", "eval/exact.py", "eval/format.py", "eval/normalise.py", "eval/scienceqa.py",
@@ -42,7 +45,8 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "summary": ("eval/stats.py", "eval/averages.py", "benchmark/store/scores.py"),
     "footprint": (
-        "benchmark/running/method_cost.py", "benchmark/training/attach.py", "benchmark/training/train.py", "methods/base.py", "methods/state.py",
+        "benchmark/running/method_cost.py", "benchmark/training/attach.py", "methods/shards.py",
+        "benchmark/training/train.py", "methods/base.py", "methods/state.py",
     ),
     "pid": ("benchmark/studies/discrepancy.py", "benchmark/training/train.py", "benchmark/models/batch.py"),
 }

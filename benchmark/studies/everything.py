@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from benchmark.config.compose import check_used, request, unused_of, without
 from benchmark.core.errors import UserError
+from benchmark.core.progress import clock
 from benchmark.planning import plan as planning
-from benchmark.planning.cost import clock
 from benchmark.reporting import outputs
 from benchmark.running import runner
 from benchmark.store.cells import Store

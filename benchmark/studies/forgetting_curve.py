@@ -152,7 +152,7 @@ def _keep(item: Planned, store: Store, worker: Worker) -> None:
 
 
 def tidy(asked: Request) -> pd.DataFrame:
-    """Return the lines of `benchmark.reporting.tables` at every epoch, from what is finished; epoch 0 is the untuned model."""
+    """Return the table lines of every epoch, from what is finished; epoch 0 is the untuned model."""
     store = Store(asked.results)
     trained = tuple(cell for cell in asked.cells if cell.train is not None)
     untuned = tuple(cell for cell in asked.cells if cell.train is None)

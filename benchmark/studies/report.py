@@ -17,9 +17,9 @@ import pandas as pd
 from benchmark.config.compose import AXES, Request, check_used, request, without
 from benchmark.core.errors import UserError, counted
 from benchmark.core.files import write_atomic
+from benchmark.core.progress import clock
 from benchmark.data import Record, load, open_image
 from benchmark.planning import plan as planning
-from benchmark.planning.cost import clock
 from benchmark.planning.plan import Planned
 from benchmark.reporting import claims, outputs
 from benchmark.reporting.claims import Evidence, Point

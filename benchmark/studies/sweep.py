@@ -129,7 +129,7 @@ def tidy(asked: Request, store: Store, keys: Sequence[str]) -> pd.DataFrame:
         keys: the swept keys; each becomes a column.
 
     Returns:
-        The lines of `benchmark.reporting.tables` with the axes in front. p-values are Holm-corrected over the whole sweep.
+        The table lines with the axes in front. p-values are Holm-corrected over the whole sweep.
     """
     plan = planning.make(asked, store)
     done = {item.id for item in plan if item.done}

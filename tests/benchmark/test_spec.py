@@ -238,7 +238,8 @@ def test_the_parameters_of_a_method_of_the_users_own():
 
 def test_composing_needs_no_torch():
     program = (
-        "import sys; from benchmark.config.compose import request; request(['table=table5']); import benchmark.planning.plan;"
+        "import sys; from benchmark.config.compose import request; import benchmark.planning.plan;"
+        "request(['table=table5']);"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules and 'pandas' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.training.attach import Shard, Shards
+from methods.shards import Shard, Shards
 
 
 def run(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from benchmark.core.errors import UserError
-from benchmark.training.attach import Shard
 from methods import ops
 from methods.base import Method
 from methods.grafting import Grafting
 from methods.registry import METHODS, build
 from methods.select import Select
+from methods.shards import Shard
 from methods.spider import Spider
 from tests.multiprocess.training import EPS, MAX_NORM, STEPS, Data, Training
 

@@ -23,8 +23,8 @@ from benchmark.core import signals
 from benchmark.core.errors import UserError
 from benchmark.core.signals import Preempted
 from benchmark.data import load as load_records
+from benchmark.models.loading import load_model
 from benchmark.running import endings, multi_process, rank
-from benchmark.running.worker import load_model
 from benchmark.spec import MethodSpec
 from benchmark.store import cells
 from benchmark.training.generate import generate

@@ -11,9 +11,9 @@ import pytest
 from benchmark import cli
 from benchmark.config.compose import Request, request
 from benchmark.core.errors import UserError
-from benchmark.core.progress import Clock, Lines
+from benchmark.core.progress import Clock, Lines, clock
 from benchmark.planning import plan as planning
-from benchmark.planning.cost import Costs, clock
+from benchmark.planning.cost import Costs
 from benchmark.running.runner import Schedule
 from benchmark.running.worker import Failure
 from benchmark.spec import cell_id

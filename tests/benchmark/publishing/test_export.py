@@ -24,10 +24,10 @@ from benchmark.cli import main
 from benchmark.core.errors import UserError
 from benchmark.models import trainable_names
 from benchmark.models.batch import Item, collate
+from benchmark.models.loading import how_to_load, load_model
 from benchmark.models.prompt import render
 from benchmark.models.vila import VilaForConditionalGeneration
 from benchmark.publishing.export import export
-from benchmark.running.worker import how_to_load, load_model
 from benchmark.spec import plain
 from benchmark.store.cells import Store
 from benchmark.training.checkpoint import save_delta, snapshot

@@ -42,7 +42,10 @@ def test_images_that_a_stage_reads_before_its_first_step_are_reported(tmp_path, 
     monkeypatch.setattr(worker.Worker, "_load", lambda *_, **__: SimpleNamespace(model=None, digest=""))
     monkeypatch.setattr(worker.Worker, "_training_records", lambda *_: [])
     monkeypatch.setattr(worker.Worker, "records", lambda *_: [])
-    for name in ("benchmark.training.train.train", "benchmark.training.posthoc.transform", "benchmark.training.generate.generate"):
+    for name in (
+        "benchmark.training.train.train", "benchmark.training.posthoc.transform",
+        "benchmark.training.generate.generate",
+    ):
         monkeypatch.setattr(name, reads)
     for name in ("apply_delta", "load_delta"):
         monkeypatch.setattr(f"benchmark.training.checkpoint.{name}", lambda *_: None)

@@ -85,7 +85,7 @@ def test_all_gives_a_parameter_to_the_tables_and_figures_that_have_it(monkeypatc
     monkeypatch.setattr(everything, "_table", lambda name, own: lambda: given.update({name: own}) or 0)
     monkeypatch.setattr(everything, "_figure", lambda name, own: lambda: given.update({name: own}) or 0)
     monkeypatch.setattr(everything, "_report", lambda own: given.update(report=own) or 0)
-    monkeypatch.setattr(everything.rates, "run", lambda own: given.update(rates=own[1:]) or 0)
+    monkeypatch.setattr(everything.learning_rate, "run", lambda own: given.update(rates=own[1:]) or 0)
     assert everything.run(["seeds=0", "method.alpha=0.4"]) == 0
     # table5 and table6 have no WiSE-FT; the plane's curve and the report's do.
     assert given["table5"] == given["fig5"] == given["rates"] == ["seeds=0"]
@@ -111,7 +111,7 @@ def test_all_goes_on_after_a_failure_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(everything, "_table", step)
     monkeypatch.setattr(everything, "_figure", step)
     monkeypatch.setattr(everything, "_report", lambda overrides: made.append("report") or 0)
-    monkeypatch.setattr(everything.rates, "run", lambda overrides: made.append("rates") or 0)
+    monkeypatch.setattr(everything.learning_rate, "run", lambda overrides: made.append("rates") or 0)
     assert everything.run(["seeds=0"]) == 1  # the first code that was not 0
     assert made == [*everything.TABLES, *everything.FIGURES, "rates", "report"]
     out = capsys.readouterr().out

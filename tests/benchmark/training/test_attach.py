@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from benchmark.core.errors import UserError
-from benchmark.training.attach import Shard, Shards, attach
+from benchmark.training.attach import attach
 from benchmark.training.fragments import TRANSPARENT, ZERO, find_layout
 from methods.base import Method
 from methods.full_ft import FullFT
 from methods.registry import build
+from methods.shards import Shard, Shards
 from tests.methods import toy
 
 

@@ -1,0 +1,104 @@
+"""What a method sees of the trained tensors: this process's part of each, and sums over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process's part of one trainable tensor, as 1-D views.
+
+    Attributes:
+        name: the tensor's name in the model.
+        shape: of the whole tensor.
+        numel: of the whole tensor; the local part may be shorter, even empty.
+        weight: a live view, at least float32; writing to it changes the model.
+        grad: a live view of the final gradient, or None outside of an optimizer step.
+        source: the base checkpoint's values, in 16 bits where that loses nothing.
+        offset: index of the part's first element within the flattened tensor.
+    """
+
+    name: str
+    shape: torch.Size
+    numel: int
+    weight: Tensor
+    grad: Tensor | None
+    source: Tensor
+    offset: int = 0
+
+    @property
+    def pretrained(self) -> Tensor:
+        """The base checkpoint's values, on the weight's device and in its dtype; a new tensor at every access."""
+        return self.source.to(self.weight)
+
+
+class Shards:
+    """The tensors of one hook call; iterating reads the current views.
+
+    Args:
+        read: returns the shards, in the same order in every process.
+        reduce: sums a float64 vector over all processes that hold parts; the default is one process (plain
+            torch), or replicas that all hold everything (DDP).
+        place: number of this process, and how many there are; a tensor's parts lie in the order of the processes.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], list[Shard]],
+        reduce: Callable[[Tensor], Tensor] = lambda values: values,
+        place: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._read = read
+        self._reduce = reduce
+        self._place = place
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self._read())
+
+    def reduce_sum(self, values: Tensor) -> Tensor:
+        """Sum a 1-D float64 tensor over the processes; every process calls it, with the same length."""
+        return self._reduce(values)
+
+    def totals(self, function: Callable[[Shard], Tensor]) -> dict[str, Tensor]:
+        """Sum some numbers of every tensor over its parts, all tensors in one reduction, without waiting for it.
+
+        Args:
+            function: maps a shard to a 1-D float64 tensor, the same length for all.
+
+        Returns:
+            The summed numbers by tensor name.
+        """
+        shards = list(self)
+        rows = torch.stack([function(shard) for shard in shards])
+        totals = self.reduce_sum(rows.flatten()).view_as(rows)
+        return {shard.name: total for shard, total in zip(shards, totals, strict=True)}
+
+    def totals_and_before(self, function: Callable[[Shard], Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum some numbers of every tensor over its parts, and over those parts that come before this process's.
+
+        Args:
+            function: maps a shard to a 1-D float64 tensor, the same length for all.
+
+        Returns:
+            (over all parts, over the parts before) by tensor name, from one reduction.
+        """
+        shards, (process, processes) = list(self), self._place
+        rows = torch.stack([function(shard) for shard in shards])
+        apart = rows.new_zeros(processes, *rows.shape)
+        apart[process] = rows
+        apart = self.reduce_sum(apart.flatten()).view_as(apart)
+        sums = zip(shards, apart.sum(0), apart[:process].sum(0), strict=True)
+        return {shard.name: (total, before) for shard, total, before in sums}
+
+    def sums(self, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
+        """Return `totals` as numbers; for them the host waits until a GPU has computed them, once for all tensors."""
+        totals = self.totals(function)
+        return dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
+
+
+LIVE = (Shard, Shards)  # what a method may keep, as it is no state of its own
