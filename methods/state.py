@@ -19,7 +19,7 @@ PLAIN = (str, bytes, int, float, complex, type(None), Enum)
 NO_STATE = (
     type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, property, classmethod,
     staticmethod,
-)  # fmt: skip
+)
 
 
 def definer(cls: type, name: str) -> type:

@@ -39,10 +39,10 @@ TIMED = {"status.json", "provenance.json", "speed.json", "digests.json", ".lock"
 HANGS = 900.0  # seconds after which a process counts as hanging
 # Java, which CIDEr needs, starts for seconds: the small form has a target without it.
 FULL = ["table=smoke", "methods=zero_shot,full_ft,dare,spider", "jobs=1", "checkpoint_steps=1",
-        "train.epochs=2"]  # fmt: skip
+        "train.epochs=2"]
 SMALL = ["table=smoke", "methods=full_ft,dare", "targets=iconqa", "jobs=1", "checkpoint_steps=1",
          "train.epochs=2", "train.limit=12", "train.batch_size=4", "train.micro_batch_size=4",
-         "eval.limit=4"]  # fmt: skip
+         "eval.limit=4"]
 SMALL_COUNTS = {"train": 12, "validation": 4, "test": 4}
 
 
@@ -245,7 +245,7 @@ def choose(quiet: Sequence[Span], count: int, seed: int) -> list[Kill]:
             if other == span or other.start > (span.start if other.stage == span.stage else last[span.stage])
         ), delay, chosen)
         for span, delay, chosen in drawn
-    ]  # fmt: skip
+    ]
 
 
 def killed_in(events: Path) -> str | None:
@@ -306,7 +306,7 @@ def table(count: int, seed: int, small: bool, out: Path) -> list[str]:
     asked = ["run", *(SMALL if small else FULL)]
     if small:
         asked += [f"dataset.{name}.counts.{split}={number}" for name in draw.COUNTS
-                  for split, number in SMALL_COUNTS.items()]  # fmt: skip
+                  for split, number in SMALL_COUNTS.items()]
         asked += [f"dataset.textvqa_no_ocr.counts.{split}={number}" for split, number in SMALL_COUNTS.items()]
     began = time.monotonic()
     code = attempt([*asked, f"results={out / 'quiet'}"], out / "quiet.events", None, log)
@@ -431,7 +431,7 @@ def sharded(count: int, seed: int, out: Path) -> list[str]:
             continue
         # After its own data: a run without a table is a cell and its answers.
         asked = ["run", "models=llava_pocket", "method=spider", *(item for item in SMALL if "table" not in item
-                 and "methods" not in item), f"engine={engine}", "gpus=2", "train.micro_batch_size=2"]  # fmt: skip
+                 and "methods" not in item), f"engine={engine}", "gpus=2", "train.micro_batch_size=2"]
         quiet, killed = out / f"quiet-{engine}", out / f"killed-{engine}"
         events = out / "sharded.events"
         began = time.monotonic()
@@ -446,7 +446,7 @@ def sharded(count: int, seed: int, out: Path) -> list[str]:
             code = attempt([*asked, f"results={killed}"], events, None, log, hunter)
             expected = -9 if hunter.hit == "the program" else 1
             print(f"{engine}, kill {number + 1}  after step {step} of {steps}: {hunter.hit or 'nothing hit'}, exit "
-                  f"code {code}, {time.monotonic() - began:.1f} s", flush=True)  # fmt: skip
+                  f"code {code}, {time.monotonic() - began:.1f} s", flush=True)
             if hunter.hit is None or code != expected:
                 wrong.append(f"{engine}, kill {number + 1}: exit code {code}, {expected} was expected, see {log}")
         code = attempt([*asked, f"results={killed}"], events, None, log)
@@ -475,7 +475,7 @@ def installation(count: int, seed: int, out: Path) -> list[str]:
         chosen, delay = rng.choice(SIGNALS[:3]), 0.7 * rng.random() * length  # it may be faster than the first time
         code = _make(killed, log, delay, chosen)
         print(f"installation, kill {number}  {chosen.name:<7}  after {delay:.2f} of {length:.2f} s: exit code {code}",
-              flush=True)  # fmt: skip
+              flush=True)
     code = _make(killed, log)
     one, other = (_packages(folder) for folder in (quiet, killed))
     print(f"installation left to end: exit code {code}, {len(one)} files, {len(one ^ other)} differ")

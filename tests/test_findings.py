@@ -234,7 +234,7 @@ def captioning() -> list[Row]:
         ("**DARE** keeps {:.0f} %", 100 * parameter("dare", "keep")),
         ("than Full FT in all {} blocks", blocks("table5")),
         ("does not act at {}: its weights end within {} %", parameter("grafting", "strength"), grafting_within()),
-    ]  # fmt: skip
+    ]
 
 
 def question_answering() -> list[Row]:
@@ -260,7 +260,7 @@ def question_answering() -> list[Row]:
         ("**ScienceQA is near.** Zero-shot scores are {:.0f} and {:.0f}.", *both("scienceqa", "zero_shot", "A_T")),
         ("SPIDER's H is the best ({:.1f} against {:.1f} for Full FT, significant)",
          t6(L, "scienceqa", "spider"), t6(L, "scienceqa", "full_ft")),
-    ]  # fmt: skip
+    ]
 
 
 def control() -> list[Row]:
@@ -282,7 +282,7 @@ def control() -> list[Row]:
          *at(V, "wise_ft", 0.5)),
         ("{:.1f} at {:.1f}, where WiSE-FT (at {}) learns {:.1f} at {:.1f}.", *at(L, "spider"), 0.6,
          *at(L, "wise_ft", 0.6)),
-    ]  # fmt: skip
+    ]
 
 
 SELECTED = ("spider_idm", "spider_gradient", "spider_magnitude", "half_ft_elements")
@@ -304,7 +304,7 @@ def modules() -> list[Row]:
          t2("flickr30k", "spider", "memory")),
         ("(w\\* in {} bits and the accumulated gradient)", round(32 * t2("flickr30k", "l2_reg", "memory"))),
         ("takes {:.2f} times as long", t2("flickr30k", "spider", "step_time")),
-    ]  # fmt: skip
+    ]
 
 
 def variants() -> list[Row]:
@@ -314,7 +314,7 @@ def variants() -> list[Row]:
         ("H on Flickr30k is {:.1f} instead of {:.1f}, and on COCO {:.1f} instead of {:.1f}.",
          *(v(target, one) for target in ("flickr30k", "coco") for one in ("spider_code", "spider"))),
         ("{:.1f} on Flickr30k and {:.1f} on COCO.", v("flickr30k", "spider_posthoc"), v("coco", "spider_posthoc")),
-    ]  # fmt: skip
+    ]
 
 
 def sweeps() -> list[Row]:
@@ -336,7 +336,7 @@ def sweeps() -> list[Row]:
         ("VILA's A^S on COCO is {:.1f} then, and {:.1f} after all {}.",
          *(forgetting(VILA, one, "full_ft", "A_S", "COCO-Caption") for one in (1, end("forgetting", "epoch"))),
          end("forgetting", "epoch")),
-    ]  # fmt: skip
+    ]
 
 
 def rates() -> list[Row]:
@@ -346,7 +346,7 @@ def rates() -> list[Row]:
         ("rises from {:.1f} at the chosen {} to {:.1f} at {}, the largest rate of the grid; Full FT's falls "
          "from {:.1f} to {:.1f}.", rate(V, "spider", start), start, rate(V, "spider", top), top,
          rate(V, "full_ft", start), rate(V, "full_ft", top)),
-    ]  # fmt: skip
+    ]
 
 
 def claims(folder: Path) -> list[Row]:
@@ -380,7 +380,7 @@ def readme() -> list[Row]:
          *(plane(model, "COCO-Caption", "spider") for model in (V, L)), plane_seed()),
         ("Of {} claims of the paper, {} hold here, {} are contradicted in at least one group and {} are not shown",
          *counts.groups()),
-    ]  # fmt: skip
+    ]
 
 
 # Heading -> its rows.
@@ -466,7 +466,7 @@ FACTS: dict[str, Callable[[], bool]] = {
     "The common rate is the best for Full FT":
         lambda: all(rate(m, "full_ft", chosen(m), "A_T")
                     == _frame(f"rates/{m}.csv").query("method == 'full_ft'").A_T.max() for m in (V, L)),
-}  # fmt: skip
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ INDENTED = [
 ]
 # What is no part of an example stands for itself and must run as it is.
 RUN = [(page, block) for page, block in FENCED + INDENTED
-       if not any(block in file or textwrap.indent(block, "    ") in file for file in EXAMPLES)]  # fmt: skip
+       if not any(block in file or textwrap.indent(block, "    ") in file for file in EXAMPLES)]
 
 
 def test_whole_examples_are_in_the_documents():

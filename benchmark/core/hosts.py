@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from benchmark.core.commands import output_of
 from benchmark.core.errors import UserError
 
 

@@ -77,7 +77,7 @@ CHANGES_LAYOUT = {
 HARMLESS = {
     "ACCELERATE_LOG_LEVEL", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHDYNAMO_VERBOSE",
     "MKL_VERBOSE", "ONEDNN_VERBOSE", "DNNL_VERBOSE",
-}  # fmt: skip
+}
 # Names that this process and those that started it removed, for provenance.json; values may name hosts.
 removed: set[str] = set()
 PASSED_ON = "SPIDERBENCH_REMOVED"  # how the processes that this one starts learn of them

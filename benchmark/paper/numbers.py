@@ -21,7 +21,7 @@ RESULT_TABLES = ("table5", "table6")
 SELECTIONS = {
     "Rand_gamma": "half_ft_elements", "I_gamma (Eq. 2c)": "spider_magnitude", "G_gamma (Eq. 4)": "spider_gradient",
     "G>I (Eq. 5)": "spider_idm",
-}  # fmt: skip
+}
 # Structural numbers of Table 2: they do not depend on the scale.
 MEASURES = ("memory", "learnable")
 

@@ -20,7 +20,7 @@ WORDS = [
     "a", "an", "the", "one", "two", "three", "man", "woman", "dog", "cat", "red", "blue", "green", "street", "table",
     "on", "in", "with", "near", "of", "and", "is", "are", "doesn't", "it's", "sitting", "standing", "riding", "holding",
     "yes", "no", "10", "2:30", "coca-cola", "stop", "left", "right", "o'clock", "large", "small",
-]  # fmt: skip
+]
 
 
 def texts(rng: random.Random, least: int, most: int) -> str:
@@ -94,7 +94,7 @@ def main(overrides: Sequence[str], measured: Callable[[str], tuple[int, float, f
     given = read_settings("bench scorers", {"metrics": ",".join(METRICS), "out": ""}, overrides)
     metrics = names_of(given["metrics"])
     if faults := [f"metrics={name}: unknown metric.{did_you_mean(name, METRICS)}" for name in metrics
-                  if name not in METRICS]:  # fmt: skip
+                  if name not in METRICS]:
         raise UserError(" ".join(faults))
     if "cider" in metrics:
         tokenise(["warm up"])  # the first start of Java reads its files from the disk

@@ -69,7 +69,7 @@ def all_samples() -> list[tuple[str, str, str]]:
     """Return (model, target, method) of the published cells that are run again; an untuned model has no target."""
     grid = yaml.safe_load(SAMPLES.read_text(encoding="utf-8"))
     return [(model, target, method) for model, targets in grid.items() for target, methods in targets.items()
-            for method in methods]  # fmt: skip
+            for method in methods]
 
 
 def samples(stage: str) -> list[tuple[str, str, str]]:

@@ -86,7 +86,7 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
             folders = {name: Store(target).folder(plan[name].cell) for name in before}
             for name, item in finished.items():
                 folders[name] = store.folder(item.cell)
-                cell_measures.of_cell(item.cell, folders[name], columns)  # keeps in weights.json what only the delta says
+                cell_measures.of_cell(item.cell, folders[name], columns)  # weights.json keeps what only the delta says
             keys = {name: item.keys.summary for name, item in finished.items() if item.keys is not None}
             results.write(partial, folders, keys)
             for root in [target, store.root] if _all_stay(Store(target), Store(partial)) else [store.root]:

@@ -36,7 +36,7 @@ PROVENANCE: dict[str, tuple[type, ...]] = {
     "command": (str,), "commit": (str, type(None)), "dirty": (bool, type(None)), "python": (str,), "packages": (dict,),
     "device": (str,), "cpu_flags": (list,), "threads": (int,), "dtype": (str,), "seconds": (dict,),
     "peak_memory_mb": (int, float),
-}  # fmt: skip
+}
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 Data = Callable[[CellSpec, str, str, int | None], Sequence["Record"]]
 

@@ -229,7 +229,7 @@ def _ends(key: str, methods: Sequence[str] | None, metrics: Sequence[str], risin
             e.above(metric, *group, method, method, at,
                     f"{metric.replace('_', '^')} of {e.label(method)} at {at[0][1]:g} above {at[1][1]:g}")
             for group in e.sweep_groups.get(key, ()) for method in methods or e.swept for metric in metrics
-        ]  # fmt: skip
+        ]
 
     return differences
 
@@ -241,7 +241,7 @@ def _leads(key: str) -> Callable[[Evidence], Differences]:
                     f"SPIDER above {e.label(other)} at {value:g}")
             for group in e.sweep_groups.get(key, ()) for value in e.points.get(key, ())
             for other in e.swept if other != "spider"
-        ]  # fmt: skip
+        ]
         return found or [None]
 
     return differences
@@ -284,7 +284,7 @@ CLAIMS: tuple[tuple[str, str, str, Callable[[Evidence], Differences]], ...] = (
      _in_table("H", "spider", ("spider_posthoc",))),
     ("interpolation", "SPIDER beats interpolation between base and Full FT", "not in the paper: our control",
      _interpolation),
-)  # fmt: skip
+)
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:

@@ -97,7 +97,7 @@ def _fonts_for(characters: set[str]) -> dict[str, str]:
         path, (family, has) = max(
             fonts.items(), key=lambda item: (len(item[1][1] & left), item[1][0].startswith(PREFERRED), item[0]),
             default=("", ("", set())),
-        )  # fmt: skip
+        )
         if not has & left:
             return found
         font_manager.fontManager.addfont(path)
@@ -118,15 +118,15 @@ _LATEX = {
     "–": "--", "—": "---", "‘": "`", "’": "'", "“": "``", "”": "''", "…": r"\ldots{}", "ß": r"\ss{}",
     "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}",
     "Ł": r"\L{}", "å": r"\aa{}", "Å": r"\AA{}", "ı": r"\i{}",
-}  # fmt: skip
+}
 _LATEX |= {
     chr(code): rf"$\{unicodedata.name(chr(code)).rpartition(' ')[2].lower()}$"
     for code in range(0x3B1, 0x3CA) if code not in (0x3BB, 0x3BF, 0x3C2)  # lambda's name is "lamda"; no \omicron
-} | {"λ": r"$\lambda$"}  # fmt: skip
+} | {"λ": r"$\lambda$"}
 _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
     "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
-}  # fmt: skip
+}
 
 
 def latex(text: str) -> str:

@@ -80,7 +80,7 @@ def _line_panel(plot, points: pd.DataFrame, key: str, places: Mapping, chosen: M
             x, values, yerr=errors, label=names[method], color=style.colour, linestyle=style.dash,
             marker=style.marker, markersize=8 if style.marker == "*" else 5, linewidth=1.6, elinewidth=1, capsize=2,
             zorder=4 if style.emphasis else 3,
-        )  # fmt: skip
+        )
     if log:
         plot.set_xscale("log")
     plot.set_xticks(spots, [tick(value) for value in places])
@@ -157,7 +157,7 @@ def _curve(plot, curve: pd.DataFrame, key: str) -> object:
     drawn = plot.errorbar(
         curve["A_S"], curve["A_T"], xerr=errors[0], yerr=errors[1], color=look.colour, linewidth=1.2,
         marker=look.marker, markersize=4, elinewidth=0.6, ecolor=to_rgba(look.colour, 0.35), zorder=2,
-    )  # fmt: skip
+    )
     if key:
         own = curve.iloc[1:-1]
         for place, (x, y, value) in enumerate(zip(own["A_S"], own["A_T"], own[key], strict=True)):
@@ -166,7 +166,7 @@ def _curve(plot, curve: pd.DataFrame, key: str) -> object:
                 tick(value), (x, y), xytext=(5, 3) if place % 2 else (-5, -3), textcoords="offset points", fontsize=6.5,
                 ha="left" if place % 2 else "right", va="bottom" if place % 2 else "top", color=look.colour, zorder=6,
                 path_effects=[withStroke(linewidth=1.5, foreground="white")],
-            )  # fmt: skip
+            )
     return drawn
 
 
@@ -194,7 +194,7 @@ def _plane_panel(
             point["A_S"], point["A_T"], xerr=errors[0], yerr=errors[1], color=style.colour, marker=style.marker,
             markersize=11 if style.marker == "*" else 7, elinewidth=1, linestyle="none", zorder=5,
             markeredgecolor="white", markeredgewidth=0.6,
-        )  # fmt: skip
+        )
         handles.setdefault(point["method_name"], drawn)
 
 
@@ -227,7 +227,7 @@ def discrepancy(frame: pd.DataFrame, title: str, stem: Path) -> list[Path]:
             left.errorbar(
                 point.value, place, xerr=[[point.value - point.low], [point.high - point.value]],
                 **(looks[point.dataset] | {"linestyle": "none", "elinewidth": 2, "markersize": 7}),
-            )  # fmt: skip
+            )
         left.set_yticks(range(len(whole)), whole["dataset_name"])
         left.invert_yaxis()
         left.set_xlabel("PID of the tuned weights (bar: 95 % interval)")
@@ -255,7 +255,7 @@ def _set_look(place: int, role: str) -> dict[str, object]:
     return {
         "color": colour, "marker": "osv^DXP*"[place % 8], "linestyle": "-" if seen else (0, (4, 1.5)), "linewidth": 1.2,
         "markersize": 5.5, "markerfacecolor": colour if seen else "white", "capsize": 2, "elinewidth": 0.9,
-    }  # fmt: skip
+    }
 
 
 # -- Fig. 3 ---------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def gallery(title: str, rule: str, examples: Sequence[Mapping], stem: Path) -> l
             {"item_id": example["item_id"], "prompt": example["prompt"], "method": name, "answer": text,
              "score": score, "references": " | ".join(example["references"])}
             for example in examples for name, (text, score) in example["answers"].items()
-        ]  # fmt: skip
+        ]
         return save(figure, pd.DataFrame(rows), stem)
 
 

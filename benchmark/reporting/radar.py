@@ -73,7 +73,7 @@ _VARIANTS = tuple(
          (0, (9, 2, 3, 2)), (0, (4, 4)), (0, (2, 3)), (0, (5, 2, 2, 2))),
         "<>hpd8^vsDo", strict=True,
     )
-)  # fmt: skip
+)
 # A user's own methods.
 _OWN = tuple(
     Style(colour, dash, marker)
@@ -212,14 +212,14 @@ def radar(
             plot.fill(
                 [*around, *reversed(around)], edge, color=style.colour, alpha=0.18 if style.emphasis else 0.12,
                 linewidth=0, zorder=2,
-            )  # fmt: skip
+            )
             inside = values.loc[method].clip(upper=rim).tolist()
             plot.plot(
                 around, [*inside, inside[0]], label=names[method], color=style.colour,
                 linestyle=style.dash, marker=style.marker, linewidth=2.0 if style.emphasis else 1.1,
                 markersize=(9 if style.marker == "*" else 5.5) if style.emphasis else 4.5,
                 zorder=4 if style.emphasis else 3, clip_on=False,
-            )  # fmt: skip
+            )
             for angle, value in zip(angles, values.loc[method], strict=True):
                 if value > rim:
                     plot.text(angle, 0.97 * rim, f"{value:.0f}", color=style.colour, fontsize=7, ha="right", zorder=5)
@@ -251,7 +251,7 @@ def _radar_grid(plot, angles: np.ndarray, axes: Mapping[str, str], rim: float) -
         plot.text(
             between, level * np.cos(between), f"{level:g}", ha="center", va="center", fontsize=6.5, color="0.4",
             zorder=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.75},
-        )  # fmt: skip
+        )
     for angle, name in zip(angles, axes.values(), strict=False):
         side = math.sin(angle)
         align = "center" if abs(side) < 0.2 else "left" if side > 0 else "right"

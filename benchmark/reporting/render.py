@@ -223,7 +223,7 @@ def to_csv(table: Table) -> str:
 
 _LATEX_NAMES = {
     "A_S": r"$\mathcal{A}^{S}$", "A_T": r"$\mathcal{A}^{T}$", "H": r"$\mathcal{H}$", "O": r"$\mathcal{O}$",
-}  # fmt: skip
+}
 PACKAGES = ("array", "booktabs", "threeparttable")
 # What fits on a page of ICML's two columns (648 pt high), in points: rows of 7 pt type, notes of 8 pt.
 PAGE, CAPTION, HEAD, LINE, GAP, NOTE, NOTE_LETTERS = 600.0, 45.0, 20.0, 7.2, 1.5, 9.5, 110
@@ -349,7 +349,7 @@ def to_latex(table: Table, label: str = "table") -> str:
             r"\scriptsize\setlength{\tabcolsep}{1.5pt}\renewcommand{\arraystretch}{0.9}",
             rf"\begin{{tabular*}}{{\textwidth}}{{{columns}}}",
             r"\toprule", f"Method & {' & '.join(heads)} " + r"\\", *rows, r"\bottomrule", r"\end{tabular*}",
-        ]  # fmt: skip
+        ]
         if place == len(floats) - 1:
             out.append(r"\begin{tablenotes}[flushleft]\footnotesize\setlength{\labelsep}{0pt}\raggedright")
             out += [rf"\item {lettering.latex(note)}" for note in notes]

@@ -50,7 +50,7 @@ MEASURES = {
     "restored": Measure("restored %", 100, 1, "share of the tuned weights that equal the base at the end"),
     "mask_flips": Measure("flips %", 100, 1, "share of the mask that changed between the last two logged masks (10 "
                           "steps apart, fewer at the end), estimated from at most 1024 elements of each tensor"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _lines(found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | No
             "delta": None, "delta_low": None, "delta_high": None, "delta_error": None, "p": None,
             "paper": row.paper[metric].value if metric in row.paper else None,
             "paper_suspect": row.paper[metric].suspect if metric in row.paper else "", "cells": " ".join(row.cells),
-        }  # fmt: skip
+        }
         if metric in MEASURES:
             line["value"] = _mean(row, metric)
         elif sample is not None:
@@ -215,7 +215,7 @@ def _lines(found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | No
                 line |= {
                     "delta": difference.value, "delta_low": difference.low, "delta_high": difference.high,
                     "delta_error": difference.error, "p": difference.p,
-                }  # fmt: skip
+                }
         lines.append(line)
     return lines
 

@@ -180,8 +180,8 @@ def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[st
             "--module", *body,
         ]
     return [
-        sys.executable, "-m", "benchmark.running.torchrun", str(folder), "--standalone", "--nproc-per-node", str(processes),
-        "-m", *body,
+        sys.executable, "-m", "benchmark.running.torchrun", str(folder),
+        "--standalone", "--nproc-per-node", str(processes), "-m", *body,
     ]
 
 

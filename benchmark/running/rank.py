@@ -154,7 +154,7 @@ def share(
         return len(loaded.encode(
             loaded.tokenizer, record.prompt, None, record.image is not None, loaded.image_token_id,
             loaded.image_seq_length, loaded.max_length,
-        )[0])  # fmt: skip
+        )[0])
 
     images = [record.image if how.share_images else None for record in records]
     batches = cut([length(record) for record in records], images, how.batch_size)

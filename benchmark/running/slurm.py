@@ -103,7 +103,7 @@ def script(
         time=f"{minutes // 60:02d}:{minutes % 60:02d}:00", python=_python(),
         resources="\n".join([*resources, f"#SBATCH --mem={memory}G", *_flags(flags), notes]),
         commands="\n".join(f"    {shlex.quote(command)}" for command in commands),
-    )  # fmt: skip
+    )
 
 
 def _flags(text: str) -> list[str]:

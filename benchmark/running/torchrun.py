@@ -1,4 +1,6 @@
-"""torchrun that notes in the cell's folder how the processes died: python -m benchmark.running.torchrun FOLDER ARGUMENTS.
+"""torchrun that notes in the cell's folder how the processes died.
+
+Called as python -m benchmark.running.torchrun FOLDER ARGUMENTS.
 
 Its own command line tells this in its log only, and returns 1 whatever happened.
 """

@@ -32,7 +32,7 @@ SPEC, KEY = "cell.yaml", "key"
 FILES = {
     "scores.json": "scores", "provenance.json": "provenance", KEY: "key", "weights.json": "weights",
     "footprint.json": "footprint",
-}  # fmt: skip
+}
 LOG = "train.jsonl"
 # Where a dataset's item scores and answers stand; both are columns of items.parquet.
 SETS = {"items": ".jsonl.gz", "answers": ".jsonl"}

@@ -32,7 +32,7 @@ class Store:
     """The results of one profile: of runs, or published ones, which are read alike and cannot be written.
 
     Args:
-        root: results folder; cells go to root/cells. A published folder has them as tables (benchmark.store.cell_tables).
+        root: results folder; cells go to root/cells. A published folder has them as tables (`cell_tables`).
     """
 
     def __init__(self, root: Path) -> None:

@@ -133,7 +133,7 @@ def _keep(item: Planned, store: Store, worker: Worker) -> None:
         steps = math.ceil(len(records) / cell.train.batch_size)
         scratch.mkdir(parents=True, exist_ok=True)
         train(cell, loaded, records, method, scratch,
-              _Keeper(cell, loaded.model, base, loaded.digest, steps, scratch, told))  # fmt: skip
+              _Keeper(cell, loaded.model, base, loaded.digest, steps, scratch, told))
         new, old = (read_metadata(folder / "delta.safetensors")["digest"] for folder in (scratch, store.folder(cell)))
     if new != old:
         shutil.rmtree(scratch)

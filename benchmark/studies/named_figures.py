@@ -263,5 +263,5 @@ def _epochs(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], int]] = {
     "sweep": _sweep, "plane": _plane, "pid": _pid, "examples": _examples, "epochs": _epochs,
-}  # fmt: skip
+}
 

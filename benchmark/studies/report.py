@@ -145,7 +145,7 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     browsed |= {
         group.title: [(entry.cell, entry.folder, _label(entry, group)) for entry in group.entries]
         for group in groups[len(curves) :]
-    }  # fmt: skip
+    }
     return Content(
         title=f"SpiderBench report, {base.profile.name}",
         facts=_facts(base, list(done.values())), lead=_lead(done, outside, damaged),
@@ -239,7 +239,7 @@ def _lead(done: Mapping[str, ScoredCell], outside: Sequence[ScoredCell], damaged
             lead.append(f"Not on this page: {counted(number, 'finished cell')} that the command leaves out.")
     if damaged:
         lead.append(f"Not on this page: {counted(len(damaged), 'cell')} that cannot be read ({', '.join(damaged)}). "
-                    "Run them again.")  # fmt: skip
+                    "Run them again.")
     older = sum(entry.older for entry in done.values())
     if older:
         lead.append(f"{older} of the cells are of older code than this; their rows carry {OLDER}.")
@@ -381,7 +381,7 @@ def _diagnostics(cell: CellSpec, folder: Path) -> dict[str, Any]:
         "upstream over 3 words %": sum(e["words_over_3"] for e in upstream) / len(upstream) if upstream else None,
         "upstream contain gold %": sum(e["contains_gold"] for e in upstream) / len(upstream) if upstream else None,
         "target over 3 words %": target.get("words_over_3"),
-    }  # fmt: skip
+    }
 
 
 def _kept_weights(folder: Path) -> dict[str, float]:
@@ -488,7 +488,7 @@ def _browsed(
                 "target_name": cell.dataset(cell.target).name if cell.target else "",
                 "method": method, "untuned": cell.method.id == outputs.ZERO_SHOT,
                 "method_name": f"{printed} ({label})" if label else printed, "answers": answers,
-            }  # fmt: skip
+            }
     return {"datasets": datasets, "runs": list(runs.values()), "why": why}
 
 
@@ -508,7 +508,7 @@ def _item(record: Record, images: dict[str, int], uris: list[str]) -> dict[str, 
     return {
         "id": record.item_id, "image": place, "prompt": record.prompt,
         "references": list(dict.fromkeys(record.references)),
-    }  # fmt: skip
+    }
 
 
 def _uri(record: Record) -> str:

@@ -22,7 +22,7 @@ OWN_CHECKPOINTS, OWN_TARGETS, OWN_METHODS, OWN_MODELS = "Own checkpoints", "Own 
 LIMITED, OTHER_SEEDS, DEFAULTS, OTHER = "Smoke and limited runs", "Other seeds", "Default settings", "Other cells"
 SWEEP, SETTINGS = "Sweep over ", "Other settings: "
 ORDER = (OWN_TARGETS, OWN_METHODS, OWN_CHECKPOINTS, OWN_MODELS, SWEEP, SETTINGS, LIMITED, OTHER_SEEDS, DEFAULTS,
-         OTHER, "Profile", STALE)  # fmt: skip
+         OTHER, "Profile", STALE)
 NOTES = {
     STALE: "Today's code, data or base models would give these cells other keys, or files of theirs are missing. Run "
     "them again to have them in the tables.",
@@ -217,7 +217,7 @@ def group(found: Iterable[tuple[str, ScoredCell]], every: Sequence[ScoredCell]) 
         if name.startswith(SWEEP):
             keys = name.removeprefix(SWEEP).split(", ")
             beside = [other for other in others if any(_same(other, one) and _rest(other, keys) == _rest(one, keys)
-                      for one in own)]  # fmt: skip
+                      for one in own)]
         elif name in (OWN_METHODS, OWN_CHECKPOINTS, LIMITED):
             beside = [other for other in others if any(_is_reference(other, one) for one in own)]
         columns = dict.fromkeys(key for entry in own for key in sorted(entry.settings))
@@ -246,13 +246,13 @@ def make(
         method = entry.cell.method.id
         rank = methods.index(method) if method in methods else len(methods)
         return (entry.cell.model.id, entry.target or "", rank, method,
-                [_number(entry.value_of(key)) for key in keys], entry.cell.seed)  # fmt: skip
+                [_number(entry.value_of(key)) for key in keys], entry.cell.seed)
 
     ordered = tuple(sorted(found, key=order))
     # An untuned model has no training settings: its dash is no second value.
     columns = [key for key in keys if len({entry.value_of(key) for entry in ordered} - {"-"}) > 1]
     fixed = [f"{key}={values[0]}" for key in keys if key not in columns
-             and (values := [entry.value_of(key) for entry in ordered if entry.value_of(key) != "-"])]  # fmt: skip
+             and (values := [entry.value_of(key) for entry in ordered if entry.value_of(key) != "-"])]
     limited = any(entry.limits for entry in ordered) and title != LIMITED
     parts = [note, NOTES[LIMITED] if limited else "", f"All with {', '.join(fixed)}." if fixed else ""]
     return Group(title, " ".join(filter(None, parts)), ordered, tuple(columns), beside)
@@ -278,7 +278,7 @@ def _swept(entry: ScoredCell, every: Sequence[ScoredCell]) -> list[str]:
     return [
         key for key in sorted(entry.varied)
         if any(_same(entry, other) and entry.value_of(key) != other.value_of(key) for other in every)
-    ]  # fmt: skip
+    ]
 
 
 def _is_reference(entry: ScoredCell, beside: ScoredCell) -> bool:

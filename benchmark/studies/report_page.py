@@ -173,7 +173,7 @@ def _main(content: Content) -> Grid | None:
             for table, lines in columns
         )]
         for method, name in names.items()
-    ]  # fmt: skip
+    ]
     return Grid("main", heads, rows)
 
 
@@ -234,7 +234,7 @@ def _group(group: Group, index: int, upstream: Mapping[str, str]) -> Section:
         above.append(f"{OLDER}: of older code.")
     number = len({entry.name for entry in group.own})
     return Section(f"group{index}", group.title, grids, " ".join(filter(None, above)),
-                   count=f"{number} cell{'s' * (number != 1)}")  # fmt: skip
+                   count=f"{number} cell{'s' * (number != 1)}")
 
 
 def _entry_row(entry: ScoredCell, group: Group, names: Iterable[str]) -> list[Cell]:

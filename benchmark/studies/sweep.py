@@ -25,7 +25,7 @@ METHODS = ("full_ft", "half_ft", "spider")
 COLUMNS = (
     "model", "target", "method", "metric", "value", "low", "high", "n", "seeds", "by_seed", "delta", "delta_low",
     "delta_high", "p", "p_holm", "star",
-)  # fmt: skip
+)
 METRICS = ("A_S", "A_T", "H")
 
 

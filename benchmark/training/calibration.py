@@ -99,7 +99,7 @@ class Calibration:
         with self._at(weights) as loaded:
             leaves = [tensor.detach().requires_grad_() for tensor in loaded.values()]
             found = {name: torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-                     for name, tensor in loaded.items()}  # fmt: skip
+                     for name, tensor in loaded.items()}
             for batch in self._batches:
                 outputs = self._forward(dict(zip(loaded, leaves, strict=True)), batch)
                 logits, labels = outputs.logits[:, :-1], batch["labels"][:, 1:]

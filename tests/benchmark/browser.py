@@ -23,7 +23,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage", "--disable-quic",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
     "--remote-debugging-pipe", "--window-size=1200,900",
-)  # fmt: skip
+)
 
 
 def find() -> str | None:
@@ -64,7 +64,7 @@ class Browser:
         self._process = subprocess.Popen(
             [binary, *FLAGS, f"--user-data-dir={self._profile}"], preexec_fn=place, close_fds=False,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log.open("wb"), start_new_session=True,
-        )  # fmt: skip
+        )
         os.close(to_browser)
         os.close(from_browser)
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
@@ -132,7 +132,7 @@ class Browser:
             self.send(
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
                 **(text if kind == "keyDown" else {}),
-            )  # fmt: skip
+            )
 
     def complaints(self) -> list[str]:
         """Return console errors, uncaught exceptions and log entries so far."""
@@ -148,5 +148,5 @@ class Browser:
     def requests(self) -> list[str]:
         """Return the addresses that were asked for, data URIs left out."""
         urls = [event["params"]["request"]["url"] for event in self.events
-                if event.get("method") == "Network.requestWillBeSent"]  # fmt: skip
+                if event.get("method") == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith("data:")]

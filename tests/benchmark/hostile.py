@@ -328,7 +328,7 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "pdf": lambda: saved("RGB", "PDF"), "svg": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "text": lambda: b"no image", "empty": lambda: b"", "zeros": lambda: b"\0" * 4096, "php": lambda: b"<?php exit; ?>",
     "large": lambda: saved("RGB", "JPEG", (5000, 4000)), "gzip": lambda: gzip.compress(saved("RGB", "PNG")),
-}  # fmt: skip
+}
 
 
 def image_case(world: World, pick: random.Random) -> None:

@@ -51,7 +51,7 @@ def row(
         "items": items, "seeds": seeds, "tuned": tuned,
         "diagnostics": {seed: {"rms_delta": DELTAS[method]} for seed in seeds if method in DELTAS},
         "protocol": {dataset: f"accuracy of {dataset}" for dataset in accuracies},
-    }  # fmt: skip
+    }
     return RowResult(**{**fields, **changes})
 
 

@@ -46,7 +46,7 @@ TWO = [*ONE, "gpus=2", "train.micro_batch_size=8"]
     ("model.checkpoint=\udcff", "control characters"), ("data_root=" + "x" * 10_001, "more than 10000 characters"),
     ("dataset.gqa.id=../../evil", "results are named by it"), ("model.id=../evil", "results are named by it"),
     ("table.id=../evil", "only the file conf/table/table6.yaml sets it"),
-])  # fmt: skip
+])
 def test_settings_of_strangers(text, reason):
     with pytest.raises(UserError, match=reason) as caught:
         request(["table=table6", text])
@@ -147,7 +147,7 @@ def test_a_table_leaves_out_what_the_engine_cannot_train_and_a_named_method_is_r
 
 def test_the_paper_profile_has_the_papers_settings():
     vila, llava = (request(["profile=paper", "method=full_ft", f"model={name}", "dataset=coco"]).cells[0]
-                   for name in ("vila15_3b", "llava15_7b"))  # fmt: skip
+                   for name in ("vila15_3b", "llava15_7b"))
     assert (vila.train.learning_rate, vila.train.projector_learning_rate) == (1e-4, 1e-4)
     assert (llava.train.learning_rate, llava.train.projector_learning_rate) == (2e-4, 2e-5)
     assert (vila.train.epochs, vila.train.batch_size, vila.train.last_layers, vila.dtype) == (5, 16, 2, "bfloat16")
@@ -252,14 +252,14 @@ def test_all_faults_are_said_at_once():
     text = faults(
         "table=table5", "models=vila_poket", "methods=spidr,full_ft", "targets=okvqa,coc", "seeds=a", "train.epoch=3",
         "eval.batch_size=0", "dtype=fp8", "nonsense", "jobs=many",
-    )  # fmt: skip
+    )
     assert text.startswith("10 faults in the configuration:")
     for part in (
         "Unknown model 'vila_poket'. Did you mean 'vila_pocket'?", "Unknown method 'spidr'. Did you mean 'spider'?",
         "'okvqa' is no target", "Unknown dataset 'coc'. Did you mean 'coco'?", "seed=a: a seed is a whole number",
         "train.epoch: no such key. Did you mean 'train.epochs'?", "eval.batch_size=0: must be at least 1",
         "dtype=fp8: unknown value", "'nonsense' is not of the form key=value", "jobs=many: expected a whole number",
-    ):  # fmt: skip
+    ):
         assert part in text, part
 
 
@@ -269,7 +269,7 @@ def test_parameters_out_of_range_are_said_with_the_other_faults():
     for part in (
         "Method tailor: keep=2.0 must be between 0 and 1", "Method dare: keep=2.0 must be above 0 and at most 1",
         "Method spider: momentum=1.0 must be at least 0 and below 1", "train.epochs=0: must be at least 1",
-    ):  # fmt: skip
+    ):
         assert part in text, text
 
 
@@ -373,7 +373,7 @@ def test_the_name_of_a_cell_is_readable():
         (['dataset.iconqa.prompt="{question} ../x\ty"'], "spider-iconqa.prompt-s0"),
         (["method=zero_shot", "eval.split=validation"], "zero_shot-eval.split_validation"),
     ],
-)  # fmt: skip
+)
 def test_the_name_of_a_cell_says_what_differs_from_the_defaults(overrides, words):
     name = cell_id(one(*overrides))
     assert name.rpartition("-")[0] == f"vila_pocket-{'iconqa-' * ('zero_shot' not in words)}{words}"
@@ -408,7 +408,7 @@ def test_an_older_cell_file_loads_and_keeps_its_name():
         "dataset.iconqa.max_new_tokens=13", "dataset.okvqa.metric=vqa_official", "model.preprocess=pad",
         "dataset.textvqa.options.ocr_tokens=false", "model.learning_rate=1e-3",
     ],
-)  # fmt: skip
+)
 def test_what_changes_a_cell(override):
     other = request([*ONE, override]).cells[0]
     assert cell_hash(other) != cell_hash(one())
@@ -421,7 +421,7 @@ def test_what_changes_a_cell(override):
         "model.name=Other", "dataset.iconqa.name=Other", "dataset.okvqa.counts.test=7", "jobs=2", "results=/elsewhere",
         "engine=zero2", "dataset.coco.max_new_tokens=13", "train.learning_rate=5e-4",
     ],
-)  # fmt: skip
+)
 def test_what_does_not_change_a_cell(override):
     assert cell_id(one(override)) == cell_id(one())
 
@@ -434,10 +434,10 @@ def test_no_field_is_forgotten():
         "device", "threads", "checkpoint_minutes", "checkpoint_steps", "engine", "zero_optimization", "batch_size",
         "repository", "vision_tower", "architecture",
         "processes", "devices", "hostfile", "report_to", "changed",
-    }  # fmt: skip
+    }
     changed = {int: 99, float: 0.123, str: "other", dict: {"other": 1}, type(None): 99, tuple: ()}
     for spec, place in ((cell, None), (cell.model, "model"), (cell.train, "train"), (cell.method, "method"),
-                        (cell.eval, "eval")):  # fmt: skip
+                        (cell.eval, "eval")):
         for item in dataclasses.fields(spec):
             value = getattr(spec, item.name)
             if type(value) not in changed:

@@ -12,5 +12,5 @@ def record(item_id: str, references: tuple[str, ...], **fields) -> Record:
     defaults = {
         "dataset": "some_set", "split": "test", "image": Path("unused.png"), "prompt": "", "target": None,
         "options": None, "group": item_id, "meta": {},
-    }  # fmt: skip
+    }
     return Record(item_id=item_id, references=references, **{**defaults, **fields})

@@ -27,7 +27,7 @@ SHIFTING = "\v\f\r\u2028\u2029"  # line ends of the tokeniser that its wrapper l
 SEPARATORS = [*SHIFTING, "\n", "\t", "\r\n", "\x1c", "\x1d", "\x1e", "\x1f"]
 # White space and what looks like it: tabs, separators of ASCII, NEL, no-break and wide spaces, marks without a width.
 SPACES = [" ", "  ", "   ", "\t", " \t", "\n", "\n\n", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\xa0", "\u1680",
-          "\u2003", "\u2009", "\u200b", "\u202f", "\u205f", "\u3000", "\ufeff", "\x00", ""]  # fmt: skip
+          "\u2003", "\u2009", "\u200b", "\u202f", "\u205f", "\u3000", "\ufeff", "\x00", ""]
 # Where white space decides about tokens: fractions, telephone numbers, abbreviations, dashes, marks.
 PIECES = [
     "0", "1", "1/2", "3/4", "1,000", "212", "555-1234", "(212)", "5:30", "p.m.", "Mr.", "etc.", "U.S.", "a", "dog's",

@@ -86,7 +86,7 @@ def test_missing_and_wrong_things(folder, tmp_path):
     ({"prompt": None}, "line 3 has prompt=null, expected text"),
     ({"image": 3}, "line 3 has image=a number 3, expected text"),
     ({"image": "gone.png"}, r"line 3 names the image .*gone\.png, which does not exist"),
-])  # fmt: skip
+])
 def test_a_wrong_row_is_one_message_with_file_line_and_reason(folder, change, reason):
     spec = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0].dataset("my_target")
     rows = [{"image": None, "prompt": "x", "answers": ["y"]} for _ in range(3)]
@@ -200,7 +200,7 @@ def test_a_cell_runs_from_training_to_its_score(folder, tmp_path):
          f"data_root={folder}", f"model.checkpoint={tmp_path / 'checkpoint'}", f"results={tmp_path / 'results'}",
          "model.max_length=480", "train.epochs=1", "jobs=1", *counts, *short],
         cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (scores,) = (tmp_path / "results").rglob("scores.json")
     assert json.loads(scores.read_text())["datasets"]["my_target"]["n"] == 2

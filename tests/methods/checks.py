@@ -378,7 +378,7 @@ def check_grafting_mask(load: Load = original) -> None:
     # Of which the third lets more than a third cross, and the last takes everything that helps.
     for changed in (
         {}, {"share": 0.3, "steps": 3}, {"share": 0.3, "rate": 5.0}, {"share": 1.0, "bias": 4.0, "rate": 2.0},
-    ):  # fmt: skip
+    ):
         params = module.GraftingMaskParams(**changed)
         result = module.GraftingMask(params, 0).finish(finetuned, pretrained, FixedInputs([], {}))
         before, after = (
@@ -387,7 +387,7 @@ def check_grafting_mask(load: Load = original) -> None:
         flat = grafting_mask.train(
             before, after,
             lambda weights: np.sin(7 * weights), params.share, params.steps, params.rate, params.bias,
-        )  # fmt: skip
+        )
         ends = np.cumsum([value.numel() for value in pretrained.values()])
         expected = dict(zip(pretrained, np.split(flat, ends[:-1]), strict=True))
         check_transform(result, finetuned, lambda name, e=expected: e[name].reshape(pretrained[name].shape))
@@ -407,7 +407,7 @@ def check_tailored(module: ModuleType, params: Any, projector: bool = False, **v
     """Compare one setting; projector: it keeps its fine-tuned weights."""
     shapes = TAILORED
     blocks = [[name for name in shapes if name.startswith(prefix) and len(shapes[name]) == 2]
-              for prefix in ("projector", "layers.0", "layers.1")]  # fmt: skip
+              for prefix in ("projector", "layers.0", "layers.1")]
     pretrained, finetuned = random_weights(1, shapes)
     calibration = FixedInputs(blocks, {name: shape[1] for name, shape in shapes.items() if len(shape) == 2})
     untouched = {name: value.clone() for name, value in finetuned.items()}
@@ -422,7 +422,7 @@ def check_tailored(module: ModuleType, params: Any, projector: bool = False, **v
             value = tailor.patch(
                 pretrained[name].double().numpy(), finetuned[name].double().numpy(), grams[name].numpy(),
                 params.keep, params.salience, params.sensitivity, params.block, params.percdamp, **variant,
-            )  # fmt: skip
+            )
             expected[name] = torch.from_numpy(value)
     for name in shapes:
         np.testing.assert_allclose(

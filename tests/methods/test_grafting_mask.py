@@ -104,7 +104,7 @@ def test_a_share_is_exact_and_of_equal_elements_the_first_are_in_it():
     values = {"a": torch.tensor([[5.0, 1.0], [3.0, 3.0]]), "b": torch.tensor([0.0])}
     assert [taken(share, values) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)] == [
         [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1],
-    ]  # fmt: skip
+    ]
     hundred = {"a": torch.arange(60.0), "b": torch.ones(40)}
     assert [sum(taken(share, hundred)) for share in (0.29, 0.57, 0.58)] == [29, 57, 58], "0.29 * 100 is less than 29"
 

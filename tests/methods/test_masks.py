@@ -27,7 +27,7 @@ def test_shares_are_of_elements_and_by_layer():
         "selected_in/model.layers.3": 0.5, "selected_in/projector": 1.0,
         "selected/model.layers.3.mlp.up_proj.weight": 0.5, "selected/model.layers.3.input_layernorm.weight": 0.5,
         "selected/projector.bias": 1.0,
-    }  # fmt: skip
+    }
 
 
 def test_flips_are_counted_over_all_parts():
@@ -84,7 +84,7 @@ def test_flips_of_large_tensors_come_from_a_sample_that_no_cut_changes(ends):
 @pytest.mark.parametrize("shape", [
     (4096, 4096), (11008, 4096), (4096, 11008), (4096, 1024), (128, 128), (384, 128), (128, 384), (1000, 2), (5000, 1),
     (4096,), (1,), (3, 3),
-])  # fmt: skip
+])
 def test_the_sample_meets_all_parts_of_a_matrix(shape):
     """Of rows and of columns, each quarter has its share."""
     size, width = math.prod(shape), shape[-1]

@@ -25,7 +25,7 @@ ROOT = Path(methods.__file__).parents[1]
 TABLE_5 = {
     "zero_shot": "Zero-shot", "full_ft": "Full FT", "l2_reg": "L2-Reg", "grafting": "Grafting", "half_ft": "Half FT",
     "dare": "DARE", "tailor": "Tailor", "spider": "SPIDER",
-}  # fmt: skip
+}
 
 
 def test_importing_the_table_imports_no_torch():
@@ -237,7 +237,7 @@ def test_the_rows_of_the_paper_keep_their_cells():
         "zero_shot": [], "full_ft": [], "l2_reg": ["strength"], "grafting": ["strength"], "half_ft": [],
         "dare": ["keep"], "spider": ["momentum"],
         "tailor": ["block", "keep", "percdamp", "salience", "samples", "sensitivity"],
-    }  # fmt: skip
+    }
 
 
 def test_the_document_lists_every_method_with_its_parameters():

@@ -119,7 +119,7 @@ def test_dare_equals_mergelm(method):
 
 @pytest.mark.parametrize(("figures", "changed"), [
     ("tailor_official", {}), ("tailor_second", {"salience": 0.5, "sensitivity": 0.5}),
-])  # fmt: skip
+])
 def test_tailor_equals_the_released_surgery(figures, changed):
     source = np.random.RandomState(RELEASED[figures]["seed"])
     rows, columns, name = 20, 300, "layers.0.mlp.up_proj.weight"
@@ -173,6 +173,6 @@ def test_tailor_with_dead_inputs_equals_the_released_surgery():
         result = build("tailor_official", {"block": 8}, seed=0).finish(
             {name: torch.from_numpy(finetuned)}, {name: torch.from_numpy(pretrained)},
             Calibration(Alone(rows, columns), inputs, [name]),
-        )[name].numpy()  # fmt: skip
+        )[name].numpy()
         assert ((result != pretrained.astype(np.float32)) == kept).all()
         np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -117,7 +117,7 @@ HOLDERS = {
     One: "total (a tensor of shape ())", Counts: "steps (now 2)", Nested: "outer (an object of deque)",
     Draws: "source (an object of Random)", TorchDraws: "source (an object of Generator)", Shared: "table (dict of",
     Module: "net (an object of Linear)", MoreThanSpider: "norms (list of 2 values)",
-}  # fmt: skip
+}
 
 
 class Still(Method):
@@ -234,7 +234,7 @@ class SaveOnlySpider(Spider):
     (SaveOnly, ["SaveOnly defines state_dict but takes load_state_dict from Method", "Define both"]),
     (LoadOnly, ["LoadOnly defines load_state_dict but takes state_dict from Method"]),
     (SaveOnlySpider, ["SaveOnlySpider defines state_dict but takes load_state_dict from Spider"]),
-])  # fmt: skip
+])
 def test_one_function_of_two_is_refused_before_anything_runs(cls, words):
     with pytest.raises(UserError) as caught:
         load_class(f"{__name__}:{cls.__name__}")
@@ -290,7 +290,7 @@ class Odd:
     ({"f": lambda: 0}, "under 'f' an object of function"),
     ({1: 2}, "a dict with texts as keys"),
     ([torch.zeros(2)], "not list of 1 tensors"),
-])  # fmt: skip
+])
 def test_a_state_that_could_not_be_read_again_is_refused_at_the_save(state, words):
     class Saves(Method):
         def state_dict(self):

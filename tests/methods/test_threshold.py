@@ -83,7 +83,7 @@ def test_a_checkpoint_in_16_bits_gives_exactly_half():
 
 @pytest.mark.parametrize(("share", "size", "frozen"), [
     (0.8, 100, 20), (0.9, 10, 1), (0.7, 10, 3), (0.5, 101, 50), (0.29, 100, 71), (1.0, 7, 0), (0.0, 7, 7),
-])  # fmt: skip
+])
 def test_the_frozen_count_is_that_of_the_share_as_it_is_written(share, size, frozen):
     """In floating point 100 * (1 - 0.8) is less than 20."""
     values = torch.randn(size, generator=torch.Generator().manual_seed(1))

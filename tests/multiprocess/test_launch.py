@@ -271,7 +271,8 @@ def test_commands_and_environment(world, monkeypatch):
     spec = cell(world)
     words = multi_process.command(spec, Path("/cell"), 8, "train")
     assert words[1:] == [
-        "-m", "benchmark.running.torchrun", "/cell", "--standalone", "--nproc-per-node", "8", "-m", "benchmark.running.rank", "/cell",
+        "-m", "benchmark.running.torchrun", "/cell", "--standalone", "--nproc-per-node", "8",
+        "-m", "benchmark.running.rank", "/cell",
         "train",
     ]
     hosts = multi_process.command(replace(spec, hostfile="hosts"), Path("/cell"), 8, "generate/coco")

@@ -21,7 +21,7 @@ def train(
         steps: of the descent.
         rate: root mean square of the first.
         bias: b.
-    """  # fmt: skip
+    """
     change = finetuned - pretrained
     count = int(share * change.size)
     patch = np.zeros(change.size)

@@ -48,7 +48,7 @@ INSTRUCTIONS = (
         "Provide a caption", "Write a caption", "Provide a description", "Write a description",
         "Provide a one-sentence description", "Write a one-sentence caption",
     ) for link in ("of", "for") for view in ("the image", "this picture", "the provided picture")),
-)  # fmt: skip
+)
 """Requests of the generic descriptions; none is a target's prompt."""
 TRANSCRIBE = "List everything."
 """Request of the transcripts: what stands where, in reading order."""
@@ -168,7 +168,7 @@ def letter_look_ups(rng: random.Random) -> Turn:
             [icon.name for icon in ICONS], [icon.fact for icon in ICONS], list(CATEGORIES), list(COLOURS),
             list(NUMBERS), [icon.plural for icon in ICONS], [icon.category for icon in ICONS],
         )
-    )  # fmt: skip
+    )
     pool = sorted(set(pool))
     options = rng.sample(pool, rng.randrange(2, 6))
     return _letter_list(options, [(option, option) for option in rng.sample(options, len(options))])

@@ -42,7 +42,7 @@ class _Texts(IterableDataset):
 def train_language(
     llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, steps: int, seed: int, log: Log,
     batch: int = 64, length: int = 96, learning_rate: float = 2e-3, save_every: int = 50,
-) -> None:  # fmt: skip
+) -> None:
     """Train the language model on text alone; every token of the vocabulary becomes a supervised label often."""
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(llm.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
@@ -258,7 +258,7 @@ class Parts:
         output = self.decoder(
             inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False,
             output_hidden_states=batch.due is not None,
-        )  # fmt: skip
+        )
         last = output.last_hidden_state[:, :-1]
         wanted = batch.labels[:, 1:]
         if batch.due is None:
@@ -333,7 +333,7 @@ def train_joint(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
     stage: str, steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float,
     log: Log, batch: int = 16, horizon: int | None = None, cooldown: int = 0, inner: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train projector and language model on packed conversations: both alignment stages and instruction tuning.
 
     Args:

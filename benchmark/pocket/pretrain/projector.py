@@ -48,7 +48,7 @@ def boxes(picture: Scene | Cover | Diagram) -> list[Box]:
                 (s.kind, s.colour),
             )
             for s in picture.shapes
-        ]  # fmt: skip
+        ]
     share = CELL / SIZE
     found: list[Box] = [(0.0, 0.0, 1.0, 1.0, (picture.place,))]
     for thing in picture.things:

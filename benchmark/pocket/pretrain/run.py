@@ -45,7 +45,7 @@ from benchmark.pocket.pretrain.corpus import (
     MIXTURE,
     POINTING,
     READING,
-)  # fmt: skip
+)
 from benchmark.pocket.pretrain.tokenizer import corpus, train_tokenizer
 from benchmark.pocket.world.draw import draw
 from benchmark.spec import ROOT, ModelSpec, at_root
@@ -56,7 +56,7 @@ TEXT = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8, "num_attention_heads": 4,
     "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
 VISION = {
     "hidden_size": 128,
     "intermediate_size": 512,
@@ -187,7 +187,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         language.train_joint(
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
             rate, log, **schedule,
-        )  # fmt: skip
+        )
     model.half()
     path = at_root(spec.checkpoint)
     benchmark.models.save(recipe.family, model, tokenizer, preprocessor, path)

@@ -32,7 +32,7 @@ def corpus(prompts: dict[str, str], items: int = 1500) -> list[str]:
         words.NUMBERS, icons.SHAPES, icons.CATEGORIES, tuple(icons.COLOURS), tuple(icons.PLACES),
         tuple(icons.COLOUR_SYNONYMS.values()), targets.NEAR_SIZE, targets.FAR_SIZE,
         tuple(targets.FAR_HYPERNYM.values()),
-    ):  # fmt: skip
+    ):
         texts += [w for word in group for w in (word, word.lower())]
     for icon in icons.ICONS:
         texts += [icon.name, icon.plural, icon.category, icon.synonym, icon.fact, targets.statement(icon)]
@@ -90,6 +90,6 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>",
         padding_side="right", model_max_length=512, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     fast.add_special_tokens({"additional_special_tokens": [AddedToken("<image>", special=True, normalized=False)]})
     return fast

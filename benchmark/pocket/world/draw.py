@@ -228,7 +228,7 @@ def _okvqa(root: Path, name: str) -> None:
                         "image_id": image_id, "question_id": question_id, "question_type": question.kind,
                         "answer_type": "other", "confidence": 5, "answers": answers,
                     }
-                )  # fmt: skip
+                )
         head = {"info": {"description": "drawn"}, "data_type": "mscoco", "data_subtype": official, "license": {}}
         out.json(f"OpenEnded_mscoco_{official}_questions.json", {**head, "task_type": "Open-Ended", "questions": asked})
         out.json(f"mscoco_{official}_annotations.json", {**head, "annotations": annotated})
@@ -250,7 +250,7 @@ def _textvqa(root: Path, name: str) -> None:
                     "answers": list(question.answers), "set_name": official,
                     "image_classes": [t.icon for t in picture.things],
                 }
-            )  # fmt: skip
+            )
             read.append({"image_id": image_id, "ocr_tokens": list(question.ocr), "ocr_info": []})
         out.json(f"TextVQA_0.5.1_{official}.json", {"dataset_type": official, "data": asked})
         out.json(f"TextVQA_Rosetta_OCR_v0.2_{official}.json", {"dataset_type": official, "data": read})
@@ -269,7 +269,7 @@ def _ocrvqa(root: Path, name: str) -> None:
                 "imageURL": "", "questions": [q.text for q in questions], "answers": [q.answer for q in questions],
                 "title": " ".join(cover.title), "authorName": " ".join(cover.author), "genre": cover.genre,
                 "split": official,
-            }  # fmt: skip
+            }
     out.json("dataset.json", books)
     out.close()
 
@@ -277,7 +277,7 @@ def _ocrvqa(root: Path, name: str) -> None:
 GQA_TYPES = {
     "colour": ("query", "attr"), "object": ("query", "obj"), "relation": ("query", "rel"),
     "count": ("query", "count"), "place": ("query", "global"), "verify": ("verify", "rel"),
-}  # fmt: skip
+}
 """Question kind -> (structural, semantic) type."""
 
 
@@ -295,7 +295,7 @@ def _gqa(root: Path, name: str) -> None:
                     "imageId": image_id, "question": question.text, "answer": question.answer,
                     "fullAnswer": f"It is {question.answer}.", "isBalanced": True,
                     "types": {"structural": structural, "semantic": semantic, "detailed": question.kind},
-                }  # fmt: skip
+                }
         out.json(f"{official}_balanced_questions.json", asked)
     out.close()
 
@@ -374,7 +374,7 @@ def _scienceqa(root: Path, name: str) -> None:
                 "image": "image.png" if picture is not None else None, "task": "closed choice", "grade": "grade2",
                 "subject": "natural science", "topic": item.kind, "category": item.kind, "skill": item.kind,
                 "lecture": "", "solution": f"The answer is {letter(item.answer)}.", "split": official,
-            }  # fmt: skip
+            }
             pids[official].append(pid)
             out.keys[split][pid] = key
     out.json("problems.json", problems)
@@ -385,4 +385,4 @@ def _scienceqa(root: Path, name: str) -> None:
 WRITERS = {
     "okvqa": _okvqa, "textvqa": _textvqa, "ocrvqa": _ocrvqa, "gqa": _gqa,
     "flickr30k": _captions, "coco": _captions, "iconqa": _iconqa, "scienceqa": _scienceqa,
-}  # fmt: skip
+}

@@ -103,7 +103,7 @@ COLOURS = {
 COLOUR_SYNONYMS = {
     "red": "crimson", "orange": "amber", "yellow": "golden", "green": "emerald",
     "blue": "azure", "purple": "violet", "pink": "rosy", "black": "dark",
-}  # fmt: skip
+}
 
 PLACES = {
     "meadow": ((205, 228, 245), (178, 222, 165)),

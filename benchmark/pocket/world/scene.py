@@ -159,7 +159,7 @@ class Diagram:
 GENRES = {
     "cooking": "pizza", "travel": "plane", "science": "rocket", "music": "guitar",
     "nature": "frog", "religion": "church", "farming": "tractor", "crime": "key",
-}  # fmt: skip
+}
 """The icon that marks each genre on a cover."""
 
 

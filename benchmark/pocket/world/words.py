@@ -7,16 +7,16 @@ SIGN_WORDS = (
     "DINER", "EXIT", "FLOWERS", "FOREST", "FRESH", "GALLERY", "GARDEN", "GYM", "HOTEL", "JEWELRY", "LIBRARY", "MARKET",
     "METRO", "MUSEUM", "OFFICE", "OPEN", "PARKING", "PHARMACY", "PIANO", "POLICE", "POST", "QUIET", "SALE", "SAUNA",
     "SHOES", "SLOW", "STOP", "SUSHI", "TAXI", "TEMPLE", "THEATER", "TICKETS", "TOYS", "VISIT", "YOGA", "ZOO",
-)  # fmt: skip
+)
 
 TITLE_FIRST = (
     "Golden", "Silent", "Hidden", "Broken", "Distant", "Frozen", "Gentle", "Hollow", "Lonely", "Mighty", "Narrow",
     "Purest", "Quick", "Rising", "Sacred", "Tender", "Velvet", "Wicked", "Young", "Ancient",
-)  # fmt: skip
+)
 TITLE_SECOND = (
     "River", "Mirror", "Castle", "Desert", "Empire", "Feather", "Harvest", "Island", "Journey", "Kingdom", "Lantern",
     "Meadow", "Ocean", "Palace", "Riddle", "Shadow", "Thunder", "Valley", "Window", "Winter",
-)  # fmt: skip
+)
 FIRST_NAMES = (
     "Anna",
     "Boris",
@@ -34,7 +34,7 @@ FIRST_NAMES = (
 LAST_NAMES = (
     "Adams", "Baker", "Carter", "Dixon", "Evans", "Foster", "Gibson", "Hughes", "Irving", "Jensen", "Keller", "Lambert",
     "Morris", "Norton", "Parker", "Quinn",
-)  # fmt: skip
+)
 YEARS = tuple(str(year) for year in range(1994, 2014))
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -125,7 +125,7 @@ def test_a_process_ends_with_the_exit_code_and_without_a_traceback():
     done = subprocess.run(
         [sys.executable, "-m", "benchmark", "run", "table=table5", "methods=spidr", "seeds=x"], capture_output=True,
         text=True, cwd=ROOT, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and "2 faults" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -135,7 +135,7 @@ def test_an_interpreter_without_the_packages_is_told_where_they_are():
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r});"
          "from benchmark.cli import main; sys.exit(main(['list']))"],
         capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and "packages are missing" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -290,7 +290,7 @@ def test_the_version_is_that_of_the_project(capsys):
     ("line", "wanted"),
     [("ver", ["verify"]), ("run mode", ["model=", "models="]), ("run methods=full_ft,spider_co", ["spider_code"]),
      ("run table=table5 profile=p", ["pocket", "paper"]), ("run results=x", [])],
-)  # fmt: skip
+)
 def test_bash_completes_commands_keys_and_values(line, wanted, capsys):
     assert cli.main(["completion", "bash"]) == 0
     script = capsys.readouterr().out + f"""
@@ -342,7 +342,7 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     assert names == {
         "protocol.md", "cells.parquet", "items.parquet", "logs.parquet", "table6.md", "table6.csv", "table6.tex",
         "SHA256SUMS",
-    }  # fmt: skip
+    }
     published = results.load(reference)
     assert os.uname().nodename not in published.cells.to_csv() + published.logs.to_csv()
     run = results.load(world.results)
@@ -499,7 +499,7 @@ def test_an_interrupted_publish_loses_nothing(moment, world, reference, monkeypa
         ("6.4.0", "==6.4.0", True), ("6.4", "==6.4.0", True), ("6.5.0", "==6.4.0", False),
         ("10.0", ">=9.1", True), ("5.17.0rc1", ">=5.17", True), ("1.0", "", True),
     ],
-)  # fmt: skip
+)
 def test_version_ranges(version, wanted, good):
     assert doctor.satisfies(version, wanted) == good
 
@@ -532,7 +532,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", "--no-print-directory", *arguments], capture_output=True, text=True, cwd=ROOT, env=clean,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 @needs_make
@@ -552,11 +552,11 @@ def test_make_passes_on_only_what_is_set():
     asked = make(
         "-n", "table6", f"PYTHON={sys.executable}", "METHODS=full_ft,spider", "MODELS=vila_pocket", "SEEDS=0,1",
         "JOBS=2", "TARGETS=iconqa", "PROFILE=paper", "GPUS=0", "RESULTS=/tmp/a b", "ARGS=train.epochs=3",
-    ).stdout.splitlines()[-1]  # fmt: skip
+    ).stdout.splitlines()[-1]
     assert asked.split("table=table6 ")[1].split(" ", 7) == [
         "profile=paper", "models=vila_pocket", "methods=full_ft,spider", "targets=iconqa", "seeds=0,1", "jobs=2",
         "gpus=0", "'results=/tmp/a b' train.epochs=3",
-    ]  # fmt: skip
+    ]
     # A range has brackets, which a shell would read.
     keys = "AXIS=train.last_layers seed", "VALUES=range(2,6) 0,1"
     swept = make("-n", "sweep", f"PYTHON={sys.executable}", *keys).stdout

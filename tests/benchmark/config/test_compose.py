@@ -215,7 +215,7 @@ def test_a_run_time_key_takes_one_value(key):
     ("profile", "paper"), ("train", "paper"), ("engine", "zero1"), ("table", "table6"), ("model", "vila_pocket"),
     ("models", "vila_pocket"), ("method", "spider"), ("methods", "spider"), ("dataset", "iconqa"),
     ("target", "iconqa"), ("targets", "iconqa"), ("seed", 7), ("seeds", 7),
-])  # fmt: skip
+])
 def test_every_choice_of_a_group_arrives(axis, value):
     base = [item for item in grid("model=llava_pocket") if item.partition("=")[0] != axis]
     asked = request([*base, f"{axis}={value}"])
@@ -247,7 +247,7 @@ def test_every_named_protocol_arrives(dataset):
     (("engine", "invented"), 1, "invented: no such key"), (("train", "invented"), 1, "train.invented: no such key"),
     (("dataset", "gqa", "id"), "../../evil", "dataset.gqa.id=../../evil: a name of letters"),
     (("models", "llava_pocket", "invented"), 1, "model.invented: no such key"),
-])  # fmt: skip
+])
 def test_a_key_of_conf_that_no_spec_has_is_refused(monkeypatch, path, value, reason):
     composed = copy.deepcopy(usual("pocket"))
     node = composed

@@ -56,7 +56,7 @@ def test_the_layout_chooses_the_model_and_the_user_can(tmp_path):
     found = [cell for cell in asked.cells if cell.method.id.startswith("checkpoint.")]
     assert [(cell.method.id, cell.model.id) for cell in found] == [
         ("checkpoint.a", "llava_pocket"), ("checkpoint.b", "vila_pocket"), ("checkpoint.c", "vila_pocket")
-    ]  # fmt: skip
+    ]
     for cell in found:
         assert cell.train is None and {dataset.id for dataset in cell.targets} == {"flickr30k", "coco"}
         assert not any(dataset.role == "extra" for dataset in cell.datasets)

@@ -104,5 +104,5 @@ def test_processes_that_read_ahead_work_with_any_folder(kind, short):
     done = subprocess.run(
         [sys.executable, "-c", READS_AHEAD], env={**os.environ, "TMPDIR": str(folder_of(short, kind))}, cwd=ROOT,
         capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr

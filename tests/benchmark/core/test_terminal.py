@@ -54,7 +54,7 @@ def start(folder: Path, *words: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, folder, *words], cwd=ROOT, text=True, stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL, **options,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_who_reads_one_line_and_leaves_loses_no_file_and_no_cell(jobs, whole, tm
 def test_the_exit_code_of_failed_cells_survives_a_closed_pipe(tmp_path):
     process = start(
         tmp_path, "run", stdout=subprocess.PIPE, env={**os.environ, fakes.TROUBLE: "train spider=fail"}
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     process.stdout.close()
     errors = process.communicate(timeout=120)[1]

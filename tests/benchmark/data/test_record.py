@@ -44,7 +44,7 @@ def generated(folder, count):
     kinds = [
         ("RGBA", "png"), ("LA", "png"), ("P", "png"), ("P", "gif"), ("RGBA", "webp"), ("I;16", "png"), ("I;16", "tiff"),
         ("I", "tiff"), ("CMYK", "jpg"), ("CMYK", "tiff"), ("RGB", "jpg"), ("RGB", "png"), ("L", "png"), ("1", "png"),
-    ]  # fmt: skip
+    ]
     for number in range(count):
         mode, ending = kinds[number % len(kinds)]
         height, width = draw.integers(1, 9, 2)
@@ -111,7 +111,7 @@ def test_print_colours_and_the_first_frame(tmp_path):
 @pytest.mark.parametrize(("mode", "size", "reason"), [
     ("1", (16_385, 1), "16385 x 1 pixels"), ("1", (9000, 9000), "9000 x 9000 pixels; at most 64 million"),
     ("1", (1, 201), "1 x 201 pixels; .* 200 to 1"), ("F", (2, 2), "floating point"),
-])  # fmt: skip
+])
 def test_images_that_would_fill_the_memory_or_mean_nothing_are_refused(tmp_path, mode, size, reason, recwarn):
     path = tmp_path / ("x.tiff" if mode == "F" else "x.png")
     Image.new(mode, size).save(path)
@@ -408,7 +408,7 @@ class Own:
     ({"target": 3}, "target=3, expected text"), ({"prompt": None}, "prompt=None, expected text"),
     ({"image": "a.png"}, "image='a.png', expected a pathlib.Path"), ({"options": "ab"}, "options='ab'"),
     ({"group": 7}, "group=7, expected text"),
-])  # fmt: skip
+])
 def test_an_own_reader_is_held_to_the_kinds_of_a_record(tmp_path, monkeypatch, changes, reason):
     values = {"id": "own", "prompt": "", "metric": "exact_lower", "splits": {}, "counts": {}}
     spec = SimpleNamespace(**values, options={"reader": "own.reader"})
@@ -441,7 +441,7 @@ def test_what_fails_in_an_own_reader_is_told_with_its_line(tmp_path, monkeypatch
     ("coco", "dataset_coco.json", lambda c: [i["sentences"][0].update(raw=3) for i in c["images"]], "a number 3"),
     ("scienceqa", "problems.json", lambda c: [p.update(choices="ab") for p in c.values()], "choices 'ab'"),
     ("scienceqa", "problems.json", lambda c: [p.update(hint=None) for p in c.values()], "hint=null"),
-])  # fmt: skip
+])
 def test_a_readers_own_files_are_held_to_their_kinds(request, spec_of, dataset, file, change, reason):
     root = request.getfixturevalue(dataset)
     (path,) = (root / dataset).rglob(file)

@@ -43,7 +43,7 @@ def test_weights_that_are_no_floating_point_numbers(tmp_path, dtype):
     ({"text_config": {"num_hidden_layers": 10**7}}, "num_hidden_layers=10000000, .* 1 to 1"),
     ({"llm": {"num_attention_heads": 0}}, "num_attention_heads=0"), ({"vocab_size": "many"}, "vocab_size='many'"),
     ({"image_size": 1.5}, "image_size=1.5"), ({"patch_size": True}, "patch_size=True"),
-])  # fmt: skip
+])
 def test_sizes_that_no_tensor_has(tmp_path, config, reason):
     with pytest.raises(UserError, match=reason):
         check_weights.check(folder(tmp_path, config))

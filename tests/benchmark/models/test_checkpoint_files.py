@@ -159,7 +159,7 @@ def test_pickled_weights_are_checked_too(tmp_path, kind):
 @pytest.mark.parametrize(("index", "reason"), [
     ({"weight_map": {"a": "../model.safetensors"}}, "names '../model.safetensors', which is not beside it"),
     ({"weight_map": {"a": None}}, "has no weight_map"), ({}, "has no weight_map"), ([], "holds no JSON object"),
-])  # fmt: skip
+])
 def test_an_index_that_cannot_be_meant(tmp_path, index, reason):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=reason):

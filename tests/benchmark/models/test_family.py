@@ -42,7 +42,7 @@ def given(checkpoint, tmp_path, monkeypatch):
     world = fakes.World(tmp_path / "world")
     short = [f"dataset.{name}.max_new_tokens=3" for name in ("okvqa", "textvqa", "ocrvqa", "gqa", "iconqa")]
     return [*world.overrides("methods=zero_shot,full_ft,spider"), "model.family=third", "train.epochs=1", *short,
-            f"model.checkpoint={checkpoint}", "model.max_length=128"]  # fmt: skip
+            f"model.checkpoint={checkpoint}", "model.max_length=128"]
 
 
 def test_cells_of_a_third_family_train_answer_and_score(given, tmp_path, capsys):
@@ -65,7 +65,7 @@ def test_its_own_conversation_is_used_everywhere(checkpoint, given):
     assert loaded.encode is third.encode and loaded.projector_prefix == "connector."
     assert benchmark.models.trainable_names(loaded, "last_layers", 1)[2].startswith("model.layers.2.")
     records = [replace(record, target="A") for record in benchmark.data.load(request(given).datasets["gqa"],
-               request(given).data_root, "test", 4)]  # fmt: skip
+               request(given).data_root, "test", 4)]
     items = Items(loaded, records, supervised=True)
     fixed = (loaded.image_token_id, third.PATCHES, 128)
     assert [items.encoded[i] for i in range(2)] == [

@@ -138,7 +138,7 @@ def load(folder, **changes):
 
 @pytest.mark.parametrize(("kind", "clip", "tower"), [
     ("bin", "bin", False), ("safetensors", "safetensors", False), ("safetensors", "bin", True), ("bin", "bin", True),
-])  # fmt: skip
+])
 def test_the_original_layouts_are_the_same_model(reference, tmp_path, kind, clip, tower):
     write_clip(tmp_path / CLIP, reference, clip)
     loaded = load(write_original(tmp_path / "llava", reference, kind, tower))

@@ -115,7 +115,7 @@ def vila_config():
             hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384,
             patch_size=14,
         ),
-    )  # fmt: skip
+    )
 
 
 def test_vila_full_size_counts():
@@ -127,7 +127,7 @@ def test_vila_full_size_counts():
     assert shapes == {
         "layers.1.weight": (4608,), "layers.1.bias": (4608,), "layers.2.weight": (2560, 4608),
         "layers.2.bias": (2560,), "layers.4.weight": (2560, 2560), "layers.4.bias": (2560,),
-    }  # fmt: skip
+    }
 
 
 # ---- which tensors train

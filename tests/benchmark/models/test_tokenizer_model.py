@@ -45,7 +45,7 @@ def llama(runs=range(2, 17)):
         sentence_iterator=iter([*LINES, *marks, *tiny.CORPUS]), model_writer=out, vocab_size=900, model_type="bpe",
         byte_fallback=True, split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, hard_vocab_limit=False,
         normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-    )  # fmt: skip
+    )
     model = ModelProto.FromString(out.getvalue())
     pieces = list(model.pieces)
     for count in runs:
@@ -141,7 +141,7 @@ def _kind(number: int):
     (lambda model: setattr(model.normalizer_spec, "remove_extra_whitespaces", True), "it removes spaces"),
     (lambda model: setattr(model.normalizer_spec, "add_dummy_prefix", False), "puts no space before a text"),
     (lambda model: setattr(model.trainer_spec, "treat_whitespace_as_suffix", True), "its spaces end words"),
-])  # fmt: skip
+])
 def test_what_cannot_be_split_exactly_is_refused(tmp_path, change, reason):
     model = llama()
     change(model)

@@ -48,7 +48,7 @@ def write_public(folder: Path, loaded) -> Path:
     old = {name: getattr(text, name) for name in (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "rms_norm_eps", "max_position_embeddings", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id",
-    )}  # fmt: skip
+    )}
     llm = old | {
         "_name_or_path": "./llm", "architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_theta": 10000.0,
         "rope_scaling": None, "torch_dtype": "bfloat16", "tokenizer_model_max_length": 4096,
@@ -117,7 +117,7 @@ def test_tokenizer_model_is_read_as_sentencepiece_reads_it(tmp_path):
         input=str(corpus), model_prefix=str(tmp_path / "tokenizer"), vocab_size=400, model_type="bpe",
         byte_fallback=True, hard_vocab_limit=False, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
         normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-    )  # fmt: skip
+    )
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({
         "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
         "legacy": False, "model_max_length": 4096, "padding_side": "right", "tokenizer_class": "LlamaTokenizer",

@@ -74,7 +74,7 @@ def test_operations_are_those_that_torch_counts(family, tmp_path):
         "vocab": text.vocab_size, "tower": {
             "hidden": 16, "intermediate": 32, "layers": 3, "heads": 2, "image": vision.image_size, "patch": 8,
         },
-    }  # fmt: skip
+    }
     small = architecture_of(values, "tiny")
     assert small.total == sum(p.numel() for p in loaded.model.parameters())
     batch = collate(loaded, [item(loaded, "a", "what colour is this animal?", "red", 1)], "right")

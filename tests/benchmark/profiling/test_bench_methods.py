@@ -47,7 +47,7 @@ def test_traffic_counts_what_operations_read_and_write():
         (3 * 40, lambda: a + b), (2 * 40, lambda: a.add_(1.0)), (3 * 40, lambda: a.lerp_(b, 0.5)),
         (2 * 40, lambda: a.copy_(b)), (40, lambda: a.zero_()), (0, lambda: a.view(2, 5)[1]), (0, lambda: a.split(3)),
         (3 * 40, lambda: torch.add(a, b, out=b)), (40 + 80, lambda: a.double()), (44, lambda: a.sum()),
-    ):  # fmt: skip
+    ):
         with Traffic() as traffic:
             work()
         assert traffic.bytes == moved, work
@@ -61,7 +61,7 @@ def test_waits_are_reads_of_results():
         (1, lambda: a.cpu()), (1, lambda: a.unique()), (1, lambda: torch.where(a > 1)), (1, lambda: f"{a[1]:.1f}"),
         (1, lambda: torch.argwhere(a > 1)), (1, lambda: torch.allclose(a, a)), (1, lambda: range(a[2].int())),
         (1, lambda: a[None][0, a > 1]), (0, lambda: torch.where(a > 1, a, 0.0)), (0, lambda: a[None][0, 1:]),
-    ):  # fmt: skip
+    ):
         with Waits() as waits:
             work()
         assert waits.count == count, work

@@ -48,7 +48,7 @@ def test_training_speed(small, tmp_path, monkeypatch):
     found = rows(tmp_path, "train")
     assert [(row["method"], row["checkpointing"]) for row in found] == [
         ("full_ft", True), ("spider", True), ("full_ft", False), ("spider", False),
-    ]  # fmt: skip
+    ]
     assert all(row["samples_per_second"] > 0 and row["tokens_per_sample"] > 20 and row["mfu"] >= 0 for row in found)
 
 
@@ -95,7 +95,7 @@ def test_evaluation_speed_and_that_time_runs_out(small, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["part=trian"], "Did you mean 'train'"), (["prt=train"], "prt: no such key"),
     (["part=train", "device=tpu"], "cuda, or cpu for a rehearsal"),
-])  # fmt: skip
+])
 def test_refusals(arguments, message, capsys):
     assert cli.main(["gpu-check", *arguments]) == 2
     assert message in capsys.readouterr().err

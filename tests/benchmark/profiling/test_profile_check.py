@@ -33,7 +33,7 @@ def findings(model, checkpoint, *more):
 @pytest.mark.parametrize(("model", "folder", "layout"), [
     ("llava_pocket", "hf", "llava-hf layout"), ("llava_pocket", "original", "LLaVA's own layout"),
     ("vila_pocket", "vila", "VILA folders"),
-])  # fmt: skip
+])
 def test_layouts_are_recognised(places, model, folder, layout):
     facts, faults = findings(model, places / folder)
     assert any(f"{model}: {layout} in {places / folder}" in fact for fact in facts) and not faults

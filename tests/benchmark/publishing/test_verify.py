@@ -206,7 +206,7 @@ FAULTS: dict[str, tuple[Callable[[Tables, str], None], str]] = {
     "half a training": (
         shortened, r"train\.jsonl: has \d+ rows up to step \d+, the training has steps 1 to \d+",
     ),
-}  # fmt: skip
+}
 
 
 def test_every_planted_fault_is_named_and_no_other(tmp_path):
@@ -252,7 +252,7 @@ def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
      "is damaged: it has no column cell"),
     (lambda path: rewritten(path, lambda table: table.set_column(0, "cell", pa.array([1] * len(table)))),
      "is damaged: its column cell holds int64"),
-])  # fmt: skip
+])
 def test_a_table_that_cannot_be_read_is_one_message_of_every_verb(tmp_path, capsys, name, change, reason):
     root = Tables([FOLDERS[CELLS[0]]]).write(tmp_path / "published")
     change(root / f"{name}.parquet")
@@ -339,7 +339,7 @@ def test_only_bounds_may_differ_in_the_last_bit():
      [r"is not in SHA256SUMS: it was added later", r"is no table of conf/table"]),
     (SUMS, lambda path: path.write_text(path.read_text() + "0" * 64 + "  ../../etc/passwd\n"),
      [r"line \d+ is no digest of a file in this folder", None]),
-])  # fmt: skip
+])
 def test_files_beside_the_cells(folder, file, change, reasons):
     if change is not None:
         change(folder / file)
@@ -401,7 +401,7 @@ def spoil_delta(path: Path) -> None:
     ("answers/gqa.jsonl", lambda cell: (cell / "answers/gqa.jsonl").write_text(
         (cell / "answers/gqa.jsonl").read_text() + json.dumps({"item_id": "x", "text": ""}) + "\n"
      ), "1 items are not in the evaluated split, the first is 'x'"),
-])  # fmt: skip
+])
 def test_a_run(run_folder, file, change, reason):
     cell = next((run_folder / "cells").iterdir())
     change(cell)

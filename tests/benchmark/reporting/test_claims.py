@@ -57,14 +57,14 @@ def evidence() -> Evidence:
     rows = {
         ("llava", target, method, None): row(method, target=target, n=300)
         for target in ("flickr30k", "coco") for method in methods
-    }  # fmt: skip
+    }
     shards = " ".join(f"{2 + 0.01 * k:.3f}" for k in range(20))
     pid = pd.DataFrame([
         {"dataset": name, "role": role, "part": "tuned", "value": value, "by_shard": shards.replace("2.", digit)}
         for name, role, value, digit in (
             ("okvqa", "upstream", 2.1, "2."), ("flickr30k", "target", 4.1, "4."), ("coco", "target", 3.1, "3.")
         )
-    ])  # fmt: skip
+    ])
     return Evidence(rows, list(UPSTREAM), [("llava", "flickr30k"), ("llava", "coco")], pid={"llava": pid})
 
 
@@ -86,7 +86,7 @@ def test_differences_pair_the_seeds_that_both_sides_have():
     places = {name: ("llava", "coco", name, None) for name in ("zero_shot", "full_ft", "half_ft", "spider")}
     seeds = {"zero_shot": (0,), "full_ft": (0, 1, 2), "half_ft": (3,), "spider": (1, 2)}
     found = Evidence({place: row(name, target="coco", seeds=seeds[name]) for name, place in places.items()},
-                     list(UPSTREAM), [("llava", "coco")])  # fmt: skip
+                     list(UPSTREAM), [("llava", "coco")])
     one, other = found.pair(places["spider"], places["full_ft"])
     assert set(one.by_seed) == set(other.by_seed) == {1, 2}
     one, other = found.pair(places["zero_shot"], places["spider"])  # an untuned model goes with any seed
@@ -105,12 +105,12 @@ def test_sweeps_are_judged_at_every_point():
     rows = {
         ("llava", "flickr30k", method, ("train.epochs", value)): row(method, n=300)
         for method in ("full_ft", "spider") for value in (5, 10)
-    }  # fmt: skip
+    }
     groups = [("llava", "flickr30k")]
     evidence = Evidence(
         rows, list(UPSTREAM), groups, points={"train.epochs": [5, 10]}, swept=["full_ft", "spider"],
         sweep_groups={"train.epochs": groups},
-    )  # fmt: skip
+    )
     found = {item.id: item for item in claims.verdicts(evidence)}
     assert found["epochs"].verdict == HOLDS and len(found["epochs"].lines) == 2
     assert found["epochs_forget"].verdict == NOT_SHOWN and found["epochs_forget"].lines[0][1] == 0

@@ -44,7 +44,7 @@ def large(title: str = "Table 5. Large", **changes) -> tables.Table:
     table = tables.build(title, found, UPSTREAM, notes=notes, draws=50)
     scores = ["value", "low", "high"]
     return replace(table, frame=table.frame.assign(delta=table.frame["delta"] - 100,
-                                                   **{name: table.frame[name] + 100 for name in scores}))  # fmt: skip
+                                                   **{name: table.frame[name] + 100 for name in scores}))
 
 
 def many() -> tables.Table:
@@ -158,7 +158,7 @@ def test_a_table_compiles_at_icmls_width(name, tmp_path):
         done = subprocess.run(
             ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"], cwd=tmp_path, capture_output=True,
             text=True, errors="replace", timeout=120, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stdout[-2000:]
     wrong = re.findall(r"(?:Overfull|Float too large|undefined|Missing character|Command .* invalid).*", done.stdout)
     assert not wrong, wrong

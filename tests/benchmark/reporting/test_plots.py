@@ -106,7 +106,7 @@ def test_discrepancy_shows_every_set_and_layer(drawn, tmp_path):
          "high": 2.2}
         for name, role in (("okvqa", "upstream"), ("gqa", "upstream"), ("coco", "target"))
         for part in ("tuned", "projector", "0", "1")
-    ])  # fmt: skip
+    ])
     plots.discrepancy(frame, "PID", tmp_path / "x")
     left, right = drawn[0][0].axes
     lines = [bar[0] for bar in right.containers]
@@ -121,7 +121,7 @@ def test_gallery_takes_any_text_and_items_without_an_image(drawn, tmp_path):
         "item_id": "i1", "image": Image.new("RGB", (8, 8)), "prompt": "What is $x_{ \\frac?",
         "references": ("a $", "b"),
         "answers": {"Full FT": ("$\\bad{ <b>", 0.5), "SPIDER": ("", 1.2)},
-    }  # fmt: skip
+    }
     plots.gallery("Fig. 3", "rule", [example, {**example, "image": None, "item_id": "i2"}], tmp_path / "x")
     figure, data = drawn[0]
     figure.canvas.draw()  # would raise on mathematics that cannot be parsed

@@ -68,7 +68,7 @@ def points(lines) -> pd.DataFrame:
 LINES = {
     "zero_shot": {"okvqa": 60, "gqa": 50, "A_T": 0}, "full_ft": {"okvqa": 40, "gqa": 25, "A_T": 90},
     "spider": {"okvqa": 80, "gqa": 60, "A_T": 85},
-}  # fmt: skip
+}
 
 
 def of(*methods: str) -> dict[str, str]:
@@ -171,7 +171,7 @@ def test_no_two_methods_and_no_grid_line_look_alike_to_anybody(sight):
     colours |= {"grid": "0.8", "ring": "0.75", "paper": "white"}
     seen = {name: lab(colour, SIGHT[sight]) for name, colour in colours.items()}
     close = [(a, b) for a, b in itertools.combinations(seen, 2)
-             if np.linalg.norm(seen[a] - seen[b]) < 11 and not {a, b} <= {"grid", "ring", "paper"}]  # fmt: skip
+             if np.linalg.norm(seen[a] - seen[b]) < 11 and not {a, b} <= {"grid", "ring", "paper"}]
     assert not close
 
 
@@ -230,7 +230,7 @@ def test_letters_come_from_another_font_where_there_is_one(tmp_path, drawn, monk
     # cmsy10 comes with matplotlib and has what DejaVu Sans lacks at this place.
     own = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     base, other = (set(font_manager.get_font(str(own / name)).get_charmap())
-                   for name in ("DejaVuSans.ttf", "STIXGeneral.ttf"))  # fmt: skip
+                   for name in ("DejaVuSans.ttf", "STIXGeneral.ttf"))
     letter = chr(min(code for code in other - base if unicodedata.category(chr(code)) in ("Ll", "Lo", "So", "Sm")))
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_: [str(own / "STIXGeneral.ttf")])
     with warnings.catch_warnings():

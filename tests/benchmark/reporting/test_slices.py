@@ -34,7 +34,7 @@ def test_a_whole_table_keeps_its_name(table, overrides):
     (["seeds=1"], "-seeds_1", "; here: seeds 1"),
     (["train.epochs=7"], "-epochs_7", "; here: train.epochs 7"),
     (["eval.limit=4", "train.limit=16"], "-limit_4-limit_16", "; here: eval.limit 4; train.limit 16"),
-])  # fmt: skip
+])
 def test_a_part_says_what_it_holds(overrides, name, heading):
     parts = found(*overrides)
     assert slices.suffix(parts) == name and slices.heading(parts) == heading
@@ -42,7 +42,7 @@ def test_a_part_says_what_it_holds(overrides, name, heading):
 
 def test_names_are_safe_and_differ_where_the_parts_do():
     texts = [{"train.x": "a b"}, {"train.x": "a/b"}, {"methods": ", ".join(f"method{k}" for k in range(40))},
-             {"methods": ", ".join(f"method{k}" for k in range(41))}]  # fmt: skip
+             {"methods": ", ".join(f"method{k}" for k in range(41))}]
     names = [slices.suffix(one) for one in texts]
     assert len(set(names)) == 4 and all(len(name) < 120 and set(name).isdisjoint("/ .") for name in names)
 
@@ -59,7 +59,7 @@ def run(world: fakes.World, *more: str) -> int:
 
 def files(world: fakes.World) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for folder in ("tables", "figures") for path in
-            (world.results / folder).iterdir()}  # fmt: skip
+            (world.results / folder).iterdir()}
 
 
 def test_a_slice_leaves_the_files_of_the_whole_table_alone(world, capsys):
@@ -74,7 +74,7 @@ def test_a_slice_leaves_the_files_of_the_whole_table_alone(world, capsys):
     stem = "llava_pocket-full_ft+spider"
     tables = {f"table6-{stem}.{kind}" for kind in ("md", "csv", "tex")}
     radars = {f"fig4-{stem}_llava_pocket_{target}.{kind}" for target in ("iconqa", "scienceqa")
-              for kind in ("png", "pdf", "csv")}  # fmt: skip
+              for kind in ("png", "pdf", "csv")}
     assert new == tables | radars
     first = after[f"table6-{stem}.md"].decode().splitlines()[0]
     assert first.endswith("here: models llava\\_pocket; methods full\\_ft, spider")
@@ -86,7 +86,7 @@ def test_a_slice_of_another_setting_is_verified_from_its_own_cells(world):
     """Two settings of a cell lie side by side: the table itself names those it is of."""
     for epochs in (5, 7):
         assert run(world, "methods=full_ft,spider", "models=llava_pocket", "targets=iconqa",
-                   f"train.epochs={epochs}") == 0  # fmt: skip
+                   f"train.epochs={epochs}") == 0
     cells = {folder.name: read_cell(folder) for folder in Store(world.results).all_cells()}
     faults = findings.Findings(print)
     tables = sorted((world.results / "tables").glob("table6-*.csv"))
@@ -98,5 +98,5 @@ def test_a_slice_of_another_setting_is_verified_from_its_own_cells(world):
 def test_publishing_takes_no_slice_for_the_whole(tmp_path):
     for name, part in (("fig4_m_coco.png", False), ("fig4-full_ft_m_coco.png", True), ("fig5.csv", False),
                        ("fig5-vila_pocket.csv", True), ("plane-full_ft_m.pdf", True), ("my-sweep.csv", False),
-                       ("protocol-x.md", False)):  # fmt: skip
+                       ("protocol-x.md", False)):
         assert publish._of_a_slice(tmp_path / name) is part, name

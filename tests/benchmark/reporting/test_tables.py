@@ -60,7 +60,7 @@ def test_one_line_per_model_target_method_and_metric(full):
     assert len(full.frame) == 2 * 2 * len(METHODS) * 8
     assert [(model, target) for model, target, _ in full.blocks()] == [
         ("LLaVA", "Flickr30k"), ("LLaVA", "COCO-Caption"), ("VILA", "Flickr30k"), ("VILA", "COCO-Caption"),
-    ]  # fmt: skip
+    ]
 
 
 def test_differences_from_full_ft_are_paired(full):
@@ -146,7 +146,7 @@ def test_a_failed_cell_is_a_dash_everywhere():
 def test_a_missing_seed_is_left_out_and_named():
     whole = row("spider", seeds=(0, 1, 2))
     items = {name: {seed: part for seed, part in seeds.items() if (name, seed) != ("gqa", 1)}
-             for name, seeds in whole.items.items()}  # fmt: skip
+             for name, seeds in whole.items.items()}
     table = build([row("full_ft", seeds=(0, 1, 2)), dataclasses.replace(whole, items=items)])
     assert line(table, "spider", "okvqa").seeds == "0 2"
     assert note(table, "Missing") == (
@@ -368,7 +368,7 @@ def variants() -> tables.Table:
     found = [
         row("full_ft"), row("half_ft"), row("spider", reference="half_ft", diagnostics={0: {"restored": 0.5}}),
         row("dare", reference="missing"),
-    ]  # fmt: skip
+    ]
     return build(found, shown=("A_S", "A_T", "H", "rms_delta", "restored"))
 
 

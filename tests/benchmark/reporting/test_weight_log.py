@@ -60,7 +60,7 @@ def test_the_last_numbers_in_words():
         "share selected (M > 0) 77.", "share of M equal to 1 25.00 %",
         "share selected anew or no more, since step 10 12.50 %", "% of layer 9 layer 10 projector",
         "all 75.0 75.0 95.0", "up 75.0 75.0", "projector linear_1.weight 100.0",
-    ):  # fmt: skip
+    ):
         assert part in text, text
 
 
@@ -91,4 +91,4 @@ def test_ticks_do_not_round():
     from benchmark.reporting import weight_log
 
     assert [weight_log._percent(share, 0) for share in (0.425, 0.475, 0.5, 0.525, 0.4999, 0.1)] == [
-        "42.5%", "47.5%", "50%", "52.5%", "49.99%", "10%"]  # fmt: skip
+        "42.5%", "47.5%", "50%", "52.5%", "49.99%", "10%"]

@@ -79,7 +79,7 @@ def started(folder: Path, text: str, element: int, python: str) -> subprocess.Po
         ["bash", str(folder / "job.sh")], stdin=subprocess.DEVNULL,
         env={"PATH": f"{tools}:/usr/bin:/bin", "PYTHON": str(tools / "python"), "SLURM_ARRAY_TASK_ID": str(element),
              "SLURM_ARRAY_JOB_ID": "77"},
-    )  # fmt: skip
+    )
 
 
 def test_an_element_is_queued_again_only_after_preemption(tmp_path: Path, capsys):

@@ -25,7 +25,7 @@ KEYS = Keys("t1", {"gqa": "g1"}, {"gqa": "s1"}, "m1")
 FILES = {
     "train": "delta.safetensors", "generate/gqa": "answers/gqa.jsonl", "score/gqa": "items/gqa.jsonl.gz",
     "summary": "scores.json",
-}  # fmt: skip
+}
 
 
 @pytest.fixture

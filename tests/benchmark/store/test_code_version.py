@@ -57,7 +57,7 @@ def digest_of_text(tmp_path: Path, text: str, name: str = "same_name.py") -> str
         ("x + 1", "x + 2", False), ("x + 1", "x - 1", False), ("def f", "def g", False), ("x + 1", "'x'", False),
         ("return x", "yield x", False), ("x + 1", "x + True", False), ("x + 1", "x + 1.0", False),
     ],
-)  # fmt: skip
+)
 def test_only_what_can_change_a_number_changes_the_digest(tmp_path, old, new, same):
     assert old in CODE
     assert (digest_of_text(tmp_path, CODE) == digest_of_text(tmp_path, CODE.replace(old, new))) == same
@@ -221,14 +221,15 @@ def test_the_samples_are_published_cells_of_every_method_model_and_target():
 NO_NUMBERS = {
     "benchmark/__init__.py", "benchmark/training/__init__.py", "benchmark/core/__init__.py",
     "benchmark/store/__init__.py", "benchmark/running/__init__.py", "benchmark/studies/__init__.py",
-    "benchmark/config/__init__.py", "benchmark/planning/__init__.py", "benchmark/core/errors.py", "benchmark/core/files.py", "benchmark/spec.py",
+    "benchmark/config/__init__.py", "benchmark/planning/__init__.py",
+    "benchmark/core/errors.py", "benchmark/core/files.py", "benchmark/spec.py",
     "benchmark/data/__init__.py", "benchmark/data/record.py", "benchmark/models/folder.py",
     "methods/__init__.py", "methods/registry.py", "eval/__init__.py", "eval/java.py",
     "benchmark/models/digest_cache.py",
     "benchmark/models/places.py", "benchmark/models/sizes.py", "benchmark/training/trainable.py",
     "benchmark/core/signals.py", "benchmark/training/trackers.py", "benchmark/core/progress.py",
     "benchmark/planning/cost.py",
-}  # fmt: skip
+}
 
 
 def imports(path: str) -> set[str]:
@@ -259,7 +260,7 @@ def imports(path: str) -> set[str]:
         ("generate", "benchmark/training/generate.py", ()), ("score", "eval/score.py", ()),
         ("summary", "benchmark/store/scores.py", ("score",)),
     ],
-)  # fmt: skip
+)
 def test_every_module_behind_a_stage_is_watched(stage, entry, also):
     families = {name: code_version.modules_of(f"family/{name}") for name in ("llava", "vila")}
     hashed = set(STAGE_MODULES[stage]).union(*({**STAGE_MODULES, **families}[name] for name in also))

@@ -90,7 +90,7 @@ def test_content_redoes_what_depends_on_it(cell, contents, redone):
         (lambda c: replace(c, datasets=(replace(c.datasets[0], name="Other"), *c.datasets[1:])), set()),
         (lambda c: replace(c, datasets=(replace(c.datasets[0], role="extra"), *c.datasets[1:])), {"summary"}),
     ],
-)  # fmt: skip
+)
 def test_settings_redo_what_depends_on_them(cell, change, redone):
     found = changed(keys_of(cell, Contents()), keys_of(change(cell), Contents()))
     assert found == (everything(cell) if redone is None else redone)
@@ -108,7 +108,7 @@ def test_a_posthoc_cell_depends_on_its_full_ft_cell():
 OTHER = {
     "prompt": "Other? {question}", "metric": "exact_lower", "max_new_tokens": 7, "options": {"reader": "gqa", "x": 1},
     "splits": {"test": "other"}, "stop": ("\n",),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", [item.name for item in fields(DatasetSpec)])

@@ -74,7 +74,7 @@ def test_parameters_go_to_the_methods_that_have_them():
 @pytest.mark.parametrize(("name", "given"), [
     ("plane", ["methods=full_ft,spider", "method.momentun=0.9"]), ("fig5", ["method.alpha=0.5"]),
     ("plane", ["methods=full_ft", "method.momentum=0.9"]),
-])  # fmt: skip
+])
 def test_a_parameter_that_no_method_of_a_figure_has_is_an_error(name, given):
     with pytest.raises(UserError, match=rf"{given[-1].partition('=')[0]}: no such parameter in full_ft.* Valid: "):
         named_figures.requests(name, given)

@@ -79,7 +79,7 @@ def runs(count: int = 6) -> dict:
                 name: [[f"{method} {EVIL}", score] for score in values]
                 for name, values in (("gqa", scores), ("coco", [0.3 + score for score in scores])) if scores
             },
-        }  # fmt: skip
+        }
 
     return {
         "images": [uri], "right": 0.5, "groups": [{
@@ -91,7 +91,7 @@ def runs(count: int = 6) -> dict:
                 run("spider", "coco", [1, 1, 1, 0, 0, 1]), run("dare", "coco", []),
             ],
         }],
-    }  # fmt: skip
+    }
 
 
 def content(**changes) -> Content:
@@ -99,7 +99,7 @@ def content(**changes) -> Content:
     from tests.benchmark.table_rows import UPSTREAM
 
     table = tables.build(EVIL, rows(methods=("zero_shot", "full_ft", "spider"), models=("llava",), n=20), UPSTREAM,
-                         notes=[EVIL], draws=50)  # fmt: skip
+                         notes=[EVIL], draws=50)
     cell = request(["models=llava_pocket", "methods=full_ft", "targets=coco"]).cells[0]
     scores = {name: {"value": 1.0, "low": 0.5, "high": 1.5} for name in ("gqa", "A_S", "A_T", "H", "O")}
     cell = replace(cell, model=replace(cell.model, name=EVIL))
@@ -111,7 +111,7 @@ def content(**changes) -> Content:
         "verdicts": [Verdict(EVIL, EVIL, EVIL, "not shown", EVIL, ((EVIL, 1.0, -1.0, 3.0),))],
         "cells": [{"cell": EVIL, "x": 2.0}, {"cell": "b", "x": None}, {"cell": "a", "x": 10.0}],
         "provenance": [(EVIL, 3)],
-    }  # fmt: skip
+    }
     return Content(**{**fields, **changes})
 
 

@@ -47,7 +47,7 @@ def test_the_summary_comes_first_and_the_rest_is_folded():
 @pytest.mark.parametrize(("name", "kind", "rest"), [
     ("fig4_llava_coco", "fig4", "llava_coco"), ("fig4-full_ft+spider_llava_coco", "fig4", "full_ft+spider_llava_coco"),
     ("fig5", "fig5", ""), ("forgetting-models", "forgetting", "models"), ("mine", "mine", ""), ("_x", "", "x"),
-])  # fmt: skip
+])
 def test_a_figures_name_ends_at_the_first_dash_or_underscore(name, kind, rest):
     assert name_parts(name) == (kind, rest)
 

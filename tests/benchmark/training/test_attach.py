@@ -281,7 +281,7 @@ def test_a_sharded_method_equals_the_whole_one(name):
         {n: (torch.randn(len(w), generator=source).double(), torch.randn(len(w), generator=source).double())
          for n, w in pretrained.items()}
         for _ in range(4)
-    ]  # fmt: skip
+    ]
     names = list(pretrained)
     groups = [names[:9], names[9:]]
 

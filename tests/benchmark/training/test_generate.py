@@ -213,7 +213,7 @@ def test_image_sets_larger_than_memory_are_read_by_workers(loaded, records, tmp_
 
 def test_answers_of_any_characters_survive(tmp_path):
     rows = {f"q{i}": {"item_id": f"q{i}", "prompt_hash": "h", "text": text, "n_tokens": 1} for i, text in
-            enumerate(["caf\u00e9", "two\u2028lines", "a\nb", "\x85"])}  # fmt: skip
+            enumerate(["caf\u00e9", "two\u2028lines", "a\nb", "\x85"])}
     path = tmp_path / "a.jsonl"
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()).encode()
     path.write_bytes(data + '{"item_id": "caf\u00e9'.encode()[:-1])

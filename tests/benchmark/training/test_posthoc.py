@@ -32,7 +32,7 @@ def test_where_and_how_far_the_weights_moved():
         "mask_selected": pytest.approx(6 / 30), "mask_ones": pytest.approx(1 / 30),
         "selected_in/a.layers.0": 0.25, "selected_in/projector": 0.1,
         "selected/a.layers.0.mlp.up_proj.weight": 0.25, "selected/projector.weight": 0.1,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("method", "share"), [("wise_ft", 1.0), ("dare", 0.1)])
@@ -63,7 +63,7 @@ def test_a_learned_mask_fits_the_training_items_better_than_a_random_one(tmp_pat
     records = [
         Record(f"item{i}", "toy", "train", None, f"what is {i} ?", ANSWERS[i % 3], (), None, str(i), {})
         for i in range(6)
-    ]  # fmt: skip
+    ]
     base = snapshot(loaded.model, trainable_names(loaded, "last_layers", 1))
     source = torch.Generator().manual_seed(0)
     tuned = {name: tensor + 0.05 * torch.randn(tensor.shape, generator=source) for name, tensor in base.items()}

@@ -74,7 +74,7 @@ def cell(seed=0, method="full_ft", dtype="float32", **changes):
         "epochs": 2, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 2e-3, "projector_learning_rate": 2e-4,
         "last_layers": 2, "scope": "last_layers", "warmup_ratio": 0.3, "scheduler": "cosine", "weight_decay": 0.0,
         "max_grad_norm": 1.0, "loss_group": 2, "limit": None,
-    }  # fmt: skip
+    }
     return CellSpec(
         profile="toy",
         model=ModelSpec("tiny", "Tiny", "vila", "unused", "resize", 256, 2e-3, 2e-4),
