@@ -51,7 +51,7 @@ _FIX = "Restore it (git checkout), or publish again."
 def path_of(root: Path) -> Path:
     """Return where the cells of a results folder are: in its tables if it is published, else in its folder `cells`."""
     cells = Path(root) / "cells"
-    return CellPath(cells) if any(file_of(root, name).is_file() for name in COLUMNS) else cells
+    return CellPath(cells) if any(os.path.isfile(file_of(root, name)) for name in COLUMNS) else cells
 
 
 def file_of(root: Path, name: str) -> Path:

@@ -297,7 +297,7 @@ def name_parts(name: str) -> tuple[str, str]:
     """Return what a figure's file name begins with, and the rest; a dash begins the name of a slice.
 
     Args:
-        name: e.g. fig4_llava_pocket_coco, or fig4-full_ft+spider_llava_pocket_coco.
+        name: e.g. fig4_llava_coco, or fig4-full_ft+spider_llava_coco.
     """
     match = re.match(r"([^_-]*)[_-]?(.*)", name, re.DOTALL)
     assert match is not None

@@ -194,8 +194,8 @@ def test_images_that_processes_read_before_their_first_step_are_told(world, monk
     """In training each reads all, so the slowest counts; of the answers each reads its share."""
     spec, folder = cell(world), folder_of(tmp_path / "reads", cell(world))
     program = (
-        "import pathlib, sys, time; from benchmark import ranks; folder = pathlib.Path(sys.argv[1]);"
-        "ranks._images_in(folder / 'images-0.json')(300, 1000); ranks._images_in(folder / 'images-1.json')(900, 1000);"
+        "import pathlib, sys, time; from benchmark.running import rank; folder = pathlib.Path(sys.argv[1]);"
+        "rank._images_in(folder / 'images-0.json')(300, 1000); rank._images_in(folder / 'images-1.json')(900, 1000);"
         "time.sleep(2.5)"
     )
     monkeypatch.setattr(multi_process, "command", lambda *_: [sys.executable, "-c", program, str(folder)])

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from benchmark import endings, ranks, train, worker
-from benchmark.models import batch
+from benchmark.models import batch, loading
+from benchmark.running import endings, worker
+from benchmark.training import train
 from benchmark.store.cells import read_cell
 
 batch.FEATURE_BYTES = 0  # as with 10,000 large images: they are read while the training goes on
@@ -40,7 +41,7 @@ batch.open_image = hangs
 
 try:
     records = worker.Worker(None)._training_records(cell)
-    train.train(cell, worker.load_model(cell.model, cell.dtype, "cpu"), records, worker.method_of(cell), folder, told)
+    train.train(cell, loading.load_model(cell.model, cell.dtype, "cpu"), records, worker.method_of(cell), folder, told)
 except Exception as error:
     ending = endings.of_error(error)
     print(ending.how.value, ending.message)

@@ -18,7 +18,7 @@ from tests.benchmark import fakes
 
 # Tensors from a process that reads ahead, as in training and answering at full size.
 READS_AHEAD = """
-from benchmark import temporary
+from benchmark.core import temporary
 temporary.settle()
 import torch
 from torch.utils.data import DataLoader

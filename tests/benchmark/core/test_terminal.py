@@ -21,13 +21,15 @@ import os, sys
 from functools import partial
 from pathlib import Path
 import pytest
-from benchmark import figures, runner, terminal
+from benchmark.core import terminal
+from benchmark.reporting import radar
+from benchmark.running import runner
 from benchmark.cli import main
 from benchmark.running.pool import Pool
 from tests.benchmark import fakes
 if __name__ == "__main__":  # worker processes import it again
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "radars", lambda *_: [])
+        patch.setattr(radar, "radars", lambda *_: [])
         patch.setattr(runner, "Pool", partial(Pool, body=fakes.serve_fake))
         trouble = os.environ.get(fakes.TROUBLE, "")
         world = fakes.world_in(Path(sys.argv[1]), patch)

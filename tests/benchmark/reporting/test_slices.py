@@ -91,7 +91,7 @@ def test_a_slice_of_another_setting_is_verified_from_its_own_cells(world):
     faults = findings.Findings(print)
     tables = sorted((world.results / "tables").glob("table6-*.csv"))
     for path in tables:
-        verify_tables.check_table(world.results, path, cells, faults)
+        verify_tables.check_table(Store(world.results), path, cells, faults)
     assert len(tables) == 2 and any("epochs_7" in path.name for path in tables) and faults.faults == []
 
 
