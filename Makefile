@@ -40,6 +40,7 @@ reads_accept := STAGE BUMP
 reads_chaos := KILLS SEED ARGS
 reads_pretrain := MODELS ARGS
 reads_test := ARGS
+reads_test-fast := ARGS
 reads_bench-scorers := ARGS
 reads_bench-methods := SIZE DEVICE METHODS ARGS
 reads_bench := $(reads_bench-methods)
@@ -58,7 +59,7 @@ $(error nothing was started. It reads $(sort $(reads)))
 endif
 
 .PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
-	all report compare verify sbatch plan list test lint pretrain rates publish bench bench-scorers bench-methods gpu-check \
+	all report compare verify sbatch plan list test test-fast lint pretrain rates publish bench bench-scorers bench-methods gpu-check \
 	doctor chaos accept clean check-python
 
 help: ## show the targets
@@ -136,8 +137,11 @@ plan: $(ready) ## what a table needs: cells, time, space (TABLE=table6, and with
 list: $(ready) ## models, methods, datasets, tables
 	@$(python) -m benchmark list
 
-test: $(ready) lint ## all tests (and the linter)
-	@$(python) -m pytest -q $(ARGS) < /dev/null
+test: $(ready) lint ## all tests, a process per core, and the linter
+	@$(python) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(ARGS) < /dev/null
+
+test-fast: $(ready) ## the tests that take less than a second each
+	@$(python) -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow and not multiprocess" $(ARGS) < /dev/null
 
 lint: $(ready) ## the linter alone
 	@$(python) -m ruff check .

@@ -17,8 +17,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests, with the reason, where there is no GPU."""
+    """Put long tests first, so that none is left for one worker at the end; skip GPU tests where there is no GPU."""
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("slow", "multiprocess"))))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.core import signals
+from benchmark.core import hosts, signals
 from benchmark.core.errors import UserError
 from benchmark.core.signals import Preempted
 from benchmark.data import load as load_records
@@ -212,9 +212,9 @@ def test_a_driver_that_hangs_is_said(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(multi_process, "output_of", functools.partial(multi_process.output_of, seconds=0.5))
+    monkeypatch.setattr(hosts, "output_of", functools.partial(hosts.output_of, seconds=0.5))
     with pytest.raises(UserError, match="nvidia-smi gave no answer in 0 s: the driver hangs"):
-        multi_process.gpus_in_sight(None)
+        hosts.gpus_in_sight(None)
 
 
 def test_the_first_to_end_waits_for_the_others(tmp_path):
