@@ -117,6 +117,9 @@ def test_whole_examples_are_in_the_documents():
 def test_other_python_runs(page, block):
     done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    comments = (line.partition("#")[2] for line in block.splitlines() if line.startswith("print"))
+    said = [number for comment in comments for number in re.findall(r"\d+\.\d+", comment)]
+    assert [number for number in said if number not in done.stdout] == []
 
 
 def test_a_method_acts_in_a_trainer_of_ones_own():
