@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import cli
+from benchmark.cli import runs
 from benchmark.core.errors import UserError
 from benchmark.publishing.compare import compare, describe, line
 from tests.benchmark import fakes
@@ -130,8 +131,8 @@ def test_a_published_cell_of_older_code_says_so(folders, monkeypatch):
 def test_after_a_run_only_its_own_cells_are_compared(folders, monkeypatch, capsys):
     """Older cells of the folder say nothing about this run; what the reference lacks is named as such."""
     _, theirs, world = folders
-    real = cli._compare_with_reference
-    monkeypatch.setattr(cli, "_compare_with_reference", lambda reference, *rest: real(str(theirs), *rest))
+    real = runs._compare_with_reference
+    monkeypatch.setattr(runs, "_compare_with_reference", lambda reference, *rest: real(str(theirs), *rest))
     assert cli.main(["run", *world.overrides("methods=full_ft", "targets=scienceqa")]) == 0
     text = capsys.readouterr().out
     assert "identical" not in text

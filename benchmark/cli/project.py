@@ -1,0 +1,96 @@
+"""Commands about the project itself: list, completion, pretrain, accept."""
+
+from __future__ import annotations
+
+from benchmark.cli.arguments import refuse_beside, split
+from benchmark.cli.usage import USAGES
+from benchmark.core.errors import UserError, printable
+from benchmark.core.files import user_path
+
+
+def list_(arguments: list[str]) -> int:
+    """show models, methods, datasets, tables, profiles; `list cells` shows finished cells"""
+    from benchmark.config.compose import options_of, request
+    from methods.registry import METHODS
+
+    overrides, words = split(arguments)
+    if words not in ([], ["cells"]):
+        raise UserError(f"list {' '.join(words)}: only `list` and `list cells` exist.")
+    if not words:
+        refuse_beside("list", overrides, ("results",), "only list cells does")
+    asked = request(overrides, grid=False)
+    if words:
+        from benchmark.running.worker import headline
+        from benchmark.store.cells import Store
+
+        store = Store(asked.results)
+        for folder in store.all_cells():
+            print(printable(f"{folder.name}  {store.status(folder)['state']}  {headline(folder)}").rstrip())
+        return 0
+    width = max(map(len, METHODS))
+    print("methods   " + "\n          ".join(f"{name:<{width}}  {entry.name}" for name, entry in METHODS.items()))
+    roles: dict[str, list[str]] = {"target": [], "upstream": [], "extra": []}
+    for dataset in asked.datasets.values():
+        roles[dataset.role].append(dataset.id)
+    print(f"targets   {', '.join(roles['target'])}")
+    print(f"upstream  {', '.join(roles['upstream'])} (beside them: {', '.join(roles['extra'])})")
+    for group in ("model", "table", "profile"):
+        chosen = f" (now: {asked.profile.id})" if group == "profile" else ""
+        print(f"{group + 's':<9} {', '.join(options_of(group))}{chosen}")
+    return 0
+
+
+def completion(arguments: list[str]) -> int:
+    """print completion of commands, keys and their values for bash: source <(python -m benchmark completion)"""
+    from benchmark.config.compose import AXES, GROUPS, RUN_KEYS, options_of
+    from methods.registry import METHODS
+
+    if arguments not in ([], ["bash"]):
+        raise UserError(f"completion {' '.join(arguments)}: only bash is known. Use completion bash.")
+    keys = " ".join(f"{key}=" for key in (*GROUPS, *AXES, *RUN_KEYS))
+    values = {group: options_of(group) for group in GROUPS}
+    values |= {"model": options_of("model"), "models": options_of("model")}
+    values |= {"method": [*METHODS], "methods": [*METHODS]}
+    verbs = dict.fromkeys(name.partition(" ")[0] for name in USAGES)
+    cases = "\n".join(f"    {key}) words='{' '.join(names)}' ;;" for key, names in values.items())
+    print(COMPLETION.format(verbs=" ".join(verbs), keys=keys, cases=cases), end="")
+    return 0
+
+
+# Completes `spiderbench`, which is then an alias or a function for `python -m benchmark`.
+COMPLETION = """spiderbench() {{ python -m benchmark "$@"; }}
+_spiderbench() {{
+  local line=${{COMP_LINE:0:$COMP_POINT}} word words head
+  word=${{line##* }}
+  head=${{word%%=*}}
+  if [ "$COMP_CWORD" -le 1 ]; then words='{verbs}'
+  elif [ "$head" = "$word" ]; then words='{keys}'; compopt -o nospace
+  else
+    case $head in
+{cases}
+    *) words='' ;;
+    esac
+    word=${{word#*=}}; word=${{word##*,}}
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -F _spiderbench spiderbench
+"""
+
+
+def pretrain(arguments: list[str]) -> int:
+    """make a base model from nothing: pretrain model=NAME"""
+    from benchmark.pocket.pretrain.run import main as pretrain_main
+
+    return int(pretrain_main(arguments) or 0)
+
+
+def accept(arguments: list[str]) -> int:
+    """developers: accept code of a stage that changes no number, accept STAGE ... | all (--bump: that does)"""
+    from benchmark.publishing.accept import main as accept_main
+
+    reference = [user_path(item.partition("=")[2]) for item in arguments if item.startswith("reference=")]
+    names = [item for item in arguments if item != "--bump" and not item.startswith("reference=")]
+    if not names:
+        raise UserError("accept needs a stage, e.g. accept train, or all.")
+    return accept_main(names, "--bump" in arguments, reference[-1] if reference else None)
