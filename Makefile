@@ -140,7 +140,7 @@ list: $(ready) ## models, methods, datasets, tables
 test: $(ready) lint ## all tests, a process per core, and the linter
 	@$(python) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(ARGS) < /dev/null
 
-test-fast: $(ready) ## the tests that take less than a second each
+test-fast: $(ready) ## the quick tests, in about a minute and a half
 	@$(python) -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow and not multiprocess" $(ARGS) < /dev/null
 
 lint: $(ready) ## the linter alone

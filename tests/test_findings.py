@@ -548,6 +548,7 @@ def _rows(name: str, folder: Path) -> list[Row]:
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if rows is claims else []) for name, rows in FINDINGS.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_has_its_source(name, folder):
     assert faults(section(FINDINGS_MD, name), _rows(name, folder)) == []

@@ -99,6 +99,7 @@ def test_prepare_gate_and_both_tables(place):
     assert kept["okvqa"]["test"]["ids"] in {entry["ids"] for name, entry in known.items() if name.startswith("okvqa")}
 
 
+@pytest.mark.slow
 def test_audit_protocol_renders_a_sample_of_each_dataset(place):
     own = [f"--from={name}=downloads/{name}" for name in (*UPSTREAM, *TARGETS)]
     assert run(place, "data", "prepare", *real_layouts.overrides(), "--no-hub", *own).returncode == 0

@@ -86,10 +86,12 @@ def circle(root: Path) -> list[str]:
     return []
 
 
+@pytest.mark.slow
 def test_imports_go_down_only():
     assert upward(ROOT) == []
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other():
     assert circle(ROOT) == []
 

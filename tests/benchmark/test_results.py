@@ -51,6 +51,7 @@ def test_a_row_of_table_5_follows_from_the_items(monkeypatch):
         assert f"{name} {value:.2f}" in text or name == "coco" and f"A^T {value:.2f}" in text
 
 
+@pytest.mark.slow
 def test_pandas_reads_the_committed_tables_in_one_line():
     for name, rows in (("cells", 330), ("items", 814_000), ("logs", 38_020)):
         frame = pd.read_parquet(PUBLISHED / f"{name}.parquet")
@@ -87,6 +88,7 @@ def test_a_run_has_the_same_tables_as_a_published_folder(tmp_path, monkeypatch):
     assert set(loaded.logs.cell) == set(loaded.cells[loaded.cells.method == "full_ft"].cell)
 
 
+@pytest.mark.slow
 def test_publishing_the_same_cells_gives_the_same_bytes_whatever_they_are_read_from(published, tmp_path):
     """From folders of a run, from tables, from some of each; other columns of logs do not change their order."""
     folders = {folder.name: folder for folder in Store(published).all_cells()}

@@ -115,6 +115,7 @@ def test_models_that_a_table_takes_by_default_are_shipped():
             assert at_root(model.checkpoint).is_dir(), model.checkpoint
 
 
+@pytest.mark.slow
 def test_tables_have_the_papers_rows_and_columns():
     both = "models=vila_pocket,llava_pocket"
     five, six = request(["table=table5", both]), request(["table=table6", both])
@@ -136,6 +137,7 @@ def test_every_profile_and_table_compose(profile, table):
     assert asked.profile.id == profile and asked.cells
 
 
+@pytest.mark.slow
 def test_a_table_leaves_out_what_the_engine_cannot_train_and_a_named_method_is_refused():
     asked = request(["profile=paper", "table=variants"])
     assert asked.left_out == ("l2_reg_two_step", "grafting_two_step")
@@ -183,6 +185,7 @@ def test_a_method_parameter_reaches_only_the_methods_that_have_it():
     assert {c.method.id: c.method.posthoc for c in cells} == {"full_ft": False, "spider": False, "dare": True}
 
 
+@pytest.mark.slow
 def test_a_cell_of_several_processes_has_the_machine_to_itself():
     """Cells at a time are the profile's two only where each is one process; a zero engine asked for two refuses."""
     assert request(ONE).jobs == min(2, os.cpu_count())
@@ -236,6 +239,7 @@ def test_the_parameters_of_a_method_of_the_users_own():
     assert "Did you mean 'method.share'?" in faults(*ONE, f"method={name}", "method.shares=0.2")
 
 
+@pytest.mark.slow
 def test_composing_needs_no_torch():
     program = (
         "import sys; from benchmark.config.compose import request; import benchmark.planning.plan;"
@@ -386,6 +390,7 @@ def test_what_a_cell_is_made_from_does_not_carry_its_parameters():
     assert names == ["vila_pocket-coco-full_ft-epochs3-s0", "vila_pocket-coco-wise_ft-alpha0.4-epochs3-s0"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(), max_size=9), st.text("abc.:", min_size=1, max_size=300))
 def test_no_setting_makes_a_name_that_is_long_or_unsafe(changed, method):
     cell = replace(one(), changed=tuple(changed))

@@ -68,6 +68,7 @@ def test_tokens_equal_pycocoevalcap(pycocoevalcap_finds_java):
     assert caption.tokenise(texts) == direct_tokens(texts)
 
 
+@pytest.mark.slow
 def test_white_space_counts_as_with_pycocoevalcap(pycocoevalcap_finds_java):
     """The tokeniser tells white space apart, in hundreds of these captions."""
     random_ = random.Random(7)
@@ -79,6 +80,7 @@ def test_white_space_counts_as_with_pycocoevalcap(pycocoevalcap_finds_java):
     assert sum(one != other for one, other in zip(found, collapsed, strict=True)) > 100
 
 
+@pytest.mark.slow
 def test_what_ends_a_line_is_one_space(pycocoevalcap_finds_java):
     """With the five characters the wrapper shifts captions; without them, a space in their place, it does not."""
     random_ = random.Random(8)
@@ -89,6 +91,7 @@ def test_what_ends_a_line_is_one_space(pycocoevalcap_finds_java):
         assert direct_tokens([f"first{separator}half", "second", "third"]) == ["first", "half", "second"]
 
 
+@pytest.mark.slow
 def test_cider_equals_pycocoevalcap(pycocoevalcap_finds_java):
     from pycocoevalcap.cider.cider import Cider
 
@@ -153,6 +156,7 @@ def test_nothing_is_written_beside_the_library():
     assert (sorted(folder.iterdir()), folder.stat().st_mtime_ns) == (before, stamp)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "message"),
     [

@@ -53,6 +53,7 @@ def test_every_score_is_the_scripts(rule):
     assert different == []
 
 
+@pytest.mark.slow
 def test_every_cider_is_pycocoevalcaps():
     items, theirs = reference()["inputs"]["caption"], reference()["scores"]["cider"]
     ours = caption.cider([item["prediction"] for item in items], [item["references"] for item in items])

@@ -63,6 +63,7 @@ def test_a_cut_tensor_gives_the_same_gradients():
     assert torch.equal(torch.cat(pieces), whole[0]) and whole[0].count_nonzero() == 4
 
 
+@pytest.mark.slow
 def test_it_is_planned_beside_full_ft(tmp_path):
     command = ["plan", "table=smoke", f"methods=full_ft,{NAME}", f"results={tmp_path}"]
     done = subprocess.run(

@@ -130,6 +130,7 @@ def mine(tmp_path, monkeypatch) -> Path:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_a_file_works_as_target_and_method_under_a_name_without_the_machines_path(mine, monkeypatch):
     given = [f"methods='{mine}/mine_m.py:TopKGradient'", "model=llava_pocket"]
     cell = request([*given, f"targets='{mine}/mine_t.py'"]).cells[0]

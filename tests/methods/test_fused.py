@@ -82,6 +82,7 @@ def check_equal(written: tuple, compiled: tuple) -> None:
     assert differing <= 1e-4 * sum(len(w) for w in written[0])
 
 
+@pytest.mark.slow
 def test_every_length_is_in_one_graph_per_pass(on_cpu, monkeypatch):
     """Traced, but run by torch's own operations: no C++ compiler is needed."""
     monkeypatch.setattr(fused, "devices", set())
@@ -134,6 +135,7 @@ def test_a_pass_counts_what_it_must_move(monkeypatch):
     assert (written - plain) / size.numel() > 300 and waits == plain_waits
 
 
+@pytest.mark.slow
 def test_a_row_of_the_log_counts_what_it_must_move(monkeypatch):
     """Beyond Full FT's: A and w* in 16 bits for M, and M written, 10; M != 0 and M == 1, their sums, 12: 22 bytes."""
     size = Size("Toy", 256, 512, 128, rounds=1)

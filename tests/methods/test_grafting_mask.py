@@ -118,6 +118,7 @@ def released(share: float, changes: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.abs(change) > best.min() for change in changes])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_released_count_is_the_released_patch(ties):
     """Without ties it has one element less than asked for, with ties fewer still; ours has exactly as many."""

@@ -42,11 +42,13 @@ def mutant(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CHECKS)
 def test_an_unchanged_copy_passes(method, mutant):
     CHECKS[method](mutant("", "", ""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_fault_is_noticed(name, mutant):
     method, file, text, replacement = MUTATIONS[name]

@@ -92,6 +92,7 @@ for module in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_every_module_behind_a_method_is_hashed():
     """Importing a method loads nothing of methods/ that its stage key does not cover."""
     of_module = {item.cls.partition(":")[0]: name for name, item in METHODS.items() if item.cls}

@@ -239,6 +239,7 @@ CAPTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_caption_baselines(tmp_path, spec_of):
     folder = tmp_path / "flickr30k"
     (folder / "flickr30k-images").mkdir(parents=True)

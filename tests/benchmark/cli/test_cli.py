@@ -121,6 +121,7 @@ def test_folders_and_files_that_a_verb_is_given_may_begin_with_a_tilde(tmp_path,
     assert capsys.readouterr().out == f"Written: {tmp_path}/out\n"
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_exit_code_and_without_a_traceback():
     done = subprocess.run(
         [sys.executable, "-m", "benchmark", "run", "table=table5", "methods=spidr", "seeds=x"], capture_output=True,
@@ -139,6 +140,7 @@ def test_an_interpreter_without_the_packages_is_told_where_they_are():
     assert done.returncode == 2 and "packages are missing" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_plan_list_and_help_import_nothing_heavy():
     program = (
         "import sys; from benchmark.cli import main;"
@@ -166,6 +168,7 @@ def test_the_files_of_a_table_are_written_before_it_is_printed(world, monkeypatc
     assert len([*(world.results / "tables").iterdir()]) == 3
 
 
+@pytest.mark.slow
 def test_zeroshot_writes_its_rows_beside_the_table_that_they_are_of(world, capsys):
     cli.main(["run", *world.overrides("methods=zero_shot,full_ft,spider")])
     before = contents(world.results / "tables")
@@ -188,6 +191,7 @@ def test_list_shows_what_there_is(world, capsys):
     assert "llava_pocket-zero_shot-" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plan_before_and_after_a_run(world, capsys):
     arguments = world.overrides("methods=full_ft,dare")
     assert cli.main(["plan", *arguments]) == 0
@@ -216,6 +220,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_inspect_shows_a_cell(world, capsys):
     cli.main(["run", *world.overrides("methods=full_ft,spider")])
     capsys.readouterr()
@@ -230,6 +235,7 @@ def test_inspect_shows_a_cell(world, capsys):
     assert "Did you mean" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_inspect_adds_nothing_to_a_published_folder(world, reference, capsys, monkeypatch):
     cli.main(["run", *world.overrides("methods=spider")])
     publish(*world.overrides("methods=spider"))
@@ -307,6 +313,7 @@ def test_gpus_on_a_cpu_are_refused(capsys):
     assert "gpus=0,1: device=cpu uses no GPU. Leave gpus out, or say device=cuda." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
     cli.main(["run", *world.overrides("methods=full_ft,spider")])
     other = tmp_path / "other"
@@ -329,6 +336,7 @@ def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
     assert cli.main(["compare", str(world.results), str(tmp_path / "nowhere")]) == 2
 
 
+@pytest.mark.slow
 def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(world, reference, capsys, monkeypatch):
     arguments = world.overrides("methods=full_ft,spider", f"eval.limit={fakes.ITEMS}")  # fewer than the protocol has
     assert publish(*arguments) == 2
@@ -362,6 +370,7 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     assert (reference / "tables" / "table6.md").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, reference, capsys, tmp_path):
     arguments = world.overrides("methods=zero_shot,full_ft,dare,spider")
     cli.main(["run", *arguments])
@@ -425,6 +434,7 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, ref
     assert "DARE" in (reference / "tables" / "table6.md").read_text()  # an empty row, named in the notes
 
 
+@pytest.mark.slow
 def test_publish_refuses_to_lose_what_was_not_asked_for(world, reference, capsys):
     arguments = world.overrides("methods=full_ft,spider")
     cli.main(["run", *arguments])
@@ -442,6 +452,7 @@ def test_publish_refuses_to_lose_what_was_not_asked_for(world, reference, capsys
     assert "the table table6" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_publish_keeps_an_untuned_model_with_the_sets_it_was_published_with(world, reference, capsys):
     (world.data / "scienceqa").mkdir(exist_ok=True)
     (world.data / "scienceqa" / "data.txt").write_text("data")
@@ -462,6 +473,7 @@ def test_publish_keeps_an_untuned_model_with_the_sets_it_was_published_with(worl
     assert "1 of 1 cells are not finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["copy", "swap"])
 def test_an_interrupted_publish_loses_nothing(moment, world, reference, monkeypatch):
     arguments = world.overrides("methods=full_ft")

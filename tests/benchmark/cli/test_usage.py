@@ -67,6 +67,7 @@ ARRIVES = {
 RUNS = ("run", "zeroshot", "sweep", "figure", "all", "rates")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RUNS)
 def test_a_key_that_a_command_reads_arrives_at_the_runner(command, tmp_path, monkeypatch, capsys):
     asked = []
@@ -152,6 +153,7 @@ def test_help_of_a_command_shows_its_keys_options_and_examples(command, capsys):
     assert max(map(len, out.splitlines())) <= 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [text for entry in usage.USAGES.values() for text in entry.examples])
 def test_every_example_is_accepted(text, tmp_path, monkeypatch, capsys):
     """Those of a grid are planned, those that print something are run, the others are read."""
@@ -179,6 +181,7 @@ def test_every_example_is_accepted(text, tmp_path, monkeypatch, capsys):
         assert compose.request([*named, *overrides], grid=verb == "score")
 
 
+@pytest.mark.slow
 def test_help_of_a_command_imports_nothing_heavy():
     program = (
         "import sys; from benchmark.cli import main; codes = [main(['run', '--help']), main(['bench', '--help'])];"

@@ -123,6 +123,7 @@ def installed_trackers(monkeypatch):
     monkeypatch.setattr(trackers, "fault", lambda name: None)  # whether TensorBoard is installed is not the question
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", options_of("profile"))
 def test_every_key_of_a_cell_arrives(profile):
     composed = {key: value for key, value in usual(profile).items() if key not in ("models", "methods", "table")}

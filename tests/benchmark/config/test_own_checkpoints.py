@@ -26,6 +26,7 @@ def own(world: fakes.World, name: str, content: str = "mine") -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_a_row_without_training(world, capsys):
     path = own(world, "my, llava")
     arguments = world.overrides("methods=full_ft", f"checkpoints=mine:{path}")
@@ -42,6 +43,7 @@ def test_a_checkpoint_is_a_row_without_training(world, capsys):
     assert sum(line.startswith("generate") for line in fakes.calls()) == 5
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_ones_own_has_no_training_seed_in_the_notes(world, capsys):
     path = own(world, "mine")
     assert cli.main(["run", *world.overrides("methods=full_ft", "seeds=1", f"checkpoints=mine:{path}")]) == 0

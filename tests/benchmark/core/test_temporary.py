@@ -99,6 +99,7 @@ def test_without_any_folder_nothing_runs(short, tmp_path, monkeypatch, capsys):
     assert "TMPDIR is " in capsys.readouterr().err and fakes.calls() == [] and not world.results.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["long", "letters", "missing"])
 def test_processes_that_read_ahead_work_with_any_folder(kind, short):
     done = subprocess.run(

@@ -84,6 +84,7 @@ def test_a_terminal_of_few_letters_loses_letters_and_no_table(encoding, world, m
     assert sys.stdout.errors == "strict"  # the stream is the caller's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_who_reads_one_line_and_leaves_loses_no_file_and_no_cell(jobs, whole, tmp_path):
     process = start(tmp_path / "cut", "run", f"jobs={jobs}", stdout=subprocess.PIPE)
@@ -94,6 +95,7 @@ def test_who_reads_one_line_and_leaves_loses_no_file_and_no_cell(jobs, whole, tm
     assert files(tmp_path / "cut" / "results") == whole
 
 
+@pytest.mark.slow
 def test_the_exit_code_of_failed_cells_survives_a_closed_pipe(tmp_path):
     process = start(
         tmp_path, "run", stdout=subprocess.PIPE, env={**os.environ, fakes.TROUBLE: "train spider=fail"}
@@ -105,6 +107,7 @@ def test_the_exit_code_of_failed_cells_survives_a_closed_pipe(tmp_path):
     assert len(files(tmp_path / "results")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_behind_the_output_is_said_after_the_files_are_written(whole, tmp_path):
     with open("/dev/full", "w") as full:
@@ -114,6 +117,7 @@ def test_a_full_disk_behind_the_output_is_said_after_the_files_are_written(whole
     assert "Exception ignored" not in errors and files(tmp_path / "full" / "results") == whole
 
 
+@pytest.mark.slow
 def test_without_stdout_and_stderr_no_file_takes_their_place(whole, tmp_path):
     def close() -> None:
         os.close(1)

@@ -53,6 +53,7 @@ def test_one_of_several_processes_of_another_launcher_is_refused(monkeypatch):
     assert os.environ["RANK"] == "1"
 
 
+@pytest.mark.slow
 def test_a_variable_that_changes_precision_is_removed_before_torch_is_imported_and_is_recorded(tmp_path, monkeypatch):
     """Case B08, on a tiny world: the same weights, and provenance says what was there."""
     world = hostile.write_world(tmp_path)

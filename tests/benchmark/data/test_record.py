@@ -71,6 +71,7 @@ def generated(folder, count):
         yield path
 
 
+@pytest.mark.slow
 def test_images_are_what_the_original_pipelines_call_makes_of_them(tmp_path):
     """Image.open(path).convert("RGB"), of 5,040 images: alpha, palettes, 16 bits, CMYK, EXIF orientation."""
     clear = 0

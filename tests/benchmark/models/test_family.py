@@ -45,6 +45,7 @@ def given(checkpoint, tmp_path, monkeypatch):
             f"model.checkpoint={checkpoint}", "model.max_length=128"]
 
 
+@pytest.mark.slow
 def test_cells_of_a_third_family_train_answer_and_score(given, tmp_path, capsys):
     assert cli.main(["run", *given]) == 0, capsys.readouterr()
     assert cli.main(["plan", *given]) == 0 and "3 done" in capsys.readouterr().out

@@ -97,6 +97,7 @@ def test_a_part_of_the_test_sets_is_not_checked_and_that_is_said(held, capsys):
     assert "Zero-shot gate: not checked, only a part" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_gate_is_about_the_base_and_not_about_a_checkpoint_of_ones_own(held, monkeypatch, capsys):
     own = held.root / "mine"
     own.mkdir()

@@ -163,6 +163,7 @@ def test_the_plan_of_both_models(capsys, tmp_path):
     assert "Checkpoint: not here (checkpoints/llava-1.5-7b-hf; hub cache: llava-hf/llava-1.5-7b-hf)" in out
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_names_what_does(capsys, tmp_path):
     results = f"results={tmp_path}"
     code, out, err = plan(capsys, "gpu=4090x1", "models=llava15_7b", results)
@@ -196,6 +197,7 @@ def test_finished_cells_calibrate_the_hours(tmp_path):
     assert guess != (low, high)
 
 
+@pytest.mark.slow
 def test_a_plan_imports_no_torch(tmp_path):
     code = (
         "import sys; from benchmark.cli import main; "

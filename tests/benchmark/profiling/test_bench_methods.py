@@ -88,6 +88,7 @@ def test_what_a_method_keeps_and_moves():
     assert cost.quartiles[0] <= cost.ratio <= cost.quartiles[1] and cost.step > 0
 
 
+@pytest.mark.slow
 def test_the_cost_of_spider_and_of_the_released_code():
     found = run(TOY, ("l2_reg", "half_ft", "spider", "spider_gradient", RELEASED), "cpu")
     assert found["l2_reg"].kept == 0.5  # w* in 16 bits
@@ -120,6 +121,7 @@ def test_the_recreation_gives_the_weights_of_spider_code():
     assert any((value != bench.base[name].float()).any() for name, value in ours.items())
 
 
+@pytest.mark.slow
 def test_every_training_method_can_be_timed_and_keeps_what_the_plan_counts():
     found = run(TOY, TRAINED, "cpu")
     assert set(found) == {name for name, item in METHODS.items() if item.kind == "training"}

@@ -9,6 +9,7 @@ from benchmark.profiling import bench_scorers
 from eval.score import METRICS, score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [name for name in METRICS if name != "cider"])
 def test_some_of_the_answers_are_right_and_some_are_wrong(metric):
     records, answers = bench_scorers.items(metric)

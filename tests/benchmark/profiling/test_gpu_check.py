@@ -42,6 +42,7 @@ def rows(folder, part):
     return content["parts"][part]
 
 
+@pytest.mark.slow
 def test_training_speed(small, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "_peak", lambda device: GPUS["h100"].peak * 1e12)
     assert cli.main(["gpu-check", "part=train", "device=cpu", f"out={tmp_path}"]) == 0
@@ -52,6 +53,7 @@ def test_training_speed(small, tmp_path, monkeypatch):
     assert all(row["samples_per_second"] > 0 and row["tokens_per_sample"] > 20 and row["mfu"] >= 0 for row in found)
 
 
+@pytest.mark.slow
 def test_memory(small, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)  # engine=single: no process group is left behind
     monkeypatch.setattr(gpu_check, "METHODS", ("spider",))
@@ -70,6 +72,7 @@ def test_memory(small, tmp_path, monkeypatch):
     assert all(f" {what}_gib |" in header for what in ("weights", "kept", "step", "plan_kept", "plan_step"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["random_model", "train"])
 def test_a_model_that_does_not_fit_is_a_row(where, small, tmp_path, monkeypatch):
     def full(*_):
@@ -81,6 +84,7 @@ def test_a_model_that_does_not_fit_is_a_row(where, small, tmp_path, monkeypatch)
     assert len(found) == 6 and not any(row["fits"] for row in found) and "kept_gib" not in found[0]
 
 
+@pytest.mark.slow
 def test_evaluation_speed_and_that_time_runs_out(small, tmp_path, monkeypatch):
     assert cli.main(["gpu-check", "part=eval", "device=cpu", f"out={tmp_path}"]) == 0
     found = rows(tmp_path, "eval")

@@ -128,6 +128,7 @@ def test_a_published_cell_of_older_code_says_so(folders, monkeypatch):
     assert any(describe(gap).endswith("identical (theirs: older code)") for gap in gaps)
 
 
+@pytest.mark.slow
 def test_after_a_run_only_its_own_cells_are_compared(folders, monkeypatch, capsys):
     """Older cells of the folder say nothing about this run; what the reference lacks is named as such."""
     _, theirs, world = folders

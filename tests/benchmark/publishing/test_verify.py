@@ -58,6 +58,7 @@ def faults_of(root: Path, sample: int = 1) -> dict[str, list[str]]:
     return lines
 
 
+@pytest.mark.slow
 def test_the_committed_results_hold(capsys):
     """A sample of the cells is scored again; `make verify RESULTS=...` does all."""
     assert main(["verify", str(COMMITTED), "--sample=40"]) == 0
@@ -209,6 +210,7 @@ FAULTS: dict[str, tuple[Callable[[Tables, str], None], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_planted_fault_is_named_and_no_other(tmp_path):
     trained = [name for name in CELLS if "-dare-" not in name and "-tailor-" not in name]
     spare = [name for name in CELLS if name not in trained]
@@ -268,6 +270,7 @@ def test_a_table_that_cannot_be_read_is_one_message_of_every_verb(tmp_path, caps
         results.load(root)
 
 
+@pytest.mark.slow
 def test_a_byte_of_a_table_is_a_fault_or_one_message(tmp_path, capsys):
     """Wherever it is: in a page, in the footer, in the magic number."""
     root = Tables([FOLDERS[CELLS[0]]]).write(tmp_path / "published")
@@ -325,6 +328,7 @@ def test_only_bounds_may_differ_in_the_last_bit():
             _same(stored, wrong, True, seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "change", "reasons"), [
     ("", None, []),
     ("protocol.md", lambda path: path.write_text("other words"), []),
@@ -381,6 +385,7 @@ def spoil_delta(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "change", "reason"), [
     ("", lambda cell: None, None),
     ("delta.safetensors", lambda cell: spoil_delta(cell / "delta.safetensors"), "is damaged: its digest differs"),

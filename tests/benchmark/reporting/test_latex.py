@@ -126,6 +126,7 @@ def test_every_published_table_is_there():
     assert request(["table=smoke"]).title
 
 
+@pytest.mark.slow
 def test_a_models_rows_stay_together_and_notes_stand_below_rows():
     floats = render.to_latex(large()).split(r"\begin{table*}")[1:]
     models = [set(re.findall(r"textit\{(\w+), fine-tuned", part)) for part in floats]
@@ -148,6 +149,7 @@ def test_text_becomes_latex_that_every_engine_prints():
 # -- with TeX -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here: widths are checked by metrics alone")
 @pytest.mark.parametrize("name", [*PUBLISHED, *MADE])
 def test_a_table_compiles_at_icmls_width(name, tmp_path):

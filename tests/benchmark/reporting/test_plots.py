@@ -138,6 +138,7 @@ def test_a_tick_says_its_value_and_no_other(value, text):
     assert plots.tick(value) == text
 
 
+@pytest.mark.slow
 def test_names_in_every_plot_are_text(frame, tmp_path):
     name = "US$ 5% to $10_^\\frac{"
     named = frame.assign(model_name=name, target_name=frame["target"] + name, method_name=name)

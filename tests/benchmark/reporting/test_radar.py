@@ -49,6 +49,7 @@ def test_no_window_is_needed():
     assert matplotlib.get_backend().lower() == "agg"
 
 
+@pytest.mark.slow
 def test_radars_draws_one_plot_per_model_and_target(radars):
     stems = ("fig4_llava_coco", "fig4_llava_flickr30k")
     expected = [f"{stem}.{suffix}" for stem in stems for suffix in ("csv", "pdf", "png")]
@@ -88,6 +89,7 @@ def test_the_csv_holds_the_values_the_intervals_and_the_scale(table, radars):
     assert set(data["rim"]) == {100} and set(data["unit"]) == {"points"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [("full_ft", "spider"), ("spider",), ("zero_shot", "full_ft", "spider")])
 def test_a_radar_has_one_scale_from_0_whichever_methods_it_shows(tmp_path, drawn, methods):
     radar.radar("title", AXES, points({name: LINES[name] for name in methods}), of(*methods), tmp_path / "r")
@@ -107,6 +109,7 @@ def test_intervals_are_bands(tmp_path, drawn):
     assert list(band) == [82, 62, 87, 82, 78, 83, 58, 78]
 
 
+@pytest.mark.slow
 def test_a_radar_of_captions_reaches_further_and_shows_what_lies_beyond(table, tmp_path, drawn):
     radar.radars(table, tmp_path, cider=["coco"])
     rims = {figure.axes[0].get_title(): figure.axes[0].get_ylim() for figure in drawn}
@@ -117,6 +120,7 @@ def test_a_radar_of_captions_reaches_further_and_shows_what_lies_beyond(table, t
     assert drawn_line(plot, "SPIDER")[2] == 160 and "171" in [text.get_text() for text in plot.texts]
 
 
+@pytest.mark.slow
 def test_scores_relative_to_a_method_leave_out_where_it_has_none(table, tmp_path, drawn):
     options = {"rim": 160, "reference": "zero_shot"}
     radar.radar("title", AXES, points(LINES), of(*LINES), tmp_path / "r", **options)
@@ -130,6 +134,7 @@ def test_scores_relative_to_a_method_leave_out_where_it_has_none(table, tmp_path
     assert files[0].stem == "fig4_of_full_ft_llava_flickr30k"
 
 
+@pytest.mark.slow
 def test_methods_with_missing_values_are_named_and_not_drawn(tmp_path, drawn):
     lines = {"full_ft": LINES["full_ft"], "spider": {"okvqa": 80, "gqa": np.nan}}
     radar.radar("title", AXES, points(lines), of("full_ft", "spider"), tmp_path / "r")
@@ -187,6 +192,7 @@ def test_lines_can_be_told_apart_in_grey():
     assert min(np.diff(grey)) > 0.1
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_files(tmp_path):
     lines = points({"full_ft": LINES["full_ft"]})
     first, second = (radar.radar("t", AXES, lines, of("full_ft"), tmp_path / name) for name in "ab")
@@ -203,6 +209,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
 # -- text of users ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "Prices, US$ 5% to $10", "$\\frac{", "\\alpha_1^2 & #x ~", "a\nb\tc\x07", "100 % of $x$", "{}", "$", "\\",
 ])
@@ -214,6 +221,7 @@ def test_a_name_is_drawn_as_it_is_written(tmp_path, drawn, name):
     assert (tmp_path / "r.pdf").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_letters_that_no_font_has_are_spelled_out_with_one_note(tmp_path, drawn, monkeypatch, capsys):
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_: [])
     monkeypatch.setattr(lettering, "_reported", set())
@@ -240,6 +248,7 @@ def test_letters_come_from_another_font_where_there_is_one(tmp_path, drawn, monk
     assert "STIXGeneral" in drawn[0].axes[0].title.get_fontfamily() and not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_figure_hold_no_formula(tmp_path):
     radar.radar("t", AXES, points(LINES), {**of(*LINES), "spider": "=1+1"}, tmp_path / "r")
     assert pd.read_csv(tmp_path / "r.csv").set_index("method").loc["spider", "name"] == "'=1+1"

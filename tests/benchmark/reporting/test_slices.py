@@ -62,6 +62,7 @@ def files(world: fakes.World) -> dict[str, bytes]:
             (world.results / folder).iterdir()}
 
 
+@pytest.mark.slow
 def test_a_slice_leaves_the_files_of_the_whole_table_alone(world, capsys):
     """All of md, csv, tex, png and pdf; the slice stands beside them and its first line says what it holds."""
     assert run(world) == 0
@@ -82,6 +83,7 @@ def test_a_slice_leaves_the_files_of_the_whole_table_alone(world, capsys):
     assert f"tables/table6-{stem}." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_slice_of_another_setting_is_verified_from_its_own_cells(world):
     """Two settings of a cell lie side by side: the table itself names those it is of."""
     for epochs in (5, 7):

@@ -78,6 +78,7 @@ def test_a_posthoc_method_has_one_row(tmp_path):
     assert draw(rows, "Toy", tmp_path / "one").is_file()
 
 
+@pytest.mark.slow
 def test_the_picture_and_its_numbers(tmp_path):
     path = draw(ROWS, "Toy", tmp_path / "figures" / "selected")
     assert path.suffix == ".png" and min(Image.open(path).size) > 300

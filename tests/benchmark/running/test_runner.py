@@ -45,6 +45,7 @@ def trained() -> list[str]:
     return [line.split()[2] for line in fakes.calls() if line.startswith(("train", "posthoc"))]
 
 
+@pytest.mark.slow
 def test_a_grid_runs_writes_every_file_and_prints_its_table(drawing_world, capsys):
     world = drawing_world
     assert run(world, "methods=zero_shot,full_ft,dare,spider") == 0
@@ -72,6 +73,7 @@ def test_a_grid_runs_writes_every_file_and_prints_its_table(drawing_world, capsy
     assert "textvqa_no_ocr" in values
 
 
+@pytest.mark.slow
 def test_results_of_a_version_that_named_cells_otherwise_are_used_and_finished(world, capsys):
     run(world, "methods=full_ft,wise_ft", "train.epochs=2", "method.alpha=0.4")
     before = world.scores()
@@ -85,6 +87,7 @@ def test_results_of_a_version_that_named_cells_otherwise_are_used_and_finished(w
     assert sorted(world.scores().values()) == sorted(before.values())
 
 
+@pytest.mark.slow
 def test_finished_cells_are_reused_whoever_asks(world, capsys):
     run(world, "methods=full_ft,spider")
     world.forget_calls()
@@ -96,12 +99,14 @@ def test_finished_cells_are_reused_whoever_asks(world, capsys):
     assert trained() == ["dare"]
 
 
+@pytest.mark.slow
 def test_a_posthoc_cell_brings_its_full_ft_cell(world):
     assert run(world, "methods=dare", "seeds=3") == 0
     assert trained() == ["full_ft", "dare"]
     assert sorted(world.cells()) == ["llava_pocket-iconqa-dare-s3", "llava_pocket-iconqa-full_ft-s3"]
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_order_of_cells(world, tmp_path):
     run(world, "methods=full_ft,spider,dare,zero_shot")
     first = world.scores()
@@ -110,6 +115,7 @@ def test_results_do_not_depend_on_the_order_of_cells(world, tmp_path):
     assert world.scores() == first
 
 
+@pytest.mark.slow
 def test_an_untuned_model_keeps_the_datasets_of_another_table(world):
     run(world, "methods=zero_shot")
     world.forget_calls()
@@ -122,6 +128,7 @@ def test_an_untuned_model_keeps_the_datasets_of_another_table(world):
     assert fakes.calls() == []
 
 
+@pytest.mark.slow
 def test_swept_settings_become_cells_of_their_own(world, capsys):
     arguments = [item for item in world.overrides("methods=spider", "train.epochs=5,7") if "table" not in item]
     assert cli.main(["run", *arguments]) == 0
@@ -143,6 +150,7 @@ def test_new_data_of_one_dataset_redo_only_its_answers(world):
     assert [line.split()[0::2] for line in fakes.calls() if not line.startswith("load")] == [["generate", "gqa"]]
 
 
+@pytest.mark.slow
 def test_a_new_checkpoint_redoes_everything(world):
     run(world, "methods=full_ft,dare")
     world.forget_calls()
@@ -152,6 +160,7 @@ def test_a_new_checkpoint_redoes_everything(world):
     assert len([line for line in fakes.calls() if line.startswith("generate")]) == 10
 
 
+@pytest.mark.slow
 def test_another_protocol_is_another_cell(world):
     run(world, "methods=full_ft")
     before = world.scores()
@@ -176,6 +185,7 @@ def test_score_uses_stored_answers_without_a_model(world, capsys):
 # -- failures -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failed_cell_does_not_stop_the_others(world, monkeypatch, capsys):
     monkeypatch.setenv(fakes.TROUBLE, "train full_ft=fail")
     assert run(world, "methods=full_ft,dare,tailor,spider") == 1

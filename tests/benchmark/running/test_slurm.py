@@ -25,6 +25,7 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(shlex.split(line)[0]) for line in body.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -52,6 +53,7 @@ def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_
     assert count == len(commands(text)) and "--requeue" in text
 
 
+@pytest.mark.slow
 def test_the_script_says_memory_interpreter_and_the_users_flags(capsys, monkeypatch, tmp_path):
     asked = ["table=table6", "models=llava_pocket", "methods=full_ft", f"results={tmp_path}"]
     monkeypatch.setattr("sys.executable", "/opt/my env/bin/python")
@@ -82,6 +84,7 @@ def started(folder: Path, text: str, element: int, python: str) -> subprocess.Po
     )
 
 
+@pytest.mark.slow
 def test_an_element_is_queued_again_only_after_preemption(tmp_path: Path, capsys):
     text = script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r")
     for code in (0, 1, 75):
@@ -92,6 +95,7 @@ def test_an_element_is_queued_again_only_after_preemption(tmp_path: Path, capsys
     assert "--cells-only" in (tmp_path / "ran").read_text() and "methods=spider" in (tmp_path / "ran").read_text()
 
 
+@pytest.mark.slow
 def test_a_preempted_element_is_told_saves_and_is_queued_again(tmp_path: Path, capsys):
     text = script(capsys, "table=table6", "methods=spider", f"results={tmp_path}/r")
     # Stands for a training: told to stop, it saves for a while and ends as the program does.

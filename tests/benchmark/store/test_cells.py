@@ -211,6 +211,7 @@ def _compete(root: str, cell: CellSpec, start, results) -> None:
         results.put("refused")
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_of_several_processes_one_gets_a_stale_lock(store, cell):
     store.folder(cell).mkdir(parents=True)

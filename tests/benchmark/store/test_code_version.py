@@ -177,6 +177,7 @@ def altered(versions, monkeypatch):
     return versions
 
 
+@pytest.mark.slow
 def test_what_changes_no_number_is_accepted_under_its_version(altered, monkeypatch, capsys):
     monkeypatch.setattr(accept, "_tests_pass", lambda: True)
     monkeypatch.setattr(accept, "_samples_agree", lambda stages, reference: True)
@@ -205,6 +206,7 @@ def test_what_has_not_changed_is_not_accepted(altered, monkeypatch):
         accept.main(["trian"])
 
 
+@pytest.mark.slow
 def test_the_samples_are_published_cells_of_every_method_model_and_target():
     published = {tuple(path.name.split("-")[:3]) for path in Store(ROOT / "results/pocket").all_cells()}
     samples = accept.all_samples()

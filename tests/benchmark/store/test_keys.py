@@ -207,6 +207,7 @@ def published() -> dict[str, CellSpec]:
     return {folder.name: read_cell(folder) for folder in PUBLISHED.all_cells()}
 
 
+@pytest.mark.slow
 def test_published_cells_keep_their_ids(published):
     assert len(published) >= 324
     assert [name for name, cell in published.items() if cell_id(cell) != name] == []
@@ -219,6 +220,7 @@ def test_published_cells_keep_their_ids(published):
     assert len(as_configured) >= 150 and as_configured <= composed
 
 
+@pytest.mark.slow
 def test_published_cells_keep_their_keys(published, monkeypatch):
     """With the code versions that each was made with, so that the test outlives a change of code."""
     digests, by_hash, made = DrawnContents(), {cell_hash(cell): name for name, cell in published.items()}, {}

@@ -76,6 +76,7 @@ def trained() -> list[str]:
     return [line.split()[2] for line in fakes.calls() if line.startswith("train")]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_when_there_is_space(disk, world):
     assert cli.main(["run", *world.overrides("methods=full_ft,spider")]) == 0
     expected = world.scores()
@@ -197,6 +198,7 @@ def _run(arguments: list[str], number: int, codes) -> None:
     codes[number] = cli.main(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_eight_processes_compute_each_cell_once(world, monkeypatch):
     expected = {}

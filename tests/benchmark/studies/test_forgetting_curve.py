@@ -54,6 +54,7 @@ def asked(world: fakes.World, *more: str):
     return request(overrides)
 
 
+@pytest.mark.slow
 def test_every_epoch_has_its_own_weights_and_scores(world, monkeypatch, capsys):
     monkeypatch.setattr("benchmark.core.progress.QUIET_SECONDS", 0)
     grid = asked(world, "methods=zero_shot,full_ft,spider")

@@ -59,6 +59,7 @@ def test_table_marks_the_choice():
     assert "| 0.0002 (chosen) |" in text and "| 0.0001 |" in text
 
 
+@pytest.mark.slow
 def test_the_protocol_is_written_by_the_grid_of_full_ft_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(learning_rate, "TARGETS", "iconqa")  # needs no Java
     monkeypatch.setattr(learning_rate.Digests, "records", lambda *_: "0" * 64)  # of sets that are not drawn here

@@ -24,6 +24,7 @@ def figure(world: fakes.World, name: str, *more: str) -> int:
     return cli.main(["figure", name, *(item for item in given if not item.startswith("table="))])
 
 
+@pytest.mark.slow
 def test_figures_run_what_they_lack_and_share_it(world):
     assert figure(world, "fig5", "train.epochs=1,2", "methods=full_ft,spider") == 0
     assert sum(line.startswith("train ") for line in fakes.calls()) == 4
@@ -81,6 +82,7 @@ def test_a_parameter_that_no_method_of_a_figure_has_is_an_error(name, given):
         named_figures.requests(name, given)
 
 
+@pytest.mark.slow
 def test_all_gives_a_parameter_to_the_tables_and_figures_that_have_it(monkeypatch):
     given = {}
     monkeypatch.setattr(everything, "_table", lambda name, own: lambda: given.update({name: own}) or 0)
@@ -97,6 +99,7 @@ def test_all_gives_a_parameter_to_the_tables_and_figures_that_have_it(monkeypatc
     assert not given
 
 
+@pytest.mark.slow
 def test_all_goes_on_after_a_failure_and_says_so(monkeypatch, capsys):
     made = []
 
@@ -120,6 +123,7 @@ def test_all_goes_on_after_a_failure_and_says_so(monkeypatch, capsys):
     assert {"table2", "table3", "table4", "table5", "table6", "variants"} == set(everything.TABLES)
 
 
+@pytest.mark.slow
 def test_all_stops_where_it_is_stopped(monkeypatch):
     made = []
     monkeypatch.setattr(everything, "_table", lambda name, overrides: lambda: made.append(name) or 75)

@@ -143,6 +143,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.World:
     return made
 
 
+@pytest.mark.slow
 def test_a_report_of_finished_cells(world, capsys):
     assert cli.main(["run", *world.overrides("methods=zero_shot,full_ft,spider"), "--cells-only"]) == 0
     (world.results / "figures").mkdir()
@@ -165,6 +166,7 @@ def test_a_report_of_finished_cells(world, capsys):
     assert (world.results / "report.html").read_text() == again
 
 
+@pytest.mark.slow
 def test_a_report_of_some_methods_gives_each_its_parameters(world, capsys):
     assert cli.main(["run", *world.overrides("methods=full_ft,spider", "method.momentum=0.9"), "--cells-only"]) == 0
     own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]
@@ -176,6 +178,7 @@ def test_a_report_of_some_methods_gives_each_its_parameters(world, capsys):
     assert "Did you mean 'method.momentum'?" in error and error.count("method.momentun") == 1
 
 
+@pytest.mark.slow
 def test_a_setting_of_the_tables_leaves_the_sweeps_their_axis_and_two_settings_are_refused(world, capsys):
     assert cli.main(["run", *world.overrides("methods=full_ft,spider", "train.epochs=6,7")[1:], "--cells-only"]) == 0
     own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]
@@ -186,6 +189,7 @@ def test_a_setting_of_the_tables_leaves_the_sweeps_their_axis_and_two_settings_a
     assert "A table shows one setting, but a key has several values" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_of_a_published_folder_needs_no_stage_records_or_data(world, monkeypatch):
     monkeypatch.setattr(report, "load", LOAD)
     assert cli.main(["run", *world.overrides("methods=zero_shot,full_ft,spider"), "--cells-only"]) == 0
@@ -197,6 +201,7 @@ def test_a_report_of_a_published_folder_needs_no_stage_records_or_data(world, mo
     assert "SPIDER" in text and data["runs"] == [] and data["why"]
 
 
+@pytest.mark.slow
 def test_published_cells_of_older_code_are_shown_and_marked(world, monkeypatch):
     monkeypatch.setattr(report, "load", LOAD)
     assert cli.main(["run", *world.overrides("methods=full_ft,spider"), "--cells-only"]) == 0
@@ -228,6 +233,7 @@ def test_without_finished_cells_there_is_no_report(tmp_path, capsys):
     assert "no finished cells" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_every_complete_seed_is_taken_and_what_is_left_out_is_said(world, capsys):
     own = [f"results={world.results}", f"data_root={world.data}", f"model.checkpoint={world.checkpoint}"]
     for methods, seeds in (("full_ft,spider", "0,1"), ("full_ft", "2")):

@@ -74,6 +74,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", KINDS)
 def test_every_kind_of_cell_stands_under_its_own_heading(title, tmp_path):
     names = finish(tmp_path, *KINDS[title]())
@@ -82,6 +83,7 @@ def test_every_kind_of_cell_stands_under_its_own_heading(title, tmp_path):
     assert all(f">{name}<" in found[title] for name in names) and "61.25" in found[title]
 
 
+@pytest.mark.slow
 def test_a_folder_of_everything_loses_no_cell(tmp_path):
     names = finish(tmp_path, *cells(), *(cell for made in KINDS.values() for cell in made()))
     text = report(tmp_path)
@@ -91,12 +93,14 @@ def test_a_folder_of_everything_loses_no_cell(tmp_path):
     assert [name for name in names if f">{name}<" not in found] == []
 
 
+@pytest.mark.slow
 def test_an_untuned_model_beside_an_own_target_is_no_table_5(tmp_path):
     finish(tmp_path, *cells("targets=examples.my_target", "methods=zero_shot,full_ft"))
     found = sections(report(tmp_path))
     assert list(found) == ["Own targets"] and "Zero-shot" in found["Own targets"]
 
 
+@pytest.mark.slow
 def test_a_sweep_shows_its_values_and_the_default_beside_them(tmp_path):
     finish(tmp_path, *cells("train.epochs=5,6,12"))  # 5 is the default
     found = sections(report(tmp_path))
@@ -107,6 +111,7 @@ def test_a_sweep_shows_its_values_and_the_default_beside_them(tmp_path):
     assert "<button type=\"button\">train.epochs</button>" in body
 
 
+@pytest.mark.slow
 def test_an_own_method_stands_beside_full_ft_and_imports_no_module(tmp_path, monkeypatch):
     finish(tmp_path, *cells("methods=full_ft,examples.my_method:TopKGradient", "train.epochs=6"))
     def refuse(path: str) -> type:
@@ -121,12 +126,14 @@ def test_an_own_method_stands_beside_full_ft_and_imports_no_module(tmp_path, mon
     assert "TopKGradient" in body and ">Full FT" in body and "All with train.epochs=6." in body
 
 
+@pytest.mark.slow
 def test_limits_are_said_wherever_a_limited_cell_stands(tmp_path):
     finish(tmp_path, *cells("targets=examples.my_target", "train.limit=16", "eval.limit=4"))
     body = sections(report(tmp_path))["Own targets"]
     assert "NOT THE WHOLE PROTOCOL" in body and "All with eval.limit=4, train.limit=16." in body
 
 
+@pytest.mark.slow
 def test_a_selection_leaves_out_what_it_does_not_name_and_says_so(tmp_path):
     finish(tmp_path, *cells("train.epochs=6,7", "models=llava_pocket,vila_pocket"))
     text = report(tmp_path, "models=llava_pocket")
@@ -134,6 +141,7 @@ def test_a_selection_leaves_out_what_it_does_not_name_and_says_so(tmp_path):
     assert "Not on this page: 2 finished cells that the command leaves out." in text
 
 
+@pytest.mark.slow
 def test_a_damaged_cell_is_named_and_stops_nothing(tmp_path):
     names = finish(tmp_path, *cells("train.epochs=6,7"))
     (tmp_path / "cells" / names[0] / "cell.yaml").write_text("model: [")
@@ -141,6 +149,7 @@ def test_a_damaged_cell_is_named_and_stops_nothing(tmp_path):
     assert f"1 cell that cannot be read ({names[0]})" in text and f">{names[1]}<" in text
 
 
+@pytest.mark.slow
 def test_names_and_settings_of_a_folder_are_escaped(tmp_path):
     evil = "<img src=x>"
     cell = cells()[0]

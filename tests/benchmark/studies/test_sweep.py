@@ -33,6 +33,7 @@ def trained() -> int:
     return sum(line.startswith("train ") for line in fakes.calls())
 
 
+@pytest.mark.slow
 def test_a_sweep_over_two_axes_is_a_tidy_csv_and_shares_its_cells(world, capsys):
     grid = ["train.epochs=5,6", "train.batch_size=16,32", "methods=full_ft,spider", "name=both"]
     assert cli.main(["sweep", *arguments(world, *grid)]) == 0
@@ -65,6 +66,7 @@ def test_an_axis_that_no_cell_is_named_by_is_refused(key, world, capsys):
     assert f"{axis}: it is no part of what a cell is" in said and trained() == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_where_it_stopped(world, monkeypatch):
     grid = arguments(world, "train.epochs=5,6,7", "methods=full_ft,spider")
     monkeypatch.setenv(fakes.TROUBLE, "train spider=interrupt")
@@ -85,6 +87,7 @@ def test_failed_cells_leave_gaps_and_a_code(world, monkeypatch, capsys):
     assert set(frame["method"]) == {"full_ft"} and "2 cells failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_parameter_of_one_method_leaves_the_other_the_same_at_every_point(world):
     assert cli.main(["sweep", *arguments(world, "method.momentum=0.5,0.85", "methods=full_ft,l2_reg,spider")]) == 0
     assert trained() == 4
@@ -129,6 +132,7 @@ def test_models_methods_and_target_have_defaults():
         sweep.ask([])
 
 
+@pytest.mark.slow
 def test_sweeps_without_a_name_that_differ_have_files_of_their_own():
     """The second would take the place of the first: both were called train.epochs."""
     sweeps = [

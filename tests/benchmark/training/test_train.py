@@ -220,6 +220,7 @@ def test_first_step_equals_clipped_adamw_by_hand(loaded, records, tmp_path):
         torch.testing.assert_close(delta[name][clear], expected[clear], rtol=0, atol=rate * 2e-3)
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_matter(loaded, records, tmp_path):
     whole, rows = run(loaded, records, tmp_path / "4", cell())
     for micro in (2, 1):
@@ -231,6 +232,7 @@ def test_micro_batches_do_not_matter(loaded, records, tmp_path):
         assert parts.keys() == whole.keys()
 
 
+@pytest.mark.slow
 def test_schedule_is_cosine_with_warmup(vila, records, tmp_path):
     _, rows = run(vila, records, tmp_path, cell(epochs=3, warmup_ratio=0.3))
     steps, warmup = 9, math.ceil(0.3 * 9)
@@ -240,6 +242,7 @@ def test_schedule_is_cosine_with_warmup(vila, records, tmp_path):
         assert row["learning_rate"] == pytest.approx(2e-3 * scale, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_clipping_can_be_switched_off(vila, records, tmp_path):
     _, clipped = run(vila, records, tmp_path / "a", cell(max_grad_norm=1e-9, warmup_ratio=0.0))
     free, rows = run(vila, records, tmp_path / "b", cell(max_grad_norm=0.0, warmup_ratio=0.0))
@@ -252,6 +255,7 @@ def test_clipping_can_be_switched_off(vila, records, tmp_path):
 # ---- what changes
 
 
+@pytest.mark.slow
 def test_only_trainable_tensors_change_and_loss_falls(loaded, records, tmp_path):
     everything = [name for name, _ in loaded.model.named_parameters()]
     before = snapshot(loaded.model, everything)
@@ -272,6 +276,7 @@ def test_only_trainable_tensors_change_and_loss_falls(loaded, records, tmp_path)
     assert "rms_delta" in rows[-1]
 
 
+@pytest.mark.slow
 def test_batches_without_any_image(loaded, records, tmp_path):
     text_only = [record for record in records if record.image is None]
     delta, rows = run(loaded, text_only, tmp_path, cell(batch_size=1, micro_batch_size=1))
@@ -281,6 +286,7 @@ def test_batches_without_any_image(loaded, records, tmp_path):
     assert len(delta) == 18
 
 
+@pytest.mark.slow
 def test_image_sets_larger_than_memory_train_the_same(loaded, records, tmp_path, monkeypatch):
     _, rows = run(loaded, records, tmp_path / "a")
     monkeypatch.setattr("benchmark.models.batch.FEATURE_BYTES", 0)
@@ -289,6 +295,7 @@ def test_image_sets_larger_than_memory_train_the_same(loaded, records, tmp_path,
     assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_equal_runs_are_bitwise_equal_and_the_seed_matters(vila, records, tmp_path):
     first, rows = run(vila, records, tmp_path / "a", cell(seed=1))
     again, rows2 = run(vila, records, tmp_path / "b", cell(seed=1))
@@ -314,6 +321,7 @@ class Calls(Method):
         self.calls.append(("after", max((s.weight - s.pretrained).abs().max().item() for s in shards)))
 
 
+@pytest.mark.slow
 def test_the_method_sees_clipped_gradients_of_whole_batches(vila, records, tmp_path):
     method = Calls()
     _, rows = run(vila, records, tmp_path, cell(micro_batch_size=2, max_grad_norm=0.1, warmup_ratio=0), method)
@@ -323,6 +331,7 @@ def test_the_method_sees_clipped_gradients_of_whole_batches(vila, records, tmp_p
     assert method.calls[2][1] > 1e-3
 
 
+@pytest.mark.slow
 def test_progress_is_reported_and_nothing_printed(vila, records, tmp_path, capfd):
     seen = []
     run(vila, records, tmp_path, on_progress=lambda step, steps, row: seen.append((step, steps, row["step"])))
@@ -343,6 +352,7 @@ class Recorder(TrainerCallback):
         self.seen.append((state.global_step, logs))
 
 
+@pytest.mark.slow
 def test_a_tracker_gets_every_row_and_changes_no_number(vila, records, tmp_path, monkeypatch):
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
@@ -365,6 +375,7 @@ def test_tensorboard_writes_below_the_cell(vila, records, tmp_path, monkeypatch)
     assert list((tmp_path / "tensorboard").glob("events.*")) and not (tmp_path / "checkpoint" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_float32_master_weights(vila, records, tmp_path):
     half = vila.model.to(torch.bfloat16)
     try:
@@ -395,6 +406,7 @@ def kill():
     raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full_ft", "spider", "half_ft"])
 def test_resume_is_bitwise_exact(vila, records, tmp_path, method):
     """Killed in the middle of an epoch and of an accumulation group's interval, the run ends as if undisturbed."""
@@ -422,6 +434,7 @@ class Saved(Momenta):
             tensor.copy_(state[name])
 
 
+@pytest.mark.slow
 def test_a_method_that_would_lose_its_state_is_refused_at_the_first_save(vila, records, tmp_path):
     spec = cell(epochs=4)
     with pytest.raises(UserError, match=r"Momenta cannot be saved: .*: momenta \(dict of \d+ tensors\)"):
@@ -432,12 +445,14 @@ def test_a_method_that_would_lose_its_state_is_refused_at_the_first_save(vila, r
     run(vila, records, tmp_path / "allowed", spec, allowed(None, 0), checkpoint_steps=2)
 
 
+@pytest.mark.slow
 def test_a_signal_does_not_save_what_would_go_on_otherwise(vila, records, tmp_path):
     with pytest.raises(UserError, match="Momenta cannot be saved"):
         run(vila, records, tmp_path, None, Momenta(None, 0), stop_at(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert list((tmp_path / "checkpoint").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_with_both_functions_resumes_exactly(vila, records, tmp_path):
     spec = cell(epochs=4)
     whole, rows = run(vila, records, tmp_path / "whole", spec, Saved(None, 0))
@@ -449,6 +464,7 @@ def test_a_method_of_ones_own_with_both_functions_resumes_exactly(vila, records,
     assert not same(whole, other), "the method does nothing, so this tests little"
 
 
+@pytest.mark.slow
 def test_resume_at_the_end_of_an_epoch(vila, records, tmp_path):
     spec = cell(method="spider", epochs=3)
     whole, rows = run(vila, records, tmp_path / "whole", spec)
@@ -458,6 +474,7 @@ def test_resume_at_the_end_of_an_epoch(vila, records, tmp_path):
     assert same(whole, delta) and resumed == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "stops"),
     [(signal.SIGTERM, Preempted), (signal.SIGUSR1, Preempted), (signal.SIGINT, KeyboardInterrupt)],
@@ -473,6 +490,7 @@ def test_a_signal_saves_and_the_same_command_continues(vila, records, tmp_path, 
     assert same(whole, delta) and resumed == rows
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(vila, records, tmp_path):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
@@ -483,6 +501,7 @@ def test_a_second_ctrl_c_stops_at_once(vila, records, tmp_path):
     assert list((tmp_path / "checkpoint").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_step_loses_nothing(vila, records, tmp_path):
     """The weights are there: they are kept, and the run stops when that is recorded."""
     with raising():
@@ -501,6 +520,7 @@ def cut_off(vila, records, out, spec):
     return states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.pt", "method0.pt", "train.jsonl", "digests.json"])
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(vila, records, tmp_path, capsys, file):
     spec = cell(method="spider", epochs=3)
@@ -519,6 +539,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(vila, records, tm
     assert same(whole, delta) and resumed == rows
 
 
+@pytest.mark.slow
 def test_two_damaged_states_start_the_training_again(vila, records, tmp_path, capsys):
     spec = cell(method="spider", epochs=3)
     whole, rows = run(vila, records, tmp_path / "whole", spec)
@@ -538,6 +559,7 @@ def test_the_state_is_saved_by_the_clock(vila, records, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["step-000000002", "step-000000003"]
 
 
+@pytest.mark.slow
 def test_a_state_of_other_settings_is_not_used(vila, records, tmp_path):
     with pytest.raises(Killed):
         run(vila, records, tmp_path, cell(seed=1), on_progress=stop_at(4, kill), checkpoint_steps=2)
@@ -584,6 +606,7 @@ class Overflows(Method):
                 shard.weight[-1:] = float("inf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "saved"), [(4, 2), (6, 4)], ids=["a step that is saved", "the last step"])
 def test_weights_that_overflow_are_neither_saved_nor_scored(vila, records, tmp_path, monkeypatch, at, saved):
     """Ten records in batches of four are three steps an epoch, six in all; a state is saved every two."""

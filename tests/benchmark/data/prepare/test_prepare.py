@@ -56,6 +56,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_official_files_hub_tables_and_group_files_give_the_same_records(specs, drawn, hub, group, tmp_path, capsys):
     before = tree(drawn)
     official = prepared(specs, tmp_path / "a", *own(drawn))

@@ -50,6 +50,7 @@ def target_texts(prompts) -> tuple[list[str], list[str]]:
     return asked, answered
 
 
+@pytest.mark.slow
 def test_every_target_token_is_a_label_500_times(tokenizer, prompts):
     recipe = run.RECIPES["llava_pocket"]
     seen: Counter[int] = Counter()
@@ -67,6 +68,7 @@ def test_every_target_token_is_a_label_500_times(tokenizer, prompts):
     assert not rare
 
 
+@pytest.mark.slow
 def test_no_target_sentence_is_in_pretraining(prompts):
     rng = random.Random(1)
     pretraining = {corpus.sentence(rng).lower() for _ in range(30_000)}
@@ -94,6 +96,7 @@ def test_upstream_prompts_use_the_shared_instruction(prompts):
     assert all(prompts[name].endswith(corpus.BRIEF) for name in UPSTREAM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
 def test_packed_turns_equal_single_turns(family, size, tokenizer, prompts):
     recipe = run.Recipe(family, size)
@@ -197,6 +200,7 @@ def test_tower_features_are_hidden_states_minus_2(family, size):
     assert torch.equal(found, wanted[:, -found.shape[1] :])
 
 
+@pytest.mark.slow
 def test_language_stage_resumes_exactly(tokenizer, tmp_path):
     def stage(folder, log):
         torch.manual_seed(0)
@@ -226,6 +230,7 @@ def test_tower_labels_name_what_is_drawn():
     assert found["sign"] == [tower.NONE] * 3
 
 
+@pytest.mark.slow
 def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cut(prompts, tmp_path, monkeypatch):
     spec = request(["profile=pocket", "table=table5", "models=llava_pocket"], grid=False).models[0]
     spec = replace(spec, checkpoint=str(tmp_path / "out"))

@@ -24,6 +24,7 @@ class Vocabulary:
         return 59
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
 def test_first_layer_gives_equal_variances(family, size):
     recipe = run.Recipe(family, size)
