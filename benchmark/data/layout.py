@@ -105,7 +105,7 @@ def render(spec: DatasetLike, **fields: str) -> str:
         ) from None
     except (ValueError, IndexError, AttributeError) as error:
         raise UserError(
-            f"The prompt of {spec.id} is no valid template ({error}): {spec.prompt!r}. Double literal braces."
+            f"The prompt of {spec.id} is not a valid template ({error}): {spec.prompt!r}. Double literal braces."
         ) from None
 
 
@@ -135,7 +135,7 @@ def answer_format(spec: DatasetLike, index: int, options: Sequence[str]) -> str:
         return template.format(letter=letter(index), answer=options[index])
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"target_format {template!r} of {spec.id} is no valid template ({error}). "
+            f"target_format {template!r} of {spec.id} is not a valid template ({error}). "
             "It may name {letter} and {answer}."
         ) from None
 

@@ -35,7 +35,7 @@ class Published:
 
     Attributes:
         value: as printed, in points.
-        suspect: why it is no target, or an empty string. "duplicate": this cell, or one that it is computed
+        suspect: why it is not a target, or an empty string. "duplicate": this cell, or one that it is computed
             from, equals another cell that it cannot plausibly equal.
     """
 

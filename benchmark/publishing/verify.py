@@ -278,7 +278,7 @@ def _answers(path: Path) -> dict[str, str]:
             if not isinstance(row, dict) or not isinstance(row.get("item_id"), str) or (
                 not isinstance(row.get("text"), str)
             ):
-                raise Wrong(f"line {number} is no answer (item_id and text)")
+                raise Wrong(f"line {number} is not an answer (item_id and text)")
             if row["item_id"] in texts:
                 raise Wrong(f"item {row['item_id']!r} is answered twice (line {number})")
             texts[row["item_id"]] = row["text"]

@@ -22,7 +22,7 @@ def check_table(store: Store, path: Path, cells: Mapping[str, CellSpec], found: 
     """Build a table again from the item scores of its cells, and compare every number of its CSV, Markdown, LaTeX."""
     stem = path.stem.partition("-")[0]  # behind it stands what a slice holds
     if stem not in options_of("table"):
-        raise Wrong("is no table of conf/table, so nobody can make it again")
+        raise Wrong("is not a table of conf/table, so nobody can make it again")
     with open(path, encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     if not lines:

@@ -400,13 +400,13 @@ def _penalty_notes(found: Sequence[_Evaluated], references: Mapping) -> list[str
 
 
 def _measure_notes(shown: Sequence[str]) -> list[str]:
-    """Explain the columns that are no scores."""
+    """Explain the columns that are not scores."""
     parts = [f"{MEASURES[name].name}: {MEASURES[name].meaning}" for name in shown if name in MEASURES]
     return [f"Columns: {'; '.join(parts)}; '-' where it was not measured or does not exist."] if parts else []
 
 
 def _paper_notes(frame: pd.DataFrame) -> list[str]:
-    """Say what the column of the paper's numbers holds, and which of them are no targets."""
+    """Say what the column of the paper's numbers holds, and which of them are not targets."""
     paper = frame[frame["paper"].notna()]
     notes = []
     if not (paper["metric"] == "H").any():

@@ -40,7 +40,7 @@ SWEEPS = ("fig5", "fig6", "fig7")
 ITEMS = 40         # per dataset in the browser
 IMAGE_SIDE = 224   # longest side there, pixels
 RIGHT = 0.5        # an answer with at least this score counts as right; 1 is 100 points
-UNJUDGED = ("cider",)  # metrics whose item scores are no right or wrong
+UNJUDGED = ("cider",)  # metrics whose item scores are neither right nor wrong
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def make(
                 [_number(entry.value_of(key)) for key in keys], entry.cell.seed)
 
     ordered = tuple(sorted(found, key=order))
-    # An untuned model has no training settings: its dash is no second value.
+    # An untuned model has no training settings: its dash separates no second value.
     columns = [key for key in keys if len({entry.value_of(key) for entry in ordered} - {"-"}) > 1]
     fixed = [f"{key}={values[0]}" for key in keys if key not in columns
              and (values := [entry.value_of(key) for entry in ordered if entry.value_of(key) != "-"])]

@@ -256,8 +256,8 @@ def _listed(path: Path | None) -> list[str]:
     ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not ids or ids[0].startswith(("{", "[")):
         raise UserError(
-            f"{path} is no list of item ids, one per line. The group's jsonl goes below --from, with --group-first if "
-            "official files are there too."
+            f"{path} is not a list of item ids, one per line. The group's jsonl goes below --from, with --group-first "
+            "if official files are there too."
         )
     return ids
 

@@ -165,7 +165,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         The folder with its content.
 
     Raises:
-        UserError: it is damaged, a member would leave the folder or is no plain file or folder, or disk space is
+        UserError: it is damaged, a member would leave the folder or is not a plain file or folder, or disk space is
             too small.
     """
     state = archive.stat()

@@ -270,7 +270,7 @@ def _captions(dataset: str, index: Index) -> list[Row] | None:
         if dataset == "coco":
             digits = re.fullmatch(r"COCO_(train2014|val2014)_(\d{12})", key)
             if digits is None:
-                raise UserError(f"{path}: {image!r} is no image of COCO 2014. {check.FIX}")
+                raise UserError(f"{path}: {image!r} is not an image of COCO 2014. {check.FIX}")
             fields = {"captions": found, "filename": image, "filepath": digits[1]}
             rows.append(Row(str(int(digits[2])), image, fields))
         else:

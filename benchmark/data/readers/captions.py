@@ -67,7 +67,7 @@ def karpathy(
     """
     count, seed = spec.options.get("captions_per_image", 1), spec.options.get("caption_seed", 0)
     if not isinstance(count, int) or count < 1:
-        raise UserError(f"captions_per_image={count!r} of {spec.id} is no count. Give 1 or more.")
+        raise UserError(f"captions_per_image={count!r} of {spec.id} is not a count. Give 1 or more.")
     prompt, others = render(spec), spec.options.get("train_prompts") or [] if split == "train" else []
     records = []
     for number, entry in enumerate(need(read_json(path), "images", path)):

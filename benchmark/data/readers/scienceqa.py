@@ -34,7 +34,7 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
         Records in the order of pid_splits.json; question_type is image or text.
 
     Raises:
-        UserError: a file or key is missing, or an answer is no option.
+        UserError: a file or key is missing, or an answer is not an option.
     """
     folder, name = root / "scienceqa", one_name(spec, split, SPLITS)
     path, split_file = folder / "problems.json", folder / "pid_splits.json"

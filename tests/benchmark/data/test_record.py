@@ -269,7 +269,7 @@ def test_unknown_names_get_the_nearest(gqa, spec_of):
 def test_a_prompt_with_an_unknown_field(gqa, spec_of):
     with pytest.raises(UserError, match="prompt of gqa names the field 'qestion'.*Did you mean 'question'"):
         load(spec_of("gqa", prompt="{qestion}"), gqa, "test")
-    with pytest.raises(UserError, match="prompt of gqa is no valid template"):
+    with pytest.raises(UserError, match="prompt of gqa is not a valid template"):
         load(spec_of("gqa", prompt="{question"), gqa, "test")
 
 

@@ -340,7 +340,7 @@ def test_only_bounds_may_differ_in_the_last_bit():
      [r"its digest is not", r"a line is ' & .*tiny 7\.5"]),
     ("tables/table6.tex", lambda path: path.unlink(), [r"is missing; SHA256SUMS lists it", r"No such file"]),
     ("tables/other.csv", lambda path: path.write_text("model\n"),
-     [r"is not in SHA256SUMS: it was added later", r"is no table of conf/table"]),
+     [r"is not in SHA256SUMS: it was added later", r"is not a table of conf/table"]),
     (SUMS, lambda path: path.write_text(path.read_text() + "0" * 64 + "  ../../etc/passwd\n"),
      [r"line \d+ is no digest of a file in this folder", None]),
 ])
@@ -399,7 +399,7 @@ def spoil_delta(path: Path) -> None:
      "was asked with another prompt"),
     ("answers/gqa.jsonl", lambda cell: rewrite_plain(cell / "answers/gqa.jsonl", item_id="x"),
      "1 of 500 items are missing, the first is"),
-    ("answers/gqa.jsonl", lambda cell: rewrite_plain(cell / "answers/gqa.jsonl", text=None), "line 1 is no answer"),
+    ("answers/gqa.jsonl", lambda cell: rewrite_plain(cell / "answers/gqa.jsonl", text=None), "line 1 is not an answer"),
     ("answers/gqa.jsonl", lambda cell: (cell / "answers/gqa.jsonl").write_text(
         (cell / "answers/gqa.jsonl").read_text() + row((cell / "answers/gqa.jsonl").read_text().splitlines()[0]) + "\n"
      ), r"item '\w+' is answered twice \(line 501\)"),

@@ -36,7 +36,7 @@ def test_a_note_is_read_as_it_was_written(tmp_path):
     ({0: SAVED, 1: SAVED}, DONE, (How.PREEMPTED, "saved")),
     ({0: SAVED, 1: Ending(How.REFUSED, "no such file")}, FAILED_LAUNCH, (How.REFUSED, "no such file")),
     ({0: Ending(How.DIVERGED, "loss nan"), 1: SAVED}, FAILED_LAUNCH, (How.DIVERGED, "loss nan")),
-    # One fails while the others load or answer: torchrun tells them to stop, which is no preemption.
+    # One fails while the others load or answer: torchrun tells them to stop, which is not a preemption.
     ({0: SAVED, 1: CUDA}, FAILED_LAUNCH, (How.FAILED, "RuntimeError: CUDA error")),
     ({0: SAVED, 1: CUDA}, DONE, (How.FAILED, "RuntimeError: CUDA error")),
     # Whatever the survivors say when they miss another, and whatever the words of an error are.

@@ -47,5 +47,5 @@ def test_more_captions_per_image(flickr30k, spec_of, count, expected):
 
 @pytest.mark.parametrize("count", [0, "two"])
 def test_no_count_of_captions(flickr30k, spec_of, count):
-    with pytest.raises(UserError, match=f"captions_per_image={count!r} of flickr30k is no count"):
+    with pytest.raises(UserError, match=f"captions_per_image={count!r} of flickr30k is not a count"):
         load(spec_of("flickr30k", options={"captions_per_image": count}), flickr30k, "train")

@@ -25,7 +25,7 @@ def test_records(iconqa, spec_of):
 def test_the_form_of_the_target_is_an_option(iconqa, spec_of):
     (record,) = load(spec_of("iconqa", options={"target_format": "Answer: {letter}"}), iconqa, "test")
     assert record.target == "Answer: B" and record.references == ("Answer: B",) and record.meta["gold"] == "B"
-    with pytest.raises(UserError, match=r"target_format '\{lettre\}' of iconqa is no valid template"):
+    with pytest.raises(UserError, match=r"target_format '\{lettre\}' of iconqa is not a valid template"):
         load(spec_of("iconqa", options={"target_format": "{lettre}"}), iconqa, "test")
 
 
