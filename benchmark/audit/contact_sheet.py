@@ -60,7 +60,7 @@ def answer_lines(record: Record) -> list[str]:
         return [f"{record.target}  ({texts[record.meta['gold']]})"]
     counts = Counter(record.references)
     if len(record.references) == 1:
-        return [record.target]
+        return [record.target or ""]
     return [f"{count} x {text}" if len(counts) < len(record.references) else f"- {text}"
             for text, count in counts.most_common()]
 

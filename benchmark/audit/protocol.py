@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -15,6 +16,9 @@ from benchmark.core.errors import UserError, printable
 from benchmark.data.layout import Absent
 from benchmark.models.prompt import IGNORE, IMAGE_TAG, encode, render
 from benchmark.spec import DatasetSpec, ModelSpec, plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SUPERVISED = "bold white on dark_green"
 STOP = "stops at </s> (vicuna_v1's separator){} or after {} new tokens; greedy; outer white space is cut"
@@ -81,8 +85,8 @@ def describe(spec: DatasetSpec) -> list[str]:
 
 
 def sample(
-    prompt: str, target: str | None, has_image: bool, tokenizer: object | None, model: ModelSpec | None,
-    marks: bool = False,
+    prompt: str, target: str | None, has_image: bool, tokenizer: PreTrainedTokenizerBase | None,
+    model: ModelSpec | None, marks: bool = False,
 ) -> Text:
     """Return a conversation with the supervised part in colour.
 

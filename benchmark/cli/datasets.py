@@ -58,8 +58,9 @@ def audit(arguments: list[str]) -> int:
             bases[model.name] = auditing.answerer(load_model(model, asked.dtype, asked.device))
         else:
             print(f"{model.id} has no checkpoint in {model.checkpoint}: no blind answers from it.")
-    used = [asked.datasets[name] for name in (*asked.profile.upstream, *asked.profile.targets, *asked.profile.extra)]
-    return auditing.main(used, at_root(asked.data_root), bases, asked.results / "audit")
+    names = (*asked.profile.upstream, *asked.profile.targets, *asked.profile.extra)
+    specs = [asked.datasets[name] for name in names]
+    return auditing.main(specs, at_root(asked.data_root), bases, asked.results / "audit")
 
 
 def _prepare(arguments: list[str]) -> int:

@@ -165,11 +165,11 @@ def _interval(ours: Path, theirs: Path, metric: str) -> tuple[float, float]:
     goal = target if average in stats.AVERAGES else metric
     if not all((folder / "items" / f"{name}.jsonl.gz").is_file() for folder in (ours, theirs) for name in names):
         return float("nan"), float("nan")
-    samples = [
+    one, other = (
         stats.resample({name: {cell.seed: read_items(folder, name)} for name in names}, goal, upstream)
         for folder in (ours, theirs)
-    ]
-    found = stats.paired_difference(*samples, average if average in stats.AVERAGES else metric)
+    )
+    found = stats.paired_difference(one, other, average if average in stats.AVERAGES else metric)
     return found.low, found.high
 
 

@@ -215,7 +215,9 @@ def _cell(store: Store, folder: Path, records: Data, found: Findings, rescore: b
             if path.name.partition(".")[0] not in {dataset.id for dataset in cell.datasets}:
                 found.add(name, f"{kind}/{path.name}", "belongs to no dataset of cell.yaml")
     before = len(found.faults)
-    answers, items, used = {}, {}, {}
+    answers: dict[str, Any] = {}
+    items: dict[str, Any] = {}
+    used: dict[str, Any] = {}
     for dataset in cell.datasets:
         _dataset(cell, folder, dataset.id, records, found, rescore, made_here, answers, items, used)
     found.rescored += rescore

@@ -54,12 +54,12 @@ def check_table(store: Store, path: Path, cells: Mapping[str, CellSpec], found: 
     ):
         other = path.with_suffix(f".{suffix}")
         with found.checking("-", f"tables/{other.name}"):
-            kept = re.findall(rf"^{picked}$", other.read_text(encoding="utf-8"), re.MULTILINE)
-            again = re.findall(rf"^{picked}$", text, re.MULTILINE)
-            if _heads(kept) != _heads(again):  # other columns; the CSV beside it has every number
+            printed = re.findall(rf"^{picked}$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            rendered = re.findall(rf"^{picked}$", text, re.MULTILINE)
+            if _heads(printed) != _heads(rendered):  # other columns; the CSV beside it has every number
                 found.other_layout += 1
             else:
-                _lines(kept, again)
+                _lines(printed, rendered)
 
 
 def _heads(lines: Sequence[str]) -> list[str]:

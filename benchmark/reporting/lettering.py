@@ -139,7 +139,7 @@ def _latex(character: str) -> str:
         return _LATEX[character]
     if character.isascii():
         return character
-    base, *accents = unicodedata.normalize("NFKD", character)
+    base, *accents = list(unicodedata.normalize("NFKD", character))
     if len(accents) == 1 and accents[0] in _ACCENTS and base.isascii():
         base = rf"\{base}" if base in "ij" and accents[0] != "\u0327" else base
         return rf"\{_ACCENTS[accents[0]]}{{{base}}}"

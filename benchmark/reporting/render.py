@@ -137,9 +137,10 @@ def show(table: Table, console: Console) -> None:
         console.print()
         grid = _rich_block(table, f"{model}, fine-tuned on {target}", block, plain)
         # Laid out at full width: rich would cut numbers short where a narrow terminal simply wraps lines.
-        wide = Console(file=io.StringIO(), width=10 * WIDTH, force_terminal=True, color_system="standard")
+        laid_out = io.StringIO()
+        wide = Console(file=laid_out, width=10 * WIDTH, force_terminal=True, color_system="standard")
         wide.print(grid)
-        console.print(Text.from_ansi(wide.file.getvalue().rstrip()), soft_wrap=True)
+        console.print(Text.from_ansi(laid_out.getvalue().rstrip()), soft_wrap=True)
     console.print()
     for note in ("±: half the width of the 95 % interval.", *table.notes):
         if plain and note.startswith("Bold:"):
@@ -149,9 +150,9 @@ def show(table: Table, console: Console) -> None:
 
 def to_text(table: Table, width: int = WIDTH) -> str:
     """Return the table as plain text of the given width."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
-    show(table, console)
-    lines = console.file.getvalue().splitlines()
+    output = io.StringIO()
+    show(table, Console(file=output, width=width, force_terminal=False, color_system=None))
+    lines = output.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -259,7 +260,7 @@ def _latex_papers(table: Table) -> list[str]:
 
 def _latex_rows(table: Table, block: pd.DataFrame) -> list[str]:
     """Return the rows of one model and target, each of one or two printed lines."""
-    rows = []
+    rows: list[str] = []
     for name, lines in _methods(block):
         row = f"{_latex_name(name)} & {' & '.join(_latex_cells(table, lines))} " + r"\\"
         below = _latex_intervals(table, lines)

@@ -60,8 +60,9 @@ def draw(
     done = {(item.cell.model.id, item.cell.method.id, item.cell.target): item.cell for item in plan if item.done}
     paths: list[Path] = []
     for model, target in dict.fromkeys((cell.model.id, cell.target) for cell in asked.cells if cell.target):
-        cells = {name: done.get((model, name, None if name == "zero_shot" else target)) for name in METHODS}
-        if None in cells.values():
+        keys = {name: (model, name, None if name == "zero_shot" else target) for name in METHODS}
+        cells = {name: done[key] for name, key in keys.items() if key in done}
+        if len(cells) < len(METHODS):
             continue
         folders = {name: store.folder(cell) for name, cell in cells.items()}
         items = {name: read_items(folder, target) for name, folder in folders.items()}

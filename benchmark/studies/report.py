@@ -183,7 +183,7 @@ def _asked_for(
     """Split cells into those that models=, methods=, targets= and seeds= leave on the page, and the others."""
     given = {AXES.get(item.partition("=")[0]) for item in overrides}
     cells = [cell for asked in requests.values() for cell in asked.cells]
-    allowed = {
+    allowed: dict[str, set[Any]] = {
         "models": {cell.model.id for cell in cells}, "methods": {cell.method.id for cell in requests["table5"].cells},
         "targets": {None, *(dataset.id for cell in requests["table5"].cells for dataset in cell.targets)},
         "seeds": {cell.seed for cell in cells if cell.train is not None},
@@ -191,7 +191,9 @@ def _asked_for(
 
     def fits(entry: ScoredCell) -> bool:
         cell = entry.cell
-        values = {"models": cell.model.id, "methods": cell.method.id, "targets": entry.target, "seeds": cell.seed}
+        values: dict[str, str | int | None] = {
+            "models": cell.model.id, "methods": cell.method.id, "targets": entry.target, "seeds": cell.seed,
+        }
         if cell.train is None:
             del values["seeds"]
         return all(value in allowed[axis] for axis, value in values.items() if axis in given)

@@ -158,7 +158,8 @@ def _prose(text: str) -> Markup:
 def _main(content: Content) -> Grid | None:
     """Return what a reader wants first: H of every method, on each model and target of the main tables."""
     tables = content.tables[: content.main]
-    heads, columns, names = ["Method"], [], {}
+    heads, columns = ["Method"], []
+    names: dict[str, str] = {}
     for table in tables:
         for model, target, block in table.blocks():
             lines = {line["method"]: line for _, line in block[block["metric"] == "H"].iterrows()}

@@ -82,8 +82,8 @@ def _pick(dataset: str, row: Row) -> dict[str, Any]:
     return {name: row.fields[name] for name in FIELDS[dataset] if name in row.fields}
 
 
-def _number(text: str) -> int | str:
-    return int(text) if text.isdecimal() and str(int(text)) == text else text
+def _number(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() and str(int(text)) == text else text
 
 
 def _okvqa(splits: Splits) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _textvqa(splits: Splits) -> dict[str, Any]:
         tokens = {row.image: row.fields["ocr_tokens"] for row in rows if row.fields.get("ocr_tokens") is not None}
         if tokens:
             files[f"TextVQA_Rosetta_OCR_v0.2_{name}.json"] = {"data": [
-                {"image_id": image, "ocr_tokens": list(tokens[image])} for image in sorted(tokens)
+                {"image_id": image, "ocr_tokens": list(tokens[image])} for image in sorted(tokens, key=str)
             ]}
     return files
 

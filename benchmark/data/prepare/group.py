@@ -211,7 +211,8 @@ def _iconqa(name: str, index: Index) -> list[Row] | None:
 
 def _options(text: str, path: Path, where: str) -> tuple[str, list[str]]:
     """Take 'A. x' lines off the end of a prompt."""
-    lines, choices = text.split("\n"), []
+    lines = text.split("\n")
+    choices: list[re.Match[str]] = []
     while lines and (found := _OPTION.fullmatch(lines[-1])):
         choices.insert(0, found)
         lines.pop()

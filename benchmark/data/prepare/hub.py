@@ -248,8 +248,8 @@ def _join(rows: list[Row], images: Table, key: str, dataset: str) -> list[Row]:
         places.setdefault(check.identifier(entry, key, path, f"row {index}"), index)
     joined = []
     for row in rows:
-        index = places.get(row.id if dataset == "coco" else str(row.image))
-        joined.append(Row(row.id, row.image, row.fields, None if index is None else images.packed(index)))
+        place = places.get(row.id if dataset == "coco" else str(row.image))
+        joined.append(Row(row.id, row.image, row.fields, None if place is None else images.packed(place)))
     return joined
 
 

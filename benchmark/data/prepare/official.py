@@ -156,8 +156,8 @@ def gqa_questions(path: Path) -> list[Row]:
 
 
 def _gqa(names: Sequence[str], index: Index) -> Rows | None:
-    paths = {name: index.file(f"{name}_balanced_questions.json") for name in names}
-    return None if None in paths.values() else {name: gqa_questions(path) for name, path in paths.items()}
+    paths = {name: path for name in names if (path := index.file(f"{name}_balanced_questions.json")) is not None}
+    return {name: gqa_questions(path) for name, path in paths.items()} if len(paths) == len(names) else None
 
 
 def _karpathy(dataset: str, key: str) -> Callable[[Sequence[str], Index], Rows | None]:
