@@ -77,7 +77,7 @@ def test_a_tilde_is_the_users_home_in_every_path(tmp_path, monkeypatch):
     assert request([*ONE, "engine=zero2", "hostfile=~/hosts"]).cells[0].hostfile == f"{home}/hosts"
     assert at_root("~/data") == home / "data" and at_root("data") == ROOT / "data"
     for key in ("results=", "data_root=", "model.checkpoint=", "checkpoints=a:"):
-        with pytest.raises(UserError, match=r"~nobody-here/x: nobody's home folder"):
+        with pytest.raises(UserError, match=r"~nobody-here/x: the home folder is unknown"):
             request([*ONE, f"{key}~nobody-here/x"])
 
 
