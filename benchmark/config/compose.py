@@ -1,4 +1,4 @@
-"""From the command line to specs: Hydra composes conf/ and parses overrides, everything after this is plain data."""
+"""From the command line to specs. Hydra composes conf/ and parses overrides; everything after this is plain data."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ from benchmark.spec import (
 from benchmark.training import trackers
 
 CONF = ROOT / "conf"
-# What a user may write for each direction of the grid; make passes the plural.
+# What a user may write -> the axis of the grid. The Makefile passes the plural.
 AXES = {
     "model": "models", "models": "models", "method": "methods", "methods": "methods", "dataset": "targets",
     "target": "targets", "targets": "targets", "seed": "seeds", "seeds": "seeds",
 }
 GROUPS = ("profile", "table", "train", "engine")
 FULL_FT = "full_ft"
-MOST = 10_000    # values of a key, and combinations of all keys' values
+MOST = 10_000    # values of one key, and combinations of the values of all keys
 LONGEST = 10_000  # characters of an override
 RUN_KEYS = tuple(item.name for item in fields(RunSpec))
-RAW = ("results", "hostfile", "checkpoints")  # paths that are no Hydra values: they may hold commas and brackets
+RAW = ("results", "hostfile", "checkpoints")  # paths that Hydra does not parse: they may hold commas and brackets
 PATHS = ("data_root", "model.checkpoint", "model.vision_tower")
-# What of the composed configuration is no run-time key of a cell (a PlaceSpec): everything else is one.
+# Sections of the composed configuration. Every key outside them is a run-time key of a cell (a PlaceSpec).
 SECTIONS = ("profile", "table", "seed", "train", "eval", "dataset", "engine", "models", "methods")
-WHOLE = ("profile", "table")  # groups whose files are chosen as they are: no key of theirs can be set
+WHOLE = ("profile", "table")  # groups whose files are chosen whole: no override can set one of their keys
 
 
 class Entry(NamedTuple):
-    """A cell of a grid, and the settings that the command line gave for it."""
+    """A cell of a grid, and the settings that the command line gave it."""
 
     cell: CellSpec
-    settings: Mapping[str, Any]      # the keys that were given, with this cell's values
+    settings: Mapping[str, Any]      # the keys that were given -> this cell's values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +69,18 @@ class Request(RunSpec):
     profile: ProfileSpec
     table: str | None
     title: str | None
-    grid: tuple[Entry, ...]          # in the order of the table, without the cells they depend on
-    layout: Mapping[str, Any]        # how the table is printed: its file in conf/table
-    full_ft: MethodSpec              # what post-hoc methods start from
-    datasets: Mapping[str, DatasetSpec]  # every dataset as it is configured now
-    models: tuple[ModelSpec, ...]    # those named, else the profile's
+    grid: tuple[Entry, ...]          # in the order of the table, without the cells that they depend on
+    layout: Mapping[str, Any]        # how the table is printed: the content of its file in conf/table
+    full_ft: MethodSpec              # the method that post-hoc methods start from
+    datasets: Mapping[str, DatasetSpec]  # every dataset, as it is configured now
+    models: tuple[ModelSpec, ...]    # the models that were named, else the profile's
     data_root: str
     dtype: str
     device: str
     threads: int
     results: Path
-    left_out: tuple[str, ...] = ()   # methods of the table that the engine cannot train
-    unused: tuple[str, ...] = ()     # parameters (method.x) that were given and that none of its methods has
+    left_out: tuple[str, ...] = ()   # methods of the table that this engine cannot train
+    unused: tuple[str, ...] = ()     # given parameters (method.x) that none of its methods has
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:
@@ -88,11 +88,11 @@ class Request(RunSpec):
         return tuple(entry.cell for entry in self.grid)
 
     def only(self, keep: Callable[[CellSpec], bool]) -> Request:
-        """Return the request with those of its cells, and their settings, that `keep` accepts."""
+        """Return the request with only the cells that `keep` accepts; they keep their settings."""
         return replace(self, grid=tuple(entry for entry in self.grid if keep(entry.cell)))
 
     def of(self, cells: Iterable[CellSpec]) -> Request:
-        """Return the request with these cells, which have no settings of their own."""
+        """Return the request with these cells, without settings."""
         return replace(self, grid=tuple(Entry(cell, {}) for cell in cells))
 
 
@@ -106,20 +106,20 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
 
     Args:
         overrides: e.g. ["table=table5", "models=llava", "seeds=0,1", "train.epochs=5,10"].
-        grid: whether the command needs cells; without, only profile and results matter if nothing else is given.
-        optional: for one of several requests of a command: a parameter (method.x) that no method of this one has is
-            noted as unused. The command passes all its requests to `check_used`.
+        grid: whether the command needs cells. If not, the profile alone is enough.
+        optional: the command makes several requests. A parameter (method.x) that no method of this one has is
+            then noted as unused; the command passes all its requests to `check_used`.
 
     Returns:
         The request.
 
     Raises:
-        UserError: every unknown name and wrong value, all at once.
+        UserError: lists every unknown name and every wrong value.
     """
     faults = Faults()
     given = _parse(overrides, faults)
     groups = _groups(given, faults)
-    config = copy.deepcopy(_compose(tuple(groups.items())))  # a target of the user's own is added to it
+    config = copy.deepcopy(_compose(tuple(groups.items())))  # the user's own targets are added to it
     profile = build(ProfileSpec, config["profile"], "profile", faults)
     if profile is None:
         faults.stop()
@@ -130,14 +130,15 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
     if "jobs" not in given and engine != "single":
         run = replace(run, jobs=1)
     elif "jobs" not in given and device == "cuda":
-        run = replace(run, jobs=max(run.jobs, len(run.gpus)))  # one cell per GPU that is named
+        run = replace(run, jobs=max(run.jobs, len(run.gpus)))  # one cell for each GPU that is named
     if engine == "single" and run.gpus and device == "cpu":
         numbers = ",".join(map(str, run.gpus))
-        faults.add(f"gpus={numbers}: device=cpu uses no GPU. Leave gpus out, or say device=cuda.")
+        faults.add(f"gpus={numbers}: device=cpu uses no GPU. Leave gpus out, or set device=cuda.")
     launch = _launch(run, engine, faults)
     named_checkpoints = own_checkpoints.parse(run.checkpoints, faults)
     left_out = [] if faults.messages or {"method", "methods"} & set(given) else _refused(axes["methods"], engine)
-    axes["methods"] = [name for name in axes["methods"] if name not in left_out]  # what is named is refused instead
+    # A method that the user named is refused below instead of left out.
+    axes["methods"] = [name for name in axes["methods"] if name not in left_out]
     config = config | {"methods": config["methods"] | _own_methods(axes["methods"], faults)}
     unused = _unused(given, config, axes["methods"]) if optional else ()
     given = {key: values for key, values in given.items() if key not in unused}
@@ -145,7 +146,7 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
     entries: list[Entry] = []
     for values in _settings(given, faults):
         settled = copy.deepcopy(config)
-        # A named protocol first: a single key that is also given has the last word.
+        # A named protocol first, so that a single key can change part of it.
         for key, value in sorted(values.items(), key=lambda item: not item[0].startswith("protocol.")):
             _apply(settled, key, value, axes["models"] or profile.models, axes["methods"], faults)
         place = _place(settled, launch, faults)
@@ -181,13 +182,13 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
 
 
 def check_used(requests: Sequence[Request]) -> None:
-    """Refuse a parameter (method.x) that no method of a command's requests has.
+    """Refuse a parameter (method.x) that no method of any request has.
 
     Args:
-        requests: all that one command line makes, each with `optional`.
+        requests: all requests of one command line, each made with `optional`.
 
     Raises:
-        UserError: names the parameters and those that there are.
+        UserError: names the parameters, and the ones that exist.
     """
     if unused := unused_of(requests):
         methods = dict.fromkeys(cell.method.id for request in requests for cell in request.cells)
@@ -199,23 +200,23 @@ def check_used(requests: Sequence[Request]) -> None:
 
 
 def unused_of(requests: Sequence[Request]) -> list[str]:
-    """Return the parameters that were given and that no method of any of the requests has."""
+    """Return the given parameters that no method of any request has."""
     return [key for key in requests[0].unused if all(key in request.unused for request in requests)]
 
 
 def without(overrides: Sequence[str], keys: Container[str]) -> list[str]:
-    """Return the overrides of all other keys."""
+    """Return the overrides whose key is not one of `keys`."""
     return [item for item in overrides if item.partition("=")[0] not in keys]
 
 
 def _unused(given: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str]) -> tuple[str, ...]:
-    """Return the keys that are parameters of methods and of none of these."""
+    """Return the given parameters (method.x) that none of these methods has."""
     known = {name for method in methods for name in config["methods"].get(method, {}).get("params", ())}
     return tuple(key for key in given if key.startswith("method.") and parameter_of(key) not in known)
 
 
 def parameter_of(key: str) -> str:
-    """Return the name of a method's parameter: momentum of method.momentum and of method.params.momentum."""
+    """Return the name of a method's parameter: "momentum" for method.momentum and for method.params.momentum."""
     return key.removeprefix("method.").removeprefix("params.")
 
 
@@ -230,7 +231,7 @@ def _no_parameter(key: str, methods: Iterable[str], valid: Collection[str]) -> s
 
 
 def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
-    """Return key -> the values it takes (more than one for a comma list or a range); the last mention counts."""
+    """Return key -> its values: several for a comma list or a range. The last override of a key wins."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -238,7 +239,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
     for text in overrides:
         key, equals, raw = text.partition("=")
         if len(text) > LONGEST or not text.replace("\n", " ").replace("\t", " ").isprintable():
-            faults.add(f"{text[:60]!r} holds control characters, or more than {LONGEST} characters. Leave them out.")
+            faults.add(f"{text[:60]!r} has control characters, or more than {LONGEST} characters. Remove them.")
             continue
         if not equals or not key:
             faults.add(f"{text!r} is not of the form key=value.")
@@ -250,7 +251,7 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
             text = f"{key}={re.sub('(?<![^,])~[^,]*', lambda path: hydra_value(str(_home(path[0], faults))), raw)}"
         try:
             override = parser.parse_override(text)
-            # A range may be as long as its numbers are large: it is cut before it is all in memory.
+            # A range may be very long, so it is cut before it fills the memory.
             sweep = override.sweep_iterator() if override.is_sweep_override() else iter([override.value()])
             values: list[Any] = list(itertools.islice(sweep, MOST + 1))
         except HydraException as error:
@@ -261,18 +262,19 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
             faults.add(f"{text[:60]!r} cannot be read ({type(error).__name__}). Give a plain value, a list or a range.")
             continue
         if len(values) > MOST:
-            faults.add(f"{text[:60]!r} asks for more than {MOST} values. Give fewer.")
+            faults.add(f"{text[:60]!r} has more than {MOST} values. Give fewer.")
             continue
         if override.is_delete() or override.package is not None:
-            faults.add(f"{text!r}: keys can be set, not removed or moved. Use {override.key_or_group}=VALUE.")
+            name = override.key_or_group
+            faults.add(f"{text!r}: an override can set a key, not remove or move it. Use {name}=VALUE.")
             continue
         given[override.key_or_group] = values
     return given
 
 
 def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
-    """Return the chosen file of each configuration group that the user names."""
-    chosen = {"profile": default_profile()}  # named, so that it is composed once for a request and for `usual`
+    """Return the chosen file of each configuration group that the user named, and of the profile."""
+    chosen = {"profile": default_profile()}  # always named: a request and `usual` then share one composition
     for group in GROUPS:
         if group not in given:
             continue
@@ -310,16 +312,16 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         with initialize_config_dir(str(CONF), version_base=None):
             config = OmegaConf.to_container(compose("config", overrides=chosen), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"conf/ cannot be composed: {error}. See git diff conf.") from error
+        raise UserError(f"Cannot compose conf/: {error}. Look at your changes: git diff conf.") from error
     assert isinstance(config, dict)
-    # Every model has every key, so that model.KEY=VALUE can be set for all.
+    # Every model gets every key, so that model.KEY=VALUE works for all of them.
     optional = {item.name: item.default for item in fields(ModelSpec) if item.default is not MISSING}
     config["models"] = {name: {**optional, "architecture": {}, **model} for name, model in config["models"].items()}
     return {str(key): value for key, value in config.items()}
 
 
 def _home(path: Any, faults: Faults) -> Path:
-    """Return a path with ~ as the user's home, which a shell leaves alone in the middle of a word."""
+    """Return a path with ~ expanded; a shell does not expand it in the middle of a word."""
     try:
         return user_path(str(path))
     except UserError as error:
@@ -328,7 +330,7 @@ def _home(path: Any, faults: Faults) -> Path:
 
 
 def hydra_value(value: Any) -> str:
-    """Return a value as Hydra reads it."""
+    """Return a value in Hydra's syntax."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -343,12 +345,12 @@ def hydra_value(value: Any) -> str:
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:
-    """Return the values of a comma list, of which each may be a list."""
+    """Return the values of a comma list, with lists among them flattened."""
     return list(itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values))
 
 
 def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: Faults) -> RunSpec:
-    """Return results folder, workers, GPUs and whatever else says how a command runs; what is wrong has its default."""
+    """Return how the command runs: results folder, workers, GPUs and so on. A wrong value is noted and not used."""
     values: dict[str, Any] = {"jobs": min(profile.jobs, os.cpu_count() or 1)}
     for key in RUN_KEYS:
         if key not in given:
@@ -359,30 +361,30 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
         elif len(flat) != 1:
             faults.add(f"{key}={','.join(map(str, flat))}: give one value.")
         elif flat != [""]:
-            values[key] = str(flat[0]) if key == "gpu" else flat[0]  # a card may be named by a number
+            values[key] = str(flat[0]) if key == "gpu" else flat[0]  # the name of a card may be a number
     for key in ("results", "hostfile"):
         if key in values:
             values[key] = _home(values[key], faults).absolute()
     if "hostfile" in values and not values["hostfile"].is_file():
         name = given["hostfile"][0]
-        faults.add(f"hostfile={name}: no such file. DeepSpeed's has a line like 'host1 slots=8' per machine.")
+        faults.add(f"hostfile={name}: no such file. Write one with a line like 'host1 slots=8' for each machine.")
         del values["hostfile"]
     return build(RunSpec, values, "", faults) or RunSpec()
 
 
 def _launch(run: RunSpec, engine: str, faults: Faults) -> dict[str, Any]:
-    """Return how many processes train a cell and on which GPUs: gpus=8 means eight of them, gpus=4,5 these two."""
+    """Return how many processes train a cell, and on which GPUs: gpus=8 means any eight, gpus=4,5 these two."""
     hostfile = str(run.hostfile) if run.hostfile else None
     if engine == "single":
         if hostfile:
             faults.add(f"hostfile={hostfile}: engine=single trains in one process. Use engine=zero2.")
         return {"processes": 1, "devices": (), "hostfile": None}
     if run.jobs > 1:
-        faults.add(f"jobs={run.jobs}: with engine={engine} one cell takes all GPUs. Leave jobs out.")
+        faults.add(f"jobs={run.jobs}: with engine={engine} one cell uses all GPUs. Leave jobs out.")
     if run.gpus == (0,):
-        faults.add(f"gpus=0: with engine={engine} a single number is how many GPUs to use. Use gpus=1 or more.")
+        faults.add(f"gpus=0: with engine={engine} a single number is the number of GPUs. Use gpus=1 or more.")
     if hostfile and not world_size(1, hostfile):
-        faults.add(f"hostfile={hostfile}: it names no machine. Write a line like 'host1 slots=8' for each.")
+        faults.add(f"hostfile={hostfile}: no machine is named. Write a line like 'host1 slots=8' for each.")
     listed = run.gpus if len(run.gpus) > 1 else ()
     return {"processes": len(listed) or sum(run.gpus), "devices": listed, "hostfile": hostfile}
 
@@ -393,7 +395,7 @@ def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[s
     swept = {key: values for key, values in given.items() if key not in special}
     combinations = math.prod(map(len, swept.values()))
     if combinations > MOST:
-        faults.add(f"{', '.join(swept)}: {combinations} combinations, at most {MOST} make a grid. Give fewer values.")
+        faults.add(f"{', '.join(swept)}: {combinations} combinations, but a grid has at most {MOST}. Give fewer.")
         swept = {key: values[:1] for key, values in swept.items()}
     for combination in itertools.product(*swept.values()):
         yield dict(zip(swept, combination, strict=True))
@@ -402,7 +404,7 @@ def _settings(given: Mapping[str, list[Any]], faults: Faults) -> Iterator[dict[s
 def _apply(
     config: dict[str, Any], key: str, value: Any, models: Sequence[str], methods: Sequence[str], faults: Faults
 ) -> None:
-    """Set one key of the composed configuration; model.x and method.x mean the models and the methods asked for."""
+    """Set one key of the composed configuration; model.x and method.x apply to all models and methods named."""
     head, _, tail = key.partition(".")
     if reason := _of_file(key, config):
         faults.add(reason)
@@ -433,28 +435,28 @@ def _apply(
 
 
 def _of_file(key: str, config: Mapping[str, Any]) -> str | None:
-    """Return why a key that only a file in conf/ may set is refused; None for every other key."""
+    """Return why a key is refused that only a file in conf/ may set; None for every other key."""
     head, *middle = key.split(".")
     last = middle.pop() if middle else ""
     if head in WHOLE and last:
         if not config.get(head):
-            return f"{key}: no {head} is chosen. Use {head}=NAME with one of {', '.join(options_of(head))}."
+            return f"{key}: no {head} was chosen. Use {head}=NAME with one of {', '.join(options_of(head))}."
         file = f"conf/{head}/{config[head]['id']}.yaml"
         own = f"Use {last}=VALUE." if last in {*AXES, *RUN_KEYS} else (
             f"Copy it to conf/{head}/NAME.yaml, change the copy, and use {head}=NAME."
         )
-        return f"{key}: only the file {file} sets it. {own}"
+        return f"{key}: only {file} can set it. {own}"
     if key == "engine.id":
-        return f"{key}: it names the engine's file. Use engine=NAME."
+        return f"{key}: it is the name of the engine's file. Use engine=NAME."
     if (head, last) in (("model", "id"), ("dataset", "id")) and len(middle) < 2:
-        return f"{key}: results are named by it. Use {'.'.join((head, *middle))}.name to change the name in tables."
+        return f"{key}: results are named after it. Use {'.'.join((head, *middle))}.name to change the name in tables."
     if (head, last) == ("dataset", "role") and len(middle) == 1:
-        return f"{key}: it decides which average the set enters. Change it in conf/dataset/{middle[0]}.yaml."
+        return f"{key}: it decides which average the dataset enters. Change it in conf/dataset/{middle[0]}.yaml."
     return None
 
 
 def _holds(node: Any, path: str) -> bool:
-    """Return whether a path of keys leads somewhere in a node."""
+    """Return whether a node holds a path of keys."""
     for name in path.split("."):
         if not isinstance(node, Mapping) or name not in node:
             return False
@@ -463,18 +465,19 @@ def _holds(node: Any, path: str) -> bool:
 
 
 def _assign(node: dict[str, Any], path: str, value: Any, prefix: str, faults: Faults) -> None:
-    """Set node[path] if that key exists and the value is of its kind; else note the nearest key."""
+    """Set node[path] if the key exists and the value has its type; otherwise note the fault."""
     name, _, rest = path.partition(".")
     full = f"{prefix}.{name}" if prefix else name
     if name not in node:
         valid = [f"{prefix}.{other}" for other in node] if prefix else {*node, *GROUPS, *RUN_KEYS, *AXES}
-        faults.add(f"{full}: no such key.{did_you_mean(full, valid) if valid else f' {prefix} holds no keys.'}")
+        faults.add(f"{full}: no such key.{did_you_mean(full, valid) if valid else f' {prefix} has no keys.'}")
         return
     old = node[name]
     if isinstance(old, dict):
         inner = {rest: value} if rest else value
         if not isinstance(inner, dict):
-            faults.add(f"{full}={value}: a group of keys. Set one of {', '.join(f'{full}.{name}' for name in old)}.")
+            inside = ", ".join(f"{full}.{name}" for name in old)
+            faults.add(f"{full}={value}: {full} is a group of keys. Set one of {inside}.")
             return
         for key, item in inner.items():
             _assign(old, str(key), item, full, faults)
@@ -482,7 +485,7 @@ def _assign(node: dict[str, Any], path: str, value: Any, prefix: str, faults: Fa
     if rest:
         faults.add(f"{full}.{rest}: no such key. {full} is a single value: use {full}=VALUE.")
         return
-    # Typed fields are checked by their dataclass; free-form options and parameters only here.
+    # Dataclasses check typed fields. Free-form options and parameters are checked only here.
     same = old is None or value is None or type(old) is type(value) or {type(old), type(value)} <= {int, float}
     if not same and (".options." in full or prefix.startswith("method")):
         faults.add(f"{full}={value}: expected a value like {old!r}.")
@@ -505,7 +508,7 @@ def _axes(
         if key in AXES:
             flat = _flat(values)
             if any(isinstance(value, list | dict) for value in flat):
-                faults.add(f"{key}={shorten(','.join(map(str, values)), 60)}: expected a name, or several: {key}=A,B.")
+                faults.add(f"{key}={shorten(','.join(map(str, values)), 60)}: expected a name, or names: {key}=A,B.")
                 flat = []
             named[AXES[key]] = list(dict.fromkeys(flat))
     table = config.get("table") or {}
@@ -533,7 +536,7 @@ def _axes(
 
 
 def _own_target(module: str, config: Mapping[str, Any], faults: Faults) -> str:
-    """Add a user's own target (a module's name or file) to the datasets and return its id."""
+    """Add the user's own target (a module or its file) to the datasets; return its id."""
     from benchmark.data import own_target
 
     try:
@@ -546,7 +549,7 @@ def _own_target(module: str, config: Mapping[str, Any], faults: Faults) -> str:
 
 
 def _own_method(text: str, faults: Faults) -> str:
-    """Return module:Class of a user's own method, which may be written with the module's file."""
+    """Return the user's own method as module:Class; the user may have written FILE:Class."""
     module, _, name = text.rpartition(":")
     try:
         return f"{own_modules.canonical(module)}:{name}"
@@ -570,13 +573,13 @@ def _check_axes(axes: Mapping[str, list[Any]], config: Mapping[str, Any], faults
             faults.add(str(error))
     for name in axes["targets"]:
         if name in config["dataset"] and name not in targets:
-            faults.add(f"{name!r} is no target: it is one of the datasets kept for A^S. Valid: {', '.join(targets)}.")
+            faults.add(f"{name!r} is not a target: it is a source set (A^S). Valid: {', '.join(targets)}.")
         elif name not in targets:
             faults.add(f"Unknown dataset {name!r}.{did_you_mean(str(name), targets)}")
 
 
 def _own_methods(methods: Sequence[str], faults: Faults) -> dict[str, Any]:
-    """Return the configuration of the user's own methods (module:Class): their parameters' defaults."""
+    """Return the configuration of the user's own methods (module:Class): the defaults of their parameters."""
     from methods.registry import defaults
 
     if faults.messages:
@@ -585,7 +588,7 @@ def _own_methods(methods: Sequence[str], faults: Faults) -> dict[str, Any]:
 
 
 def _refused(methods: Sequence[str], engine: str) -> list[str]:
-    """Return the methods that cannot train on an engine as they are configured."""
+    """Return the methods that, as configured, cannot train on an engine."""
     from methods.registry import entry
 
     return [name for name in methods if engine in entry(name).refuses]
@@ -648,21 +651,21 @@ def _cells(
 
 
 def usual(profile: str) -> dict[str, Any]:
-    """Return what is composed for a profile if nothing else is given."""
+    """Return the configuration that a profile alone gives."""
     return _compose((("profile", profile),))
 
 
 def changed(cell: CellSpec, usual: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what sets a cell apart from the profile's own one of its model, method, target and seed.
+    """Return the settings in which a cell differs from its profile's defaults.
 
     Args:
-        cell: with whatever settings.
-        usual: what is composed for its profile, with the user's own targets and methods.
+        cell: the cell.
+        usual: the configuration of its profile, with the user's own targets and methods.
 
     Returns:
         The settings as key=value, e.g. "train.epochs=10".
     """
-    none = Faults()  # conf/ as it is has none
+    none = Faults()  # stays empty: conf/ was checked before
     model = build(ModelSpec, usual["models"][cell.model.id], "model", none) or cell.model
     train = _train_spec(usual["train"], model, none) if cell.train else None
     sets = tuple(build(DatasetSpec, usual["dataset"][one.id], "", none) or one for one in cell.datasets)
@@ -679,16 +682,16 @@ def _key(path: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a value as Hydra reads it, on one line and not long."""
+    """Return a value in Hydra's syntax, on one short line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return shorten(str(value), 60)
 
 
 def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> TrainSpec | None:
-    """Return the training settings of a model: a rate that is not set is the model's.
+    """Return the training settings of a model; its own learning rates fill in the rates that are not set.
 
-    With only train.learning_rate set, the projector's rate keeps the model's ratio to it.
+    If only train.learning_rate is set, the projector's rate keeps the model's ratio to it.
     """
     rate, projector = values["learning_rate"], values["projector_learning_rate"]
     if projector is None:
@@ -700,13 +703,13 @@ def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> 
     train = build(TrainSpec, filled, "train", faults)
     if train and train.batch_size % train.micro_batch_size:
         faults.add(
-            f"train.batch_size={train.batch_size} is no multiple of train.micro_batch_size={train.micro_batch_size}."
+            f"train.batch_size={train.batch_size} is not a multiple of train.micro_batch_size={train.micro_batch_size}."
         )
     return train
 
 
 def _check_processes(trains: Iterable[TrainSpec | None], place: PlaceSpec, faults: Faults) -> None:
-    """Note a number of processes that a batch cannot be cut for, before each of them has loaded a model in vain."""
+    """Note a number of processes that does not divide the batch, before each of them loads a model."""
     count = world_size(place.processes, place.hostfile)
     for train in filter(None, trains):
         batch, micro = train.batch_size, train.micro_batch_size
@@ -714,14 +717,14 @@ def _check_processes(trains: Iterable[TrainSpec | None], place: PlaceSpec, fault
             continue
         fits = [size for size in range(micro, 0, -1) if batch % (size * count) == 0]
         numbers = ", ".join(str(n) for n in range(1, batch // micro + 1) if batch % (micro * n) == 0)
-        fix = f"Set train.micro_batch_size={fits[0]}." if fits else f"Train with a number of them out of {numbers}."
+        fix = f"Set train.micro_batch_size={fits[0]}." if fits else f"Use one of these numbers of processes: {numbers}."
         faults.add(
             f"{count} processes with train.micro_batch_size={micro} each do not divide train.batch_size={batch}. {fix}"
         )
 
 
 def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults) -> None:
-    """Note names in conf/ that only the code can judge: model family and the blocks to tune."""
+    """Note names in conf/ that only the code can check: model families and the blocks to tune."""
     from benchmark.models import FAMILIES, SCOPES
 
     checks: list[tuple[str, Any, Collection[str]]] = [("train.scope", config["train"]["scope"], SCOPES)]
@@ -735,27 +738,28 @@ def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults
     ids |= {"table.id": config["table"]["id"]} if config.get("table") else {}
     for key, value in ids.items():
         if not re.fullmatch(r"\w[\w.+-]{0,99}", str(value)):
-            faults.add(f"{key}={value}: a name of letters, digits, '.', '_', '+' and '-' is needed.")
+            faults.add(f"{key}={value}: a name may have only letters, digits, '.', '_', '+' and '-'.")
     for name in (*profile.upstream, *profile.targets, *profile.extra):
         if name not in config["dataset"]:
             faults.add(f"profile {profile.id} names the dataset {name!r}.{did_you_mean(name, config['dataset'])}")
 
 
 def _check_stops(datasets: Sequence[DatasetSpec], faults: Faults) -> None:
-    """Note stop strings that would end every answer at once, or none: overrides know no escape for a line break."""
+    """Note stop strings that would end every answer at once, or no answer: overrides cannot escape a line break."""
     for dataset in datasets:
         named = "first_line" in protocols.known(dataset.id)
         hint = f" For the first line use protocol.{dataset.id}=first_line." if named else ""
         for word in dataset.stop:
             if not word or "\\" in word:
-                faults.add(f"dataset.{dataset.id}.stop={word!r}: expected text without backslash, e.g. ['###'].{hint}")
+                key = f"dataset.{dataset.id}.stop"
+                faults.add(f"{key}={word!r}: expected text without a backslash, e.g. ['###'].{hint}")
 
 
 def _check_methods(config: Mapping[str, Any], methods: Sequence[Any], faults: Faults) -> None:
-    """Note methods' parameters that are out of range, and an engine that a method refuses.
+    """Note parameters of methods that are out of range, and methods that refuse the engine.
 
-    Parameters as configured are right, and the registry says which engines refuse them, so they are not looked at: a
-    method's module takes seconds to import.
+    A method's module takes seconds to import. Unchanged parameters are known to be valid, and the registry says which
+    engines refuse them, so the module is not imported for these.
     """
     from methods.registry import METHODS, configured, entry, make_params, refusal
 

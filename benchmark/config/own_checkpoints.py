@@ -1,4 +1,4 @@
-"""A user's own checkpoints as rows of a table: evaluated like the untuned model, never trained."""
+"""The user's own checkpoints as rows of a table. They are evaluated like the untuned model and never trained."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def parse(text: str, faults: Faults) -> list[Checkpoint]:
     """Read checkpoints=NAME:PATH,NAME@MODEL:PATH.
 
     Args:
-        text: the value; empty for none. A path may hold commas, as a new entry begins with a name and a colon.
-        faults: gets a message per entry that cannot be used.
+        text: the value; empty for none. A path may hold commas, because a new entry begins with a name and a colon.
+        faults: gets a message for each entry that cannot be used.
 
     Returns:
-        The checkpoints, names unique, every folder there.
+        The checkpoints. Their names are unique and their folders exist.
     """
     found: list[Checkpoint] = []
     for entry in re.split(r",(?=[\w.+-]+(?:@[\w.-]+)?:)", text) if text else []:
@@ -48,7 +48,7 @@ def parse(text: str, faults: Faults) -> list[Checkpoint]:
         if not path.is_dir():
             faults.add(f"checkpoints={entry}: {path} is not a folder. Give the folder of a checkpoint.")
         elif name in {other.name for other in found}:
-            faults.add(f"checkpoints={entry}: {name!r} is named twice. Give each row a name of its own.")
+            faults.add(f"checkpoints={entry}: the name {name!r} is used twice. Give each row its own name.")
         else:
             found.append(Checkpoint(name, model, path))
     return found
@@ -57,13 +57,14 @@ def parse(text: str, faults: Faults) -> list[Checkpoint]:
 def cells(checkpoints: Sequence[Checkpoint], grid: Sequence[CellSpec], faults: Faults) -> list[CellSpec]:
     """Return a cell for each checkpoint, evaluated on the grid's datasets as the untuned model is.
 
-    The checkpoint is fed as the grid's model whose layout it has (LLaVA: one folder; VILA: llm/, mm_projector/ and
-    vision_tower/), or as the model that the user names. Its content is part of the cell's keys, its path is not.
+    The checkpoint takes prompts and images as the grid's model with the same layout does (LLaVA: one folder; VILA:
+    llm/, mm_projector/ and vision_tower/), or as the model that the user names. The cell's keys hold its content, not
+    its path.
 
     Args:
         checkpoints: from `parse`.
         grid: the cells of a table.
-        faults: gets a message where no model fits.
+        faults: gets a message for each checkpoint that fits no model, or several.
 
     Returns:
         Cells without training.
@@ -74,13 +75,15 @@ def cells(checkpoints: Sequence[Checkpoint], grid: Sequence[CellSpec], faults: F
         family = "vila" if (checkpoint.path / "llm").is_dir() else "llava"
         fitting = [model for model in models.values() if model.family == family]
         if checkpoint.model is not None and checkpoint.model not in models:
-            faults.add(f"checkpoints: no model {checkpoint.model!r} here.{did_you_mean(checkpoint.model, models)}")
+            faults.add(
+                f"checkpoints: the table has no model {checkpoint.model!r}.{did_you_mean(checkpoint.model, models)}"
+            )
             continue
         if checkpoint.model is None and len(fitting) != 1:
-            why = f"has the layout of {family}, and {len(fitting)} models of the table have it too"
+            why = f"has the layout of {family}, which {len(fitting)} models of the table have"
             faults.add(
                 f"checkpoints: {checkpoint.path} {why}. Write {checkpoint.name}@MODEL:FOLDER with one of "
-                f"{', '.join(models)}, or choose with models=."
+                f"{', '.join(models)}, or choose one model with models=."
             )
             continue
         model = models[checkpoint.model] if checkpoint.model else fitting[0]

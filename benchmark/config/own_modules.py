@@ -1,4 +1,4 @@
-"""A user's own module, named as Python names it or by its file, under one name that says nothing about the machine."""
+"""The user's own module, given by name or by file, under one name that is the same on every machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmark.spec import ROOT
 
 
 def is_module(name: str) -> bool:
-    """Return whether a name is a file, a dotted module, or a module that can be imported here."""
+    """Return whether a name is a file, a dotted name, or a module that can be imported."""
     if name.endswith(".py") or "/" in name or "." in name:
         return True
     try:
@@ -23,28 +23,28 @@ def is_module(name: str) -> bool:
 
 
 def canonical(name: str) -> str:
-    """Return the name under which a module enters cell ids, and make it importable here and in child processes.
+    """Return the name of a module for cell ids; make it importable here and in child processes.
 
     Args:
         name: a module (`my_target`, `mine.target`) or a file (`./my_target.py`).
 
     Returns:
-        A module as it is. A file below the repository by its dotted name (`examples.my_target`), any other by its
-        stem: the same on every machine. Its folder goes to the end of the path, where it hides no other module.
+        A module's name unchanged. A file in the repository gets its dotted name (`examples.my_target`), any other file
+        its stem. The file's folder goes to the end of sys.path, where it hides no other module.
 
     Raises:
-        UserError: there is no such file, or its name is no module's or another module's.
+        UserError: the file does not exist, its name is not a module's, or another module has the name.
     """
     if not (name.endswith(".py") or "/" in name):
         return name
     path = user_path(name).resolve()
     if not path.is_file():
-        raise UserError(f"{name}: there is no file {path}. Give a Python file, e.g. ./my_target.py.")
+        raise UserError(f"{name}: {path} is not a file. Give a Python file, e.g. ./my_target.py.")
     inside = path.relative_to(ROOT).with_suffix("").parts if path.is_relative_to(ROOT) else ()
     folder, parts = (ROOT, inside) if inside and all(map(str.isidentifier, inside)) else (path.parent, (path.stem,))
     module = ".".join(parts)
     if path.suffix != ".py" or not path.stem.isidentifier():
-        raise UserError(f"{name}: Python cannot import a file of this name. Call it e.g. {'my_module.py'!r}.")
+        raise UserError(f"{name}: Python cannot import a file with this name. Rename it, e.g. to my_module.py.")
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -54,12 +54,12 @@ def canonical(name: str) -> str:
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None or Path(found.origin).resolve() != path:
         other = "nothing" if found is None else found.origin or "a built-in module"
-        raise UserError(f"{name}: `import {module}` finds {other}. Give the file another name.")
+        raise UserError(f"{name}: `import {module}` finds {other}. Rename the file.")
     return module
 
 
 def portable(module: str) -> str:
-    """Return what names a module in a command that runs elsewhere: its file, or its name if it is of this repository.
+    """Return how a command that runs elsewhere names a module: by its file, or by its name if it is in this repository.
 
     Args:
         module: from `canonical`.

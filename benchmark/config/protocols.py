@@ -1,6 +1,6 @@
-"""Named protocols: where sources disagree on a prompt or an answer's form, each reading has a name and one is default.
+"""Named protocols. Where sources disagree on a prompt or on the form of an answer, each reading has a name.
 
-A choice changes fields of a dataset's spec, and those are hashed into the cell's key: two readings never share a cell.
+A choice changes fields of a dataset's spec. The cell's key hashes them, so two readings never share a cell.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Choice:
         name: as in protocol.<dataset>=<name>.
         about: where it comes from.
         changes: fields of the dataset's spec; of options, the keys that differ.
-        default: whether the configuration says the same if nothing is chosen.
+        default: whether the configuration follows it when nothing is chosen.
     """
 
     name: str
@@ -41,7 +41,7 @@ def choices(dataset: str) -> dict[str, Choice]:
     """Return the named protocols of a dataset, the default first.
 
     Raises:
-        UserError: it has none.
+        UserError: the dataset has none.
     """
     path = FOLDER / f"{dataset}.yaml"
     if not path.is_file():
@@ -87,7 +87,7 @@ def known(dataset: str) -> dict[str, Choice]:
 def name_of(values: Mapping[str, Any], dataset: str) -> str:
     """Return the name of the protocol that a dataset's configuration follows, or "own" if it is none of them.
 
-    Of several, the one that says most counts: a choice may add a key to what the default sets.
+    If several match, the one that sets the most keys counts: a choice may add a key to what the default sets.
     """
     found = [item for item in known(dataset).values() if _follows(values, item.changes)]
     return max(found, key=lambda item: (_settings(item.changes), item.default)).name if found else "own"
@@ -99,13 +99,13 @@ def _settings(changes: Mapping[str, Any]) -> int:
 
 
 def _follows(values: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-    """Return whether values hold what a choice sets.
+    """Return whether a configuration agrees with a choice.
 
-    An option that is not there counts as its reader's default, and a choice without a stop rule means the end token.
+    A missing option has its reader's default. A choice without a stop rule means the end token.
     """
     defaults = {"target_format": "{letter}", "ocr_tokens": True, "captions_per_image": 1}
     for key, value in {"stop": [], **changes}.items():
-        if key == "counts":  # they follow from the splits
+        if key == "counts":  # follows from the splits
             continue
         if isinstance(value, Mapping):
             if any(values[key].get(name, defaults.get(name)) != item for name, item in value.items()):

@@ -1,1 +1,1 @@
-"""What every package stands on: errors, files, signals, progress, the machine and its variables."""
+"""What every package uses: errors, files, signals, progress, the machine and its variables."""

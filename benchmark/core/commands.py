@@ -1,11 +1,11 @@
-"""Asking small programs such as git and nvidia-smi, which may hang with the driver or the network disk below them."""
+"""Run small programs such as git and nvidia-smi, which hang if a driver or a network disk hangs."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
 
-PATIENCE = 60.0  # seconds; each of them needs one
+PATIENCE = 60.0  # seconds; each of these programs needs about one
 
 
 def output_of(
@@ -15,12 +15,12 @@ def output_of(
 
     Args:
         command: the program and its arguments.
-        seconds: the most to wait.
-        environment: of the program; None: ours.
+        seconds: longest wait.
+        environment: the program's environment; None for ours.
 
     Raises:
-        OSError: it cannot be started.
-        subprocess.SubprocessError: it ends with another code than 0, or not in time.
+        OSError: the program cannot be started.
+        subprocess.SubprocessError: its exit code is not 0, or it does not end in time.
     """
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -29,7 +29,7 @@ def output_of(
     try:
         output, _ = process.communicate(timeout=seconds)
     except BaseException:
-        process.kill()  # and not waited for, as subprocess.run does: what hangs in the kernel does not end by it
+        process.kill()  # without the wait of subprocess.run: a process that hangs in the kernel does not end even then
         raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command))

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistakes, and the 'did you mean' helper used in its messages."""
+"""The exception for a user's mistakes, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Iterable
 from textwrap import shorten
 
-SHM_FULL = 2**20  # bytes free in /dev/shm, below which it is called full
+SHM_FULL = 2**20  # /dev/shm counts as full with fewer free bytes
 
 
 class UserError(Exception):
-    """A mistake the user can fix: the message names the value, the reason and the fix (exit code 2).
+    """A mistake that the user can fix. The message names the value, the reason and the fix; the exit code is 2.
 
     Args:
-        message: may quote what strangers wrote; control characters in it are written out.
+        message: may quote files that we did not write, so its control characters are escaped.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,28 +23,28 @@ class UserError(Exception):
 
 
 class Locked(Exception):
-    """Another process works on a cell; the message says which process."""
+    """Another process holds a cell; the message names the process."""
 
 
 def explained(error: Exception) -> Exception:
-    """Return the error of a full GPU or a failed data reader as a UserError that says what helps; others as they are.
+    """Return a UserError with a fix for a full GPU or a failed data reader; return other errors unchanged.
 
     Args:
-        error: torch's, known by its name, so that nothing heavy is imported.
+        error: torch's errors are recognised by name, so that torch is not imported.
     """
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
         return _reader_failed(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None and _shm_full():
-        return _reader_failed(error)  # not even the locks that such processes share found room
+        return _reader_failed(error)  # no room even for the locks that the processes share
     if type(error).__name__ != "OutOfMemoryError":
         return error
-    told = UserError(
+    explanation = UserError(
         f"The GPU has too little memory ({shorten(str(error), 160)}). Set train.gradient_checkpointing=true or a "
-        "smaller train.micro_batch_size, for answers a smaller eval.batch_size, or use more GPUs; plan with your "
-        "cards, e.g. gpu=4090x8, says what fits."
+        "smaller train.micro_batch_size (for answers, a smaller eval.batch_size), or use more GPUs. To see what fits, "
+        "run plan with your cards, e.g. gpu=4090x8."
     )
-    told.__cause__ = error
-    return told
+    explanation.__cause__ = error
+    return explanation
 
 
 def _shm_full() -> bool:
@@ -55,33 +55,33 @@ def _shm_full() -> bool:
 
 
 def _reader_failed(error: Exception) -> UserError:
-    """Say why no images come from the processes that read ahead: torch's error and the room in shared memory."""
+    """Return why the processes that read ahead deliver no images: torch's error and the room in shared memory."""
     try:
         use = shutil.disk_usage("/dev/shm")
         room = f"/dev/shm has {use.free // 2**20} of {use.total // 2**20} MiB free"
     except OSError:
         room = "there is no /dev/shm"
-    told = UserError(
+    explanation = UserError(
         f"The processes that read images ahead stopped or gave nothing ({shorten(str(error), 160)}); {room}. They pass "
-        "images through shared memory: give it more room (docker run --shm-size=8g). If it has enough, memory ran out "
-        "or the disk is too slow. The same command goes on from what is saved."
+        "images through shared memory, so give it more room (docker run --shm-size=8g). If it has enough, memory ran "
+        "out or the disk is too slow. Run the same command to continue from the last saved state."
     )
-    told.__cause__ = error
-    return told
+    explanation.__cause__ = error
+    return explanation
 
 
 def did_you_mean(value: str, valid: Iterable[str]) -> str:
-    """Return ' Did you mean X?' for the nearest valid name plus the list of all valid names.
+    """Return ' Did you mean X?' with the nearest valid name, and the list of all valid names.
 
     Args:
         value: what the user wrote.
         valid: every accepted name.
 
     Returns:
-        A sentence that can be appended to an error message.
+        Sentences to append to an error message.
     """
     names = sorted(valid)
-    # A slip, or the beginning of a longer name; what merely shares letters (lora, tailor) is no guess.
+    # A typing error, or the beginning of a longer name. Shared letters alone (lora, tailor) are no reason to guess.
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.65)
     near = near or [name for name in names if len(value) > 2 and name.startswith(value)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -89,12 +89,12 @@ def did_you_mean(value: str, valid: Iterable[str]) -> str:
 
 
 def counted(number: int, word: str) -> str:
-    """Return a number with its word, which is plural unless the number is 1: '1 cell', '2 cells'."""
+    """Return a number with its noun, singular or plural: '1 cell', '2 cells'."""
     return f"{number} {word}{'s' * (number != 1)}"
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal shows and does not obey: control characters, also those of Unicode, written out."""
+    """Return text with control characters (also Unicode's) escaped, so that a terminal shows but does not obey them."""
     def shown(letter: str) -> str:
         return letter if letter == "\n" or letter.isprintable() else letter.encode("unicode_escape").decode()
 

@@ -1,4 +1,4 @@
-"""Atomic writes and content digests."""
+"""Atomic writes, file locks and content digests."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from typing import IO, Any
 
 from benchmark.core.errors import UserError
 
-PART = ".part"  # end of the name of a file that is being written
+PART = ".part"  # suffix of a file that is being written
 SUMS = "SHA256SUMS"
-LOCK_POLL = 0.05  # seconds between two tries to lock a file
+LOCK_POLL = 0.05  # seconds between two attempts to lock a file
 
 
 def user_path(path: str | Path) -> Path:
-    """Return a path that a user wrote, with ~ and ~name as their home folders, whoever's shell did not do it.
+    """Return a path that a user wrote, with ~ and ~name expanded to home folders; a shell does not always do that.
 
     Raises:
-        UserError: there is no such home.
+        UserError: the home folder is unknown.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: nobody's home folder is known by that name. Write the path from its root.") from error
+        raise UserError(f"{path}: the home folder is unknown. Write the whole path, from /.") from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part.
+    """Write a file so that a reader sees the old or the new content, never a part of it.
 
     Args:
-        path: destination; its folder is created.
+        path: the file; its folder is created.
         content: text (written as UTF-8) or bytes.
 
     Raises:
-        UserError: the folder cannot be written (read-only, full, permission denied).
+        UserError: the folder cannot be written: it is read-only, full, or not ours.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The temporary file lives in the same folder because rename is atomic only within a file system.
+        # The temporary file is in the same folder, because a rename is atomic only within a file system.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -72,13 +72,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def unfinished_folder(path: Path) -> Iterator[Path]:
-    """Give a new folder to fill and to rename at the end; what is still there under its name afterwards is deleted.
+    """Yield a path for a new folder, to be filled and then renamed. A folder that was not renamed is deleted.
 
     Args:
-        path: beside the folder that it will become, since a rename is atomic only within a file system.
+        path: beside the final folder, because a rename is atomic only within a file system.
 
     Yields:
-        The path; its parents exist, it does not.
+        The path. Its parent exists; the folder itself does not.
     """
     shutil.rmtree(path, ignore_errors=True)
     try:
@@ -89,11 +89,11 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, seconds: float = 0.0) -> None:
-    """Delete what killed processes left of files that they were writing below a folder.
+    """Delete the unfinished files that killed processes left below a folder.
 
     Args:
-        folder: may be missing.
-        seconds: only files older than this, where other processes may be writing now.
+        folder: may not exist.
+        seconds: delete only files older than this, because other processes may be writing newer ones.
     """
     for path in folder.rglob(f".*{PART}"):
         with contextlib.suppress(OSError):
@@ -105,14 +105,14 @@ def lock(file: IO[Any], seconds: float = math.inf, waiting: Callable[[], None] =
     """Wait until no other process holds a lock on an open file, and hold it until the file is closed.
 
     Args:
-        file: opened for writing; processes that inherit it hold the lock too.
-        seconds: the most to wait.
+        file: open for writing; processes that inherit it hold the lock too.
+        seconds: longest wait.
         waiting: called once if another process holds the lock.
 
     Raises:
-        UserError: its file system has no locks (flock), as some network mounts; or the time is over.
+        UserError: the file system has no locks (flock), as on some network mounts; or the time is over.
     """
-    end, told = time.monotonic() + seconds, False
+    end, announced = time.monotonic() + seconds, False
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,16 +125,16 @@ def lock(file: IO[Any], seconds: float = math.inf, waiting: Callable[[], None] =
         except OSError as error:
             raise UserError(
                 f"The file system of {file.name} cannot lock files (flock: {error.strerror}). Choose a folder on "
-                "another one: results=DIR for results, data_root=DIR for data; or mount it with locks."
+                "another one (results=DIR for results, data_root=DIR for data), or mount it with locks."
             ) from error
-        if not told:
+        if not announced:
             waiting()
-            told = True
+            announced = True
         time.sleep(LOCK_POLL)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk and not only in memory."""
+    """Wait until the content of a file, or the list of names in a folder, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -149,7 +149,7 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys and no spaces, the form that is hashed."""
+    """Return JSON with sorted keys and no spaces: the form that digests hash."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -159,7 +159,7 @@ def digest_of(value: Any) -> str:
 
 
 def write_sums(root: Path, names: Iterable[str]) -> None:
-    """Write the digests of files below a folder to its SHA256SUMS, which `sha256sum -c` reads too.
+    """Write the digests of files to SHA256SUMS in their folder; `sha256sum -c` can read it.
 
     Args:
         root: the folder.
@@ -172,12 +172,12 @@ def read_sums(path: Path) -> dict[str, str]:
     """Return path -> digest of a SHA256SUMS file.
 
     Raises:
-        UserError: a line is no digest with a path below the folder.
+        UserError: a line is not a digest and a path below the folder.
     """
-    found = {}
+    sums = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         digest, gap, name = line.partition("  ")
         if not gap or not re.fullmatch(r"[0-9a-f]{64}", digest) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{path}, line {number} is no digest of a file in this folder.")
-        found[name] = digest
-    return found
+            raise UserError(f"{path}, line {number} is not a digest of a file in this folder. Restore the file.")
+        sums[name] = digest
+    return sums

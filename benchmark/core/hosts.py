@@ -1,4 +1,4 @@
-"""How many processes and GPUs there are: on this machine, and on those of a hostfile."""
+"""The number of processes and GPUs: on this machine, and on the machines of a hostfile."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from benchmark.core.errors import UserError
 
 
 def world_size(processes: int, hostfile: str | None) -> int:
-    """Return how many processes train a cell, those of all machines together.
+    """Return how many processes train a cell, on all machines together.
 
     Args:
-        processes: of one machine; 0: one per GPU, as many as a hostfile says.
-        hostfile: DeepSpeed's; None: one machine.
+        processes: processes per machine; 0 for one per GPU, or for the slots of the hostfile.
+        hostfile: DeepSpeed's; None for one machine.
 
     Returns:
-        Their number; 0 if only a run finds it out.
+        Their number; 0 if only the run itself finds it out.
     """
     if hostfile is None:
         return processes
     text = Path(hostfile).read_text(errors="replace")
-    slots = [int(found) for found in re.findall(r"^[^\s#]+[ \t]+slots=(\d+)", text, re.MULTILINE)]
+    slots = [int(count) for count in re.findall(r"^[^\s#]+[ \t]+slots=(\d+)", text, re.MULTILINE)]
     return processes * len(slots) if processes else sum(slots)
 
 
@@ -31,10 +31,10 @@ def gpus_in_sight(visible: str | None) -> tuple[str, ...]:
     """Return the names of the GPUs that a process may use, in order.
 
     Args:
-        visible: CUDA_VISIBLE_DEVICES of the user; None: every GPU of the machine.
+        visible: the user's CUDA_VISIBLE_DEVICES; None for every GPU of the machine.
 
     Raises:
-        UserError: there is no GPU.
+        UserError: the machine has no GPU, or its driver hangs.
     """
     if visible is not None:
         return tuple(name.strip() for name in visible.split(",") if name.strip())
@@ -46,5 +46,5 @@ def gpus_in_sight(visible: str | None) -> tuple[str, ...]:
             "GPUs with CUDA_VISIBLE_DEVICES."
         ) from None
     except (OSError, subprocess.CalledProcessError):
-        raise UserError("device=cuda, but nvidia-smi finds no GPU. Use a machine with GPUs, or say gpus=N.") from None
+        raise UserError("device=cuda, but nvidia-smi finds no GPU. Use a machine with GPUs, or set gpus=N.") from None
     return tuple(str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines())))

@@ -1,4 +1,4 @@
-"""What this machine has left. Standard library only: doctor runs where nothing is installed."""
+"""The free memory of this machine. Standard library only: doctor runs where nothing is installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def available_gb() -> float | None:
-    """Return the memory that is available, also inside a container with a limit."""
+    """Return the available memory in GB (10^9 bytes), also inside a container with a limit; None if unknown."""
     try:
         text = Path("/proc/meminfo").read_text()
         found = re.search(r"MemAvailable:\s+(\d+) kB", text)
@@ -19,5 +19,5 @@ def available_gb() -> float | None:
         room = (int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())) / 1e9
         free = room if free is None else min(free, room)
     except (OSError, ValueError):
-        pass  # no limit, or another kind of control group
+        pass  # no limit, or control groups of version 1
     return free

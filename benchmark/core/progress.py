@@ -1,4 +1,4 @@
-"""What the user sees while cells run or one long piece of work does: bars on a terminal, lines elsewhere."""
+"""What the user sees during a run or another long task: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Protocol, TextIO
 
-QUIET_SECONDS = 30.0  # between two lines about one cell, where there are no bars
-StageTold = Callable[[str, int, int], None]  # (stage, done, total)
-Told = Callable[[int, int], None]  # (done, total)
+QUIET_SECONDS = 30.0  # between two lines about one cell, without bars
+StageTold = Callable[[str, int, int], None]  # callback (stage, done, total)
+Told = Callable[[int, int], None]  # callback (done, total)
 
 _READING: ContextVar[Told | None] = ContextVar("reading", default=None)
 
 
 class Progress(Protocol):
-    """Told by the runner what happens; `seconds` are what each cell is expected to take."""
+    """A progress display, which the runner calls."""
 
     def begin(self, cells: Mapping[str, float]) -> None:
-        """The run starts with these cells."""
+        """The run starts with these cells and the seconds that each is expected to take."""
 
     def cell(self, cell: str) -> None:
         """A cell starts."""
 
     def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
-        """A stage of a cell has come so far."""
+        """A stage of a cell has made progress."""
 
     def finished(self, cell: str, text: str) -> None:
-        """A cell is done or has failed."""
+        """A cell is finished or has failed."""
 
     def note(self, text: str) -> None:
         """Something else happened."""
@@ -39,10 +39,10 @@ class Progress(Protocol):
 
 
 class Clock:
-    """Elapsed time and time left, from what cells were expected to take and what they took.
+    """Elapsed time and time left, from the expected and the measured times of cells.
 
     Args:
-        workers: cells that run at a time.
+        workers: cells that run at the same time.
     """
 
     def __init__(self, workers: int = 1) -> None:
@@ -64,14 +64,14 @@ class Clock:
         self._running[cell] = time.monotonic()
 
     def step(self, cell: str, stage: str, done: int, total: int) -> None:
-        """A stage of a cell has come so far; from two such reports on, its own pace tells how long it needs at least.
+        """A stage of a cell has made progress. From the second report on, its pace bounds the time left from below.
 
-        The first report of a stage, and the first with its real total, starts the measurement: what was done before,
-        by a run that this one resumes, does not count.
+        The first report of a stage, and the first with a new total, starts the measurement. Work of an earlier run that
+        this one resumes does not count.
         """
         now = time.monotonic()
-        known, first, began = self._stages.get(cell, (("", 0), 0, now))
-        if known != (stage, total) or done < first:
+        measured, first, began = self._stages.get(cell, (("", 0), 0, now))
+        if measured != (stage, total) or done < first:
             self._stages[cell] = ((stage, total), done, now)
             self._stage_left.pop(cell, None)
         elif done > first:
@@ -93,20 +93,20 @@ class Clock:
 
     @property
     def left(self) -> float | None:
-        """Seconds until the run is over; None while that is not known: every guess is over and no stage is measured."""
+        """Seconds until the end of the run; None if every expected time has passed and no stage is measured."""
         expected = sum(seconds for seconds, _ in self._took.values())
         pace = sum(seconds for _, seconds in self._took.values()) / expected if expected > 0 else 1.0
         now = time.monotonic()
         rest = 0.0
         for cell, seconds in self._expected.items():
             guess = pace * seconds - (now - self._running.get(cell, now))
-            told, measured = self._stage_left.get(cell, (now, 0.0))
-            rest += max(0.0, guess, measured - (now - told))
+            reported, measured = self._stage_left.get(cell, (now, 0.0))
+            rest += max(0.0, guess, measured - (now - reported))
         return rest / self._workers if rest > 0 or not self._expected else None
 
     @property
     def left_text(self) -> str:
-        """Say the time left, if work remains and it is known; never "0 s", less than a second is rounded up."""
+        """The time left as text, at least "1 s"; empty if it is unknown or no work remains."""
         left = self.left
         return f", {clock(max(1.0, left))} left" if left is not None and self._expected else ""
 
@@ -115,8 +115,8 @@ class Lines:
     """One line per event with elapsed time and time left, for logs.
 
     Args:
-        workers: cells that run at a time.
-        stream: where to write.
+        workers: cells that run at the same time.
+        stream: where to write; standard output by default.
     """
 
     def __init__(self, workers: int = 1, stream: TextIO | None = None) -> None:
@@ -156,11 +156,11 @@ class Lines:
 
 
 class Bars:
-    """One bar over cells with time left, and one per running cell.
+    """One bar for all cells with the time left, and one bar per running cell.
 
     Args:
-        workers: cells that run at a time.
-        alone: there is one piece of work only, so its own bar has the time left.
+        workers: cells that run at the same time.
+        alone: there is only one task, so its own bar shows the time left.
     """
 
     def __init__(self, workers: int = 1, alone: bool = False) -> None:
@@ -212,7 +212,7 @@ class Bars:
 
     @property
     def _time(self) -> str:
-        return f"{clock(self._clock.elapsed)} gone{self._clock.left_text}"
+        return f"{clock(self._clock.elapsed)} elapsed{self._clock.left_text}"
 
 
 def progress(workers: int = 1, alone: bool = False) -> Progress:
@@ -222,17 +222,17 @@ def progress(workers: int = 1, alone: bool = False) -> Progress:
 
 @contextlib.contextmanager
 def long_work(what: str) -> Iterator[StageTold]:
-    """Show how far one long piece of work is, as a run shows a cell: a bar, or a line every half minute.
+    """Show the progress of one long task, as a run shows a cell: a bar, or a line every half minute.
 
     Args:
-        what: the work; its stages come with the reports. The time left is that of the stage.
+        what: name of the task. Each report names a stage; the time left is that of the stage.
 
     Yields:
-        What to tell (stage, done, total); nothing is shown before the first report.
+        A callback (stage, done, total). Nothing is shown before its first call.
     """
     show: Progress | None = None
 
-    def told(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int) -> None:
         nonlocal show
         if show is None:
             show = progress(alone=True)
@@ -241,7 +241,7 @@ def long_work(what: str) -> Iterator[StageTold]:
         show.step(what, stage, done, total)
 
     try:
-        yield told
+        yield report
     finally:
         if show is not None:
             show.end()
@@ -249,10 +249,10 @@ def long_work(what: str) -> Iterator[StageTold]:
 
 @contextlib.contextmanager
 def images_told(told: Told) -> Iterator[None]:
-    """Have `read_image` tell how many images a stage has read before its first step.
+    """Make `read_image` report how many images a stage has read before its first step.
 
     Args:
-        told: called with (images done, images in all).
+        told: callback (images read, total images).
     """
     token = _READING.set(told)
     try:
@@ -262,13 +262,13 @@ def images_told(told: Told) -> Iterator[None]:
 
 
 def read_image(done: int, total: int) -> None:
-    """Tell whoever asked with `images_told` how many images are read; nobody may have."""
+    """Report how many images are read to the callback of `images_told`, if there is one."""
     if (told := _READING.get()) is not None:
         told(done, total)
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as people say it: 45 s, 12 min, 3 h 20 min."""
+    """Return a duration for people: 45 s, 12 min, 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: the machine is wanted back. Training saves its state, everything else stops where it is."""
+"""SIGTERM and SIGUSR1 ask the program to stop. A training saves its state; other work stops at once."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Iterator
 from typing import Any
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
-_inside: list[None] = []  # one per `raising` that we are in
-_noticed: list[int] = []  # signals that arrived since the outermost began
+_inside: list[None] = []  # one entry per active `raising`
+_noticed: list[int] = []  # signals since the outermost `raising` began
 
 
 class Terminated(BaseException):
-    """The machine is wanted back (exit code 75). Not an Exception, so that nothing mistakes it for a failed cell."""
+    """A signal asked this process to stop (exit code 75). No Exception, so that it is not taken for a failed cell."""
 
 
 class Preempted(Terminated):
-    """The same, after the training state was saved; the same command continues from it."""
+    """Terminated after the training state was saved; the same command continues from it."""
 
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Turn the first SIGTERM or SIGUSR1 into Terminated; later ones would only disturb the cleaning up.
+    """Turn the first SIGTERM or SIGUSR1 into Terminated. Later signals are ignored, so that the cleanup can finish.
 
-    Nested use is fine; outside the main thread, where Python allows no handlers, it does nothing.
+    It may be nested. It does nothing outside the main thread, where Python allows no signal handlers.
     """
     def stop(number: int, *_: Any) -> None:
         _noticed.append(number)
@@ -48,10 +48,10 @@ def raising() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noting() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGUSR1 and the first ctrl-C in a list instead of stopping at once; a second ctrl-C stops.
+    """Collect SIGTERM, SIGUSR1 and the first ctrl-C in a list instead of stopping; a second ctrl-C stops at once.
 
-    Ctrl-C is left alone where it is ignored, as in worker processes, whose parent answers it. A signal that the block
-    had no more use for is raised by the next `check`, when the work of the block has been recorded.
+    Where ctrl-C is ignored, as in worker processes, it stays ignored. The next `check` raises a signal that the block
+    did not react to, after the block's work has been recorded.
     """
     found: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -63,7 +63,7 @@ def noting() -> Iterator[list[int]]:
         _noticed.append(number)
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
-            print("Stopping after this step, with the training state saved; ctrl-C again stops at once.", flush=True)
+            print("Stopping after this step with the training state saved. Ctrl-C again stops at once.", flush=True)
 
     numbers = [*PREEMPTING, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else [])]
     previous = {number: signal.signal(number, note) for number in numbers}
@@ -74,12 +74,12 @@ def noting() -> Iterator[list[int]]:
 
 
 def stopped(found: list[int], message: str = "") -> BaseException:
-    """Return what to raise for signals that `noting` collected."""
+    """Return the exception for signals that `noting` collected."""
     return KeyboardInterrupt(message) if signal.SIGINT in found else Preempted(message)
 
 
 def check() -> None:
-    """Raise what a signal asked for if it came to nothing: at the end of a training, or inside a destructor.
+    """Raise for a signal that has had no effect so far: one at the end of a training, or inside a destructor.
 
     Raises:
         Terminated, KeyboardInterrupt: a signal has arrived.
@@ -89,7 +89,7 @@ def check() -> None:
 
 
 def note(error: BaseException) -> None:
-    """Keep for the next `check` what a signal raised, because the work at hand was finished all the same."""
+    """Keep a signal's exception for the next `check`, because the current work finished in spite of it."""
     _noticed.append(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 

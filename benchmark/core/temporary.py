@@ -1,4 +1,4 @@
-"""TMPDIR: a folder that every library can use, settled before a cell runs and not in the middle of a training."""
+"""TMPDIR: choose a folder that every library can use before a cell runs, not in the middle of a training."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from benchmark.core.errors import UserError
 
-SOCKET = 107  # bytes of a Unix socket's path, through which processes that read images pass their memory
-NAME = len("/pymp-01234567/listener-01234567")  # what multiprocessing puts below the folder
+SOCKET = 107  # longest path of a Unix socket, in bytes; processes that read images use such sockets
+NAME = len("/pymp-01234567/listener-01234567")  # the path that multiprocessing adds to the folder
 LONGEST = SOCKET - NAME
 OTHERS = ("/tmp", "/var/tmp")
 
 
 def settle() -> None:
-    """Put a usable folder into TMPDIR where the user's is missing, not writable or too long, and say so.
+    """Set TMPDIR to a usable folder if the user's is missing, not writable or too long, and print a note.
 
-    Python falls back on another folder by itself, but C++ libraries and the processes that are started do not.
+    Python falls back to another folder by itself. C++ libraries and child processes do not.
 
     Raises:
-        UserError: there is no usable folder.
+        UserError: no folder is usable.
     """
     given = os.environ.get("TMPDIR")
     folders = [*filter(None, [given]), *OTHERS]
@@ -35,7 +35,7 @@ def settle() -> None:
         )
     if usable != given and (given or usable != OTHERS[0]):
         if given:
-            print(f"note: TMPDIR={given} {faults[given]}: {usable} is used.", file=sys.stderr)
+            print(f"note: TMPDIR={given} {faults[given]}. Using {usable} instead.", file=sys.stderr)
         os.environ["TMPDIR"] = usable
         tempfile.tempdir = None  # Python remembers its choice
 
@@ -44,7 +44,7 @@ def _fault(folder: str) -> str | None:
     """Return why a folder cannot hold temporary files; None if it can."""
     length = len(os.fsencode(Path(folder).absolute()))
     if length > LONGEST:
-        return f"has {length} bytes and sockets below it allow {LONGEST}"
+        return f"has {length} bytes, but sockets in it allow at most {LONGEST}"
     if not Path(folder).is_dir():
         return "is not a folder" if Path(folder).exists() else "does not exist"
     try:

@@ -1,4 +1,4 @@
-"""Everything that a command prints passes here: an output that is closed, full or not UTF-8 never stops the work."""
+"""Output of commands. A stream that is closed, full or not UTF-8 never stops the work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-# Signs that mean something, with ASCII of the same width, so that columns stay aligned. Other letters become "?".
+# ASCII of the same width for signs with a meaning, so that columns stay aligned. Other letters become "?".
 PLAIN = {
     "↑": "+", "↓": "-", "±": "~", "─": "-", "━": "-", "│": "|", "·": ".", "×": "x", "«": "<", "»": ">", "–": "-",
     "—": "-", "“": '"', "”": '"', "‘": "'", "’": "'",
@@ -16,15 +16,15 @@ PLAIN = {
 
 
 class Output:
-    """A text stream that raises nothing for what it cannot write.
+    """A text stream that never raises an error when it writes.
 
-    It replaces letters that its encoding lacks. After an error, as of a closed pipe or a full disk, it drops the rest.
+    It replaces letters that its encoding lacks. After an error (a closed pipe, a full disk) it drops the rest.
 
     Args:
         stream: where the text goes.
 
     Attributes:
-        lost: the error after which nothing more was written.
+        lost: the error after which nothing was written; None without one.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -35,11 +35,11 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text as far as the stream takes it."""
+        """Write text, unless the stream has failed."""
         if self.lost is None:
             try:
                 self._write(text)
-            except (OSError, ValueError) as error:  # ValueError: somebody closed it
+            except (OSError, ValueError) as error:  # ValueError: the stream is closed
                 self.lost = error
         return len(text)
 
@@ -58,7 +58,7 @@ class Output:
             self._stream.write("".join(map(self._known, text)))
 
     def _known(self, letter: str) -> str:
-        """Return a letter as the stream's encoding can write it."""
+        """Return a letter, or its replacement if the stream's encoding lacks it."""
         try:
             letter.encode(self._stream.encoding)
         except UnicodeEncodeError:
@@ -68,14 +68,14 @@ class Output:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[Output]:
-    """Put an `Output` in place of sys.stdout and one in place of sys.stderr.
+    """Replace sys.stdout and sys.stderr, each with an `Output`.
 
     Yields:
-        The one of sys.stdout; when the block ends, it knows whether all that was printed arrived.
+        The output of sys.stdout; at the end of the block its `lost` tells whether everything was written.
     """
     _open_descriptors()
     with contextlib.ExitStack() as stack:
-        nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # Python has None for a closed stream
+        nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # Python sets a closed stream to None
         output, errors = Output(sys.stdout or nothing), Output(sys.stderr or nothing)
         stack.enter_context(contextlib.redirect_stdout(output))
         stack.enter_context(contextlib.redirect_stderr(errors))
@@ -87,21 +87,20 @@ def guarded() -> Iterator[Output]:
 
 
 def discard_rest() -> None:
-    """Drop what cannot be written, so that Python does not try again as it ends and change the exit code."""
+    """Drop text that cannot be written. Otherwise Python tries again at its end and changes the exit code."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except ValueError:  # closed: nothing is left in it
+        except ValueError:  # closed: its buffer is empty
             pass
 
 
 def _open_descriptors() -> None:
     """Open the null device in place of a closed stdin, stdout or stderr.
 
-    Otherwise the next file that is opened, a result perhaps, takes its number, and what a child process prints lands in
-    that file.
+    Otherwise the next file that is opened, perhaps a result, gets its number, and a child process prints into it.
     """
     for number in range(3):
         try:

@@ -1,4 +1,4 @@
-"""Environment variables that would change a run behind its configuration: which, why, and their removal."""
+"""Environment variables that would change a run although its configuration does not: which, why, and their removal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from benchmark.core.errors import UserError
 
-# Pattern of the name -> what the variable would change. No run reads its settings from these, so all are removed.
+# Pattern of the name -> what the variable would change. No setting of a run comes from these, so all are removed.
 CHANGES_NUMBERS = {
     "ACCELERATE_*": "accelerate: mixed precision, accumulation, clipping, device, DeepSpeed, FSDP, compilation",
     "FSDP_*": "accelerate: sharding of the model",
@@ -51,7 +51,7 @@ CHANGES_NUMBERS = {
     "DS_SDMA_*": "DeepSpeed: how weights are gathered",
     "DS_DC_*": "DeepSpeed: what is offloaded",
 }
-# What a launcher tells the processes that it starts. Only `benchmark.running.rank` reads it, from our launcher.
+# Variables that a launcher sets for its processes. Only `benchmark.running.rank` reads them, from our launcher.
 CHANGES_LAYOUT = {
     "RANK": "torch, DeepSpeed: number of the process",
     "LOCAL_RANK": "torch, accelerate, DeepSpeed: number on this machine; chooses the GPU and starts a group",
@@ -73,27 +73,27 @@ CHANGES_LAYOUT = {
     "PMI_*": "accelerate: numbers of an MPI job",
     "MV2_COMM_WORLD_*": "accelerate: numbers of an MPI job",
 }
-# Of these patterns, what changes no number.
+# Names that match these patterns but change no number.
 HARMLESS = {
     "ACCELERATE_LOG_LEVEL", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHDYNAMO_VERBOSE",
     "MKL_VERBOSE", "ONEDNN_VERBOSE", "DNNL_VERBOSE",
 }
-# Names that this process and those that started it removed, for provenance.json; values may name hosts.
+# Names that this process and its parents removed, for provenance.json. Values are not kept: they may name hosts.
 removed: set[str] = set()
-PASSED_ON = "SPIDERBENCH_REMOVED"  # how the processes that this one starts learn of them
+PASSED_ON = "SPIDERBENCH_REMOVED"  # passes these names to child processes
 
 
 def neutralise(environment: MutableMapping[str, str], *, launched: bool) -> dict[str, str]:
     """Remove the variables that would change a number or the layout of the processes.
 
-    Call it before torch is imported: some are read then.
+    Call it before torch is imported, because torch reads some of them then.
 
     Args:
-        environment: changed in place; os.environ or that of processes to be started.
-        launched: the environment of a process that our launcher started, which needs the launcher's variables.
+        environment: changed in place; os.environ, or the environment of processes to be started.
+        launched: whether our launcher started the process, which then needs the launcher's variables.
 
     Returns:
-        What was removed; empty values change nothing and are not named.
+        Removed names with their values, except empty values, which change nothing.
     """
     patterns = CHANGES_NUMBERS if launched else {**CHANGES_NUMBERS, **CHANGES_LAYOUT}
     named = [name for name in environment if any(fnmatchcase(name, pattern) for pattern in patterns)]
@@ -102,7 +102,7 @@ def neutralise(environment: MutableMapping[str, str], *, launched: bool) -> dict
 
 
 def neutralise_process(*, launched: bool) -> None:
-    """Clean this process's own environment, and remember what was removed; see `neutralise`.
+    """Clean the environment of this process, and keep the removed names; see `neutralise`.
 
     Raises:
         UserError: another launcher started this program several times.
@@ -111,11 +111,11 @@ def neutralise_process(*, launched: bool) -> None:
     if not launched and rank is not None and size.isdecimal() and int(size) > 1:
         raise UserError(
             f"A launcher started this program {size} times (RANK={rank}, WORLD_SIZE={size}). Start it once: "
-            f"engine=zero2 gpus={size} starts the processes itself. Left over from a shell? unset RANK WORLD_SIZE."
+            f"engine=zero2 gpus={size} starts the processes itself. If these are left over: unset RANK WORLD_SIZE."
         )
     found = set(neutralise(os.environ, launched=launched))
     removed.update(found, os.environ.get(PASSED_ON, "").split())
     if removed:
         os.environ[PASSED_ON] = " ".join(sorted(removed))
     if found and not launched:
-        print(f"note: not used, as only its settings make a cell: {', '.join(sorted(found))}", file=sys.stderr)
+        print(f"note: ignored, because only its settings define a cell: {', '.join(sorted(found))}", file=sys.stderr)

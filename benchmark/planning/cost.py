@@ -1,4 +1,4 @@
-"""What is left to do in time and space, from what finished cells took."""
+"""The time and disk space that unfinished cells need, from what finished cells took."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from benchmark.store.cells import Store
 
 
 class Costs:
-    """Seconds per stage, measured if any cell of the results folder ran that stage, else the profile's guess.
+    """Seconds per stage: the mean over cells of the results folder that ran the stage, else the profile's guess.
 
     Args:
         store: finished cells.
-        profile: has the guesses.
+        profile: holds the guesses.
     """
 
     def __init__(self, store: Store, profile: ProfileSpec) -> None:
@@ -31,7 +31,7 @@ class Costs:
 
     @property
     def measured(self) -> bool:
-        """Whether anything was measured."""
+        """Whether any stage was measured."""
         return bool(self._measured)
 
     def seconds(self, cell: CellSpec, stages: Sequence[str]) -> float:
@@ -50,5 +50,5 @@ class Costs:
 
 
 def _kind(stage: str, posthoc: bool) -> str:
-    """Return what stages of equal cost have in common."""
+    """Return the kind of a stage; stages of one kind cost the same."""
     return "posthoc" if stage == "train" and posthoc else stage

@@ -1,4 +1,4 @@
-"""Time and memory of a training at full scale, by arithmetic: no torch, no weights, every assumption in this file."""
+"""Time and memory of a training at full scale, by arithmetic alone: no torch, no weights, every assumption here."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from benchmark.spec import CellSpec
 
 GIB = 2**30
 TEXT_TOKENS = 64            # system prompt, question and answer of a typical item, beside the image
-ANSWER_TOKENS = 4           # that generation decodes; captions take about 13
-UTILISATION = 0.25, 0.45    # of the peak that training reaches, until a cell has been measured
-PREFILL = 0.30, 0.55        # of the peak that batched generation reaches before the first token
-MEASURED = 0.85, 1.15       # times what a finished cell took
+ANSWER_TOKENS = 4           # tokens that generation decodes; captions take about 13
+UTILISATION = 0.25, 0.45    # share of the peak that training reaches, until a cell has been measured
+PREFILL = 0.30, 0.55        # share of the peak that batched generation reaches before the first token
+MEASURED = 0.85, 1.15       # range around the time of a finished cell
 OVERHEAD = 1.8e9            # bytes of CUDA context, NCCL and fragmentation (1.5 to 2 GB on a 24 GB card)
 LIVE_PARAMETERS = 1e9       # of ZeRO-3: stage3_max_live_parameters, in elements
-# Bytes per shard element that a method keeps: w* in the checkpoint's 16 bits, and float32 arrays of its own; what
-# half_ft holds during a step (the tensors that it freezes, about half) counts too.
+# Bytes that a method keeps per shard element: w* in the checkpoint's 16 bits, and its own float32 arrays. The tensors
+# that half_ft holds during a step (those that it freezes, about half) count too.
 METHOD_BYTES = {
     "full_ft": 0, "half_ft": 2, "half_ft_step": 2, "half_ft_elements": 3, "spider_magnitude": 2,
     "l2_reg": 2, "l2_reg_mean": 2, "l2_reg_scaled": 2, "l2_reg_two_step": 2,
     "grafting": 2, "grafting_mean": 2, "grafting_scaled": 2, "grafting_two_step": 2,
 }
-METHOD_OTHER = 6  # SPIDER's and its variants', and assumed of a method of one's own
+METHOD_OTHER = 6  # SPIDER and its variants; also assumed for a user's own method
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A graphics card: memory (GiB), dense bf16 peak (TFLOP/s), memory bandwidth (GB/s); vendors' data sheets."""
+    """A graphics card by its data sheet: memory (GiB), dense bf16 peak (TFLOP/s), memory bandwidth (GB/s)."""
 
     name: str
     memory: float
@@ -49,14 +49,14 @@ GPUS = {
 
 
 def parse_gpus(text: str) -> tuple[Gpu, int]:
-    """Return (card, how many) of '4090x8', 'a100' or 'h100x1'.
+    """Return the card and the number of cards that text such as '4090x8', 'a100' or 'h100x1' names.
 
     Raises:
-        UserError: an unknown card, or no number of them.
+        UserError: an unknown card, or a number below 1.
     """
     found = re.fullmatch(r"(.+?)(?:x(\d+))?", text.lower().strip())
     name, count = (found[1], int(found[2] or 1)) if found else (text, 0)
-    if sized := re.fullmatch(r"(.+?)-(\d+)(?:gb)?", name):  # the card of that memory: a100-80gb, a100-40gb
+    if sized := re.fullmatch(r"(.+?)-(\d+)(?:gb)?", name):  # the memory tells cards apart: a100-80gb, a100-40gb
         small = f"{sized[1]}-{sized[2]}"
         plain = GPUS.get(sized[1])
         name = small if small in GPUS else sized[1] if plain and abs(plain.memory - int(sized[2])) < 12 else name
@@ -67,20 +67,20 @@ def parse_gpus(text: str) -> tuple[Gpu, int]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides memory and time of a training.
+    """What decides the memory and time of a training.
 
     Args:
-        sizes: of the model.
+        sizes: the model's.
         engine: single, zero1, zero2 or zero3.
-        processes: GPUs.
+        processes: number of GPUs, one process each.
         micro_batch: samples per forward pass and GPU.
         batch: samples per optimizer step.
         checkpointing: whether blocks run again in the backward pass.
         scope: train.scope.
         last_layers: train.last_layers.
-        tokens: longest typical sequence, image included.
-        method: id.
-        bucket: elements that DeepSpeed reduces at a time.
+        tokens: length of the longest typical sequence, image included.
+        method: its id.
+        bucket: number of elements that DeepSpeed reduces at a time.
     """
 
     sizes: Architecture
@@ -97,12 +97,12 @@ class Setting:
 
     @property
     def trained(self) -> int:
-        """Parameters that train."""
+        """Number of trained parameters."""
         return self.sizes.trainable(self.scope, self.last_layers)
 
 
 def setting_of(cell: CellSpec, sizes: Architecture, processes: int) -> Setting:
-    """Return the setting of a cell on so many GPUs."""
+    """Return the setting of a cell on `processes` GPUs."""
     assert cell.train is not None
     return Setting(
         sizes, cell.engine, processes if cell.engine != "single" else 1, cell.train.micro_batch_size,
@@ -117,12 +117,12 @@ def setting_of(cell: CellSpec, sizes: Architecture, processes: int) -> Setting:
 
 
 def memory(setting: Setting) -> dict[str, float]:
-    """Return the parts of the peak memory of one GPU, bytes.
+    """Return the parts of the peak memory of one GPU, in bytes.
 
     Weights are bfloat16 with float32 master weights (DeepSpeed), or float32 where they train (engine=single).
 
     Args:
-        setting: of the training.
+        setting: the training's.
 
     Returns:
         Part -> bytes; their sum is the peak.
@@ -137,12 +137,12 @@ def memory(setting: Setting) -> dict[str, float]:
         parts["gradients"] = 4.0 * trained
     else:
         parts["optimizer"] = 12.0 * trained / n
-        # ZeRO-1 keeps whole gradients in bfloat16 and their float32 sums; the others float32 sums of their part.
+        # ZeRO-1 keeps all gradients in bfloat16 and their float32 sums; ZeRO-2 and 3 keep float32 sums of their part.
         parts["gradients"] = (6.0 * trained if setting.engine == "zero1" else 4.0 * trained / n)
         parts["gradients"] += 6.0 * min(setting.bucket, trained)  # a bucket in bfloat16, and its float32 sum
     parts["activations"] = activations(setting, setting.checkpointing)
     parts["logits"] = 12.0 * setting.micro_batch * 2 * ANSWER_TOKENS * sizes.vocab  # bf16, float32 and gradient
-    parts["base values"] = 4.0 * trained if single else 2.0 * trained  # the training's copy, and the worker's
+    parts["base values"] = 4.0 * trained if single else 2.0 * trained  # one copy in the training, one in the worker
     parts["method state"] = float(METHOD_BYTES.get(setting.method, METHOD_OTHER)) * trained / n
     parts["CUDA, NCCL"] = OVERHEAD
     return parts
@@ -164,17 +164,17 @@ def activations(setting: Setting, checkpointing: bool) -> float:
 
 
 def crossed(setting: Setting) -> int:
-    """Return how many blocks the gradient crosses: all if the projector, which lies below them, or all blocks train."""
-    return setting.sizes.layers  # true of every scope: last_layers, all and projector tune the projector
+    """Return how many blocks the gradient crosses: all of them if the projector below them trains, or all blocks."""
+    return setting.sizes.layers  # for every scope: last_layers, all and projector tune the projector
 
 
 def fits(setting: Setting, gpu: Gpu) -> bool:
-    """Return whether the peak memory is below the card's."""
+    """Return whether the peak memory fits the card."""
     return sum(memory(setting).values()) <= gpu.memory * GIB
 
 
 def remedy(setting: Setting, gpu: Gpu) -> str | None:
-    """Return the overrides nearest to a setting with which it fits, or None if none was found."""
+    """Return the smallest change of overrides with which a training fits, or None if there is none."""
     micro = sorted({m for m in (setting.micro_batch, 2, 1) if m <= setting.micro_batch}, reverse=True)
     tries: list[tuple[str, Setting]] = []
     engines = [setting.engine] + [e for e in ("zero2", "zero3") if e > setting.engine]
@@ -193,7 +193,7 @@ def remedy(setting: Setting, gpu: Gpu) -> str | None:
                     words += [f"train.micro_batch_size={size}"] if size != setting.micro_batch else []
                     words += [f"{count} of these GPUs"] if count != setting.processes else []
                     tries.append((" and ".join(words), new))
-    # Fewest changes first; more hardware only where nothing else does.
+    # Fewest changes first; more hardware only if nothing else helps.
     tries.sort(key=lambda item: (item[1].processes, item[0].count("="), item[1].engine))
     return next((words for words, new in tries if words and fits(new, gpu)), None)
 
@@ -205,10 +205,10 @@ def remedy(setting: Setting, gpu: Gpu) -> str | None:
 def sample_flops(setting: Setting) -> dict[str, float]:
     """Return the floating-point operations of one training sample, by part.
 
-    With P the weights in matrix products: 2P forward, 2P for the gradients of activations in the blocks that the
-    gradient crosses, 2P of the trained weights for their own gradients; attention adds 2 layers hidden tokens^2 forward
-    (causal) and twice that backward. Checkpointing runs the blocks forward once more. The output layer is computed for
-    answer tokens only, the tower runs forward only.
+    Let P be the number of weights in matrix products. The forward pass takes 2P per token. The gradients of activations
+    take 2P in the blocks that the gradient crosses, and the gradients of trained weights 2P of those weights. Causal
+    attention adds 2 layers hidden tokens^2 forward, and twice that backward. Checkpointing runs the blocks forward once
+    more. The output layer is computed for answer tokens only, and the tower runs forward only.
     """
     sizes, tokens = setting.sizes, setting.tokens
     blocks = sizes.layers * sizes.block
@@ -223,19 +223,19 @@ def sample_flops(setting: Setting) -> dict[str, float]:
 
 
 def useful_flops(setting: Setting) -> float:
-    """Return the operations of one sample that count for utilisation: all but recomputation."""
+    """Return the operations of one sample that count for utilisation: all except recomputation."""
     return sum(value for part, value in sample_flops(setting).items() if part != "recomputation")
 
 
 def training_seconds(
     setting: Setting, gpu: Gpu, samples: int, measured: float | None = None
 ) -> tuple[float, float]:
-    """Return the time of a training, (low, high).
+    """Return the time of a training in seconds, (low, high).
 
     Args:
-        setting: of the training.
+        setting: the training's.
         gpu: the card.
-        samples: all that are trained on, epochs times items.
+        samples: number of samples: epochs times items.
         measured: samples per second and GPU of a finished cell of this model on this card.
     """
     if measured:
@@ -246,14 +246,14 @@ def training_seconds(
 
 
 def answer_seconds(sizes: Architecture, gpu: Gpu, items: int, batch: int, tokens: int) -> tuple[float, float]:
-    """Return the time to answer some questions on one GPU, (low, high): prefill by arithmetic, decoding by bandwidth.
+    """Return the seconds to answer questions on one GPU, (low, high): prefill by arithmetic, decoding by bandwidth.
 
     Args:
-        sizes: of the model.
+        sizes: the model's.
         gpu: the card.
-        items: questions.
-        batch: questions at a time.
-        tokens: that an answer has.
+        items: number of questions.
+        batch: questions per batch.
+        tokens: length of an answer.
     """
     length = sizes.image_tokens + TEXT_TOKENS
     prefill = 2.0 * sizes.layers * sizes.block * length + 2.0 * sizes.layers * sizes.hidden * length**2
@@ -264,7 +264,7 @@ def answer_seconds(sizes: Architecture, gpu: Gpu, items: int, batch: int, tokens
 
 
 def measured_rate(speed: Mapping[str, Any], gpu: Gpu) -> float | None:
-    """Return samples per second and GPU of a finished cell's speed.json, if it ran on this card."""
+    """Return samples per second and GPU from a finished cell's speed.json, if the cell ran on this card."""
     name = str(speed.get("device", "")).lower().replace(" ", "")
     if gpu.name.partition("-")[0] not in name or not speed.get("seconds"):
         return None

@@ -1,4 +1,4 @@
-"""A plan on named GPUs: hours, memory with its parts and disk of every model at full scale, and what would fit."""
+"""A plan on named GPUs: the hours, memory and disk that every model needs at full scale, and what would fit."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class Forecast(Costs):
 
     Args:
         store: finished cells.
-        request: what is planned.
+        request: the request that is planned.
         gpus: e.g. "4090x8".
 
     Raises:
-        UserError: an unknown card, or a number of them that the plan's cells contradict.
+        UserError: an unknown card, or a number of cards that differs from the request's.
     """
 
     def __init__(self, store: Store, request: Request, gpus: str) -> None:
         super().__init__(store, request.profile)
         self.gpu, self.count = parse_gpus(gpus)
-        asked = {world_size(c.processes, c.hostfile) for c in request.cells if c.engine != "single"} - {0}
-        if asked - {self.count}:
-            raise UserError(f"gpu={gpus} has {self.count} GPUs, but gpus={max(asked)} are asked for. Make them equal.")
+        processes = {world_size(c.processes, c.hostfile) for c in request.cells if c.engine != "single"} - {0}
+        if processes - {self.count}:
+            raise UserError(f"gpu={gpus} names {self.count} GPUs, but gpus={max(processes)}. Make them equal.")
         self.sizes = {
             model.id: architecture_of(model.architecture, f"model {model.id}: architecture")
             for model in request.models if model.architecture
@@ -99,23 +99,23 @@ class Forecast(Costs):
 
 
 def samples_of(cell: CellSpec) -> int:
-    """Return how many samples a training passes over: epochs times items."""
+    """Return the number of samples of a training: epochs times items."""
     assert cell.train is not None and cell.target is not None
     items = cell.train.limit or cell.dataset(cell.target).counts.get("train") or 0
     return cell.train.epochs * int(items)
 
 
 def steps_of(cell: CellSpec) -> int:
-    """Return the optimizer steps of a training."""
+    """Return the number of optimizer steps of a training."""
     assert cell.train is not None
     return cell.train.epochs * math.ceil(samples_of(cell) / cell.train.epochs / cell.train.batch_size)
 
 
 def describe(plan: Sequence[Planned], request: Request, forecast: Forecast) -> str:
-    """Return hours, memory and disk of each model of a plan.
+    """Return the hours, memory and disk of each model of a plan, as text.
 
     Raises:
-        UserError: a training needs more memory than a GPU has; it names the setting that would fit.
+        UserError: a training needs more memory than a GPU has; the message names a setting that fits.
     """
     blocks, refused = [], []
     for model in request.models:
@@ -157,8 +157,8 @@ def _model(model: ModelSpec, sizes: Architecture, items: Sequence[Planned], fore
     ]
     if setting.scope in ("last_layers", "all", "projector"):
         lines.append(
-            "          the projector trains and lies below the language model, so activation gradients cross all "
-            f"{sizes.layers} blocks: train.last_layers hardly changes the time"
+            "          the projector, below the language model, is trained: activation gradients cross all "
+            f"{sizes.layers} blocks, and train.last_layers hardly changes the time"
         )
     parts = memory(setting)
     other = activations(setting, not setting.checkpointing)
@@ -201,9 +201,9 @@ def _refusal(model: ModelSpec, heaviest: Planned, forecast: Forecast) -> list[st
     need = sum(memory(setting).values()) / GIB
     better = remedy(setting, forecast.gpu)
     larger = next((gpu.name for gpu in sorted(GPUS.values(), key=lambda g: g.memory) if fits(setting, gpu)), None)
-    fix = f"It fits with {better}." if better else f"It fits a {larger}." if larger else "Nothing here fits it."
+    fix = f"It fits with {better}." if better else f"It fits a {larger}." if larger else "No known card fits it."
     room = f"{forecast.gpu.memory:.0f} GiB ({forecast.gpu.name})"
-    return [f"{model.name}: {need:.1f} GiB per GPU do not fit {room}. {fix}"]
+    return [f"{model.name} needs {need:.1f} GiB per GPU, more than {room}. {fix}"]
 
 
 def _divisors(setting: Setting) -> str:
@@ -213,7 +213,7 @@ def _divisors(setting: Setting) -> str:
 def _checkpoint(model: ModelSpec) -> str:
     place = places.checkpoint(model)
     if not place.path.is_dir():
-        return f"Checkpoint: not here ({model.checkpoint}; hub cache: {model.repository})."
+        return f"Checkpoint: not found ({model.checkpoint}; hub cache: {model.repository})."
     from benchmark.models.digest_cache import checkpoint_digest, known_digest
 
     digest = checkpoint_digest(places.folders(model), known_digest)
@@ -222,7 +222,7 @@ def _checkpoint(model: ModelSpec) -> str:
 
 
 def _rates(store: Store, gpu: Gpu) -> dict[tuple[str, bool], float]:
-    """Return samples per second and GPU by (model, gradient checkpointing) of finished cells on such a card."""
+    """Return (model, gradient checkpointing) -> samples per second and GPU of finished cells on this card."""
     from benchmark.store.cells import read_cell
 
     found: dict[tuple[str, bool], list[float]] = {}

@@ -1,4 +1,4 @@
-"""From a grid to the cells that have to run: each once, what it depends on first, what is finished left alone."""
+"""From a grid to the cells that have to run: each once, after the cell that it depends on, and only if unfinished."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from benchmark.spec import (
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.keys import Digests, Keys, Unverified, keys_of
 
-# What a cell is computed with, but not named by.
+# Settings that a cell is computed with, but that are not part of its name.
 NAMELESS = (
     "model.checkpoint", "model.vision_tower", "data_root", "device", "threads", "engine", "eval.batch_size",
     "eval.share_images", "train.gradient_checkpointing",
@@ -40,11 +40,11 @@ class Planned:
 
     Attributes:
         cell: its spec.
-        id: its folder's name.
-        needs: id of the Full FT cell that it is made from, if it is made from one.
-        keys: its stage keys; None if the data are not there yet, or if not all that they hash was read.
+        id: the name of its folder.
+        needs: id of the Full FT cell that a post-hoc cell is made from; None for other cells.
+        keys: its stage keys; None if the data do not exist yet, or if a checkpoint or data have not been read.
         missing: the stages that have to run, in order.
-        verified: false if `missing` is by what is recorded, because not all that the keys hash was read.
+        verified: whether `missing` follows from the keys; if not, it follows from what status.json records.
     """
 
     cell: CellSpec
@@ -61,17 +61,17 @@ class Planned:
 
 
 def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpec, str | None]]:
-    """Return every cell once, with the id of the one it needs, which stands before it.
+    """Return every cell once, after the cell that it needs, with that cell's id.
 
     Args:
-        cells: as asked for.
+        cells: the requested cells.
         full_ft: the method that post-hoc methods start from.
 
     Returns:
-        Cells in order; of an untuned model asked for twice, one cell with all datasets.
+        Cells in order. An untuned model that is requested twice gives one cell with all datasets.
 
     Raises:
-        UserError: two cells differ in what is no part of a cell's name, such as a path; one folder cannot hold both.
+        UserError: two cells have one name but differ in a setting such as a path; one folder cannot hold both.
     """
     order: dict[str, tuple[CellSpec, str | None]] = {}
     for cell in cells:
@@ -89,18 +89,18 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
 
 
 def _check_same(name: str, one: CellSpec, other: CellSpec) -> None:
-    """Refuse two cells of one name that would not be computed alike."""
+    """Refuse two cells that have one name but different settings in NAMELESS."""
     ours, theirs = (dict(flat(plain(cell))) for cell in (one, other))
     for key in NAMELESS:
         if ours.get(key) != theirs.get(key):
             raise UserError(
-                f"{key}={ours.get(key)},{theirs.get(key)}: it is no part of what a cell is ({name}), so one results "
-                "folder cannot hold both. Give one value, or results=dir of its own for each."
+                f"{key}={ours.get(key)},{theirs.get(key)}: both cells have the name {name}, so one results folder "
+                "cannot hold both. Give one value, or use another results=dir for each."
             )
 
 
 def with_datasets(cell: CellSpec, more: Sequence[DatasetSpec]) -> CellSpec:
-    """Return a cell that is evaluated on further datasets, each id once."""
+    """Return a cell with more datasets to evaluate; datasets that it has already are not repeated."""
     known = {dataset.id for dataset in cell.datasets}
     return replace(cell, datasets=(*cell.datasets, *(dataset for dataset in more if dataset.id not in known)))
 
@@ -111,17 +111,17 @@ def make(
     """Return the plan of a request.
 
     Args:
-        request: what is asked for.
-        store: what is finished.
-        compute: read checkpoints and data whose digests are not remembered. Without, a plan takes no time, and cells
+        request: the cells.
+        store: the finished cells.
+        compute: read checkpoints and data whose digests are not cached. If false, the plan is ready at once, and cells
             that depend on them are not verified.
-        told: called with (stage, images checked, images in all) while data are read the first time.
+        told: callback (stage, images checked, total images), called while data are read for the first time.
 
     Returns:
         Cells in the order in which they should run.
 
     Raises:
-        UserError: a checkpoint is missing, data are there but broken, or the results are of another schema version.
+        UserError: a checkpoint is missing, data are damaged, or the results have another schema version.
     """
     store.check_schema()
     digests = Digests(store.root / "digests.json", compute, told)
@@ -145,9 +145,9 @@ def make(
 
 
 def recorded(asked: Request, store: Store) -> list[Planned]:
-    """Return a request's cells with what is finished: by keys in a store of runs, by scores.json in a published one.
+    """Return the plan of a request from what is on disk: from keys for runs, from scores.json for published cells.
 
-    Published cells have no record of stages, and need neither data nor checkpoints here.
+    Published cells have no record of stages. They need neither data nor checkpoints.
     """
     if any(store.cells.glob("*/status.json")):
         return [_trimmed(item, store) for item in make(asked, store)]
@@ -161,14 +161,14 @@ def recorded(asked: Request, store: Store) -> list[Planned]:
 
 
 def whole_seeds(asked: Request, finished: Container[str]) -> Request:
-    """Leave out the seeds of which fewer cells are finished than of another: they are under way.
+    """Leave out seeds that have fewer finished cells than another seed: they are still running.
 
     Args:
         asked: a request.
         finished: ids of finished cells.
 
     Returns:
-        The request with the seeds that stay; without a finished cell the first.
+        The request with the remaining seeds; with the first seed if no cell is finished.
     """
     trained = [cell for cell in asked.cells if cell.train is not None]
     done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
@@ -177,7 +177,7 @@ def whole_seeds(asked: Request, finished: Container[str]) -> Request:
 
 
 def _trimmed(item: Planned, store: Store) -> Planned:
-    """Return an untuned model that was evaluated on some targets only as finished for these."""
+    """Return an untuned model that was evaluated on some of the targets as finished on those."""
     lacking = {stage.partition("/")[2] for stage in item.missing} - {""}
     kept = tuple(dataset for dataset in item.cell.datasets if dataset.id not in lacking)
     upstream = {dataset.id for dataset in item.cell.upstream}
@@ -188,16 +188,16 @@ def _trimmed(item: Planned, store: Store) -> Planned:
 
 
 def _not_recorded(cell: CellSpec, store: Store) -> list[str]:
-    """Return the stages that no run has recorded as done, under whatever key."""
+    """Return the stages that no run has recorded as done, under any key."""
     stages = store.status(store.folder(cell))["stages"]
     return [stage for stage in _all_stages(cell) if stages.get(stage, {}).get("state") != "done"]
 
 
 def check_inputs(cells: Iterable[CellSpec]) -> None:
-    """Refuse to start where a folder that is read does not exist.
+    """Refuse to start if a checkpoint or data folder does not exist.
 
     Raises:
-        UserError: names every missing checkpoint and dataset folder.
+        UserError: lists every missing folder.
     """
     cells = list(cells)
     checkpoints = {places.checkpoint(cell.model).path: f"checkpoint of {cell.model.id}" for cell in cells}
@@ -206,8 +206,8 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
     if missing:
         head = f"{len(missing)} folder{'s do' if len(missing) > 1 else ' does'} not exist:"
         fix = (
-            "Put them there (data sets: `data prepare profile=paper` gets the real ones, `data draw` makes "
-            "the drawn ones), or set model.checkpoint= and data_root=."
+            "Put them there, or set model.checkpoint= and data_root=. `data prepare profile=paper` gets the official "
+            "datasets; `data draw` makes the drawn ones."
         )
         raise UserError("\n".join([head, *missing, fix]))
 
@@ -224,13 +224,13 @@ def _data_folders(cell: CellSpec) -> list[Path]:
 
 
 def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
-    """Keep the datasets that an untuned model was evaluated on for another table, if their protocol is today's."""
+    """Keep the datasets that an untuned model was evaluated on for another table, if their protocol is the same."""
     if cell.train is not None or not (folder / "cell.yaml").is_file():
         return cell
     try:
         earlier = read_cell(folder).datasets
     except UserError:
-        return cell  # damaged or of another version: it will be written again
+        return cell  # damaged, or of another version: the run writes it again
     return with_datasets(cell, [dataset for dataset in earlier if dataset == request.datasets.get(dataset.id)])
 
 
@@ -254,22 +254,22 @@ def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
         lines.append(f"{item.id:<{width}}  {', '.join(steps)}, {clock(costs.seconds(item.cell, item.missing))}")
     lines.append(totals(plan, request, costs))
     if not all(item.verified for item in plan):
-        lines.append("Unverified: checkpoints or data that have not been read yet here; `run` reads them once.")
+        lines.append("Unverified: checkpoints or data have not been read on this machine yet. `run` reads them once.")
     if any(item.keys is None and item.verified for item in plan):
         root, profile = request.cells[0].data_root, request.profile
         drawn = profile.prepare and root == f"data/{profile.id}"
-        lines.append(f"The data are not there yet ({root}); {'`run` gets them first' if drawn else advice(profile)}.")
+        lines.append(f"The data do not exist yet ({root}). {'`run` makes them first' if drawn else advice(profile)}.")
     return "\n".join(lines)
 
 
 def advice(profile: ProfileSpec) -> str:
-    """Return which command fills a data folder that `run` leaves alone: one that the profile accepts."""
+    """Return the command that fills a data folder of the user's own, which `run` never writes to."""
     verb = "draw" if profile.prepare else "prepare"
     return f"`data {verb} profile={profile.id} data_root=DIR` fills a folder (docs/data.md)"
 
 
 def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
-    """Return one line: cells, how many are done, time and space of the rest; a second one if rows are left out."""
+    """Return one line: cells, finished cells, time and space of the rest. A second line names rows left out."""
     left = [item for item in plan if not item.done]
     seconds = sum(costs.seconds(item.cell, item.missing) for item in left) / min(request.jobs, max(1, len(left)))
     basis = "from measured cells" if costs.measured else "a guess until a cell is measured"
@@ -278,5 +278,5 @@ def totals(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
         if left else ""
     )
     names = ", ".join(request.left_out)
-    out = f"\nLeft out, as this engine cannot train them (engine=single can): {names}." if names else ""
+    out = f"\nLeft out: {names}. This engine cannot train them; engine=single can." if names else ""
     return f"{counted(len(plan), 'cell')}, {len(plan) - len(left)} done{rest}. Results: {request.results}{out}"

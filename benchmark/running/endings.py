@@ -1,4 +1,4 @@
-"""How processes that work on a cell ended, as data: noted in its folder, decided by, and put into words here alone."""
+"""How the processes of a cell ended, as data: notes in the cell's folder, what follows from them, and the wording."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ NOTE = "outcome-{}.json"  # how a process ended, by its number
 
 
 class How(StrEnum):
-    """The ways in which a process ends."""
+    """The ways a process can end."""
 
     DONE = "done"
-    PREEMPTED = "preempted"  # told to stop; a training has saved its state
-    REFUSED = "refused"      # a mistake of the user
+    PREEMPTED = "preempted"  # asked to stop; a training has saved its state
+    REFUSED = "refused"      # a mistake that the user can fix
     DIVERGED = "diverged"    # loss or gradient not finite
     FAILED = "failed"        # any other exception
-    LOST = "lost"            # waited for another process, which was gone
-    KILLED = "killed"        # by a signal
-    MEMORY = "memory"        # by the system, which ran out of memory
-    EXITED = "exited"        # without a word
+    LOST = "lost"            # waited for another process that had died
+    KILLED = "killed"        # killed by a signal
+    MEMORY = "memory"        # killed by the system, which ran out of memory
+    EXITED = "exited"        # without an exception
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Ending:
 
     Attributes:
         how: the way.
-        message: of the exception, if there was one.
-        number: of the signal, or the exit code; 0: unknown.
+        message: the exception's, if there was one.
+        number: the signal or the exit code; 0 if unknown.
     """
 
     how: How
@@ -46,14 +46,14 @@ class Ending:
     number: int = 0
 
     def sentence(self, subject: str) -> str:
-        """Return what happened to a process: "process 1 was killed by signal 9 (Killed)", or the exception alone."""
+        """Return what happened to a process: "process 1 was killed by signal 9 (Killed)", or just the exception."""
         if self.how is How.MEMORY:
-            return f"{subject} was killed by the system: memory ran out"
+            return f"{subject} was killed by the system, which ran out of memory"
         if self.how is How.KILLED:
-            hint = ", as the system does when memory runs out (dmesg tells)" if self.number == signal.SIGKILL else ""
+            hint = ", perhaps because memory ran out (see dmesg)" if self.number == signal.SIGKILL else ""
             return f"{subject} was killed by signal {self.number} ({signal.strsignal(self.number)}){hint}"
         if self.how is How.EXITED:
-            return f"{subject} ended without a word" + (f" (exit code {self.number})" if self.number else "")
+            return f"{subject} ended without an error message" + (f" (exit code {self.number})" if self.number else "")
         return self.message
 
 
@@ -64,13 +64,13 @@ def of_error(error: BaseException) -> Ending:
         return Ending(How.REFUSED, str(error))
     if isinstance(error, Terminated):
         return Ending(How.PREEMPTED, str(error))
-    if type(error).__name__ == "TrainingFailed":  # by its name: benchmark.training.train imports torch and transformers
+    if type(error).__name__ == "TrainingFailed":  # by name: its module would import torch and transformers
         return Ending(How.DIVERGED, str(error))
     return Ending(How.LOST if _misses_another(error) else How.FAILED, f"{type(error).__name__}: {error}")
 
 
 def _misses_another(error: BaseException) -> bool:
-    """Return whether torch says that another process, or the way to it, is gone; gloo's errors have no type."""
+    """Return whether torch reports that another process, or the connection to it, is lost."""
     torch = sys.modules.get("torch.distributed")
     chain: BaseException | None = error
     while torch is not None and chain is not None:
@@ -81,11 +81,11 @@ def _misses_another(error: BaseException) -> bool:
 
 
 def of_exit(code: int | None, kills: int = 0) -> Ending:
-    """Return the ending of a process of which only the exit code is known.
+    """Return the ending of a process from its exit code alone.
 
     Args:
-        code: as subprocess and multiprocessing give it: -9 for signal 9; None: nobody could read it.
-        kills: what `memory_kills` gave when the process started.
+        code: as subprocess and multiprocessing give it, e.g. -9 for signal 9; None if unknown.
+        kills: the value of `memory_kills` when the process started.
     """
     if code is None or code >= 0:
         return Ending(How.DONE if code == 0 else How.EXITED, number=code or 0)
@@ -94,7 +94,7 @@ def of_exit(code: int | None, kills: int = 0) -> Ending:
 
 
 def memory_kills() -> int:
-    """Return how many processes the system has killed since it started because memory ran out; 0 where it is silent."""
+    """Return how many processes the system has killed for lack of memory since it started; 0 if it does not say."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -103,7 +103,7 @@ def memory_kills() -> int:
 
 
 def note(folder: Path, process: int, ending: Ending) -> None:
-    """Leave in a cell's folder how a process ended.
+    """Write into a cell's folder how a process ended.
 
     Raises:
         UserError: the folder cannot be written.
@@ -112,16 +112,16 @@ def note(folder: Path, process: int, ending: Ending) -> None:
 
 
 def noted(folder: Path) -> dict[int, Ending]:
-    """Return how the processes ended that left a note, by their number."""
-    found = {}
+    """Return number of a process -> how it ended, for the processes that left a note."""
+    endings = {}
     for path in folder.glob(NOTE.format("*")):
         try:
             content = json.loads(path.read_text())
             number = int(path.stem.rpartition("-")[2])
-            found[number] = Ending(How(content["how"]), str(content["message"]), int(content["number"]))
+            endings[number] = Ending(How(content["how"]), str(content["message"]), int(content["number"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return dict(sorted(found.items()))
+    return dict(sorted(endings.items()))
 
 
 def forget(folder: Path) -> None:
@@ -131,19 +131,19 @@ def forget(folder: Path) -> None:
 
 
 def cause(endings: Mapping[int, Ending], launcher: Ending, processes: int) -> Ending:
-    """Return why processes that worked together came to their end.
+    """Return why processes that worked together ended.
 
-    When one fails or dies, the others are told to stop and note a preemption, which it is not; or they miss the dead
-    one and note that.
+    When one fails or dies, the others are asked to stop and note a preemption, or they lose the connection to it and
+    note that. Neither is the cause.
 
     Args:
-        endings: of the processes that are known, by their number.
-        launcher: of the program that started them.
-        processes: how many there were; 0: unknown.
+        endings: number of a process -> its ending, where known.
+        launcher: ending of the program that started the processes.
+        processes: their number; 0 if unknown.
 
     Returns:
-        DONE or PREEMPTED if that is true of all; REFUSED or DIVERGED if one says so; else FAILED, with the deaths or
-        the errors that explain the rest, or without a message.
+        DONE or PREEMPTED if that holds for all. REFUSED or DIVERGED if it holds for one. Otherwise FAILED, with the
+        deaths or errors that explain the other endings, or without a message.
     """
     def those(*ways: How) -> dict[int, Ending]:
         return {number: ending for number, ending in endings.items() if ending.how in ways}
@@ -157,9 +157,9 @@ def cause(endings: Mapping[int, Ending], launcher: Ending, processes: int) -> En
     silent = {number: Ending(How.EXITED) for number in range(processes) if endings and number not in endings}
     silent |= those(How.EXITED)
     if gone := those(How.KILLED, How.MEMORY) or (silent if not those(How.FAILED) else {}):
-        told = "; ".join(ending.sentence(f"process {number} of {processes}") for number, ending in gone.items())
-        told += "; the others stopped" if len(gone) < processes else ""
-        return Ending(How.FAILED, f"{told}. The same command continues from the last saved state")
+        deaths = "; ".join(ending.sentence(f"process {number} of {processes}") for number, ending in gone.items())
+        deaths += "; the others stopped" if len(gone) < processes else ""
+        return Ending(How.FAILED, f"{deaths}. Run the same command to continue from the last saved state")
     if failed:
         return Ending(How.FAILED, "; ".join(ending.message for ending in failed.values()))
     killed = launcher.how in (How.KILLED, How.MEMORY)

@@ -1,4 +1,4 @@
-"""Trains and evaluates a cell of a zero engine in processes of its own: torchrun's, or DeepSpeed's on several hosts."""
+"""Run a cell of a zero engine in several processes, which torchrun starts, or DeepSpeed on several hosts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from benchmark.core.variables import neutralise
 from benchmark.running.endings import Ending, How, cause, forget, memory_kills, noted, of_exit
 from benchmark.spec import ROOT, CellSpec
 
-STOP = "stop"      # if this file is there, the processes save their state and end
-PATIENCE = 900.0   # seconds that they have for it
-GRACE = 60.0       # seconds for the program that started them to end them and itself
+STOP = "stop"      # when this file appears, the processes save their state and end
+PATIENCE = 900.0   # seconds for that
+GRACE = 60.0       # seconds for the launcher to end the processes and itself
 POLL = 1.0
-IMAGES = "images-{}.json"  # how many images a process has read before its first step, by its number
+IMAGES = "images-{}.json"  # images that a process, by its number, has read before its first step
 Told = Callable[[int, int, Mapping[str, Any]], None]
 Counted = Callable[[int, int], None]
 
@@ -33,15 +33,15 @@ def train_together(
     cell: CellSpec, folder: Path, visible: str | None, steps: int = 0, told: Told | None = None,
     images: Counted | None = None,
 ) -> None:
-    """Train a cell in as many processes as it asks for, and tell how far they are.
+    """Train a cell in as many processes as it names, and report their progress.
 
     Args:
         cell: with engine, processes, devices and hostfile.
-        folder: the cell's, with cell.yaml; it gets what train writes, and train.log with what the processes print.
-        visible: CUDA_VISIBLE_DEVICES of the user.
-        steps: of the whole training.
-        told: called with (step, steps, row of train.jsonl).
-        images: called with (images read before the first step, all), as far as the slowest process is.
+        folder: the cell's, with cell.yaml. It gets the files that train writes and train.log, the processes' output.
+        visible: the user's CUDA_VISIBLE_DEVICES.
+        steps: optimizer steps of the whole training.
+        told: callback (step, steps, row of train.jsonl).
+        images: callback (images that the slowest process has read before the first step, total).
 
     Raises:
         UserError, Preempted, TrainingFailed, RuntimeError: see _launch.
@@ -61,16 +61,16 @@ def answer_together(
     cell: CellSpec, folder: Path, visible: str | None, dataset: str, ids: Sequence[str], told: Counted | None = None,
     images: Counted | None = None,
 ) -> None:
-    """Answer a dataset in as many processes as the cell asks for; each writes a part, which this joins.
+    """Answer a dataset in as many processes as the cell names. Each writes a part; the parts are joined at the end.
 
     Args:
         cell: with engine, processes, devices and hostfile.
         folder: the cell's, with cell.yaml and delta.safetensors.
-        visible: CUDA_VISIBLE_DEVICES of the user.
+        visible: the user's CUDA_VISIBLE_DEVICES.
         dataset: its id.
-        ids: of its items, in order.
-        told: called with (answered, all).
-        images: called with (images read before the first answer, all), of all processes together.
+        ids: ids of its items, in order.
+        told: callback (answered items, total).
+        images: callback (images that all processes have read before the first answer, total).
 
     Raises:
         UserError, RuntimeError: see _launch.
@@ -89,17 +89,17 @@ def answer_together(
 
 
 def parts_of(folder: Path, dataset: str) -> list[Path]:
-    """Return the files that processes wrote their answers to."""
+    """Return the files that the processes wrote their answers to."""
     return sorted((folder / "answers").glob(f"{dataset}.part*.jsonl"))
 
 
 def join_parts(folder: Path, dataset: str, ids: Sequence[str]) -> None:
-    """Join the parts of a dataset's answers, and what was answered before, into its file, in the order of the items."""
+    """Join the parts of a dataset's answers and its earlier answers into one file, in the order of the items."""
     whole = folder / "answers" / f"{dataset}.jsonl"
     parts, answers = parts_of(folder, dataset), {}
     for path in (whole, *parts):
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # what a kill left of a line
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut off
                 answers[json.loads(line)["item_id"]] = line
     if answers:
         write_atomic(whole, "".join(f"{answers[name]}\n" for name in ids if name in answers))
@@ -108,21 +108,21 @@ def join_parts(folder: Path, dataset: str, ids: Sequence[str]) -> None:
 
 
 def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch: Callable[[], None]) -> None:
-    """Start the processes of a stage and wait for them.
+    """Start the processes of a stage and wait until they end.
 
     Raises:
-        UserError: what a process refused.
+        UserError: a process refused its input.
         Preempted, TrainingFailed: as train raises them.
-        RuntimeError: a process died; the message holds the end of train.log.
+        RuntimeError: a process died; the message has the end of the log.
     """
     processes = processes_of(cell, visible)
     log, kills = folder / f"{stage.partition('/')[0]}.log", memory_kills()
     with open(log, "a") as output:
-        # The processes inherit this lock with the file. After a kill of their parent it tells when the last has gone.
+        # The processes inherit this lock. If this process is killed, the lock is held until the last one ends.
         lock(output, PATIENCE + GRACE)
         output.truncate(0)
         _clear(folder)
-        # In a session of its own: ctrl-C reaches this process alone, which lets the others save their state.
+        # In a new session: ctrl-C then reaches only this process, which lets the others save their state.
         process = subprocess.Popen(
             command(cell, folder, processes, stage), cwd=ROOT, env=environment(cell, visible), stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
@@ -136,7 +136,7 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
             _end(process)
             if process.returncode != 0 or {ending.how for ending in noted(folder).values()} != {How.DONE}:
                 raise
-            signals.note(error)  # they were at the end already
+            signals.note(error)  # the processes had finished already
         finally:
             (folder / STOP).unlink(missing_ok=True)
     watch()
@@ -150,16 +150,16 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
 
 
 def _clear(folder: Path) -> None:
-    """Delete what processes left in a cell's folder for the one that starts them."""
+    """Delete the files through which the processes of a cell talk to this one."""
     forget(folder)
     for old in (*folder.glob(IMAGES.format("*")), folder / STOP):
         old.unlink(missing_ok=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for processes that were told to stop; the program that started them is ended if they take too long.
+    """Wait for processes that were asked to stop. If they take too long, end their launcher.
 
-    Theirs notice then that it is gone, and stop too.
+    The processes then notice that it is gone, and stop too.
     """
     for seconds, stronger in ((PATIENCE, process.terminate), (GRACE, process.kill), (GRACE, None)):
         try:
@@ -171,7 +171,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[str]:
-    """Return the command line that starts the processes of one machine, or of those in the hostfile."""
+    """Return the command line that starts the processes on this machine, or on the machines of the hostfile."""
     body = ["benchmark.running.rank", str(folder), stage]
     if cell.hostfile:
         count = ["--num_gpus", str(processes)] if cell.processes else []
@@ -186,12 +186,12 @@ def command(cell: CellSpec, folder: Path, processes: int, stage: str) -> list[st
 
 
 def environment(cell: CellSpec, visible: str | None) -> dict[str, str]:
-    """Return the environment of the processes: the GPUs that the user sees, or those asked for; none for a CPU cell."""
+    """Return the environment of the processes, with their GPUs: the named ones, else the user's; none on a CPU."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     values = {**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": cell.device}
     neutralise(values, launched=False)
     values.pop("CUDA_VISIBLE_DEVICES", None)
-    values.pop("OMP_NUM_THREADS", None)  # torchrun would take it; each process sets its own threads
+    values.pop("OMP_NUM_THREADS", None)  # torchrun would use it; each process sets its own threads
     if cell.device == "cpu":
         values["CUDA_VISIBLE_DEVICES"] = ""
     elif cell.devices:
@@ -202,7 +202,7 @@ def environment(cell: CellSpec, visible: str | None) -> dict[str, str]:
 
 
 def processes_of(cell: CellSpec, visible: str | None) -> int:
-    """Return how many processes a machine gets: as many as are asked for, else one per GPU; on a CPU one."""
+    """Return the number of processes per machine: the cell's, else one per GPU; one on a CPU."""
     if cell.processes:
         return cell.processes
     if cell.device == "cpu" or cell.hostfile:
@@ -211,7 +211,7 @@ def processes_of(cell: CellSpec, visible: str | None) -> int:
 
 
 def _show(rows: Path, shown: int, steps: int, told: Told | None) -> int:
-    """Tell the newest row of the log; return its step."""
+    """Report the newest row of the training log; return its step."""
     try:
         line = rows.read_text().rstrip("\n").rpartition("\n")[2]
         row = json.loads(line)
@@ -231,17 +231,17 @@ def _lines(path: Path) -> int:
 
 
 def _images(folder: Path) -> list[tuple[int, int]]:
-    """Return (images read, all) of every process that reads images."""
-    found = []
+    """Return (images read, total) of every process that reads images."""
+    counts = []
     for path in folder.glob(IMAGES.format("*")):
         with contextlib.suppress(OSError, ValueError, TypeError):
             done, total = json.loads(path.read_text())
-            found.append((int(done), int(total)))
-    return found
+            counts.append((int(done), int(total)))
+    return counts
 
 
 def _raise(ending: Ending, log: Path) -> None:
-    """Raise what the processes ended with; what is not the user's gets the name of the log, or else its end."""
+    """Raise the error that fits how the processes ended; an error that the user cannot fix names the log."""
     if ending.how is How.DONE:
         return
     if ending.how is How.REFUSED:
@@ -252,5 +252,5 @@ def _raise(ending: Ending, log: Path) -> None:
         from benchmark.training.train import TrainingFailed
 
         raise TrainingFailed(ending.message)
-    why = ending.message or log.read_text(errors="replace")[-2000:] or "the processes ended without a word"
+    why = ending.message or log.read_text(errors="replace")[-2000:] or "the processes ended without an error message"
     raise RuntimeError(f"{log.stem} failed: {why} (see {log})")

@@ -1,4 +1,4 @@
-"""Several cells at a time: worker processes that take the next cell whose Full FT cell is done."""
+"""Several cells at a time, each in a worker process."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from benchmark.core.errors import Locked, UserError
 from benchmark.running.endings import Ending, How, memory_kills, of_error, of_exit
 from benchmark.store.cells import Store
 
-PATIENCE = 300.0  # seconds that a worker has to save its training state
-GRACE = 10.0  # seconds for a worker to end whose pipe is closed, or that was killed
+PATIENCE = 300.0  # seconds for a worker to save its training state
+GRACE = 10.0  # seconds for a worker to end after its pipe was closed or it was killed
 POLL = 1.0
 Handler = Callable[[int, tuple[Any, ...]], None]
 
 
 def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None], path: list[str]) -> None:
-    """Body of a worker process: run what comes through the pipe until None comes.
+    """Body of a worker process: run the tasks that the pipe delivers until it delivers None.
 
     Args:
-        pipe: gets (cell, keys, full_ft); sends ("step", ...) and one of ("result", text or failure),
-            ("locked", owner), ("stop", message), or ("died", ending).
+        pipe: delivers (cell, keys, full_ft). The worker sends ("step", ...), and at the end one of ("result", text or
+            failure), ("locked", owner), ("stop", message) or ("died", ending).
         root: results folder.
         place: threads, device, GPU.
-        path: the parent's sys.path, so that a user's own method is found.
+        path: the parent's sys.path, so that the worker finds the user's own method.
     """
-    # The terminal sends ctrl-C to all; only the parent answers it.
+    # The terminal sends ctrl-C to every process. Only the parent reacts to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path[:] = path
 
-    def told(*event: Any) -> None:
+    def report(*event: Any) -> None:
         signals.check()
         try:
             pipe.send(("step", *event))
-        except OSError:  # the parent was killed: stop as if it had said so
+        except OSError:  # the parent was killed: stop as if it had asked for it
             os.kill(os.getpid(), signal.SIGTERM)
 
     with contextlib.suppress(BrokenPipeError, signals.Terminated), signals.raising(), terminal.guarded():
         try:
-            from benchmark.running.worker import Worker, prepare_process  # what cannot be imported has to be said, too
+            from benchmark.running.worker import Worker, prepare_process  # here: a failed import is reported
 
             prepare_process(*place)
             worker = Worker(Store(Path(root)))
             while (task := pipe.recv()) is not None:
                 cell, keys, full_ft = task
                 try:
-                    result = worker.run(cell, keys, full_ft, told)
+                    result = worker.run(cell, keys, full_ft, report)
                 except Locked as error:
                     pipe.send(("locked", str(error)))
                 else:
                     pipe.send(("result", result))
         except UserError as error:
             pipe.send(("stop", str(error)))
-        except (EOFError, BrokenPipeError):  # the parent was killed: there is nobody to tell
+        except (EOFError, BrokenPipeError):  # the parent was killed: nobody reads the pipe
             return
         except Exception as error:
             traceback.print_exc()
@@ -73,12 +73,12 @@ class Pool:
     """Worker processes.
 
     Args:
-        count: how many.
+        count: number of workers.
         store: where results go.
         threads: per worker.
         device: cpu or cuda.
-        gpus: GPUs to spread the workers over.
-        body: what a worker process does.
+        gpus: the GPUs that the workers share.
+        body: the function that a worker process runs.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Pool:
         body: Callable[..., None] = serve,
     ) -> None:
         if count * threads > (os.cpu_count() or 1):
-            # More threads than cores: those that wait must not keep a core busy. Read when torch is first imported.
+            # More threads than cores: waiting threads must not keep a core busy. The import of torch reads this.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._context = multiprocessing.get_context("spawn")
         self._body = body
@@ -112,33 +112,33 @@ class Pool:
         return len(self._processes)
 
     def send(self, index: int, task: Any) -> None:
-        """Give a task to an idle worker; one that died meanwhile is replaced, as its death is not the task's fault."""
+        """Give a task to an idle worker. A worker that died while idle is replaced: the task is not to blame."""
         self.idle.discard(index)
         if self._dead(index):
             self._renew(index)
-        with contextlib.suppress(OSError):  # it died just now: `receive` tells so
+        with contextlib.suppress(OSError):  # it died just now: `receive` reports it
             self._pipes[index].send(task)
 
     def receive(self, timeout: float, handle: Handler) -> None:
-        """Wait for messages and hand each on with its worker's number.
+        """Wait for messages and pass each to the handler with its worker's number.
 
-        A worker that is gone (killed for memory, say) gives ("died", its ending) and is replaced.
+        For a dead worker (killed for lack of memory, say) the message is ("died", its ending); the worker is replaced.
 
         Args:
-            timeout: the most to wait for the first message, in seconds.
+            timeout: longest wait for the first message, in seconds.
             handle: called with (number, message).
         """
         busy = [index for index in self._pipes if index not in self.idle]
         wait([self._pipes[index] for index in busy], timeout)
         for index in busy:
             try:
-                dead = self._dead(index)  # asked first: what it said before it died is in the pipe then
+                dead = self._dead(index)  # before the poll: the last message of a dead worker is then in the pipe
                 if not self._pipes[index].poll():
                     if not dead:
                         continue
-                    raise EOFError  # a process that it started holds its end of the pipe open
+                    raise EOFError  # a child of the dead worker holds the pipe open
                 message = self._pipes[index].recv()
-                if message[0] == "died":  # its last words
+                if message[0] == "died":  # its last message
                     self._renew(index)
             except (EOFError, OSError):
                 message = ("died", self._renew(index))
@@ -148,22 +148,22 @@ class Pool:
         return not self._processes[index].is_alive()
 
     def _renew(self, index: int) -> Ending:
-        """Put a new worker in the place of one that is ending; return how that one ended."""
+        """Replace a worker that is ending; return how it ended."""
         process = self._processes[index]
         process.join(GRACE)
-        if process.is_alive():  # it closed its pipe and does not end
+        if process.is_alive():  # it closed its pipe but does not end
             process.kill()
             process.join(GRACE)
         self._pipes[index].close()
         self._start(index)
         ending = of_exit(process.exitcode, self._kills)
-        return Ending(How.EXITED) if ending.how is How.DONE else ending  # told to stop by somebody else
+        return Ending(How.EXITED) if ending.how is How.DONE else ending  # another program asked it to stop
 
     def close(self) -> None:
-        """End all workers; one that works is told to stop (in training it first saves its state).
+        """End all workers. A busy worker gets SIGTERM, on which a training saves its state.
 
-        All have the same time for it. What is left then is killed, and waited for no longer than a moment: a process
-        that hangs in the kernel does not end by it.
+        Workers that have not ended after PATIENCE are killed. The wait after that is short, because a process that
+        hangs in the kernel does not end even then.
         """
         for index, process in self._processes.items():
             if index in self.idle:

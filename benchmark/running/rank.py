@@ -1,4 +1,4 @@
-"""One of the processes that work on a cell together; a launcher runs python -m benchmark.running.rank FOLDER STAGE."""
+"""One of the processes that work on a cell together. A launcher runs python -m benchmark.running.rank FOLDER STAGE."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 def main(folder: Path, stage: str) -> int:
-    """Run a stage of the cell of a folder; how it ended is left there for the process that started all.
+    """Run a stage of a cell, and note in its folder how the stage ended, for the process that started all.
 
     Args:
         folder: the cell's, with cell.yaml.
-        stage: "train", or "generate/" and a dataset.
+        stage: "train" or "generate/<dataset>".
 
     Returns:
         Exit code.
@@ -45,7 +45,7 @@ def main(folder: Path, stage: str) -> int:
         cell = read_cell(folder)
         _prepare(cell)
         kind, _, dataset = stage.partition("/")
-        for number in signals.PREEMPTING:  # one that comes when the work is over must not end this process unsaid
+        for number in signals.PREEMPTING:  # a signal after the work must not end this process before its note
             signal.signal(number, signal.SIG_IGN)
         with signals.raising():
             threading.Thread(target=_watch, args=(folder, owner, os.getppid()), daemon=True).start()
@@ -63,12 +63,12 @@ def main(folder: Path, stage: str) -> int:
 
 
 def leave_together(folder: Path, processes: int, seconds: float = 60.0) -> None:
-    """Wait until every process has noted how it ended: one that leaves resets connections that others still read.
+    """Wait until every process has noted how it ended. Leaving earlier would reset connections that others still read.
 
     Args:
         folder: the cell's.
         processes: their number.
-        seconds: the most to wait; one that died notes nothing.
+        seconds: longest wait, because a process that died notes nothing.
     """
     end = time.monotonic() + seconds
     while len(noted(folder)) < processes and time.monotonic() < end:
@@ -77,7 +77,7 @@ def leave_together(folder: Path, processes: int, seconds: float = 60.0) -> None:
 
 def _prepare(cell: CellSpec) -> None:
     neutralise_process(launched=True)
-    temporary.settle()  # on another machine it may be another
+    temporary.settle()  # again: this may be another machine
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("DS_ACCELERATOR", cell.device)
@@ -86,11 +86,11 @@ def _prepare(cell: CellSpec) -> None:
     torch.set_num_threads(cell.threads)
     local, together = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cell.device == "cuda":
-        found = torch.cuda.device_count()
-        if local >= found:
+        count = torch.cuda.device_count()
+        if local >= count:
             raise UserError(
-                f"{together} processes were asked for, but this machine has {found} GPU(s). Use GPUS={found} "
-                f"(gpus={found}); train.batch_size stays, each takes more micro-batches."
+                f"{together} processes need {together} GPUs, but this machine has {count}. Use GPUS={count} "
+                f"(gpus={count}). train.batch_size stays the same: each process takes more micro-batches."
             )
         torch.cuda.set_device(local)
 
@@ -109,7 +109,7 @@ def _train(cell: CellSpec, folder: Path) -> None:
 
 
 def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
-    """Answer this process's share of the batches that one process would make of the dataset."""
+    """Answer this process's share of the batches that a single process would make."""
     from benchmark import data
     from benchmark.models.loading import how_to_load, load_model
     from benchmark.running.worker import answer
@@ -124,29 +124,29 @@ def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
 
 
 def _images_in(path: Path) -> Told:
-    """Return what leaves in a file, every second, how many images are read before the first step."""
+    """Return a callback that writes to a file, every second, how many images are read before the first step."""
     written = 0.0
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal written
         if done == total or time.monotonic() - written >= POLL:
             written = time.monotonic()
             write_atomic(path, json.dumps([done, total]))
 
-    return told
+    return report
 
 
 def share(
     loaded: LoadedModel, records: Sequence[Record], how: EvalSpec, rank: int, processes: int
 ) -> list[Record]:
-    """Return the records of every so-manyth batch of all, as generate cuts and orders them.
+    """Return the records of batches rank, rank + processes, and so on, as generate cuts and orders batches.
 
     Args:
         loaded: tokenises the prompts.
-        records: of the dataset.
-        how: batch size, and whether images are shared.
-        rank: number of the process.
-        processes: their number.
+        records: the dataset's.
+        how: the batch size, and whether images are shared.
+        rank: number of this process.
+        processes: number of processes.
     """
     from benchmark.training.generate import cut
 
@@ -162,7 +162,7 @@ def share(
 
 
 def _answered(path: Path, ids: set[str]) -> str:
-    """Return the lines of an answer file that belong to some items; generate drops those of other prompts."""
+    """Return the lines of an answer file that belong to `ids`; generate drops answers to other prompts."""
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -172,11 +172,12 @@ def _answered(path: Path, ids: set[str]) -> str:
 
 
 def _watch(folder: Path, owner: dict[str, Any] | None, parent: int) -> None:
-    """Send this process SIGTERM, on which training saves its state, when the program that started all wants it to stop.
+    """Send this process SIGTERM, on which training saves its state, when it has to stop.
 
-    It puts a file into the cell's folder. If it was killed, the folder's lock is no longer held by it. If the launcher
-    between the two was killed, this process has another parent. SIGKILL follows if SIGTERM does nothing for long: a
-    process that waits on a GPU for a dead one would keep its memory for ever.
+    It has to stop in three cases: the program that started all puts a file into the cell's folder; that program was
+    killed, so it no longer holds the folder's lock; or the launcher between the two was killed, so this process has
+    another parent. SIGKILL follows if SIGTERM has no effect for long. A process that waits on a GPU for a dead one
+    would otherwise keep its memory for ever.
     """
     event = threading.Event()
     while not event.wait(POLL):
@@ -188,6 +189,6 @@ def _watch(folder: Path, owner: dict[str, Any] | None, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    with terminal.guarded():  # to a log in the locale's encoding
+    with terminal.guarded():  # the log has the locale's encoding
         code = main(Path(sys.argv[1]), sys.argv[2])
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""From a plan to finished cells: data first, then cell after cell, whatever fails."""
+"""From a plan to finished cells: data first, then cell after cell. A failed cell does not stop the others."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from benchmark.store.cells import Store, short_lock
 
 DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 WAIT_SECONDS = 2.0
-LEFTOVER_SECONDS = 3600.0  # no write takes as long: an older part of a file belongs to no living process
+LEFTOVER_SECONDS = 3600.0  # no write takes this long: an older part of a file was left by a dead process
 
 
 @dataclass
 class Schedule:
-    """Which cell may start: in the plan's order, after the Full FT cell that it is made from.
+    """Which cell may start: in the plan's order, and after the Full FT cell that a post-hoc cell is made from.
 
     Args:
         waiting: cells to run.
-        finished: ids of cells that are done.
+        finished: ids of finished cells.
+        failures: id -> why a cell failed or cannot run.
+        running: ids of cells that run now.
     """
 
     waiting: list[Planned]
@@ -46,11 +48,11 @@ class Schedule:
     running: set[str] = field(default_factory=set)
 
     def ready(self) -> list[Planned]:
-        """Return the waiting cells that may start: those whose Full FT cell, if they are made from one, is done."""
+        """Return the waiting cells that may start: a post-hoc cell only if its Full FT cell is finished."""
         return [item for item in self.waiting if item.needs is None or item.needs in self.finished]
 
     def take(self, model: str | None = None) -> Planned | None:
-        """Return a cell that may start, one of this model if possible; None if none may start now."""
+        """Return a cell that may start, of this model if possible; None if no cell may start now."""
         ready = self.ready()
         chosen = next((item for item in ready if item.cell.model.id == model), ready[0] if ready else None)
         if chosen is not None:
@@ -59,15 +61,15 @@ class Schedule:
         return chosen
 
     def put_back(self, item: Planned) -> None:
-        """A cell belongs to another process: come back to it after all others."""
+        """Put a cell that another process holds behind all other cells."""
         self.running.discard(item.id)
         self.waiting.append(item)
 
     def settle(self, item: Planned, result: str | Failure) -> list[tuple[Planned, str | Failure]]:
-        """Note how a cell ended.
+        """Record the result of a cell.
 
         Returns:
-            The cell, and every cell that cannot run because of it, each with its result.
+            The cell and every cell that cannot run because of it, each with its result.
         """
         self.running.discard(item.id)
         if not isinstance(result, Failure):
@@ -85,19 +87,19 @@ class Schedule:
 
 
 def run(request: Request, show: Progress | None = None) -> int:
-    """Run everything that a request lacks; models that the paper knows are trained only if they score as it says.
+    """Run the unfinished cells of a request. The paper's models are trained only if they pass the zero-shot check.
 
     Args:
-        request: what is asked for.
-        show: told what happens; by default bars on a terminal and lines elsewhere.
+        request: the cells.
+        show: progress display; by default bars on a terminal and lines elsewhere.
 
     Returns:
-        Exit code: 0, or 1 if cells failed, 2 if only for reasons that the user can remove, 75 after SIGTERM or SIGUSR1,
-        130 after ctrl-C.
+        Exit code: 0 if all cells are finished; 1 if cells failed; 2 if all of them failed for reasons that the user can
+        remove; 75 after SIGTERM or SIGUSR1; 130 after ctrl-C.
 
     Raises:
-        UserError: nothing was started: checkpoint or data missing, results folder not writable, no GPU; or nothing was
-            trained: an untuned model does not score as in the paper and gate=stop.
+        UserError: nothing was started, because a checkpoint or data are missing, the results folder is not writable, or
+            there is no GPU. Or nothing was trained, because the zero-shot check failed and gate=stop.
     """
     first = zero_shot_gate.first(request)
     if first is None:
@@ -109,26 +111,26 @@ def run(request: Request, show: Progress | None = None) -> int:
     held = zero_shot_gate.hold(first, planning.make(first, store), store)
     failed = {cell.model.id: cell.model.name for cell in first.cells if cell.model.id not in held}
     if failed:
-        print(f"Nothing of {', '.join(failed.values())} is trained: what the untuned model scores is not known.")
+        print(f"Not trained: {', '.join(failed.values())}. The untuned model could not be scored (see above).")
     rest = request.only(lambda cell: cell.model.id not in failed)
     return (_run(rest, show) if rest.cells else DONE) or code
 
 
 def _run(request: Request, show: Progress | None) -> int:
-    """Run everything that a request lacks; see `run`."""
+    """Run the unfinished cells of a request, without the zero-shot check; see `run`."""
     store = Store(request.results)
     workers = min(request.jobs, len(request.cells) + 1)
     show = show or progress(workers)
     schedule: Schedule | None = None
     try:
         with signals.raising():
-            temporary.settle()  # before there are workers, which take it over
+            temporary.settle()  # before any worker starts: workers inherit TMPDIR
             store.check_writable()
             sweep(store.root, LEFTOVER_SECONDS)
             prepare(request, show)
             planning.check_inputs(request.cells)
-            with long_work("checking the data") as told:
-                plan = planning.make(request, store, told=told)
+            with long_work("checking the data") as report:
+                plan = planning.make(request, store, told=report)
             left = [item for item in plan if not item.done]
             costs = Costs(store, request.profile)
             store.check_writable(costs.megabytes([item.missing for item in left]))
@@ -145,26 +147,26 @@ def _run(request: Request, show: Progress | None) -> int:
         show.end()
         done = len(schedule.finished) if schedule else 0
         print(
-            f"Stopped. Finished cells ({done}) are kept in {store.cells}. The same command goes on from there.",
+            f"Stopped. Finished cells ({done}) are kept in {store.cells}. Run the same command to continue.",
             flush=True,
         )
         return PREEMPTED if isinstance(stop, signals.Terminated) else INTERRUPTED
     finally:
         show.end()
-    gone = [item.id for item in plan if item.id in schedule.finished and store.missing(item.cell, item.keys)]
-    vanished = Failure("finished, but its results were deleted while other cells ran", user=True)
-    return _verdict(schedule.failures | dict.fromkeys(gone, vanished), store)
+    deleted = [item.id for item in plan if item.id in schedule.finished and store.missing(item.cell, item.keys)]
+    reason = Failure("finished, but its results were deleted while other cells ran", user=True)
+    return _verdict(schedule.failures | dict.fromkeys(deleted, reason), store)
 
 
 def _verdict(failures: dict[str, Failure], store: Store) -> int:
-    """Print what failed, every reason once, and return the exit code."""
+    """Print which cells failed, each reason once, and return the exit code."""
     if not failures:
         return DONE
     reasons: dict[str, list[str]] = {}
     for name, failure in failures.items():
         reasons.setdefault(failure.message, []).append(name)
-    failed = f"{counted(len(failures), 'cell')} failed."
-    print(f"{failed} Fix the reason and run the same command again; finished cells are kept.")
+    count = counted(len(failures), "cell")
+    print(f"{count} failed; finished cells are kept. Fix the reason, then run the same command again.")
     for message, names in reasons.items():
         print(f"  {message}\n    in: {', '.join(names)}")
     if not all(failure.user for failure in failures.values()):
@@ -178,7 +180,7 @@ def _verdict(failures: dict[str, Failure], store: Store) -> int:
 
 
 def prepare(request: Request, show: Progress) -> None:
-    """Get a profile's data where it can get them itself; a folder of the user's own is never written to.
+    """Draw a profile's data if it can draw them. A data folder of the user's own is never written to.
 
     Raises:
         UserError: the data folder cannot be written.
@@ -189,37 +191,37 @@ def prepare(request: Request, show: Progress) -> None:
 
 
 def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
-    """Call the profile's data hook, which draws what is missing or was drawn by other code.
+    """Call the profile's data hook, which draws the data that are missing or stale.
 
     Args:
-        profile: names the hook, "module:function"; the module also has complete(folder).
+        profile: names the hook as "module:function"; the module also has complete(folder).
         root: data folder.
-        show: told that it happens.
+        show: progress display.
 
     Raises:
         UserError: the profile has no hook, or the folder cannot be written.
     """
     if profile.prepare is None:
-        raise UserError(f"Profile {profile.id} has no data of its own to draw. Put the official files below {root}.")
+        raise UserError(f"Profile {profile.id} has no data of its own to draw. Put the official files into {root}.")
     module, _, function = profile.prepare.partition(":")
-    found, folder = importlib.import_module(module), at_root(root)
-    if found.complete(folder):  # data of another owner, or on a read-only disk, need no lock
+    drawing, folder = importlib.import_module(module), at_root(root)
+    if drawing.complete(folder):  # before the lock: the data may be another user's, or on a read-only disk
         return
-    hook = getattr(found, function)
+    hook = getattr(drawing, function)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot make {folder}: {error.strerror}. Give a writable data_root=dir.") from error
+        raise UserError(f"Cannot create {folder}: {error.strerror}. Give a writable data_root=dir.") from error
 
-    def told(done: int, total: int, name: str) -> None:
+    def report(done: int, total: int, name: str) -> None:
         if name and not (folder / name).exists() and done < total:
-            show.note(f"Drawing {name} into {root} (once, {done + 1} of {total})")
+            show.note(f"Drawing {name} into {root} ({done + 1} of {total}, only once)")
 
-    # Two runs may start together on a new machine; the second waits and finds the work done.
-    with short_lock(folder / ".lock", lambda: show.note(f"Another command draws into {root}: waiting for it")):
-        for left in folder.glob(".*.[0-9]*"):  # of a process that was killed while it drew; the others wait here
-            shutil.rmtree(left, ignore_errors=True)
-        hook(folder, on_progress=told)
+    # Two runs may start together on a new machine. The second waits, and then finds the data complete.
+    with short_lock(folder / ".lock", lambda: show.note(f"Waiting for another command that draws into {root}")):
+        for leftover in folder.glob(".*.[0-9]*"):  # of a killed process: no other process draws under this lock
+            shutil.rmtree(leftover, ignore_errors=True)
+        hook(folder, on_progress=report)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -231,15 +233,15 @@ def _task(item: Planned, cells: dict[str, CellSpec]) -> tuple[CellSpec, Any, Cel
 
 
 def _settle(schedule: Schedule, item: Planned, result: str | Failure, show: Progress) -> None:
-    """Note a result and show it; a reason is shown once, and in full at the end of the run."""
-    known = {failure.message for failure in schedule.failures.values()}
+    """Record a result and show it. A reason is shown shortened and once; the end of the run prints it in full."""
+    shown = {failure.message for failure in schedule.failures.values()}
     for done, outcome in schedule.settle(item, result):
         if not isinstance(outcome, Failure):
             show.finished(done.id, outcome)
-        elif outcome.message in known:
+        elif outcome.message in shown:
             show.finished(done.id, "FAILED, for the same reason")
         else:
-            known.add(outcome.message)
+            shown.add(outcome.message)
             show.finished(done.id, f"FAILED: {shorten(outcome.message, 100)}")
 
 
@@ -249,7 +251,7 @@ def _one_by_one(
     """Run cells in this process."""
     place = request.cells[0]
     prepare_process(place.threads, place.device, request.gpus[0] if request.gpus else None)
-    worker, told = Worker(store), set()
+    worker, waited = Worker(store), set()
     while (item := schedule.take()) is not None:
         signals.check()
         show.cell(item.id)
@@ -257,10 +259,10 @@ def _one_by_one(
             result = worker.run(*_task(item, cells), _step(show, item.id))
         except Locked as owner:
             schedule.put_back(item)
-            if item.id not in told:
-                told.add(item.id)
-                show.note(f"{item.id} is being run by {owner}: coming back to it")
-            if all(other.id in told for other in schedule.ready()):
+            if item.id not in waited:
+                waited.add(item.id)
+                show.note(f"{item.id}: {owner} is running it. Trying again later")
+            if all(other.id in waited for other in schedule.ready()):
                 time.sleep(WAIT_SECONDS)
             continue
         _settle(schedule, item, result, show)
@@ -281,7 +283,7 @@ def _several(
     place = request.cells[0]
     gpus: tuple[int | str, ...] = request.gpus
     if place.device == "cuda" and not gpus:
-        gpus = gpus_in_sight(VISIBLE)  # one cell per GPU; more cells than GPUs share them in turn
+        gpus = gpus_in_sight(VISIBLE)  # one worker per GPU; more workers share GPUs
     pool = Pool(min(workers, len(schedule.waiting)), store, place.threads, place.device, gpus)
     tasks: dict[int, Planned] = {}
     models: dict[int, str] = {}
@@ -298,14 +300,14 @@ def _several(
         if kind == "locked":
             schedule.put_back(item)
             if item.id not in not_before:
-                show.note(f"{item.id} is being run by {content[0]}: coming back to it")
+                show.note(f"{item.id}: {content[0]} is running it. Trying again later")
             not_before[item.id] = time.monotonic() + WAIT_SECONDS
         elif kind == "stop":
             raise UserError(content[0])
         elif kind == "died":
             ending: Ending = content[0]
             died = ending.sentence("its process")
-            died += "; for less memory lower JOBS (jobs=)" if ending.how in (How.MEMORY, How.KILLED) else ""
+            died += ". To use less memory, lower JOBS (jobs=)" if ending.how in (How.MEMORY, How.KILLED) else ""
             store.finish(item.cell, "failed", {"message": died, "traceback": ""})
             _settle(schedule, item, Failure(died, user=False), show)
         else:
@@ -324,7 +326,7 @@ def _several(
                 show.cell(item.id)
                 pool.send(index, _task(item, cells))
             if len(pool.idle) == len(pool):
-                time.sleep(WAIT_SECONDS)  # all that is left belongs to other processes
+                time.sleep(WAIT_SECONDS)  # other processes hold all remaining cells
             else:
                 pool.receive(1.0, handle)
     finally:
@@ -332,20 +334,20 @@ def _several(
 
 
 def rescore(plan: Sequence[Planned], store: Store, show: Progress) -> int:
-    """Score stored answers again, without a model.
+    """Score saved answers again, without a model.
 
     Args:
-        plan: the cells; those without all answers are left out and named.
+        plan: the cells. Cells without all answers are named and left out.
         store: the results.
-        show: told what happens.
+        show: progress display.
 
     Returns:
-        How many cells were scored.
+        The number of cells that were scored.
     """
     worker, count = Worker(store), 0
     for item in plan:
         if item.keys is None or any(stage.startswith(("train", "generate/")) for stage in item.missing):
-            show.note(f"{item.id}: answers are not complete, run it first")
+            show.note(f"{item.id}: some answers are missing. Run the cell first")
             continue
         for stage, key in item.keys.stages.items():
             if stage.startswith("score/") or stage == "summary":

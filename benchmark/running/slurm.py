@@ -1,4 +1,4 @@
-"""A plan as one Slurm array: an element per cell that trains, with the post-hoc cells made from it."""
+"""A plan as one Slurm array: one element for each trained cell and the post-hoc cells that are made from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmark.planning.cost import Costs
 from benchmark.planning.plan import Planned
 from benchmark.spec import ROOT, CellSpec, DatasetSpec, cell_id
 
-LIBRARIES, FEATURES = 4.0, 1.0  # GiB of a process: Python's packages and data; features of images that it keeps
+LIBRARIES, FEATURES = 4.0, 1.0  # GiB per process: Python's packages and data; cached image features
 HEAD = """#!/bin/bash
 # {cells} missing cells in {elements} array elements. Submit from the repository: sbatch THIS_FILE
 # A job that is preempted or nears its end gets SIGTERM, saves its training state and is queued again.
@@ -53,9 +53,9 @@ exit $code
 
 
 def elements(plan: Sequence[Planned], asked: Request) -> list[list[Planned]]:
-    """Return the missing cells in groups that need nothing of each other.
+    """Return the unfinished cells in groups that do not depend on each other.
 
-    Post-hoc cells come with the Full FT cell that they are made from, whether it is missing or not.
+    Post-hoc cells are in the group of the Full FT cell that they are made from, whether that is finished or not.
     """
     groups: dict[str, list[Planned]] = {}
     for item in plan:
@@ -67,26 +67,26 @@ def elements(plan: Sequence[Planned], asked: Request) -> list[list[Planned]]:
 def script(
     plan: Sequence[Planned], asked: Request, costs: Costs, overrides: Sequence[str], flags: str = ""
 ) -> str:
-    """Return the array script of a plan's missing cells.
+    """Return the array script for a plan's unfinished cells.
 
     Args:
-        plan: of the request.
+        plan: the request's plan.
         asked: the request.
-        costs: expected times; an element's limit is three times the longest, and at least 30 minutes.
+        costs: expected times. The time limit is three times that of the longest element, and at least 30 minutes.
         overrides: the command line that made the request; each element narrows it to its own cells.
-        flags: of sbatch, such as "--partition=a --account=b"; they come last, so they replace ours.
+        flags: flags of sbatch, such as "--partition=a --account=b". They come last, so they replace ours.
 
     Returns:
         The script's text.
 
     Raises:
-        UserError: a flag is none, nothing is missing, or a cell is to be trained on several machines.
+        UserError: a flag is malformed, all cells are finished, or the cells train on several machines.
     """
     if asked.cells[0].hostfile:
         raise UserError(f"hostfile={asked.cells[0].hostfile}: a job of the array has one node. Leave hostfile out.")
     groups = elements(plan, asked)
     if not groups:
-        raise UserError(f"{counted(len(plan), 'cell')}, all done: there is nothing to submit.")
+        raise UserError(f"{counted(len(plan), 'cell')}, all done. There is nothing to submit.")
     settings = {cell_id(entry.cell): entry.settings for entry in asked.grid}
     commands = [_command(group, asked, settings, overrides) for group in groups]
     seconds = max(sum(costs.seconds(item.cell, item.missing) for item in group) for group in groups)
@@ -97,7 +97,7 @@ def script(
     if place.device == "cuda":
         gpus = max(1, place.processes)
         resources = [f"#SBATCH --gpus-per-node={gpus}", f"#SBATCH --cpus-per-task={8 * gpus}"]
-    notes = f"# Longest element: about {clock(seconds)} expected."
+    notes = f"# Expected time of the longest element: about {clock(seconds)}."
     return HEAD.format(
         cells=sum(map(len, groups)), elements=len(groups), last=len(groups) - 1,
         time=f"{minutes // 60:02d}:{minutes % 60:02d}:00", python=_python(),
@@ -107,10 +107,10 @@ def script(
 
 
 def _flags(text: str) -> list[str]:
-    """Return flags of sbatch as lines of a script.
+    """Return the lines of a script that set flags of sbatch.
 
     Raises:
-        UserError: one does not begin with "--", or holds what would end its line.
+        UserError: a flag does not begin with "--", or has characters that cannot be printed.
     """
     try:
         words = shlex.split(text)
@@ -118,12 +118,12 @@ def _flags(text: str) -> list[str]:
         raise UserError(f"sbatch={text}: {error}. Write it like sbatch='--partition=a --account=b'.") from None
     for word in words:
         if not word.startswith("--") or len(word) < 3 or not word.isprintable():
-            raise UserError(f"sbatch={text}: {word!r} is no flag. Write it like sbatch='--partition=a --account=b'.")
+            raise UserError(f"sbatch={text}: {word!r} is not a flag. Write it like sbatch='--partition=a --account=b'.")
     return [f"#SBATCH {shlex.quote(word) if ' ' in word else word}" for word in words]
 
 
 def _gigabytes(cell: CellSpec) -> int:
-    """Return the host memory of a cell in GiB: each process loads the weights, keeps features, needs libraries."""
+    """Return the host memory of a cell in GiB: weights, image features and libraries of each process."""
     processes = max(1, cell.processes)
     weights = 0.0
     if cell.model.architecture:
@@ -132,7 +132,7 @@ def _gigabytes(cell: CellSpec) -> int:
 
 
 def _python() -> str:
-    """Return the interpreter that elements run with: the environment that make installs, or the one that wrote this."""
+    """Return the interpreter of the elements: that of make's environment, else the one that writes the script."""
     own = Path(sys.executable)
     return ".venv/bin/python" if own == ROOT / ".venv" / "bin" / "python" else shlex.quote(str(own))
 
@@ -140,10 +140,10 @@ def _python() -> str:
 def _command(
     group: Sequence[Planned], asked: Request, settings: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
 ) -> str:
-    """Return the overrides that make just these cells."""
+    """Return the overrides that request exactly these cells."""
     first = group[0].cell
-    # Post-hoc cells of one training may differ in a swept key; a comma list makes them all.
-    # A parameter of a method that is not in this element would be refused there.
+    # Post-hoc cells of one training may differ in a swept key: a comma list requests them all. A parameter that no
+    # method of this element has would be refused, so it is dropped.
     parameters = {name for item in group for name in item.cell.method.params}
     setting: dict[str, list[Any]] = {}
     for key, value in (pair for item in group for pair in settings.get(item.id, {}).items()):
@@ -162,7 +162,7 @@ def _command(
     narrowed += [f"{key}={','.join(map(hydra_value, values))}" for key, values in setting.items()]
     methods = list(dict.fromkeys(item.cell.method.id for item in group))
     if first.method.id.startswith(PREFIX):
-        # A checkpoint of the user's own is a row of its own beside the untuned model.
+        # A user's own checkpoint is requested beside the untuned model.
         name = first.method.id.removeprefix(PREFIX)
         narrowed.append(f"checkpoints={name}@{first.model.id}:{first.model.checkpoint}")
         methods = ["zero_shot"]
@@ -175,14 +175,14 @@ def _command(
 
 
 def _method(method: str) -> str:
-    """Return a method as an element of the array can find it: one in a file of the user's own by that file."""
+    """Return a method as an element can find it: a method in a user's own file by that file."""
     module, colon, name = method.rpartition(":")
     place = own_modules.portable(module) if colon else module
     return method if place == module else hydra_value(f"{place}:{name}")
 
 
 def _target(dataset: DatasetSpec) -> str:
-    """Return a target as an element of the array can find it: one of the user's own by its module or file."""
+    """Return a target as an element can find it: a user's own target by its module or file."""
     reader = str(dataset.options.get("reader", dataset.id))
     if reader in DATASETS:
         return dataset.id

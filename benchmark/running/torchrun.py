@@ -1,8 +1,8 @@
-"""torchrun that notes in the cell's folder how the processes died.
+"""torchrun, and a note in the cell's folder of how each process died.
 
-Called as python -m benchmark.running.torchrun FOLDER ARGUMENTS.
+Usage: python -m benchmark.running.torchrun FOLDER ARGUMENTS.
 
-Its own command line tells this in its log only, and returns 1 whatever happened.
+torchrun itself only logs how processes died, and returns 1 in every case.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.distributed.run import parse_args, run
 
 from benchmark.running.endings import Ending, How, memory_kills, note, noted, of_exit
 
-GRACE = 20  # seconds in which the others end after one has failed, before torchrun kills them
+GRACE = 20  # seconds for the other processes to end after one has failed, before torchrun kills them
 
 
 def main(folder: Path, arguments: list[str]) -> int:
@@ -39,7 +39,7 @@ def main(folder: Path, arguments: list[str]) -> int:
         print(error, file=sys.stderr, flush=True)
         known = noted(folder)
         for rank, failure in first(error.failures).items():
-            if rank not in known:  # by SIGTERM torchrun stops the others, some before they can answer it
+            if rank not in known:  # torchrun stops the others by SIGTERM, some before they can note it
                 stopped = failure.exitcode == -signal.SIGTERM
                 note(folder, rank, Ending(How.PREEMPTED) if stopped else of_exit(failure.exitcode, kills))
         return 1
@@ -47,7 +47,7 @@ def main(folder: Path, arguments: list[str]) -> int:
 
 
 def first(failures: Mapping[int, ProcessFailure]) -> dict[int, ProcessFailure]:
-    """Return the failures that came of themselves: what did not end in time afterwards was killed by torchrun."""
+    """Return the failures without those of processes that torchrun killed because they did not end in time."""
     start = min((failure.timestamp for failure in failures.values()), default=0)
     return {
         rank: failure for rank, failure in failures.items()

@@ -1,4 +1,4 @@
-"""The stages of one cell: train, generate, score, summarise. Model and records are kept between cells."""
+"""The stages of one cell: train, generate, score, summarise. The model and the records stay loaded between cells."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 Step = Callable[[str, int, int, str], None]
-VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")  # before a worker narrows it to its own GPU
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")  # read before a worker narrows it to its own GPU
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell is not done.
+    """Why a cell is not finished.
 
     Attributes:
         message: one line for the screen.
-        user: a mistake the user can fix, not a fault of the program.
-        model: the base model itself cannot be used, so no other cell of it can run either.
+        user: whether the user can fix it; otherwise it is a fault of the program.
+        model: whether the base model cannot be used, so that no other cell of it can run either.
     """
 
     message: str
@@ -57,20 +57,20 @@ class ModelUnusable(UserError):
 
 
 def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
-    """Set what must be set before torch is imported, then the number of threads.
+    """Set the variables that torch reads when it is imported, then the number of threads.
 
     Args:
-        threads: intra-op threads; the same whatever else runs, since another number rounds differently.
-        device: cpu hides every GPU, so that a CPU profile gives the same numbers on a machine that has one.
-        gpu: the device to use; None for the first visible one.
+        threads: intra-op threads. Always the same number, because another one rounds differently.
+        device: "cpu" hides every GPU, so that a CPU profile gives the same numbers on a machine with a GPU.
+        gpu: the GPU to use; None for the first visible one.
 
     Raises:
-        UserError: a GPU is asked for and torch sees none; Python runs without docstrings; no folder can hold temporary
+        UserError: device is cuda and torch sees no GPU; Python runs without docstrings; no folder can hold temporary
             files.
     """
     if sys.flags.optimize > 1:
         raise UserError(
-            "python -OO drops docstrings, and transformers reads its own when it loads a model. Use python or "
+            "python -OO drops docstrings, but transformers needs its docstrings to load a model. Use python or "
             "python -O, and unset PYTHONOPTIMIZE."
         )
     neutralise_process(launched=False)
@@ -81,7 +81,7 @@ def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("DS_ACCELERATOR", device)  # else DeepSpeed looks for one and warns
+    os.environ.setdefault("DS_ACCELERATOR", device)  # otherwise DeepSpeed searches for one and warns
     import torch
 
     torch.set_num_threads(threads)
@@ -90,7 +90,7 @@ def prepare_process(threads: int, device: str, gpu: int | str | None) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a library may draw from; our own draws have generators of their own."""
+    """Seed the global generators that a library may use; our own code has its own generators."""
     import numpy
     import torch
 
@@ -100,7 +100,7 @@ def seed_everything(seed: int) -> None:
 
 
 def method_of(cell: CellSpec) -> Method:
-    """Return a cell's method, before whose making every generator is seeded."""
+    """Seed every generator, then return a new instance of the cell's method."""
     from methods.registry import build
 
     seed_everything(cell.seed)
@@ -111,16 +111,16 @@ def answer(
     cell: CellSpec, loaded: LoadedModel, records: Sequence[Record], dataset: str, folder: Path, path: Path,
     told: Callable[..., None] | None = None,
 ) -> None:
-    """Answer records with a cell's model, base or tuned.
+    """Answer records with a cell's model, untuned or tuned.
 
     Args:
         cell: the cell.
-        loaded: its base model; a tuned cell's weights are put in.
-        records: what to answer.
-        dataset: that they are of.
+        loaded: its base model; for a tuned cell the tuned weights are written into it.
+        records: the questions.
+        dataset: their dataset.
         folder: the cell's, with delta.safetensors.
-        path: file of the answers; what it holds already is kept.
-        told: called with (answered, all).
+        path: file of the answers; answers that it has already are kept.
+        told: callback (answered items, total).
     """
     from benchmark.training.checkpoint import apply_delta, load_delta
     from benchmark.training.generate import generate
@@ -133,7 +133,7 @@ def answer(
 
 
 def _images(stage: str, step: Step) -> Told:
-    """Return what reports the images that a stage reads before its first step: minutes where there are 10,000."""
+    """Return a callback for the images that a stage reads before its first step; 10,000 images take minutes."""
     return lambda done, total: step(f"{stage}: images", done, total, "")
 
 
@@ -150,16 +150,16 @@ class Worker:
         self._records: dict[tuple[Any, ...], list[Record]] = {}
 
     def run(self, cell: CellSpec, keys: Keys, full_ft: CellSpec | None, step: Step) -> str | Failure:
-        """Bring a cell to its end.
+        """Run the unfinished stages of a cell.
 
         Args:
             cell: the cell.
             keys: its stage keys.
             full_ft: the finished cell that a post-hoc method starts from.
-            step: told (stage, done, total, info).
+            step: callback (stage, done, total, info).
 
         Returns:
-            One line about the result, or why there is none; then status.json has the traceback.
+            One line about the result, or a Failure; status.json then has the traceback.
 
         Raises:
             Locked: another process works on the cell.
@@ -173,8 +173,8 @@ class Worker:
             started, seconds = time.monotonic(), {}
             try:
                 if any(dataset.metric == "cider" for dataset in cell.datasets):
-                    find_java()  # the scorer needs it: said now, and not after training and answering
-                here = cell.engine == "single"  # else other processes load the model
+                    find_java()  # the scorer needs it: fail now, not after training and answering
+                here = cell.engine == "single"  # otherwise other processes load the model
                 first = next((stage for stage in missing if not stage.startswith(("score/", "summary"))), None)
                 if here and first is not None:
                     self._load(cell, answering=first != "train")
@@ -189,16 +189,16 @@ class Worker:
                 store.finish(cell, "done")
             except Exception as error:
                 return self._failed(cell, explained(error))
-            except BaseException:  # ctrl-C, SIGTERM or SIGUSR1: what the stage has written lets it go on
+            except BaseException:  # ctrl-C, SIGTERM or SIGUSR1: the next run continues from the stage's files
                 if (folder / "status.json").is_file():
                     store.finish(cell, "interrupted")
                 raise
             return f"done in {time.monotonic() - started:.0f} s  {headline(folder)}"
 
     def _failed(self, cell: CellSpec, error: Exception) -> Failure:
-        """Record why a cell failed. A model that cannot be loaded leaves no folder behind."""
+        """Record why a cell failed. If its model cannot be loaded, the cell gets no folder."""
         user = isinstance(error, UserError)
-        # Item ids of strangers may stand in it.
+        # It may contain item ids from files that we did not write.
         message = printable(str(error) if user else f"{type(error).__name__}: {error}")
         if isinstance(error, ModelUnusable):
             return Failure(message, user=True, model=True)
@@ -210,7 +210,7 @@ class Worker:
     # -- stages -------------------------------------------------------------------------------------------------
 
     def stage(self, stage: str, cell: CellSpec, full_ft: CellSpec | None, step: Step) -> None:
-        """Run one stage; it reads what earlier stages wrote."""
+        """Run one stage on the files of earlier stages."""
         kind, _, dataset = stage.partition("/")
         step(stage, 0, 1, "")
         if kind == "train":
@@ -230,7 +230,7 @@ class Worker:
         if cell.engine != "single":
             from benchmark.running.multi_process import train_together
 
-            self._free()  # the processes need the memory of this one's GPU
+            self._free()  # the processes need this one's GPU memory
             assert cell.train is not None
             steps = cell.train.epochs * math.ceil(len(records) / cell.train.batch_size)
             train_together(cell, folder, VISIBLE, steps, told, _images("train", step))
@@ -293,28 +293,28 @@ class Worker:
         ))
 
     def _provenance(self, cell: CellSpec, folder: Path, seconds: dict[str, float]) -> None:
-        """Write provenance.json; stages that an earlier process ran keep their time."""
+        """Write provenance.json; stages of an earlier process keep their time."""
         from benchmark.store.provenance import describe
 
-        known = {name: value for name, value in self._store.seconds(folder).items() if name not in seconds}
-        content = json.dumps(describe(cell, {**known, **seconds}, self._items(cell)), indent=1)
+        earlier = {name: value for name, value in self._store.seconds(folder).items() if name not in seconds}
+        content = json.dumps(describe(cell, {**earlier, **seconds}, self._items(cell)), indent=1)
         write_atomic(folder / "provenance.json", content + "\n")
 
     # -- what is kept between cells -----------------------------------------------------------------------------
 
     def _load(self, cell: CellSpec, answering: bool = False) -> LoadedModel:
-        """Return the cell's base model; it is loaded once for all cells of a model that follow each other.
+        """Return the cell's base model; successive cells of one model load it once.
 
         Args:
             cell: the cell.
-            answering: in the dtype of its answers.
+            answering: load it in the dtype of the cell's answers.
 
         Raises:
             ModelUnusable: the checkpoint is missing, truncated or does not match.
         """
         wanted = how_to_load(cell, answering)
         if self._model is None or self._model[0] != wanted:
-            self._model = None  # two models at once may not fit
+            self._model = None  # first: memory may not hold two models
             try:
                 self._model = wanted, load_model(*wanted)
             except UserError as error:
@@ -322,7 +322,7 @@ class Worker:
         return self._model[1]
 
     def _free(self) -> None:
-        """Let go of the model."""
+        """Release the model and its GPU memory."""
         import gc
 
         import torch
@@ -333,7 +333,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _base(self, cell: CellSpec, answering: bool = False) -> Iterator[dict[str, Tensor]]:
-        """Give the base values of all tensors that the cell may change, and put them back at the end."""
+        """Yield the base values of all tensors that the cell may change; restore them at the end."""
         from benchmark.models import trainable_names
         from benchmark.training.checkpoint import apply_delta, snapshot
 
@@ -346,28 +346,28 @@ class Worker:
             apply_delta(loaded.model, base)
 
     def _items(self, cell: CellSpec) -> dict[str, Any]:
-        """Return how many items of each dataset the cell used, and the digest of their ids."""
+        """Return the number of items that the cell used of each dataset, and the digest of their ids."""
         from benchmark.data import ids_digest
         from benchmark.store.provenance import odd_answers
 
         used = [(dataset.id, cell.eval.split, cell.eval.limit) for dataset in cell.datasets]
         if cell.train is not None and cell.target is not None:
             used.append((cell.target, "train", cell.train.limit))
-        found: dict[str, Any] = {}
+        items: dict[str, Any] = {}
         for name, split, limit in used:
             records = self.records(cell, name, split, limit)
-            found.setdefault(name, {})[split] = {"n": len(records), "ids": ids_digest(records)}
+            items.setdefault(name, {})[split] = {"n": len(records), "ids": ids_digest(records)}
         for dataset in cell.datasets:
             path = self._store.folder(cell) / "answers" / f"{dataset.id}.jsonl"
-            found[dataset.id][cell.eval.split] |= odd_answers(path, dataset.max_new_tokens)
-        return found
+            items[dataset.id][cell.eval.split] |= odd_answers(path, dataset.max_new_tokens)
+        return items
 
     def _training_records(self, cell: CellSpec) -> list[Record]:
         assert cell.target is not None and cell.train is not None
         return self.records(cell, cell.target, "train", cell.train.limit)
 
     def records(self, cell: CellSpec, dataset: str, split: str, limit: int | None) -> list[Record]:
-        """Return the records of a split, read once."""
+        """Return the records of a split; each split is read once."""
         from benchmark import data
 
         spec = cell.dataset(dataset)

@@ -1,4 +1,4 @@
-"""A cell's item scores and answers, of a run (files in its folder) or published (rows of items.parquet)."""
+"""A cell's item scores and answers: files of a run's folder, or rows of a published items.parquet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_items(folder: Path, dataset: str) -> list[ItemScore]:
     """Return the item scores of a cell's dataset, in the order of the data.
 
     Args:
-        folder: the cell's, of a store.
+        folder: the cell's, in a store.
         dataset: id of the dataset.
 
     Raises:
@@ -22,8 +22,8 @@ def read_items(folder: Path, dataset: str) -> list[ItemScore]:
     """
     if not isinstance(folder, CellPath):
         return scores.read_items(folder / "items" / f"{dataset}.jsonl.gz")
-    found = _published(folder, dataset)
-    columns = (found[name] for name in ("item_id", "group", "score", "type"))
+    rows = _published(folder, dataset)
+    columns = (rows[name] for name in ("item_id", "group", "score", "type"))
     return [ItemScore(*values) for values in zip(*columns, strict=True)]
 
 
@@ -31,7 +31,7 @@ def read_answers(folder: Path, dataset: str) -> dict[str, str]:
     """Return item id -> answer of a cell's dataset.
 
     Args:
-        folder: the cell's, of a store.
+        folder: the cell's, in a store.
         dataset: id of the dataset.
 
     Raises:
@@ -39,8 +39,8 @@ def read_answers(folder: Path, dataset: str) -> dict[str, str]:
     """
     if not isinstance(folder, CellPath):
         return scores.read_answers(folder / "answers" / f"{dataset}.jsonl")
-    found = _published(folder, dataset)
-    return dict(zip(found["item_id"], found["answer"], strict=True))
+    rows = _published(folder, dataset)
+    return dict(zip(rows["item_id"], rows["answer"], strict=True))
 
 
 def _published(folder: CellPath, dataset: str) -> dict[str, list]:

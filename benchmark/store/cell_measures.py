@@ -1,4 +1,4 @@
-"""Numbers beside the scores of a finished cell: how far its weights moved, what its method cost."""
+"""Measures of a finished cell beside its scores: how far its weights moved, and what its method cost."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ OF_WEIGHTS = ("rms_delta", "restored", "learnable")
 
 
 def of_cell(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[str, float]:
-    """Return what is known about a cell's weights and costs.
+    """Return the measures of a cell's weights and costs.
 
     Args:
         cell: a finished cell.
         folder: its folder.
-        wanted: names of `benchmark.reporting.tables.MEASURES`; only for these is a delta read.
+        wanted: names of `benchmark.reporting.tables.MEASURES`. The delta is read only if they need it.
 
     Returns:
-        Measure -> number: those of the last logged step, of the finished weights, and of the method's footprint.
+        Measure -> number: from the last logged step, from the finished weights, and from the method cost.
     """
     if cell.train is None:
         return {}
@@ -36,7 +36,7 @@ def of_cell(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[st
 
 
 def recorded(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[str, float]:
-    """Return what `of_cell` returned when it was last called, without reading a delta or writing anything."""
+    """Return what `of_cell` returned at its last call. No delta is read and nothing is written."""
     if cell.train is None:
         return {}
     found = last_row(folder)
@@ -46,7 +46,7 @@ def recorded(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[s
 
 
 def _named(found: dict[str, float], folder: Path, wanted: Sequence[str]) -> dict[str, float]:
-    """Add a cell's shares of restored and changed weights, and what its method cost."""
+    """Add the shares of restored and changed weights, and the method cost."""
     if "restored_fraction" in found:
         found |= {"restored": found["restored_fraction"], "learnable": 1 - found["restored_fraction"]}
     if set(OF_FOOTPRINT) & set(wanted):
@@ -55,7 +55,7 @@ def _named(found: dict[str, float], folder: Path, wanted: Sequence[str]) -> dict
 
 
 def _kept(folder: Path) -> dict[str, float]:
-    """Return weights.json, empty where it cannot be read."""
+    """Return the content of weights.json; empty if it cannot be read."""
     try:
         return json.loads((folder / WEIGHTS).read_text())
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def _kept(folder: Path) -> dict[str, float]:
 
 
 def last_row(folder: Path) -> dict[str, float]:
-    """Return the last row of train.jsonl; a post-hoc cell has one row, none if older code made it."""
+    """Return the last row of train.jsonl. A post-hoc cell has one row, or none if it is stale."""
     try:
         lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
         return json.loads(lines[-1]) if lines else {}
@@ -72,14 +72,14 @@ def last_row(folder: Path) -> dict[str, float]:
 
 
 def weights(cell: CellSpec, folder: Path) -> dict[str, float]:
-    """Return rms_delta and restored_fraction of a cell without a training log, from its delta; kept in weights.json.
+    """Return rms_delta and restored_fraction from a cell's delta; weights.json keeps them.
 
     Args:
-        cell: with train settings.
-        folder: with delta.safetensors, or with weights.json alone where the weights were not published.
+        cell: a trained cell.
+        folder: with delta.safetensors, or only with weights.json if the weights were not published.
 
     Returns:
-        The two numbers, or nothing where neither file can be read.
+        The two numbers; empty if neither file can be read.
     """
     delta, kept = folder / "delta.safetensors", folder / WEIGHTS
     known = _kept(folder)
@@ -96,7 +96,7 @@ def weights(cell: CellSpec, folder: Path) -> dict[str, float]:
 
 
 def footprint(folder: Path) -> dict[str, float]:
-    """Return what `benchmark.running.method_cost` measured for a cell's method, or nothing."""
+    """Return the cost that `benchmark.running.method_cost` measured for a cell's method; empty if it did not."""
     try:
         known = json.loads((folder / FOOTPRINT).read_text())
         return {name: known[name] for name in OF_FOOTPRINT if name in known}
@@ -125,7 +125,7 @@ _bases: dict = {}
 
 
 def _base(cell: CellSpec):
-    """Return the cell's base model on the CPU; the last one is kept."""
+    """Return the cell's base model on the CPU; the last one stays loaded."""
     from benchmark.models.loading import load_model
 
     key = (cell.model, cell.dtype)

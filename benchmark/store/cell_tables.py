@@ -1,7 +1,7 @@
-"""Published cells: three parquet tables, which are read like the folders of a run.
+"""Published cells: three parquet tables that are read like the folders of a run.
 
-A run keeps a folder per cell, since that is what resumes. A published folder keeps the same content as
-`cells.parquet`, `items.parquet` and `logs.parquet`. `CellPath` shows these rows as files, so that every reader of a
+A run keeps a folder per cell, because a run resumes from files. A published folder keeps the same content in
+`cells.parquet`, `items.parquet` and `logs.parquet`. `CellPath` presents their rows as files, so code that reads a
 cell's folder reads both.
 """
 
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SCHEMA = 1  # of the three tables
+SCHEMA = 1  # version of the three tables
 SPEC, KEY = "cell.yaml", "key"
-# Columns of cells.parquet that hold a file of a cell as it is.
+# File of a cell -> column of cells.parquet that holds its text unchanged.
 FILES = {
     "scores.json": "scores", "provenance.json": "provenance", KEY: "key", "weights.json": "weights",
     "footprint.json": "footprint",
 }
 LOG = "train.jsonl"
-# Where a dataset's item scores and answers stand; both are columns of items.parquet.
+# Folder -> suffix of a dataset's item scores and answers; both are columns of items.parquet.
 SETS = {"items": ".jsonl.gz", "answers": ".jsonl"}
-# What each table must have; cells and logs have more.
+# Columns that each table must have; cells and logs have more.
 COLUMNS = {
     "cells": ("cell", "spec", *FILES.values()),
     "items": ("cell", "dataset", "item_id", "group", "type", "score", "answer"),
     "logs": ("cell",),
 }
-# Of the columns of logs.parquet that are there, these stand first.
+# The first columns of logs.parquet, where they exist.
 LOGGED = ("cell", "step", "loss", "learning_rate", "grad_norm")
 _VERSION = b"spiderbench_schema"
 _FIX = "Restore it (git checkout), or publish again."
 
 
 def path_of(root: Path) -> Path:
-    """Return where the cells of a results folder are: in its tables if it is published, else in its folder `cells`."""
+    """Return where the cells of a results folder are: in its tables if it is published, else in `cells`."""
     cells = Path(root) / "cells"
     return CellPath(cells) if any(os.path.isfile(file_of(root, name)) for name in COLUMNS) else cells
 
@@ -60,10 +60,10 @@ def file_of(root: Path, name: str) -> Path:
 
 
 def check(root: Path) -> None:
-    """Refuse tables that are incomplete, damaged or of another version.
+    """Refuse tables that are incomplete, damaged or have another version.
 
     Raises:
-        UserError: names the file and what is wrong with it.
+        UserError: names the file and the fault.
     """
     for name in COLUMNS:
         _open(root, name)
@@ -90,21 +90,22 @@ def write(root: Path, cells: pd.DataFrame, items: pd.DataFrame, logs: Sequence[M
         root: an existing folder.
         cells: see `benchmark.results.Results.cells`.
         items: see `benchmark.results.Results.items`; the items of a cell's dataset stand together.
-        logs: rows of training logs, each with its cell; rows may have different keys.
+        logs: rows of training logs, each with the key cell; rows may have different keys.
 
     Raises:
-        UserError: a log holds what is no number.
+        UserError: a log has a value that is not a number.
     """
     import pyarrow as pa
 
-    # Not from a data frame: it has one value for "not logged" and for a number that is not finite.
+    # Not by a data frame, which has one value for "not logged" and for a number that is not finite.
     known = dict.fromkeys(key for row in logs for key in row)
     names = list(dict.fromkeys([*COLUMNS["logs"], *(name for name in LOGGED if name in known), *known]))
     try:
         columns = {name: pa.array([row.get(name) for row in logs], pa.string() if name == "cell" else None)
                    for name in names}
     except (TypeError, pa.ArrowException) as error:
-        raise UserError(f"A training log holds what is no number: {str(error)[:160]}. Run that cell again.") from error
+        reason = str(error)[:160]
+        raise UserError(f"A training log has a value that is not a number: {reason}. Run that cell again.") from error
     tables = {
         "cells": pa.Table.from_pandas(cells, preserve_index=False),
         "items": pa.Table.from_pandas(items, preserve_index=False),
@@ -126,10 +127,10 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 class CellPath(type(Path())):  # type: ignore[misc]
-    """A path below `cells` of a published folder: its files are rows of the tables. It is read only.
+    """A read-only path below `cells` of a published folder; rows of the tables appear as its files.
 
-    It has what readers of a cell's folder use of `pathlib.Path`: names, `/`, is_file, is_dir, exists, iterdir, glob,
-    read_text. What is not text (item scores and answers) is read with `items` and `answers`.
+    It has the parts of `pathlib.Path` that readers of a cell's folder use: names, `/`, is_file, is_dir, exists,
+    iterdir, glob and read_text. Item scores and answers are not text: `items` returns them.
     """
 
     @property
@@ -139,7 +140,7 @@ class CellPath(type(Path())):  # type: ignore[misc]
         return Path(*self.parts[: at - 1]), self.parts[at:]
 
     def _content(self) -> str | None:
-        """Return the text of a file of a cell; None if there is none."""
+        """Return the text of a file of a cell; None if the file does not exist."""
         root, parts = self._place
         tables = _tables(root)
         if len(parts) != 2 or parts[0] not in tables.cells:
@@ -153,10 +154,10 @@ class CellPath(type(Path())):  # type: ignore[misc]
         return tables.cells[cell].get(FILES.get(name, ""))
 
     def spec(self) -> Any:
-        """Return what cell.yaml of this cell says.
+        """Return the content of this cell's cell.yaml.
 
         Raises:
-            OSError, ValueError: it says nothing, or no JSON.
+            OSError, ValueError: the column is empty, or not JSON.
         """
         root, parts = self._place
         text = _tables(root).cells.get(parts[0], {}).get("spec")
@@ -165,10 +166,10 @@ class CellPath(type(Path())):  # type: ignore[misc]
         return json.loads(text)
 
     def items(self, dataset: str) -> Mapping[str, list[Any]]:
-        """Return the items of a dataset of this cell: item_id, group, type, score and answer, a list each.
+        """Return the items of a dataset of this cell: one list each of item_id, group, type, score and answer.
 
         Raises:
-            OSError: it has none.
+            OSError: the cell has no items of this dataset.
         """
         root, parts = self._place
         return _tables(root).of_dataset(parts[0], dataset)
@@ -196,12 +197,12 @@ class CellPath(type(Path())):  # type: ignore[misc]
         return self.is_file() or self.is_dir()
 
     def stat(self, **options: Any) -> os.stat_result:
-        """Return the state of the folder of all cells, which changes when they are published anew."""
+        """Return the state of the folder of all cells, which changes when they are published again."""
         root, parts = self._place
         return file_of(root, "cells").stat(**options) if not parts else super().stat(**options)
 
     def iterdir(self) -> Iterator[CellPath]:
-        """Yield what is in a folder."""
+        """Yield the files and folders in a folder."""
         root, parts = self._place
         tables = _tables(root)
         if not parts:
@@ -227,7 +228,7 @@ class CellPath(type(Path())):  # type: ignore[misc]
         """Return the text of a file.
 
         Raises:
-            OSError: there is none.
+            OSError: the file does not exist.
         """
         text = self._content()
         if not isinstance(text, str):
@@ -235,12 +236,12 @@ class CellPath(type(Path())):  # type: ignore[misc]
         return text
 
     def mkdir(self, *_: Any, **__: Any) -> None:
-        """Refuse: what is published is written by `publish` alone.
+        """Refuse: only `publish` writes published results.
 
         Raises:
             OSError: always.
         """
-        raise OSError(errno.EROFS, "it is a published folder, which only publish writes", str(self))
+        raise OSError(errno.EROFS, "only publish writes to a published folder", str(self))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ class _Tables:
         for row in _read(self.root, "cells", COLUMNS["cells"]).to_pylist():
             name = row["cell"]
             if not isinstance(name, str) or PurePath(name).name != name:
-                raise UserError(f"{file_of(self.root, 'cells')} is damaged: {name!r} is no name of a cell. {_FIX}")
+                raise UserError(f"{file_of(self.root, 'cells')} is damaged: {name!r} is not the name of a cell. {_FIX}")
             rows.setdefault(name, row)
         return rows
 
@@ -277,7 +278,7 @@ class _Tables:
     def of_dataset(self, cell: str, dataset: str) -> dict[str, list[Any]]:
         """Return the columns of the items of a cell's dataset."""
         if (cell, dataset) not in self.spans:
-            raise FileNotFoundError(errno.ENOENT, f"it has no items of {dataset} in items.parquet", cell)
+            raise FileNotFoundError(errno.ENOENT, f"items.parquet has no items of {dataset}", cell)
         start, stop = self.spans[cell, dataset]
         return self._items.slice(start, stop - start).drop_columns(["cell", "dataset"]).to_pydict()
 
@@ -301,7 +302,7 @@ class _Tables:
 
 
 def _tables(root: Path) -> _Tables:
-    """Return the tables of a folder, read again when a file has changed."""
+    """Return the tables of a folder; they are read again when a file has changed."""
     def state(path: Path) -> tuple[int, ...]:
         try:
             found = path.stat()
@@ -318,7 +319,7 @@ def _cached(root: Path, _: tuple[tuple[int, ...], ...]) -> _Tables:
 
 
 def _runs(table: pa.Table) -> list[tuple[tuple[Any, ...], tuple[int, int]]]:
-    """Return the values of each run of equal rows, with its first row and last + 1."""
+    """Return the values of each sequence of equal rows, with its first row and last + 1."""
     if not len(table):
         return []
     import numpy as np
@@ -346,7 +347,7 @@ def _open(root: Path, name: str) -> Any:
         names, about = file.schema_arrow.names, file.schema_arrow.metadata or {}
     except FileNotFoundError:
         every = ", ".join(f"{one}.parquet" for one in COLUMNS)
-        raise UserError(f"{path} is missing; a published folder has {every}. {_FIX}") from None
+        raise UserError(f"{path} is missing. A published folder has {every}. {_FIX}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
     version = about.get(_VERSION, b"").decode(errors="replace")
@@ -364,7 +365,7 @@ def _open(root: Path, name: str) -> Any:
 
 
 def _has_kind(name: str, field: pa.Field) -> bool:
-    """Return whether a column that is read here has the kind of its values: text, or numbers; all may be missing."""
+    """Return whether a column has the expected type, text or numbers; all its values may be missing."""
     from pyarrow import types
 
     kind = field.type.value_type if types.is_dictionary(field.type) else field.type

@@ -1,4 +1,4 @@
-"""Finished work on disk: a folder per cell, the state of its stages, one owner at a time."""
+"""Finished work on disk: one folder per cell, the state of its stages, one owner at a time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from benchmark.store.keys import Keys
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0
 MARGIN_MEGABYTES = 50.0
-SCHEMA = 1  # of a results folder; a folder without a schema file is of version 1
+SCHEMA = 1  # version of a results folder; a folder without a schema file has version 1
 
 
 class Store:
-    """The results of one profile: of runs, or published ones, which are read alike and cannot be written.
+    """A results folder, of runs or published. Both are read in the same way; a published one is read only.
 
     Args:
-        root: results folder; cells go to root/cells. A published folder has them as tables (`cell_tables`).
+        root: the folder. Cells are in root/cells; a published folder has them as tables (`cell_tables`).
     """
 
     def __init__(self, root: Path) -> None:
@@ -48,7 +48,7 @@ class Store:
     # -- folders ------------------------------------------------------------------------------------------------
 
     def folder(self, cell: CellSpec) -> Path:
-        """Return the folder of a cell (it may not exist); one that an older version named otherwise is found too."""
+        """Return the folder of a cell, which may not exist. An older version may have given it another name."""
         folder = self.cells / cell_id(cell)
         if folder.is_dir():
             return folder
@@ -56,7 +56,7 @@ class Store:
         return self.cells / same[0] if same else folder
 
     def _names(self) -> dict[str, list[str]]:
-        """Return the names of folders by the digits that end them, listed again when the folder of all has changed."""
+        """Return digits -> names of folders that end with them; listed again when root/cells has changed."""
         try:
             changed = self.cells.stat().st_mtime_ns
             if changed != self._listed[0]:
@@ -64,33 +64,33 @@ class Store:
                 for path in sorted(self.cells.iterdir()):
                     found.setdefault(digits_of(path.name), []).append(path.name)
                 self._listed = (changed, found)
-        except OSError:  # not there yet
+        except OSError:  # does not exist yet
             return {}
         return self._listed[1]
 
     def check_schema(self) -> None:
-        """Refuse a folder that another version of the program wrote in a form that this one cannot read.
+        """Refuse a folder with a schema version that this program cannot read.
 
         Raises:
-            UserError: its schema file names another version, or published tables are damaged or incomplete.
+            UserError: the schema file names another version, or published tables are damaged or incomplete.
         """
         if self.is_published:
             cell_tables.check(self.root)
         try:
-            found = (self.root / "schema").read_text().strip()
+            version = (self.root / "schema").read_text().strip()
         except OSError:
-            found = "1"
-        if found != str(SCHEMA):
+            version = "1"
+        if version != str(SCHEMA):
             raise UserError(
-                f"{self.root} has results of schema version {found[:20] or '(empty)'}, this program reads and writes "
+                f"{self.root} has results of schema version {version[:20] or '(empty)'}, this program reads and writes "
                 f"version {SCHEMA}. Use the program that wrote it, or choose another folder with RESULTS=dir."
             )
 
     def check_writable(self, megabytes: float = 0.0) -> None:
-        """Make the results folder and write to it once, before anything is computed.
+        """Create the results folder and write to it once, before anything is computed.
 
         Args:
-            megabytes: space that is needed.
+            megabytes: disk space that the run needs.
 
         Raises:
             UserError: it cannot be written, or has too little space.
@@ -107,7 +107,7 @@ class Store:
         free = shutil.disk_usage(self.cells).free / 1e6
         if free < megabytes + MARGIN_MEGABYTES:
             raise UserError(
-                f"{self.root} has {free:.0f} MB free, about {megabytes + MARGIN_MEGABYTES:.0f} MB are needed. "
+                f"{self.root} has {free:.0f} MB free, but the run needs about {megabytes + MARGIN_MEGABYTES:.0f} MB. "
                 "Free some space, or choose another folder with RESULTS=dir (results=dir)."
             )
 
@@ -121,14 +121,14 @@ class Store:
         return sorted(path.parent for path in self.cells.glob("*/cell.yaml"))
 
     def find(self, name: str) -> Path:
-        """Return the folder of a cell by its name, by a beginning that only it has, or by the digits that end it.
+        """Return the folder of a cell by its name, by a unique beginning of its name, or by its last eight digits.
 
         Raises:
-            UserError: no such cell, or several, or another schema version.
+            UserError: no cell or several cells match, or the schema version is another.
         """
         names = [folder.name for folder in self.all_cells()]
         found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]
-        # The words of a name may be an older version's.
+        # An older version may have used other words before the digits.
         digits = digits_of(name)
         found = found or [other for other in names if len(digits) == 8 and other.endswith(f"-{digits}")]
         if len(found) != 1:
@@ -140,7 +140,7 @@ class Store:
     # -- state --------------------------------------------------------------------------------------------------
 
     def status(self, folder: Path) -> dict[str, Any]:
-        """Return what is recorded about a cell; nothing is known of a folder without a readable record."""
+        """Return the content of a cell's status.json; a new status if it cannot be read."""
         try:
             status = json.loads((folder / "status.json").read_text())
         except (OSError, ValueError, RecursionError):
@@ -150,7 +150,7 @@ class Store:
         return {"state": "new", "stages": {}, "error": None, **status}
 
     def missing(self, cell: CellSpec, keys: Keys) -> list[str]:
-        """Return the stages that still have to run, in order; empty for a finished cell."""
+        """Return the stages that have to run, in order; empty for a finished cell."""
         folder = self.folder(cell)
         stages = self.status(folder)["stages"]
         return [stage for stage, key in keys.stages.items() if not _done(folder, stages, stage, key)]
@@ -161,7 +161,7 @@ class Store:
         return {name: stage["seconds"] for name, stage in stages.items() if stage.get("state") == "done"}
 
     def begin(self, cell: CellSpec) -> None:
-        """Make the folder of a cell and record that it runs; the caller holds its lock."""
+        """Create the folder of a cell and record that the cell runs; the caller holds its lock."""
         folder = self.folder(cell)
         sweep(folder)
         write_atomic(folder / "cell.yaml", yaml.safe_dump(plain(cell), sort_keys=False, allow_unicode=True))
@@ -172,7 +172,7 @@ class Store:
         self._update(folder, state="running", error=None, about=about)
 
     def start_stage(self, cell: CellSpec, stage: str, key: str) -> None:
-        """Record that a stage runs; what an older key left of it is removed, what this key left is kept to resume."""
+        """Record that a stage runs. Its files stay if they have this key, to resume; otherwise they are deleted."""
         folder = self.folder(cell)
         stages = self.status(folder)["stages"]
         if stages.get(stage, {}).get("key") != key:
@@ -196,10 +196,10 @@ class Store:
                 f"{error.filename} was deleted while {stage} ran ({error.strerror}). Run the same command again."
             ) from error
         done = {"key": key, "state": "done", "seconds": round(seconds, 3)}
-        if stage != "train":  # a delta holds the digest of its tensors
+        if stage != "train":  # a delta stores the digest of its tensors
             done["sha256"] = sha256_file(output_of(folder, stage))
         self._update(folder, stages={**self.status(folder)["stages"], stage: done})
-        if stage == "train":  # only now: a kill just before loses the steps since the last state, no more
+        if stage == "train":  # last: a kill before this loses only the steps since the last saved state
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
     def finish(self, cell: CellSpec, state: str, error: dict[str, str] | None = None) -> None:
@@ -217,8 +217,8 @@ class Store:
     def lock(self, cell: CellSpec) -> Iterator[None]:
         """Hold a cell while working on it.
 
-        The owner (host, process) is written to the folder's `lock` file and touched every few seconds. A lock whose
-        process is gone, or that another host has not touched for minutes, is taken over.
+        The folder's `lock` file names the owner (host, process), who touches it every few seconds. A lock is taken over
+        if its process is gone, or if its owner on another host has not touched it for minutes.
 
         Raises:
             Locked: another living process holds it.
@@ -227,7 +227,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"Cannot make {folder}: {error.strerror}. Choose another with RESULTS=dir.") from error
+            raise UserError(f"Cannot create {folder}: {error.strerror}. Choose another with RESULTS=dir.") from error
         path, owner = folder / "lock", _owner()
         with short_lock(self.cells / ".lock"):
             held = read_lock(path)
@@ -241,7 +241,7 @@ class Store:
             yield
         finally:
             stop.set()
-            thread.join(HEARTBEAT_SECONDS)  # a hung disk holds it
+            thread.join(HEARTBEAT_SECONDS)  # a disk that hangs would block it
             if read_lock(path) == owner:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -249,16 +249,16 @@ class Store:
 
 
 def read_cell(folder: Path) -> CellSpec:
-    """Return the spec of a cell's folder.
+    """Return the cell that a folder holds.
 
     Raises:
-        UserError: cell.yaml is missing or is no cell.
+        UserError: cell.yaml is missing, or does not describe a cell.
     """
     return cell_of(read_values(folder), str(folder / "cell.yaml"))
 
 
 def read_values(folder: Path) -> dict[str, Any]:
-    """Return what cell.yaml says, without what newer versions add to it.
+    """Return the content of a folder's cell.yaml.
 
     Raises:
         UserError: it is missing or damaged.
@@ -270,7 +270,7 @@ def read_values(folder: Path) -> dict[str, Any]:
         else:
             text = path.read_text(encoding="utf-8")
             if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-                raise ValueError("it repeats parts of itself")  # nine lines can stand for a billion
+                raise ValueError("it has YAML aliases")  # nine lines can expand to a billion
             values = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {path}: {str(error).splitlines()[0]}. Name a cell of `list cells`.") from error
@@ -278,7 +278,7 @@ def read_values(folder: Path) -> dict[str, Any]:
 
 
 def published_key(folder: Path) -> str | None:
-    """Return the key of a published cell; None if it has none, or is of a run."""
+    """Return the key of a published cell; None if it has none or belongs to a run."""
     try:
         return (folder / cell_tables.KEY).read_text().strip()
     except OSError:
@@ -286,7 +286,7 @@ def published_key(folder: Path) -> str | None:
 
 
 def _outputs(folder: Path, stage: str) -> list[Path]:
-    """Return the files of a stage, the one that proves it complete first."""
+    """Return the files of a stage; the first one proves it complete."""
     kind, _, dataset = stage.partition("/")
     return {
         "train": [folder / "delta.safetensors", folder / "train.jsonl", folder / "checkpoint"],
@@ -307,9 +307,9 @@ def output_of(folder: Path, stage: str) -> Path:
 
 
 def _done(folder: Path, stages: dict[str, Any], stage: str, key: str) -> bool:
-    """Return whether a stage was finished under this key and its file is still there."""
-    known = stages.get(stage, {})
-    return known.get("key") == key and known.get("state") == "done" and output_of(folder, stage).is_file()
+    """Return whether a stage was finished under this key and its file still exists."""
+    entry = stages.get(stage, {})
+    return entry.get("key") == key and entry.get("state") == "done" and output_of(folder, stage).is_file()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -317,12 +317,12 @@ def _done(folder: Path, stages: dict[str, Any], stage: str, key: str) -> bool:
 
 
 def _owner() -> dict[str, Any]:
-    """Return who this process is; the start time tells it from a later process with the same number."""
+    """Return the identity of this process; the start time tells it from a later process with the same number."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started (in clock ticks after boot), or None if there is none or no /proc."""
+    """Return when a process started, in clock ticks after boot; None without such a process or without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -330,7 +330,7 @@ def _started(pid: int) -> str | None:
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
-    """Return the owner named in a lock file, or None if there is no (whole) one."""
+    """Return the owner that a lock file names; None if the file is missing or incomplete."""
     try:
         owner = json.loads(path.read_text())
         return owner if {"host", "pid", "started"} <= owner.keys() else None
@@ -339,12 +339,12 @@ def read_lock(path: Path) -> dict[str, Any] | None:
 
 
 def is_held(path: Path, owner: dict[str, Any]) -> bool:
-    """Return whether a lock file still names this owner, and the owner still works."""
+    """Return whether a lock file still names this owner, and the owner is alive."""
     return read_lock(path) == owner and _alive(owner, path)
 
 
 def _alive(owner: dict[str, Any], path: Path) -> bool:
-    """Return whether a lock's owner still works."""
+    """Return whether a lock's owner is alive."""
     if owner["host"] == socket.gethostname():
         if Path("/proc/self/stat").exists():
             return owner["started"] is not None and _started(owner["pid"]) == owner["started"]
@@ -363,11 +363,11 @@ def _alive(owner: dict[str, Any], path: Path) -> bool:
 
 @contextlib.contextmanager
 def short_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a file lock for a moment, to make a few steps one among processes.
+    """Hold a file lock for a moment, so that processes take a few steps one after another.
 
     Args:
-        path: of the file.
-        waiting: called once if another process holds it.
+        path: the lock file.
+        waiting: called once if another process holds the lock.
 
     Raises:
         UserError: the file cannot be written, or its file system has no locks.
@@ -385,7 +385,7 @@ def short_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterat
 
 
 def _beat(path: Path, stop: threading.Event) -> None:
-    """Touch a lock file until told to stop."""
+    """Touch a lock file until `stop` is set."""
     while not stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
             os.utime(path)

@@ -1,8 +1,8 @@
-"""Stage versions: what a key holds in place of the code, and the digests that tell when the code has changed.
+"""Stage versions, which keys hold in place of the code, and the digests that detect a change of the code.
 
-`stage_versions.json` gives every stage, model family and method a version. The version enters the keys, so code can be
-moved and renamed without a published number growing old. The digest beside it is a tripwire: a test fails when the code
-of a stage has changed, until somebody shows that no number did (`make accept`) or raises the version (`BUMP=1`).
+`stage_versions.json` gives every stage, model family and method a version. Keys hold the version, so code can be moved
+and renamed without making published numbers stale. The digest beside it is a tripwire: when the code of a stage
+changes, a test fails until somebody shows that no number changed (`make accept`) or raises the version (`BUMP=1`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from benchmark.spec import ROOT, at_root
 
 FILE = Path(__file__).with_name("stage_versions.json")
 
-# The code that makes each stage's number, relative to the repository. Model families and methods have versions of their
-# own. What data readers make is in the data's digest; spec, plan, store and runner only move things.
+# The code that makes the numbers of each stage, relative to the repository. Model families and methods have their own
+# versions. The data's digest covers data readers. Spec, plan, store and runner compute no numbers.
 MODEL = (
     "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/checkpoint_files.py",
     "benchmark/models/folder.py", "benchmark/models/prompt.py", "benchmark/models/tokenizer_model.py",
@@ -53,10 +53,10 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
 
 
 def version(stage: str) -> str:
-    """Return what a key holds for the code of a stage: its version, for a user's own code a digest of it.
+    """Return what a key holds for the code of a stage: its version, or a digest of a user's own code.
 
     Args:
-        stage: a name of `stages()`, or method/<module:Class> or family/<name> of the user's own.
+        stage: a name from `stages()`, or the user's own method/<module:Class> or family/<name>.
 
     Returns:
         For example "train 1", or "method/mine:Mine 0a1b2c3d4e5f6071".
@@ -81,7 +81,7 @@ def modules_of(stage: str) -> tuple[str, ...]:
     """Return the files behind a stage, a model family (family/<name>) or a method (method/<id>).
 
     Raises:
-        UserError: the module of a method or family of the user's own cannot be found.
+        UserError: the module of a user's own method or family cannot be found.
     """
     kind, _, name = stage.partition("/")
     if kind == "method":
@@ -90,17 +90,17 @@ def modules_of(stage: str) -> tuple[str, ...]:
 
 
 def changed() -> list[str]:
-    """Return the stages whose code is not the one that their version stands for."""
+    """Return the stages whose code has changed since their version was recorded."""
     known = _read()
     return [stage for stage in stages() if known.get(stage, {}).get("digest") != code_digest(modules_of(stage))]
 
 
 def record(names: Iterable[str], bump: bool = False) -> None:
-    """Write today's code of some stages as what their version stands for.
+    """Record the current code of stages under their version.
 
     Args:
-        names: of `stages()`.
-        bump: raise the version first: their numbers have changed.
+        names: names from `stages()`.
+        bump: raise the version first, because their numbers have changed.
 
     Raises:
         UserError: an unknown stage, or the file cannot be written.
@@ -130,9 +130,9 @@ def _read() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def code_digest(modules: tuple[str, ...]) -> str:
-    """Return a digest of modules that file names, comments, docstrings, imports and annotations do not change.
+    """Return a digest of the code of modules, without file names, comments, docstrings, imports and annotations.
 
-    Nor does moving a function or class to another of these modules: each top-level statement counts by itself.
+    Each top-level statement counts by itself, so moving a function to another of these modules changes nothing.
 
     Args:
         modules: files, relative to the repository or absolute.
@@ -146,12 +146,12 @@ def code_digest(modules: tuple[str, ...]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-# Of a syntax tree: what says where names come from, what types they have, or what only some versions of Python write.
+# Fields of a syntax tree that hold types or the origin of names, or that only some versions of Python write.
 _BESIDE = {"annotation", "returns", "type_comment", "type_ignores", "type_params", "kind", "ctx", "simple"}
 
 
 def _essence(node: Any) -> str:
-    """Return a syntax tree as text, the same in every version of Python, without what changes no number."""
+    """Return a syntax tree as text that is the same in every Python version, without parts that change no number."""
     if isinstance(node, list):
         return "[" + ",".join(filter(None, map(_essence, node))) + "]"
     if isinstance(node, ast.Constant):
@@ -198,13 +198,13 @@ def method_modules(method: str) -> tuple[str, ...]:
 
 @functools.cache
 def _imported_methods(name: str) -> tuple[str, ...]:
-    """Return the files of methods/ that a module imports, wherever in it; imports for annotations run nothing."""
+    """Return the files of methods/ that a module imports anywhere, except for annotations."""
     modules = []
     for node in _run(ast.parse(at_root(name).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            # One dot in a file of methods/ is methods; more, or dots elsewhere, lead to no helper of ours.
+            # In a file of methods/ one dot means methods. Other relative imports lead to no file of ours.
             source = ".".join(filter(None, ["methods" if node.level else "", node.module]))
             modules += [source, *(f"{source}.{alias.name}" for alias in node.names)]
     files = [ROOT / (module.replace(".", "/") + ".py") for module in modules if module.startswith("methods.")]
@@ -212,7 +212,7 @@ def _imported_methods(name: str) -> tuple[str, ...]:
 
 
 def _run(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node that runs: all but what stands below `if TYPE_CHECKING`."""
+    """Yield every node that runs: all except those below `if TYPE_CHECKING`."""
     if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
         yield node
         for child in ast.iter_child_nodes(node):
@@ -220,7 +220,7 @@ def _run(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _family_modules(family: str) -> tuple[str, ...]:
-    """Return the files of a model family: its module, and those whose names begin with its own."""
+    """Return the files of a model family: its module, and modules whose names begin with its name."""
     from benchmark.models import FAMILIES
 
     module = _module_file(FAMILIES[family])
@@ -229,7 +229,7 @@ def _family_modules(family: str) -> tuple[str, ...]:
 
 
 def _module_file(module: str) -> str:
-    """Return where a module is, without importing it if it is ours (a method's module imports torch)."""
+    """Return the file of a module. Ours is not imported, because a method's module imports torch."""
     own = ROOT / (module.replace(".", "/") + ".py")
     if own.is_file():
         return str(own.relative_to(ROOT))
@@ -243,10 +243,10 @@ def _module_file(module: str) -> str:
 
 
 def of_cell(family: str, method: str | None, posthoc: bool = False) -> Mapping[str, str]:
-    """Return the versions behind each kind of stage of a cell.
+    """Return the version of each kind of stage of a cell.
 
     Args:
-        family: of the model.
+        family: the model's.
         method: id, or module:Class; None for an untuned model.
         posthoc: whether the method starts from a finished Full FT cell.
 

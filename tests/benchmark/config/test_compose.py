@@ -246,7 +246,7 @@ def test_every_named_protocol_arrives(dataset):
 @pytest.mark.parametrize(("path", "value", "reason"), [
     (("invented",), 1, "invented: no such key"), (("section",), {"a": 1}, "section: no such key"),
     (("engine", "invented"), 1, "invented: no such key"), (("train", "invented"), 1, "train.invented: no such key"),
-    (("dataset", "gqa", "id"), "../../evil", "dataset.gqa.id=../../evil: a name of letters"),
+    (("dataset", "gqa", "id"), "../../evil", "dataset.gqa.id=../../evil: a name may have only letters"),
     (("models", "llava_pocket", "invented"), 1, "model.invented: no such key"),
 ])
 def test_a_key_of_conf_that_no_spec_has_is_refused(monkeypatch, path, value, reason):

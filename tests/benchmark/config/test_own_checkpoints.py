@@ -70,8 +70,8 @@ def test_the_layout_chooses_the_model_and_the_user_can(tmp_path):
     [
         ("mine", "write NAME:FOLDER"),
         ("mine:{}/nowhere", "is not a folder"),
-        ("mine:{0},mine:{0}", "named twice"),
-        ("mine@vila:{}", "no model 'vila' here. Did you mean 'vila_pocket'"),
+        ("mine:{0},mine:{0}", "the name 'mine' is used twice"),
+        ("mine@vila:{}", "the table has no model 'vila'. Did you mean 'vila_pocket'"),
         ("a b:{}", "write NAME:FOLDER"),
     ],
 )
@@ -81,5 +81,5 @@ def test_mistakes(value, message, tmp_path):
 
 
 def test_a_layout_that_no_single_model_of_the_table_has_is_explained(tmp_path):
-    with pytest.raises(UserError, match="has the layout of llava, and 0 models"):
+    with pytest.raises(UserError, match="has the layout of llava, which 0 models"):
         request(["table=table5", "models=vila_pocket", f"checkpoints=mine:{tmp_path}"])

@@ -58,7 +58,7 @@ def test_a_stop_rule_is_part_of_the_protocol():
 
 
 @pytest.mark.parametrize(("value", "message"), [
-    ('["\\n"]', r"'\\\\n': expected text without backslash, .*use protocol.gqa=first_line"),
+    ('["\\n"]', r"'\\\\n': expected text without a backslash, .*use protocol.gqa=first_line"),
     ('[""]', "stop='': expected text"), ("[1]", "stop=1: expected text"), ("stop", "expected a list"),
     ("null", "expected a list"),
 ])

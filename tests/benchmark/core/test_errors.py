@@ -50,7 +50,7 @@ def test_a_worker_calls_it_a_users_mistake(tmp_path, monkeypatch):
         monkeypatch.setattr(worker._store, name, lambda *_: ["train"])
     monkeypatch.setattr(worker._store, "lock", lambda cell: contextlib.nullcontext())
     failure = worker.run(type("Cell", (), {"engine": "single", "datasets": ()})(), None, None, None)
-    assert failure.user and "says what fits" in failure.message
+    assert failure.user and "To see what fits, run plan" in failure.message
 
 
 @pytest.mark.parametrize(

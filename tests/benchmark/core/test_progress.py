@@ -121,7 +121,7 @@ def test_a_terminal_gets_one_bar_with_the_stage_and_the_time(now, monkeypatch, c
         told("images", 617, 1234)
         shown = [task for task in made[0]._bars.tasks if task.visible]
         assert [(task.description, task.completed, task.total) for task in shown] == [("audit", 617, 1234)]
-        assert shown[0].fields["text"] == "images  10 s gone, 10 s left"
+        assert shown[0].fields["text"] == "images  10 s elapsed, 10 s left"
         assert made[0]._bars.live.is_started
     assert not made[0]._bars.live.is_started
 
@@ -148,6 +148,6 @@ def test_a_run_of_one_cell_keeps_the_bar_that_has_the_time(now):
     show.step("a", "train", 0, 10)
     try:
         shown = {task.description: task.fields["text"] for task in show._bars.tasks if task.visible}
-        assert shown == {"cells": "0 s gone, 60 s left", "a": "train"}
+        assert shown == {"cells": "0 s elapsed, 60 s left", "a": "train"}
     finally:
         show.end()

@@ -52,14 +52,14 @@ def folder_of(short: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("long", "and sockets below it allow 75"), ("missing", "does not exist"), ("file", "is not a folder")],
+    [("long", "but sockets in it allow at most 75"), ("missing", "does not exist"), ("file", "is not a folder")],
 )
 def test_a_folder_that_cannot_be_used_is_replaced_and_named(kind, said, short, monkeypatch, capsys):
     given = folder_of(short, kind)
     monkeypatch.setenv("TMPDIR", str(given))
     temporary.settle()
     error = capsys.readouterr().err
-    assert f"note: TMPDIR={given} " in error and said in error and "/tmp is used." in error
+    assert f"note: TMPDIR={given} " in error and said in error and "Using /tmp instead." in error
     assert os.environ["TMPDIR"] == tempfile.gettempdir() == "/tmp"
     temporary.settle()
     assert capsys.readouterr().err == ""
@@ -85,7 +85,7 @@ def test_a_folder_that_is_not_writable(short, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     monkeypatch.setenv("TMPDIR", str(short))
     temporary.settle()
-    assert f"TMPDIR={short} cannot be written (Permission denied): /tmp is used." in capsys.readouterr().err
+    assert f"TMPDIR={short} cannot be written (Permission denied). Using /tmp instead." in capsys.readouterr().err
 
 
 def test_without_any_folder_nothing_runs(short, tmp_path, monkeypatch, capsys):

@@ -113,7 +113,7 @@ def test_a_model_whose_untuned_cell_fails_is_not_trained(held, monkeypatch, caps
     monkeypatch.setenv(fakes.TROUBLE, "generate gqa=fail")
     assert cli.main(["run", *held.overrides("methods=zero_shot,full_ft", "gate=warn")]) == 1
     said = capsys.readouterr().out
-    assert "Nothing of LLaVA (pocket) is trained" in said and "the loss exploded" in said
+    assert "Not trained: LLaVA (pocket)" in said and "the loss exploded" in said
     assert not [line for line in fakes.calls() if line.startswith("train")]
 
 

@@ -156,24 +156,24 @@ def test_the_plan_of_both_models(capsys, tmp_path):
     assert code == 0 and "30 cells, 0 done" in out
     assert "425,746,432 parameters, 3,125 steps of 16 samples" in out
     assert "176,971,776 parameters, 3,125 steps of 16 samples" in out
-    assert out.count("so activation gradients cross all 32 blocks") == 2
+    assert out.count("is trained: activation gradients cross all 32 blocks") == 2
     assert out.count(" of 24 GiB per GPU (spider, engine=zero2, micro-batch 2): weights ") == 2
     assert out.count("activations without gradient checkpointing: ") == 2
     assert "14 deltas of 0.85 GB (a whole checkpoint: 14.1 GB)" in out
-    assert "Checkpoint: not here (checkpoints/llava-1.5-7b-hf; hub cache: llava-hf/llava-1.5-7b-hf)" in out
+    assert "Checkpoint: not found (checkpoints/llava-1.5-7b-hf; hub cache: llava-hf/llava-1.5-7b-hf)" in out
 
 
 @pytest.mark.slow
 def test_a_plan_that_does_not_fit_names_what_does(capsys, tmp_path):
     results = f"results={tmp_path}"
     code, out, err = plan(capsys, "gpu=4090x1", "models=llava15_7b", results)
-    assert code == 2 and "do not fit 24 GiB (4090). It fits with 2 of these GPUs" in err
+    assert code == 2 and "more than 24 GiB (4090). It fits with 2 of these GPUs" in err
     code, _, err = plan(capsys, "gpu=4090x8", "engine=single", "models=llava15_7b", results)
     assert code == 2 and "It fits with engine=zero2 and 2 of these GPUs" in err
     code, _, err = plan(capsys, "gpu=4090x3", results)
     assert code == 2 and "3 GPUs with train.micro_batch_size=2 do not divide train.batch_size=16" in err
     code, _, err = plan(capsys, "gpu=4090x8", "gpus=4", results)
-    assert code == 2 and "has 8 GPUs, but gpus=4 are asked for" in err
+    assert code == 2 and "names 8 GPUs, but gpus=4. Make them equal" in err
 
 
 def test_finished_cells_calibrate_the_hours(tmp_path):

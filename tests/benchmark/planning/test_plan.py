@@ -77,9 +77,9 @@ def test_a_plan_without_data_says_so(world):
     assert plan[0].keys is None and plan[0].missing[0] == "train" and plan[0].missing[-1] == "summary"
     costs = Costs(Store(asked.results), asked.profile)
     text = planning.describe(plan, asked, costs)
-    assert "data are not there yet" in text and "`data draw profile=pocket data_root=DIR` fills" in text
+    assert "data do not exist yet" in text and "`data draw profile=pocket data_root=DIR` fills" in text
     ours = asked.of(dataclasses.replace(cell, data_root="data/pocket") for cell in asked.cells)
-    assert "(data/pocket); `run` gets them first" in planning.describe(plan, ours, costs)
+    assert "(data/pocket). `run` makes them first" in planning.describe(plan, ours, costs)
 
 
 # -- cost ---------------------------------------------------------------------------------------------------------
@@ -203,6 +203,6 @@ def test_one_folder_holds_no_two_cells_of_one_name(key):
     value = dataclasses.replace(getattr(cell, head), **{tail: 7}) if tail else "other"
     other = dataclasses.replace(cell, **{head: value})
     assert cell_id(cell) == cell_id(other)
-    with pytest.raises(UserError, match=f"{key}=.*: it is no part of what a cell is"):
+    with pytest.raises(UserError, match=f"{key}=.*: both cells have the name"):
         planning.expand([cell, other], cell.method)
     assert len(planning.expand([cell, cell], cell.method)) == 1

@@ -342,7 +342,7 @@ def test_only_bounds_may_differ_in_the_last_bit():
     ("tables/other.csv", lambda path: path.write_text("model\n"),
      [r"is not in SHA256SUMS: it was added later", r"is not a table of conf/table"]),
     (SUMS, lambda path: path.write_text(path.read_text() + "0" * 64 + "  ../../etc/passwd\n"),
-     [r"line \d+ is no digest of a file in this folder", None]),
+     [r"line \d+ is not a digest of a file in this folder", None]),
 ])
 def test_files_beside_the_cells(folder, file, change, reasons):
     if change is not None:

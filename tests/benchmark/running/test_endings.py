@@ -40,10 +40,10 @@ def test_a_note_is_read_as_it_was_written(tmp_path):
     ({0: SAVED, 1: CUDA}, FAILED_LAUNCH, (How.FAILED, "RuntimeError: CUDA error")),
     ({0: SAVED, 1: CUDA}, DONE, (How.FAILED, "RuntimeError: CUDA error")),
     # Whatever the survivors say when they miss another, and whatever the words of an error are.
-    ({0: GLOO, 1: KILLED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 was killed by signal 9 (Killed), as the")),
+    ({0: GLOO, 1: KILLED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 was killed by signal 9 (Killed), perhaps because")),
     ({0: SAVED, 1: KILLED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 was killed by signal 9")),
-    ({0: MISSED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 ended without a word; the others stopped")),
-    ({0: SAVED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 ended without a word")),
+    ({0: MISSED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 ended without an error message; the others stopped")),
+    ({0: SAVED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 ended without an error message")),
     ({0: Ending(How.FAILED, "OSError: closed by peer")}, FAILED_LAUNCH, (How.FAILED, "OSError: closed by peer")),
     ({}, KILLED, (How.FAILED, "the program that started the processes was killed")),
     ({}, FAILED_LAUNCH, (How.FAILED, "")),  # the log has to tell
@@ -79,6 +79,6 @@ def test_a_kill_is_told_from_an_exit_and_memory_from_another_reason(monkeypatch)
     kills = endings.memory_kills()
     assert of_exit(code, kills) == KILLED and of_exit(0) == DONE and of_exit(3).number == 3
     monkeypatch.setattr(endings, "memory_kills", lambda: kills + 1)
-    assert of_exit(code, kills).sentence("it") == "it was killed by the system: memory ran out"
+    assert of_exit(code, kills).sentence("it") == "it was killed by the system, which ran out of memory"
     assert of_exit(-signal.SIGSEGV, kills).sentence("it") == "it was killed by signal 11 (Segmentation fault)"
     assert os.path.exists("/proc/vmstat")

@@ -86,13 +86,13 @@ def test_a_worker_that_is_killed_while_it_works_is_named_and_replaced(workers):
     one = workers()
     kind, ending = one.ask(0, "die")
     assert (kind, ending.how, ending.number) == ("died", How.KILLED, 9)
-    assert ending.sentence("it").startswith("it was killed by signal 9 (Killed), as the system does when memory runs")
+    assert ending.sentence("it").startswith("it was killed by signal 9 (Killed), perhaps because memory ran out")
     assert one.ask(0, "hello")[0] == "result"
 
 
 def test_a_worker_that_is_told_to_end_by_somebody_else_is_named_too(workers):
     kind, ending = workers().ask(0, "leave")
-    assert kind == "died" and ending.sentence("it") == "it ended without a word"
+    assert kind == "died" and ending.sentence("it") == "it ended without an error message"
 
 
 def test_a_worker_whose_child_holds_its_pipe_open_is_known_to_be_dead(workers, tmp_path):

@@ -432,4 +432,4 @@ def test_two_draws_at_once_do_one_after_the_other_and_say_so(tmp_path, monkeypat
             time.sleep(0.02)
         assert not drawn
     other.join(60)
-    assert drawn == [tmp_path] and notes == [f"Another command draws into {tmp_path}: waiting for it"]
+    assert drawn == [tmp_path] and notes == [f"Waiting for another command that draws into {tmp_path}"]

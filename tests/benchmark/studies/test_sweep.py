@@ -63,7 +63,7 @@ def test_an_axis_that_no_cell_is_named_by_is_refused(key, world, capsys):
     axis = f"{key}={','.join(values)}"
     assert cli.main(["sweep", *given, axis]) == 2
     said = capsys.readouterr().err
-    assert f"{axis}: it is no part of what a cell is" in said and trained() == 0
+    assert f"{axis}: both cells have the name" in said and trained() == 0
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_a_parameter_of_one_method_leaves_the_other_the_same_at_every_point(worl
         (["train.epochs=5,6", "seeds=[]"], "seed= missing"),
         (["train.epochs=5,6", "table=table5"], "A sweep has no table"),
         (["train.epochs=5,6", "name=../x"], "a file name of letters"),
-        (["train.epochs=5,6", "targets=gqa"], "is no target"),
+        (["train.epochs=5,6", "targets=gqa"], "is not a target"),
     ],
 )
 def test_each_mistake_is_one_message_and_nothing_is_written(more, message, capsys, tmp_path):
