@@ -40,7 +40,10 @@ def test_a_note_is_read_as_it_was_written(tmp_path):
     ({0: SAVED, 1: CUDA}, FAILED_LAUNCH, (How.FAILED, "RuntimeError: CUDA error")),
     ({0: SAVED, 1: CUDA}, DONE, (How.FAILED, "RuntimeError: CUDA error")),
     # Whatever the survivors say when they miss another, and whatever the words of an error are.
-    ({0: GLOO, 1: KILLED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 was killed by signal 9 (Killed), perhaps because")),
+    (
+        {0: GLOO, 1: KILLED}, FAILED_LAUNCH,
+        (How.FAILED, "process 1 of 2 was killed by signal 9 (Killed), perhaps because"),
+    ),
     ({0: SAVED, 1: KILLED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 was killed by signal 9")),
     ({0: MISSED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 ended without an error message; the others stopped")),
     ({0: SAVED}, FAILED_LAUNCH, (How.FAILED, "process 1 of 2 ended without an error message")),
