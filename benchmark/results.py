@@ -25,7 +25,7 @@ DIGITS = 6  # of the numbers of a published log
 
 @dataclass(frozen=True)
 class Results:
-    """The finished cells of a results folder; each table is read when it is first asked for.
+    """The finished cells of a results folder. Each table is read when it is first used.
 
     Args:
         root: results folder of a run, or a published one.
@@ -40,13 +40,14 @@ class Results:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One line per cell and target; an untuned model has a line for every target that it was scored on.
+        """One row per cell and target; an untuned model has a row for every target that it was scored on.
 
         Columns: cell (its name), profile, model, method, target, seed; A_S, A_T, H, O in points, each with _low and
         _high, the 95 % interval; epochs, batch_size, learning_rate, last_layers (missing for untuned models); commit,
         seconds (all stages) and peak_memory_mb of the run. As JSON: spec (all settings), scores (every dataset's value
         with its interval, by type, and the averages), provenance (versions, machine, digests of item ids), weights and
-        footprint (where they were measured). key is of published cells: the digest of all that the scores follow from.
+        footprint (where they were measured). Published cells also have key, a digest of everything that the scores
+        depend on.
 
         Raises:
             UserError: a file of a cell is damaged.
@@ -55,10 +56,10 @@ class Results:
 
     @cached_property
     def items(self) -> pd.DataFrame:
-        """One line per cell, test set and item.
+        """One row per cell, dataset and item.
 
-        Columns: cell, dataset, item_id, group (image or scene that items share), type (of question, may be empty),
-        score (0 to 1, for captions the image's CIDEr; a set's value is 100 times the mean), answer.
+        Columns: cell, dataset, item_id, group (the image or scene that items share), type (of the question; may be
+        empty), score (0 to 1, or for captions the image's CIDEr; a dataset's value is 100 times the mean), answer.
 
         Raises:
             UserError: a file of a cell is damaged.
@@ -67,7 +68,7 @@ class Results:
 
     @cached_property
     def logs(self) -> pd.DataFrame:
-        """One line per cell and optimizer step: cell, step, loss, learning_rate, grad_norm and what the method logs.
+        """One row per cell and optimizer step: cell, step, loss, learning_rate, grad_norm and the method's own columns.
 
         Raises:
             UserError: a training log is damaged.
@@ -92,7 +93,7 @@ def load(root: str | Path) -> Results:
         Its tables `cells`, `items` and `logs`.
 
     Raises:
-        UserError: the folder has no finished cells, or another schema.
+        UserError: the folder has no finished cells, or another schema version.
     """
     results = Results(user_path(root))
     if not results.folders:
@@ -105,8 +106,8 @@ def write(root: Path, folders: Mapping[str, Path], keys: Mapping[str, str]) -> N
 
     Args:
         root: an existing folder.
-        folders: name -> folder of a cell, in a store of runs or in a published one.
-        keys: name -> key, of the cells that are of a run.
+        folders: name -> folder of a cell, of runs or published.
+        keys: name -> key, for cells of runs.
 
     Raises:
         UserError: a cell's file is missing or damaged, or an item has no answer.
@@ -116,7 +117,7 @@ def write(root: Path, folders: Mapping[str, Path], keys: Mapping[str, str]) -> N
     cells["key"] = [keys.get(name, key) for name, key in zip(cells.cell, cells.key, strict=True)]
     lost = items[items.answer.isna()].head(1)
     for line in lost.itertuples():
-        raise UserError(f"{line.cell}: no answer of {line.dataset} to item {line.item_id}. Run the cell again.")
+        raise UserError(f"{line.cell}: item {line.item_id} of {line.dataset} has no answer. Run the cell again.")
     logs = [
         {key: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for key, value in row.items()}
         for row in logs_of(folders)
@@ -182,7 +183,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
     try:
         made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         if not isinstance(made, dict) or not isinstance(made.get("seconds", {}), dict):
-            raise ValueError("it is no table of what made the cell")
+            raise ValueError("it does not describe how the cell was made")
         return made
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {folder / 'provenance.json'}: {error}. Run the cell again.") from error
@@ -203,7 +204,7 @@ def _log(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             yield {"cell": name, **json.loads(line)}
-    except FileNotFoundError:  # an untuned model, or a post-hoc cell of older code
+    except FileNotFoundError:  # an untuned model, or a stale post-hoc cell
         return
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"Cannot read {path}: {error}. Run the cell again.") from error

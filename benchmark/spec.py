@@ -1,4 +1,4 @@
-"""What a cell is: frozen dataclasses, checked as a whole, with a canonical form that is hashed."""
+"""The vocabulary: cells and their parts as frozen dataclasses, with checks and a canonical form that is hashed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST_LABEL = 48  # characters of a cell's name that say what differs from the defaults
-LONGEST_HEAD = 150  # and of those that name model, target and method: a file's name may have 255
+LONGEST_LABEL = 48  # characters of a cell's name for the settings that differ from the defaults
+LONGEST_HEAD = 150  # characters for model, target and method; a file name may have 255 in all
 Spec = TypeVar("Spec", bound="DataclassInstance")
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
-# Metadata of fields, for `canonical`. A field is part of what a cell is, unless it is marked as apart. A field that
-# came later is left out at its default, so that the cells made before it keep their names and keys.
+# Metadata of fields, for `canonical`. APART fields are not part of a cell's identity; all others are. LATER fields were
+# added later: at their default they are left out, so that older cells keep their names and keys.
 APART = {"apart": True}
 LATER = {"omit_default": True}
 
@@ -33,38 +33,38 @@ LATER = {"omit_default": True}
 def bounds(
     low: float | None = None, high: float | None = None, above: float | None = None, about: str = ""
 ) -> dict[str, Any]:
-    """Return field metadata that limits a number, or each of several: low <= value <= high, value > above.
+    """Return field metadata that limits a number, or each number of several: low <= value <= high, value > above.
 
     Args:
         low: least value.
         high: largest value.
-        above: the value is more than this.
-        about: what a message says is expected, in place of the type and the limit.
+        above: the value must be larger than this.
+        about: what messages call the expected value, in place of its type and limit.
     """
     return {"low": low, "high": high, "above": above, "about": about}
 
 
 @dataclass(frozen=True)
 class ProfileSpec:
-    """A scale: which models and datasets belong to it, and what a cell costs until cells have been measured."""
+    """A scale: its models and datasets, and the assumed cost of a cell until cells have been measured."""
 
     id: str
     name: str
-    prepare: str | None                      # "module:function" called with the data root if data are missing
+    prepare: str | None                      # "module:function" that makes missing data; called with the data root
     reference: str | None                    # folder of published results to compare with
     models: tuple[str, ...]
-    table_models: dict[str, tuple[str, ...]]  # tables whose models are not the profile's
+    table_models: dict[str, tuple[str, ...]]  # table -> models, where they are not the profile's
     targets: tuple[str, ...]
     upstream: tuple[str, ...]
-    extra: tuple[str, ...]                   # reported for the untuned model, in no average
-    seconds: dict[str, float]                # train and posthoc per cell, generate per dataset
+    extra: tuple[str, ...]                   # reported for the untuned model only; in no average
+    seconds: dict[str, float]                # stage -> seconds: train and posthoc per cell, generate per dataset
     megabytes: float = field(metadata=bounds(low=0))
-    jobs: int = field(default=1, metadata=bounds(low=1))  # cells at a time unless asked otherwise
+    jobs: int = field(default=1, metadata=bounds(low=1))  # cells at the same time, by default
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A base model: where its checkpoint is and how it is fed and tuned."""
+    """A base model: where its checkpoint is, how it takes its input, and how it is tuned."""
 
     id: str
     name: str = field(metadata=APART)
@@ -72,16 +72,16 @@ class ModelSpec:
     checkpoint: str = field(metadata=APART)
     preprocess: Literal["pad", "crop", "resize"]
     max_length: int = field(metadata=bounds(low=16))
-    learning_rate: float = field(metadata=bounds(above=0) | APART)  # the TrainSpec has the rates of a cell
+    learning_rate: float = field(metadata=bounds(above=0) | APART)  # default; a cell's TrainSpec has the cell's rates
     projector_learning_rate: float = field(metadata=bounds(above=0) | APART)
-    # Of the Hugging Face hub, looked for in its cache if there is no such folder.
+    # Hugging Face hub repository; its cache is searched if the folder `checkpoint` does not exist.
     repository: str | None = field(default=None, metadata=APART)
-    # Folder or hub repository, for a checkpoint without a tower; null: the one that it names.
+    # Folder or hub repository of the tower, for a checkpoint without one; null: the tower that the checkpoint names.
     vision_tower: str | None = field(default=None, metadata=APART)
-    vocab_size: int | None = field(default=None, metadata=bounds(low=1) | LATER)  # rows of the output layer; null: all
-    # Of images: the colours under it, as the original has, or on white.
+    vocab_size: int | None = field(default=None, metadata=bounds(low=1) | LATER)  # output rows that count; null: all
+    # Transparent images: drop the transparency, as the original code does, or put the image on white.
     transparency: Literal["drop", "white"] = field(default="drop", metadata=LATER)
-    # Sizes: what a plan counts with and a load must match.
+    # Sizes, which plans use; a loaded checkpoint must match them.
     architecture: dict[str, Any] = field(default_factory=dict, metadata=APART)
 
 
@@ -98,7 +98,7 @@ class DatasetSpec:
     splits: dict[str, Any]
     counts: dict[str, Any] = field(metadata=APART)
     options: dict[str, Any]
-    # Strings that end an answer, beside the end token; they are no part of it.
+    # Strings that end an answer, in addition to the end token; they are not part of the answer.
     stop: tuple[str, ...] = field(default=(), metadata=LATER)
 
 
@@ -108,12 +108,12 @@ class MethodSpec:
 
     id: str
     params: dict[str, Any]
-    posthoc: bool = field(default=False, metadata=APART)  # made from the finished Full FT cell, without training
+    posthoc: bool = field(default=False, metadata=APART)  # made from a finished Full FT cell, without training
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """Fine-tuning settings, with the model's learning rates filled in."""
+    """Training settings, with the model's learning rates filled in."""
 
     epochs: int = field(metadata=bounds(low=1))
     batch_size: int = field(metadata=bounds(low=1))
@@ -128,78 +128,78 @@ class TrainSpec:
     max_grad_norm: float = field(metadata=bounds(low=0))
     loss_group: int = field(metadata=bounds(low=1))
     limit: int | None = field(metadata=bounds(low=1))
-    # Run each block again in the backward pass rather than keep what it made: no number changes.
+    # Run each block again in the backward pass instead of keeping its activations; no number changes.
     gradient_checkpointing: bool = field(default=False, metadata=APART)
 
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """How answers are generated."""
+    """Settings of evaluation."""
 
     batch_size: int = field(metadata=bounds(low=1) | APART)
     limit: int | None = field(default=None, metadata=bounds(low=1))
     split: Literal["test", "validation"] = "test"
-    # Run an image once for all questions on it: the same answers up to rounding.
+    # Run an image once for all questions on it. Answers are the same up to rounding.
     share_images: bool = field(default=False, metadata=APART)
-    # Of generation only; null: the cell's dtype.
+    # dtype of generation only; null: the cell's dtype.
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceSpec:
-    """Where and how a cell runs; of these only the dtype is part of what the cell is."""
+    """Where and how a cell runs. Of these settings, only the dtype is part of the cell's identity."""
 
     data_root: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = field(default=2, metadata=bounds(low=1))
-    checkpoint_minutes: float = field(default=10.0, metadata=bounds(low=0))   # of training between two saved states
-    checkpoint_steps: int | None = field(default=None, metadata=bounds(low=1))  # or so many steps, whichever is first
+    checkpoint_minutes: float = field(default=10.0, metadata=bounds(low=0))   # between two saved states of a training
+    checkpoint_steps: int | None = field(default=None, metadata=bounds(low=1))  # or this many steps, if earlier
     engine: Literal["single", "zero1", "zero2", "zero3"] = "single"
-    zero_optimization: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's section, of the zero engines
-    processes: int = field(default=1, metadata=bounds(low=0))  # of a zero engine, per machine; 0: one per visible GPU
-    devices: tuple[int, ...] = ()                              # the GPUs of these processes; empty: the first ones
+    zero_optimization: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's section, for the zero engines
+    processes: int = field(default=1, metadata=bounds(low=0))  # per machine, for a zero engine; 0: one per visible GPU
+    devices: tuple[int, ...] = ()                              # GPUs of these processes; empty: the first ones
     hostfile: str | None = None                                # DeepSpeed's, for several machines
-    report_to: Literal["none", "tensorboard", "wandb"] = "none"  # where the Trainer sends the rows of train.jsonl too
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"  # where the Trainer also sends the rows of train.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """How a command runs its cells; no part of what a cell is. The command line sets these, conf/ does not."""
+    """How a command runs its cells; not part of a cell's identity. The command line sets these, conf/ does not."""
 
     results: Path | None = None      # folder; None: results/runs/<profile>
-    jobs: int = field(default=1, metadata=bounds(low=1))  # cells at a time
+    jobs: int = field(default=1, metadata=bounds(low=1))  # cells at the same time
     gpus: tuple[int, ...] = field(default=(), metadata=bounds(low=0, about="device numbers, e.g. gpus=0,1"))
     hostfile: Path | None = None     # DeepSpeed's, for several machines
-    gpu: str | None = None           # for a plan: cards that may not be here, e.g. 4090x8
-    checkpoints: str = ""            # the user's own: NAME:FOLDER,NAME@MODEL:FOLDER
-    gate: Literal["stop", "warn"] = "stop"  # what to do if untuned models do not score as in the paper
-    radar: Literal["points", "zero_shot", "full_ft"] = "points"  # scale of radar plots, or the method that is 100 %
+    gpu: str | None = None           # for a plan: cards that this machine may not have, e.g. 4090x8
+    checkpoints: str = ""            # the user's own checkpoints: NAME:FOLDER,NAME@MODEL:FOLDER
+    gate: Literal["stop", "warn"] = "stop"  # what to do if the zero-shot check fails
+    radar: Literal["points", "zero_shot", "full_ft"] = "points"  # scale of radar plots: points, or relative to a method
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellSpec(PlaceSpec):
-    """One entry of a table: a model tuned by a method on a target, and the datasets it is evaluated on."""
+    """One entry of a table: a model, tuned by a method on a target, and the datasets that it is evaluated on."""
 
     profile: str
     model: ModelSpec
     method: MethodSpec
-    target: str | None               # None: the model as it is
+    target: str | None               # None: the untuned model
     seed: int
     train: TrainSpec | None          # None: no training
     datasets: tuple[DatasetSpec, ...]
     eval: EvalSpec
-    # What differs from the profile's defaults, as key=value. It is for the reader of a name: `identity` has it all.
+    # Settings that differ from the profile's defaults, as key=value; for the cell's name only: `identity` has all.
     changed: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def upstream(self) -> tuple[DatasetSpec, ...]:
-        """The datasets whose mean is A^S."""
+        """The source sets, whose mean is A^S."""
         return tuple(dataset for dataset in self.datasets if dataset.role == "upstream")
 
     @property
     def targets(self) -> tuple[DatasetSpec, ...]:
-        """The datasets that an A^T is taken from: the cell's target, or for an untuned model all that were asked."""
+        """The targets, each of which gives an A^T: the cell's target, or for an untuned model all requested ones."""
         return tuple(dataset for dataset in self.datasets if dataset.role == "target")
 
     def dataset(self, name: str) -> DatasetSpec:
@@ -208,7 +208,7 @@ class CellSpec(PlaceSpec):
 
 
 def at_root(path: str | Path) -> Path:
-    """Return a path of the configuration; relative ones start at the repository, ~ is the user's home."""
+    """Return a path of the configuration as an absolute one: relative to the repository; ~ is the user's home."""
     return ROOT / user_path(path)
 
 
@@ -217,21 +217,21 @@ def at_root(path: str | Path) -> Path:
 
 
 class Faults:
-    """Collects everything that is wrong, so that the user reads it once."""
+    """Collects all faults, so that one message shows them."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
 
     def add(self, message: str) -> None:
-        """Note a fault; one that is known already is not repeated."""
+        """Note a fault, unless it has been noted already."""
         if message not in self.messages:
             self.messages.append(message)
 
     def stop(self) -> None:
-        """Raise if anything was noted.
+        """Raise if faults were noted.
 
         Raises:
-            UserError: with every fault on a line of its own.
+            UserError: lists every fault on its own line.
         """
         if len(self.messages) == 1:
             raise UserError(self.messages[0])
@@ -241,16 +241,16 @@ class Faults:
 
 
 def build(cls: type[Spec], values: Mapping[str, Any], where: str, faults: Faults) -> Spec | None:
-    """Make a spec from plain values, noting every wrong one.
+    """Make a spec from plain values, and note every wrong one.
 
     Args:
         cls: one of the dataclasses above.
-        values: field name to value.
+        values: field name -> value.
         where: path of the values in the configuration, for messages ("train").
-        faults: gets a message per unknown key, missing key and wrong value.
+        faults: gets a message for each unknown key, missing key and wrong value.
 
     Returns:
-        The spec, or None if something was wrong.
+        The spec; None if there was a fault.
     """
     hints, fields = typing.get_type_hints(cls), {item.name: item for item in dataclasses.fields(cls)}
     before, prefix = len(faults.messages), f"{where}." if where else ""
@@ -267,7 +267,7 @@ def build(cls: type[Spec], values: Mapping[str, Any], where: str, faults: Faults
 
 
 def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults: Faults) -> Any:
-    """Return a value in its field's type, or note why it cannot be."""
+    """Return a value as its field's type, or note why that is impossible."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -303,7 +303,7 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
         ("above", lambda bound: value <= bound, "more than {}"),
     ):
         bound = limits.get(name)
-        # A NaN is smaller than nothing: it would pass every bound.
+        # Comparisons with NaN are false, so NaN would pass every bound.
         if bound is not None and (wrong(bound) or value != value):
             wanted = f"expected {limits['about']}" if limits.get("about") else f"must be {text.format(bound)}"
             faults.add(f"{where}={value}: {wanted}.")
@@ -311,7 +311,7 @@ def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults
 
 
 def seed_of(value: Any, faults: Faults) -> int:
-    """Return a seed, or note that the value is none."""
+    """Return a seed, or note that the value is not a seed."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
         faults.add(f"seed={value}: a seed is a whole number from 0 to 4294967295. Use for example seeds=0,1,2.")
         return 0
@@ -323,7 +323,7 @@ def seed_of(value: Any, faults: Faults) -> int:
 
 
 def plain(value: Any) -> Any:
-    """Return a spec as dicts, lists and scalars (what cell.yaml holds)."""
+    """Return a spec as dicts, lists and scalars, as cell.yaml holds it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -334,10 +334,10 @@ def plain(value: Any) -> Any:
 
 
 def cell_of(values: Mapping[str, Any], where: str = "cell") -> CellSpec:
-    """Return the cell that cell.yaml describes.
+    """Return the cell that the values of a cell.yaml describe.
 
     Raises:
-        UserError: the values are not those of a cell.
+        UserError: the values do not describe a cell.
     """
     faults = Faults()
     cell = build(CellSpec, values, where, faults)
@@ -347,7 +347,7 @@ def cell_of(values: Mapping[str, Any], where: str = "cell") -> CellSpec:
 
 
 def canonical(spec: Any) -> dict[str, Any]:
-    """Return what of a spec is part of what a cell is: see APART and LATER.
+    """Return the part of a spec that belongs to a cell's identity; see APART and LATER.
 
     Args:
         spec: one of the dataclasses above.
@@ -360,35 +360,35 @@ def canonical(spec: Any) -> dict[str, Any]:
 
 
 def protocol(dataset: DatasetSpec) -> dict[str, Any]:
-    """Return what makes the numbers of a dataset comparable; pretty names and asserted counts do not."""
+    """Return the settings that the numbers of a dataset depend on: not its printed name or its expected counts."""
     return canonical(dataset)
 
 
 def input_form(model: ModelSpec) -> dict[str, Any]:
-    """Return how a model is fed, whatever its id; its weights are identified by their digest."""
+    """Return how a model takes its input. Its id is left out; the digest identifies its weights."""
     return {key: value for key, value in canonical(model).items() if key != "id"}
 
 
 def training_form(train: TrainSpec | None) -> dict[str, Any] | None:
-    """Return the settings that make a trained model what it is."""
+    """Return the settings that a trained model depends on."""
     return None if train is None else canonical(train)
 
 
 def own_dtype(cell: CellSpec) -> Literal["float32", "bfloat16", "float16"] | None:
-    """Return the dtype in which a cell's answers are generated; None if it is the cell's."""
+    """Return the dtype of a cell's answers; None if it is the cell's dtype."""
     return None if cell.eval.dtype == cell.dtype else cell.eval.dtype
 
 
 def answering_dtype(cell: CellSpec) -> Literal["float32", "bfloat16", "float16"]:
-    """Return the dtype in which a cell's answers are generated."""
+    """Return the dtype of a cell's answers."""
     return own_dtype(cell) or cell.dtype
 
 
 def identity(cell: CellSpec) -> dict[str, Any]:
     """Return the canonical description that names a cell's folder.
 
-    An untuned model is one cell whatever targets it is asked for, so only upstream protocols count there. Paths,
-    threads, devices, evaluation batches and pretty names count nowhere.
+    An untuned model is one cell, whatever targets are requested, so only the protocols of source sets count for it.
+    Paths, threads, devices, evaluation batches and printed names never count.
     """
     counted = (*cell.upstream, *(cell.targets if cell.train is not None else ()))
     return {
@@ -405,34 +405,34 @@ def identity(cell: CellSpec) -> dict[str, Any]:
 
 
 def cell_hash(cell: CellSpec) -> str:
-    """Return the eight hex digits that end a cell's name and tell it from all others."""
+    """Return the eight hex digits that end a cell's name and distinguish it from all other cells."""
     return digest_of(identity(cell))[:8]
 
 
 def cell_id(cell: CellSpec) -> str:
-    """Return a short readable name that no two different cells share: vila-coco-spider-momentum0.9-s0-1a2b3c4d."""
+    """Return a short, readable and unique name, e.g. vila-coco-spider-momentum0.9-s0-1a2b3c4d."""
     return "-".join(filter(None, (head_of(cell), label(cell.changed), seed_part(cell), cell_hash(cell))))
 
 
 def digits_of(name: str) -> str:
-    """Return the end of a cell's name that no other cell has; the words before may be another version's."""
+    """Return the digits that end a cell's name; another version may have used other words before them."""
     return name.rpartition("-")[2]
 
 
 def is_name_of(name: str, cell: CellSpec) -> bool:
-    """Return whether a folder's name is a cell's: the words between method and seed may be others, or none."""
+    """Return whether a folder's name is a cell's; the words between method and seed may differ."""
     return digits_of(name) == cell_hash(cell) and of_same_grid(name, cell)
 
 
 def of_same_grid(name: str, cell: CellSpec) -> bool:
-    """Return whether a folder's name has a cell's model, target, method and seed; its settings may be others."""
+    """Return whether a folder's name has a cell's model, target, method and seed; the settings may differ."""
     head, seed = head_of(cell), seed_part(cell)
     rest = name.removeprefix(f"{head}-")
     return rest != name and (not seed or rest.rpartition("-")[0].rpartition("-")[2] == seed)
 
 
 def changed_without(cell: CellSpec, *heads: str) -> tuple[str, ...]:
-    """Return what differs from the defaults in a cell made from this one, to which keys that begin so do not apply."""
+    """Return a cell's changed settings without those whose keys begin with one of `heads`."""
     return tuple(item for item in cell.changed if not item.startswith(heads))
 
 
@@ -443,19 +443,19 @@ def head_of(cell: CellSpec) -> str:
 
 
 def seed_part(cell: CellSpec) -> str:
-    """Return the seed as a cell's name has it; empty for an untuned model."""
+    """Return the seed as it appears in a cell's name; empty for an untuned model."""
     return "" if cell.train is None else f"s{cell.seed}"
 
 
 def label(changed: Sequence[str]) -> str:
-    """Return the part of a cell's name that says what differs from the defaults.
+    """Return the part of a cell's name with the settings that differ from the defaults.
 
     Args:
         changed: e.g. ("train.epochs=10", "method.alpha=0.4", "eval.split=validation").
 
     Returns:
-        For example epochs10-alpha0.4-eval.split_validation; what is too long is counted ("and2more"), and a value that
-        does not fit a file's name is left out.
+        For example epochs10-alpha0.4-eval.split_validation. Settings beyond the longest label are counted ("and2more");
+        a value that cannot be part of a file name is left out.
     """
     parts: list[str] = []
     for number, text in enumerate(changed):
@@ -470,7 +470,7 @@ def label(changed: Sequence[str]) -> str:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return the keys in which two descriptions differ, as paths, with both values; a missing one is "absent"."""
+    """Return (path of the key, value, other value) where two descriptions differ; a missing value is "absent"."""
     ours, theirs = dict(flat(one)), dict(flat(other))
     return [
         (key, ours.get(key, "absent"), theirs.get(key, "absent"))
@@ -479,7 +479,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the keys of a description as paths (train.epochs), each with its value."""
+    """Yield (path of the key, value) of a nested description, e.g. (train.epochs, 5)."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from flat(item, f"{path}.{key}" if path else str(key))

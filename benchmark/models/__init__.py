@@ -1,4 +1,4 @@
-"""The models: a literal table from family to module; a new architecture is one module of three functions (Family)."""
+"""The models: a table from family to module. A new architecture is one module with three functions (see Family)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FAMILIES = {
 
 
 class Family(Protocol):
-    """What a module of FAMILIES provides; training, methods, generation and keys need no more of an architecture.
+    """What a module of FAMILIES provides. Training, methods, generation and keys need nothing else of an architecture.
 
-    `save(model, tokenizer, preprocessor, path)` is a fourth function only for families whose checkpoints we write.
+    Only families whose checkpoints we write have a fourth function, `save(model, tokenizer, preprocessor, path)`.
     """
 
     @staticmethod
@@ -41,35 +41,35 @@ class Family(Protocol):
         tokenizer: PreTrainedTokenizerBase, prompt: str, target: str | None, has_image: bool, image_token_id: int,
         image_seq_length: int, max_length: int,
     ) -> tuple[list[int], list[int]]:
-        """Return (input_ids, labels) of a conversation with its image positions, as benchmark.models.prompt.encode."""
+        """Return (input_ids, labels) of a conversation and its image positions, like benchmark.models.prompt.encode."""
 
     @staticmethod
     def blocks(model: PreTrainedModel) -> tuple[str, list[str]]:
-        """Return the prefixes of parameter names of the projector, and of each language-model block in order."""
+        """Return the parameter-name prefix of the projector, and of each language-model block in order."""
 
 
 @dataclass
 class LoadedModel:
-    """A model with all that training and generation need to know about it.
+    """A model with everything that training and generation need.
 
     Args:
         model: called as model(input_ids, attention_mask, position_ids, pixel_values, labels); has generate.
         tokenizer: pads with <unk>.
         image_processor: PIL image to float32 (3, H, W).
-        image_token_id: id at image positions.
+        image_token_id: token id at image positions.
         image_seq_length: image positions per image.
-        projector_prefix: of parameter names.
-        block_prefixes: of parameter names, one per language-model block in forward order.
-        tower: pixels (images, 3, H, W) to features (images, *feature_shape), what the projector takes. The model
-            accepts these features in place of pixels as pixel_values.
+        projector_prefix: prefix of the projector's parameter names.
+        block_prefixes: prefixes of parameter names, one per language-model block in forward order.
+        tower: maps pixels (images, 3, H, W) to features (images, *feature_shape), the projector's input. The model
+            accepts these features as pixel_values, in place of pixels.
         feature_shape: (patches, channels).
         vocab_size: rows of the output embedding.
-        max_length: longest training sequence, tokens.
+        max_length: longest training sequence, in tokens.
         path: the checkpoint folder.
-        encode: the family's: prompt and image positions to tokens and labels.
-        tower_path: the folder that the vision tower came from, if the checkpoint has none.
-        features: of whole image sets, kept because no cell changes the tower.
-        checked: image sets too large for that, all of whose files could be read.
+        encode: the family's function from prompt and image positions to tokens and labels.
+        tower_path: folder of the vision tower, if the checkpoint has no tower.
+        features: features of whole image sets; they stay valid, because no cell changes the tower.
+        checked: image sets too large to keep, whose files have all been read once.
     """
 
     model: PreTrainedModel
@@ -91,12 +91,12 @@ class LoadedModel:
 
     @property
     def pad_token_id(self) -> int:
-        """Id written at padded positions."""
+        """Token id at padded positions."""
         return self.tokenizer.pad_token_id
 
     @property
     def eos_token_id(self) -> int:
-        """Id that ends an answer."""
+        """Token id that ends an answer."""
         return self.tokenizer.eos_token_id
 
     @cached_property
@@ -110,7 +110,7 @@ def load(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
 
     Args:
         spec: family, checkpoint folder, preprocess, max_length, vocab_size, vision_tower.
-        dtype: of all weights.
+        dtype: dtype of all weights.
 
     Returns:
         The loaded model, in evaluation mode.
@@ -136,10 +136,10 @@ def load(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
 
 
 def _settle(loaded: LoadedModel) -> None:
-    """Leave nothing to a checkpoint's generation_config.json: a penalty or sampling there would change greedy answers.
+    """Replace a checkpoint's generation_config.json, where a penalty or sampling would change greedy answers.
 
     Raises:
-        UserError: a special token of the tokenizer is the image's.
+        UserError: a special token of the tokenizer is the image token.
     """
     from transformers import GenerationConfig
 
@@ -164,20 +164,20 @@ def save(
 
     Args:
         family: one of FAMILIES.
-        model: with weights in the dtype to store.
+        model: its weights have the dtype to store.
         tokenizer: its tokenizer.
         preprocessor: content of preprocessor_config.json.
-        path: folder, created.
+        path: the folder, which is created.
     """
     family_of(family).save(model, tokenizer, preprocessor, Path(path))  # type: ignore[attr-defined]
 
 
 def digest(path: str | Path, tower: Path | None = None) -> str:
-    """Return the content digest of a checkpoint (weights, configs, tokenizer; not its model card).
+    """Return the content digest of a checkpoint: weights, configurations and tokenizer, not the model card.
 
     Args:
         path: its folder.
-        tower: folder of its vision tower, if it has none.
+        tower: folder of the vision tower, if the checkpoint has no tower.
 
     Raises:
         UserError: a folder does not exist or is empty.
@@ -221,8 +221,8 @@ SCOPES: dict[str, Callable[[LoadedModel, int], list[str]]] = {
 def trainable_names(loaded: LoadedModel, scope: str, last_layers: int) -> list[str]:
     """Return the names of the parameters that fine-tuning may change, projector first, then blocks in order.
 
-    Embeddings, output layer, final norm and vision tower are always frozen (paper, section 4.1: last L blocks
-    and the projector).
+    Embeddings, output layer, final norm and vision tower are always frozen (paper, section 4.1: the last L blocks and
+    the projector train).
 
     Args:
         loaded: the model.

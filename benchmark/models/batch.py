@@ -1,4 +1,4 @@
-"""From records to tensors: encoded items, their images, and the padded batch that both families take."""
+"""From records to tensors: encoded items, their images, and the padded batch that every family takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmark.models import LoadedModel
 from benchmark.models.prompt import IGNORE
 
 FEATURE_BYTES = 2**30
-READ_SECONDS = 30  # without a batch from the processes that read ahead; torch itself waits for ever
+READ_SECONDS = 30  # longest wait for a batch from the processes that read ahead; torch would wait for ever
 TOWER_BATCH = 32
 
 
@@ -28,10 +28,10 @@ class Item:
     """One encoded conversation.
 
     Args:
-        item_id: of the record.
-        input_ids: image positions already expanded.
+        item_id: the record's id.
+        input_ids: token ids, with image positions expanded.
         labels: as long as input_ids, -100 where nothing is supervised.
-        image: pixels, uint8 (3, H, W), or what the frozen tower makes of them, (patches, channels); None without.
+        image: pixels, uint8 (3, H, W), or the frozen tower's features of them, (patches, channels); None without image.
     """
 
     item_id: str
@@ -41,25 +41,25 @@ class Item:
 
 
 class Items:
-    """Records as encoded items: texts at once; images as tower features if all fit into memory, else as pixels.
+    """Records as encoded items. Images are tower features if all of them fit into memory, otherwise pixels.
 
-    The tower is frozen in every cell, so its features serve all epochs and all cells that a process works on. They
-    are made in batches that depend on the records alone, so that the same cell gets the same bits wherever it runs.
+    The tower is frozen in every cell, so its features serve all epochs, and all cells that a process runs. They are
+    computed in batches that depend only on the records, so that a cell gets the same bits wherever it runs.
 
     Args:
-        loaded: tokenizer, image processor, tower and lengths; keeps the features.
-        records: in the order of the indices.
-        supervised: append the record's target and label it; `cut` names those whose target's end did not fit.
+        loaded: the model; it keeps the features.
+        records: the records, in the order of the indices.
+        supervised: append each record's target and label it. `cut` lists the items whose target was cut at its end.
 
     Raises:
-        UserError: a text does not fit, a target is missing, images are missing or corrupt (all counted).
+        UserError: texts do not fit, targets are missing, or images are missing or corrupt; the message counts them.
     """
 
     def __init__(self, loaded: LoadedModel, records: Sequence[Record], supervised: bool) -> None:
         self.loaded = loaded
         self.records = records
         self.encoded = self._encode_all(supervised)
-        # The tail of a long training sample is cut, so it does not end with the end token.
+        # The end of a long training sample is cut, so the sample lacks the end token.
         self.cut = [
             record.item_id for record, (ids, _) in zip(records, self.encoded, strict=True)
             if supervised and ids[-1] != loaded.eos_token_id
@@ -72,17 +72,17 @@ class Items:
 
     @property
     def in_memory(self) -> bool:
-        """Whether asking for an item reads no file."""
+        """Whether items come from memory, without reading files."""
         return self.features is not None
 
     @property
     def workers(self) -> int:
-        """Processes that should read items ahead: none if they are in memory, else up to 8 of this job's cores."""
+        """Number of processes to read items ahead: 0 if items are in memory, otherwise up to 8 of this job's cores."""
         return 0 if self.in_memory else min(8, len(os.sched_getaffinity(0)))
 
     @property
     def blank(self) -> Tensor:
-        """An image of nothing, in the form that the others have."""
+        """A dummy image in the form of the other images."""
         if self.features is not None:
             return torch.zeros(self.loaded.feature_shape, dtype=self.features.dtype)
         processor = self.loaded.image_processor
@@ -102,7 +102,7 @@ class Items:
         return Item(record.item_id, *self.encoded[index], image)
 
     def _encode_all(self, supervised: bool) -> list[tuple[list[int], list[int]]]:
-        """Return ids and labels of every record, or count those that cannot be encoded."""
+        """Return the ids and labels of every record; raise with the number of records that cannot be encoded."""
         encoded, faults = [], []
         for record in self.records:
             try:
@@ -139,7 +139,7 @@ class Items:
         key = (loaded.image_processor, *(_state(path) for path in files))
         if math.prod(shape) * model.dtype.itemsize > FEATURE_BYTES - used and key not in loaded.features:
             if key not in loaded.checked:
-                # Hours of training should not end at a broken file, so all are read once before.
+                # Read all files once now, so that hours of training do not end at a broken file.
                 check_images(self.records, read_image)
                 loaded.checked.add(key)
             return None
@@ -168,7 +168,7 @@ class Items:
 
 
 def _state(path: Path) -> tuple[Path, int, int]:
-    """Return what changes with a file's content; a missing file is reported when it is opened."""
+    """Return path, time and size of a file, which change with its content. Opening a missing file reports it."""
     try:
         return path, path.stat().st_mtime_ns, path.stat().st_size
     except OSError:
@@ -176,17 +176,17 @@ def _state(path: Path) -> tuple[Path, int, int]:
 
 
 def collate(loaded: LoadedModel, items: Sequence[Item], padding_side: str) -> dict[str, Tensor]:
-    """Pad items to one length, normalise their pixels.
+    """Pad items to one length and normalise their pixels.
 
     Args:
-        loaded: gives the pad id and the image normalisation.
+        loaded: has the pad id and the image normalisation.
         items: at least one.
         padding_side: "right" for training, "left" for generation.
 
     Returns:
-        input_ids, attention_mask, position_ids, labels of (batch, length), int64; with an image also
+        input_ids, attention_mask, position_ids and labels, each (batch, length), int64. If items have images also
         pixel_values, one per item with an image, in item order: pixels (images, 3, H, W), float32, or tower features
-        (images, patches, channels). Positions count from 0 at the first real token.
+        (images, patches, channels). Positions count from 0 at the first token that is not padding.
     """
     length = max(len(item.input_ids) for item in items)
     input_ids = torch.full((len(items), length), loaded.pad_token_id)
@@ -213,16 +213,16 @@ def collate(loaded: LoadedModel, items: Sequence[Item], padding_side: str) -> di
 
 
 def split_start(loaded: LoadedModel, items: Sequence[Item]) -> tuple[list[int], list[Item]]:
-    """Cut off the tokens that all items begin with, up to the first image and short of what predicts an answer.
+    """Cut off the tokens that all items begin with, before the first image and before tokens that predict an answer.
 
     Args:
-        loaded: gives the image id.
+        loaded: has the image id.
         items: encoded conversations, each with the begin token.
 
     Returns:
-        (the shared tokens, the items without them); running the model on both parts equals running it on the whole.
+        (the shared tokens, the items without them). Running the model on both parts equals running it on the whole.
     """
-    # The position before the first supervised token must stay in the rest, as its logits are needed.
+    # The position before the first supervised token must stay in the rest, because its logits are needed.
     kept = min(next((i for i, x in enumerate(item.labels) if x != IGNORE), len(item.labels)) - 1 for item in items)
     shared = 0
     for column in zip(*(item.input_ids[:kept] for item in items), strict=True):
@@ -237,7 +237,7 @@ def split_image(loaded: LoadedModel, items: Sequence[Item]) -> tuple[list[int], 
     """Cut off the tokens that questions on one image begin with, the image included.
 
     Args:
-        loaded: gives the image id.
+        loaded: has the image id.
         items: encoded without target, all with the same image.
 
     Returns:
@@ -253,13 +253,13 @@ def split_image(loaded: LoadedModel, items: Sequence[Item]) -> tuple[list[int], 
 
 
 def start_cache(model: PreTrainedModel, start: Tensor, copies: int, pixel_values: Tensor | None = None) -> Cache:
-    """Run the shared tokens once and return their keys and values for a batch; gradients flow through it.
+    """Run the shared tokens once and return their keys and values for a batch; gradients flow through them.
 
     Args:
         model: the model.
         start: (1, shared) token ids.
-        copies: items in the batch.
-        pixel_values: of the image among them.
+        copies: number of items in the batch.
+        pixel_values: the image among the shared tokens, if there is one.
     """
     image = {} if pixel_values is None else {"pixel_values": pixel_values}
     cache = model(input_ids=start, use_cache=True, logits_to_keep=1, **image).past_key_values

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say before anything is loaded: finite numbers, and sizes that fit its configuration."""
+"""Check a checkpoint's files before they are loaded: finite numbers, and sizes that fit the configuration."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from benchmark.core.errors import UserError
 from benchmark.models.checkpoint_files import WEIGHTS, loaded_files
 
-# dtype of safetensors -> (unsigned type of the same width, bits of the exponent; all of them set: infinity or NaN).
+# dtype of safetensors -> (unsigned type of the same width, exponent bits). All bits set means infinity or NaN.
 FLOATS: dict[str, tuple[type[np.unsignedinteger], int]] = {
     "F64": (np.uint64, 0x7FF0000000000000), "F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
 }
-CHUNK = 2**24   # numbers looked at together
-# Sizes that become dimensions of tensors: at most this many times the largest dimension that the files hold.
+CHUNK = 2**24   # numbers checked at a time
+# Sizes that become dimensions of tensors: at most ROOM times the largest dimension in the files.
 WIDTHS = ("hidden_size", "intermediate_size", "projection_dim")
 ROOM = 4
 LIMITS = {"vocab_size": 2**22, "image_size": 2**13, "patch_size": 2**13, "max_position_embeddings": 2**24}
@@ -26,15 +26,15 @@ COUNTS = ("num_attention_heads", "num_key_value_heads", "num_channels")
 
 
 def check(folder: Path) -> None:
-    """Look at every weight file and configuration of a checkpoint that is loaded.
+    """Check every weight file and configuration of a checkpoint that loading reads.
 
     Args:
-        folder: a checkpoint, also one whose parts lie in folders of their own.
+        folder: a checkpoint; its parts may be in sub-folders.
 
     Raises:
-        UserError: the folder does not say which weights are meant; else names every damaged file, every tensor that
-            holds no finite floating point numbers, and every size that no tensor has: a model of such sizes would fill
-            the memory before its shapes could be compared.
+        UserError: it is unclear which weights to load. Or the message names damaged files, tensors that are not finite
+            floating-point numbers, and sizes that no tensor has: a model of such sizes would fill the memory before its
+            shapes could be compared.
     """
     faults, shapes = [], []
     files = loaded_files(folder)
@@ -65,16 +65,16 @@ def _safetensors(path: Path) -> Iterator[tuple[str, list[int], str | None]]:
 
 
 def _pickled(path: Path) -> Iterator[tuple[str, list[int], str | None]]:
-    """Yield (name, shape, fault) of each tensor of a file of LLaVA's own layout."""
+    """Yield (name, shape, fault) of each tensor of a pickled file (LLaVA's own layout)."""
     from benchmark.models.llava_original import tensors_of
 
     for name, tensor in tensors_of(path):
         bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
-        yield name, list(tensor.shape), f"holds {bad} numbers that are not finite" if bad else None
+        yield name, list(tensor.shape), f"has {bad} numbers that are not finite" if bad else None
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, str, list[int], np.ndarray]]:
-    """Yield (name, dtype, shape, bytes) of each tensor; safetensors itself checks the header."""
+    """Yield (name, dtype, shape, bytes) of each tensor, after safetensors has checked the header."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -93,18 +93,18 @@ def _tensors(path: Path) -> Iterator[tuple[str, str, list[int], np.ndarray]]:
 
 
 def _fault(dtype: str, name: str, values: np.ndarray) -> str | None:
-    """Return what is wrong with a tensor; counters and position ids may be whole numbers."""
+    """Return the fault of a tensor, or None. Counters and position ids may be whole numbers."""
     if dtype not in FLOATS:
         weight = name.endswith(("weight", "bias"))
-        return f"has the dtype {dtype}, only {', '.join(FLOATS)} are read" if weight else None
+        return f"has the dtype {dtype}, but only {', '.join(FLOATS)} can be read" if weight else None
     kind, exponent = FLOATS[dtype]
-    # The file may begin anywhere, so the bytes need not be aligned: a chunk is copied.
+    # A tensor may begin at any byte, so its numbers may not be aligned: copy each chunk.
     width = np.dtype(kind).itemsize
     for start in range(0, len(values), CHUNK * width):
         numbers = np.frombuffer(values[start : start + CHUNK * width].tobytes(), kind)
         bad = int(((numbers & kind(exponent)) == exponent).sum())
         if bad:
-            return f"holds {bad} numbers that are not finite"
+            return f"has {bad} numbers that are not finite"
     return None
 
 
@@ -113,7 +113,7 @@ def _sizes(path: Path, shapes: list[list[int]]) -> list[str]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return []  # whoever reads it says so
+        return []  # the loader reports it
     largest = max((size for shape in shapes for size in shape), default=1)
     limits = {**dict.fromkeys(WIDTHS, ROOM * largest), **LIMITS, **dict.fromkeys(COUNTS, largest)}
     limits["num_hidden_layers"] = len(shapes)
@@ -125,7 +125,7 @@ def _sizes(path: Path, shapes: list[list[int]]) -> list[str]:
 
 
 def _settings(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of a configuration and of those inside it; what is not set, or set per side, is left out."""
+    """Yield (key, value) of a configuration and its nested ones, without empty values and lists."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from _settings(value)

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint folder are loaded: the same ones are checked and hashed."""
+"""Which files of a checkpoint folder are loaded. The same files are checked and hashed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from benchmark.core.errors import UserError
 
 FIX = "Fetch the checkpoint again, or correct model.checkpoint."
 PARTS = ("llm", "vision_tower", "mm_projector")  # of VILA's layout
-FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))  # safetensors first, as transformers has it
+FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))  # safetensors first, as in transformers
 WEIGHTS = (".safetensors", ".bin")
 SETTINGS = (".json", ".model", ".jinja")
-BY_PRODUCTS = ("trainer_state.json", "training.json", "training_args.bin")  # of a training, read by no loader
-STATE = re.compile(r"checkpoint-\d+|global_step\d+")  # folders of states that the Trainer and DeepSpeed leave
+BY_PRODUCTS = ("trainer_state.json", "training.json", "training_args.bin")  # of a training; no loader reads them
+STATE = re.compile(r"checkpoint-\d+|global_step\d+")  # folders of states that the Trainer and DeepSpeed write
 STANDARD = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_(config|model)\..*")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object.
+    """Return the object in a JSON file.
 
     Raises:
-        UserError: the file is missing, unreadable or no JSON object.
+        UserError: the file is missing, cannot be read, or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold the weights of one folder: a single file, or the shards that an index names.
 
     Raises:
-        UserError: the folder is an adapter, holds two sets of weights or none, or lacks a shard.
+        UserError: the folder is an adapter, has two sets of weights or none, or lacks a shard.
     """
     refuse_adapter(folder)
     for stem, ending in FORMATS:
@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
                     f"Checkpoint {folder} holds its weights twice: {single.name}, and {len(shards)} shards that "
                     f"{index.name} names. They may differ, and nothing says which is meant. Delete the older set."
                 )
-            return [single]  # an index without its shards is what an earlier save left
+            return [single]  # an index without its shards is left over from an earlier save
         if absent:
             raise UserError(f"Checkpoint {folder} lacks {', '.join(absent)}, which {index.name} names. {FIX}")
         if shards:
@@ -69,10 +69,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """Return the weight files of one folder, which must be safetensors, each opened once to see that it is whole.
+    """Return the weight files of one folder, which must be safetensors; each is opened once to check that it is whole.
 
     Raises:
-        UserError: as `weight_files`; the weights are pickled, or a file is truncated.
+        UserError: see `weight_files`; or the weights are pickled, or a file is truncated.
     """
     files = weight_files(folder)
     pickled = [path.name for path in files if path.suffix != ".safetensors"]
@@ -102,10 +102,10 @@ def check_whole(path: Path) -> None:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise if a folder holds a LoRA or another adapter: loading would ignore it, or fetch its base.
+    """Refuse a folder with a LoRA or another adapter: loading would ignore it, or fetch its base.
 
     Raises:
-        UserError: it does.
+        UserError: it has one.
     """
     found = [name for name in ADAPTER if (folder / name).is_file()]
     if found:
@@ -116,7 +116,7 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def states_hint(folder: Path) -> str:
-    """Return a sentence that names the checkpoints of an unfinished training in a folder, empty without any."""
+    """Return a sentence that names the checkpoints of an unfinished training in a folder; empty if there are none."""
     found = [path.name for path in folder.glob("*") if STATE.fullmatch(path.name) and (path / "config.json").is_file()]
     newest = max(found, key=lambda name: int(re.sub(r"\D", "", name)), default=None)
     return f" It holds {len(found)} states of a training: give one of them, e.g. {folder / newest}." if newest else ""
@@ -125,15 +125,15 @@ def states_hint(folder: Path) -> str:
 def loaded_files(checkpoint: Path) -> list[Path]:
     """Return every file of a checkpoint that loading depends on: weights, configurations and tokenizer.
 
-    States of an unfinished training beside a whole model, weights that another file takes precedence over, hidden
-    files and what only a trainer reads are none of them.
+    Not among them are states of an unfinished training beside a whole model, weights over which another file takes
+    precedence, hidden files, and files that only a trainer reads.
 
     Args:
-        checkpoint: a folder with everything in it, VILA's with its parts below, or one of a family of the user's own,
-            of which all folders count.
+        checkpoint: a folder with all files in it, VILA's folder with parts, or a folder of a user's own family, whose
+            sub-folders all count.
 
     Raises:
-        UserError: as `weight_files`.
+        UserError: see `weight_files`.
     """
     if (checkpoint / PARTS[0]).is_dir():
         files = _settings(checkpoint.iterdir())
@@ -149,13 +149,13 @@ def loaded_files(checkpoint: Path) -> list[Path]:
 
 
 def promised(file: Path) -> list[str]:
-    """Return the names of the tensors that an index says a shard holds, none for a single file."""
+    """Return the names of the tensors that a shard holds according to its index; none for a single file."""
     indices = [file.parent / f"{stem}.{ending}.index.json" for stem, ending in FORMATS if file.suffix == f".{ending}"]
     return [name for index in indices if index.is_file() for name, place in _map(index).items() if place == file.name]
 
 
 def _map(index: Path) -> dict[str, str]:
-    """Return tensor -> file, all in the index's own folder."""
+    """Return tensor -> file in the index's folder."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise UserError(f"Checkpoint file {index} has no weight_map of tensors and files. {FIX}")
@@ -173,7 +173,7 @@ def _settings(paths: Any) -> list[Path]:
     return [
         path for path in paths
         if path.suffix in SETTINGS and path.name not in BY_PRODUCTS and path.name[0] != "." and path.is_file()
-        and not path.name.endswith(".index.json")  # it says no more than which files are weights
+        and not path.name.endswith(".index.json")  # it only names the weight files
     ]
 
 

@@ -1,4 +1,4 @@
-"""Digests of checkpoint folders; those of large files are remembered beside the user's other caches."""
+"""Digests of checkpoint folders. Those of large files are cached beside the user's other caches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmark.core.errors import UserError
 from benchmark.core.files import digest_of, sha256_file, user_path, write_atomic
 from benchmark.models import checkpoint_files
 
-LARGE = 2**24  # bytes; smaller files are read each time
+LARGE = 2**24  # bytes; smaller files are read every time
 
 
 def cache_file() -> Path:
-    """Return where digests are remembered (SPIDERBENCH_CACHE, XDG_CACHE_HOME or ~/.cache).
+    """Return the file of the cache (in SPIDERBENCH_CACHE, XDG_CACHE_HOME or ~/.cache).
 
     Raises:
         UserError: the user has no home folder, as in some containers.
@@ -31,28 +31,28 @@ def file_digest(path: Path) -> str:
     known = known_digest(path)
     if known is None:
         known = sha256_file(path)
-        # Only a cache: where it cannot be written, the file is read again the next time.
+        # Only a cache: if it cannot be written, the file is read again next time.
         with contextlib.suppress(UserError):
             write_atomic(cache_file(), json.dumps({**_read(), _key(path): known}, indent=0, sort_keys=True))
     return known
 
 
 def known_digest(path: Path) -> str | None:
-    """Return the SHA-256 of a small file, or of a large one if it is remembered; None otherwise."""
+    """Return the SHA-256 of a small file, or of a large file if it is cached; otherwise None."""
     if path.stat().st_size < LARGE:
         return sha256_file(path)
     return _read().get(_key(path))
 
 
 def checkpoint_digest(folders: Sequence[Path], of: Callable[[Path], str | None] = file_digest) -> str | None:
-    """Return the digest of a checkpoint that is read from one or more folders.
+    """Return the digest of a checkpoint in one or more folders.
 
     Args:
         folders: e.g. the checkpoint's and its vision tower's.
-        of: digest of a file; if it returns None for one, so does this.
+        of: returns the digest of a file; if it returns None for a file, so does this function.
 
     Raises:
-        UserError: a folder does not exist, holds no such file, or does not say which weights are meant.
+        UserError: a folder does not exist or has no checkpoint files, or it is unclear which weights to load.
     """
     digests = []
     for folder in folders:

@@ -1,4 +1,4 @@
-"""Checkpoint folders: the checks before loading, one clear message for every fault."""
+"""Load models and tokenizers from checkpoint folders, with one clear message for every fault."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from benchmark.models.checkpoint_files import FIX, read_json, safetensors_files
 
 
 def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> PreTrainedModel:
-    """Call from_pretrained on a checked local folder and refuse anything but an exact match.
+    """Call from_pretrained on a checked local folder, and refuse anything except an exact match.
 
     Args:
         cls: the model class.
-        folder: holds config.json and safetensors.
-        kwargs: passed on (dtype, config, attn_implementation).
+        folder: has config.json and safetensors.
+        kwargs: passed on to from_pretrained (dtype, config, attn_implementation).
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        UserError: a file is broken, or tensors are missing, unexpected or of another shape.
+        UserError: a file is damaged, or tensors are missing, unexpected or of another shape.
     """
     config = read_json(folder / "config.json")
     if config.get("transformers_weights"):
@@ -43,7 +43,7 @@ def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> 
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # refused below, by name
                 **kwargs,
             )
     except (RuntimeError, ValueError, OSError, KeyError) as error:
@@ -55,7 +55,7 @@ def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> 
 
 
 def refuse_mismatch(folder: Path, missing: Any, unexpected: Any, mismatched: Any = ()) -> None:
-    """Raise one error that counts and names the tensors that do not fit.
+    """Refuse tensors that do not fit, with their number and names.
 
     Raises:
         UserError: any of the three is not empty.
@@ -70,18 +70,18 @@ def refuse_mismatch(folder: Path, missing: Any, unexpected: Any, mismatched: Any
 
 
 def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder; padding is always with <unk>, as in LLaVA and VILA.
+    """Load the tokenizer of a folder. Padding is always <unk>, as in LLaVA and VILA.
 
-    A tokenizer.model decides how texts are split, also beside a tokenizer.json that numbers its pieces equally: older
-    converters wrote another order of merges.
+    A tokenizer.model decides how texts are split, even beside a tokenizer.json with the same ids: older converters
+    wrote the merges in another order.
 
     Args:
-        folder: tokenizer.json or tokenizer.model, and tokenizer_config.json.
-        rows: of the model's embedding; None if no model is loaded.
+        folder: has tokenizer.json or tokenizer.model, and tokenizer_config.json.
+        rows: rows of the model's embedding; None if no model is loaded.
 
     Raises:
-        UserError: tokenizer files are missing or invalid, a tokenizer.model without tokenizer.json is not of Llama's
-            kind, a begin, end or unknown token is not defined, or there are more tokens than rows.
+        UserError: tokenizer files are missing or invalid; a tokenizer.model without tokenizer.json is not like Llama's;
+            a begin, end or unknown token is not defined; or there are more tokens than rows.
     """
     pieces, has_json = folder / "tokenizer.model", (folder / "tokenizer.json").is_file()
     if not has_json and not pieces.is_file():
@@ -116,7 +116,7 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
 
 
 def _use_pieces(tokenizer: PreTrainedTokenizerBase, path: Path, has_json: bool) -> None:
-    """Let a tokenizer.model decide, unless it belongs to another tokenizer.json or is not of Llama's kind."""
+    """Split texts by tokenizer.model, unless it does not fit tokenizer.json or is not like Llama's."""
     model = tokenizer_model.read(path)
     known, reason = tokenizer.get_vocab(), tokenizer_model.unlike_llama(model)
     same = all(known.get(piece) == number for piece, number in tokenizer_model.vocabulary(model).items())
@@ -131,7 +131,7 @@ def _use_pieces(tokenizer: PreTrainedTokenizerBase, path: Path, has_json: bool) 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' bars and reports: what matters of them is raised as an error."""
+    """Silence transformers' bars and reports; what matters is raised as an error."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

@@ -20,7 +20,7 @@ from benchmark.models import folder as folders
 from benchmark.models.checkpoint_files import FIX, promised, read_json, weight_files
 
 ROWS = 64  # llava-hf pads its vocabulary to a multiple of this, after adding an image and a padding row
-# Settings of LLaVA-1.5 that the code below takes for granted.
+# Settings of LLaVA-1.5 that the code below assumes.
 FIXED: dict[str, Any] = {
     "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
     "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
@@ -29,7 +29,7 @@ LANGUAGE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "bos_token_id", "eos_token_id", "hidden_act",
 )
-# Names of the file -> names in transformers' class; what matches none is refused.
+# Names in the file -> names in transformers' class. A name that matches none is refused.
 RENAMED = (
     (re.compile(r"model\.vision_tower\.vision_tower\.vision_model\."), "model.vision_tower."),
     (re.compile(r"model\.mm_projector\.0\."), "model.multi_modal_projector.linear_1."),
@@ -37,27 +37,27 @@ RENAMED = (
     (re.compile(r"model\.(?=embed_tokens\.|layers\.|norm\.)"), "model.language_model."),
     (re.compile(r"(?=lm_head\.)"), ""),
 )
-# Tables that older versions of transformers stored: functions of the sizes, made anew.
+# Tables that older versions of transformers stored; they follow from the sizes and are computed again.
 COMPUTED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 
 
 def read(path: Path, config: dict[str, Any], tower: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """Read a checkpoint of LLaVA's own layout into transformers' class.
 
-    The vocabulary gets rows for an image and a padding token, as llava-hf's has; they hold the mean of the others,
-    so that their logits are never the largest.
+    The vocabulary gets rows for an image and a padding token, as in llava-hf's layout. They are the mean of the other
+    rows, so that their logits are never the largest.
 
     Args:
         path: the checkpoint: pytorch_model*.bin or model*.safetensors, with or without the tower's weights.
-        config: of the checkpoint.
-        tower: folder of openai/clip-vit-large-patch14-336; its weights are read if the checkpoint has none.
-        dtype: of all weights.
+        config: the checkpoint's config.json.
+        tower: folder of openai/clip-vit-large-patch14-336; its weights are used if the checkpoint has no tower.
+        dtype: dtype of all weights.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        UserError: a file is missing or broken, tensors do not match, or the model is no LLaVA-1.5.
+        UserError: a file is missing or damaged, tensors do not match, or the model is not a LLaVA-1.5.
     """
     wrong = [f"{name}={config.get(name)!r}" for name, value in FIXED.items() if config.get(name, value) != value]
     if wrong:
@@ -93,7 +93,7 @@ def read(path: Path, config: dict[str, Any], tower: Path, dtype: torch.dtype) ->
     with folders.quiet():
         model, info = LlavaForConditionalGeneration.from_pretrained(
             None, config=full, state_dict=state, dtype=dtype, attn_implementation="sdpa", output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     folders.refuse_mismatch(path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return model.eval()
@@ -118,7 +118,7 @@ def _renamed(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tower_state(tower: Path) -> dict[str, Tensor]:
-    """Return the vision part of a CLIP folder, which holds the text part as well."""
+    """Return the vision part of a CLIP folder, which also has a text part."""
     prefix = "vision_model."
     state = {
         f"model.vision_tower.{name.removeprefix(prefix)}": tensor for name, tensor in tensors(tower)
@@ -130,7 +130,7 @@ def _tower_state(tower: Path) -> dict[str, Tensor]:
 
 
 def _padded(path: Path, name: str, tensor: Tensor, words: int) -> Tensor:
-    """Return an embedding with further rows that hold the mean of its rows."""
+    """Return an embedding with extra rows, each the mean of its rows."""
     if len(tensor) != words:
         raise UserError(
             f"Checkpoint {path}: vocab_size={words} in config.json, but {name} has {len(tensor)} rows. {FIX}"
@@ -140,18 +140,18 @@ def _padded(path: Path, name: str, tensor: Tensor, words: int) -> Tensor:
 
 
 def padded_vocabulary(words: int) -> int:
-    """Return the rows that llava-hf gives a vocabulary, the image row (its first) and the padding row included."""
+    """Return the rows of a vocabulary in llava-hf's layout, with the image row (the first new one) and padding rows."""
     return -(-(words + 2) // ROWS) * ROWS
 
 
 def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of a folder of safetensors or, without code from the file, of pickled tensors.
+    """Yield (name, tensor) of a folder of safetensors or pickled tensors; no code of the file runs.
 
     Args:
         path: a folder with model*.safetensors or pytorch_model*.bin, in one file or in shards with an index.
 
     Raises:
-        UserError: no weights, a missing shard, a broken file, or a shard that lacks a tensor its index names.
+        UserError: there are no weights, a shard is missing, a file is damaged, or a shard lacks a tensor of its index.
     """
     for file in weight_files(path):
         found = dict(tensors_of(file))
@@ -162,10 +162,10 @@ def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of one file; a pickled one is mapped into memory and runs no code.
+    """Yield (name, tensor) of one file. A pickled file is mapped into memory and runs no code.
 
     Raises:
-        UserError: the file is truncated, corrupt or no plain file of tensors.
+        UserError: the file is truncated or corrupt, or not a plain file of tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -173,7 +173,7 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     yield name, file.get_tensor(name)
         else:
-            # A file of torch before 1.6 is no archive, which alone can be mapped into memory.
+            # Only an archive can be mapped into memory; a file of torch before 1.6 is not one.
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             others = [name for name, value in found.items() if not isinstance(value, Tensor)]
             if others:
@@ -182,6 +182,6 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         reason = shorten(str(error), 120) or "it ends too early"
         raise UserError(f"Checkpoint file {path} is truncated or corrupt ({reason}). {FIX}") from None
-    except Exception as error:  # what weights_only=True refuses to run, and what is no dict of tensors
+    except Exception as error:  # weights_only=True refused it, or it is not a dict of tensors
         reason = shorten(str(error), 120) if "weights_only" not in str(error) else "weights_only=True refuses it"
         raise UserError(f"Checkpoint file {path} is no plain file of tensors ({reason}). {FIX}") from None

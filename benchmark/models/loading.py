@@ -1,4 +1,4 @@
-"""Load a base model for training or answering; whatever a library raises becomes one message about the checkpoint."""
+"""Load a base model for training or answering. Any library's error becomes one message about the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def load_model(model: ModelSpec, dtype: str, device: str, then: str | None = Non
 
     Args:
         model: the model.
-        dtype: that its weights are read in.
+        dtype: dtype in which its weights are read.
         device: cpu or cuda.
-        then: the dtype that they are cast to; None: none other.
+        then: dtype to which they are then cast; None for no cast.
 
     Raises:
         UserError: the checkpoint is missing, truncated or does not match.
@@ -31,14 +31,14 @@ def load_model(model: ModelSpec, dtype: str, device: str, then: str | None = Non
         loaded = models.load(replace(model, checkpoint=str(path)), getattr(torch, dtype))
     except UserError:
         raise
-    except Exception as error:  # the libraries that read configs and tokenizers raise whatever they like
+    except Exception as error:  # libraries that read configurations and tokenizers raise all kinds of errors
         raise UserError(
             f"The checkpoint {path} does not load: {type(error).__name__}: {shorten(str(error), 300)}. Fetch it again, "
             "or correct model.checkpoint."
         ) from error
     loaded.model.to(device)
     if then not in (None, dtype):
-        # Weights alone: the tables of rotary embeddings stay in float32, as from_pretrained leaves them.
+        # Only weights: the tables of rotary embeddings stay in float32, as from_pretrained leaves them.
         for parameter in loaded.model.parameters():
             parameter.data = parameter.data.to(getattr(torch, then))
     return loaded
@@ -47,8 +47,9 @@ def load_model(model: ModelSpec, dtype: str, device: str, then: str | None = Non
 def how_to_load(cell: CellSpec, answering: bool) -> tuple[ModelSpec, str, str, str]:
     """Return the arguments of load_model for a cell's training, or for its answers.
 
-    A tuned model was saved in the dtype of its training, so all its weights, also the frozen ones, pass through that
-    one before they get the dtype of the answers; an untuned model is read in the latter. So do LLaVA's own scripts.
+    A tuned model was saved in the dtype of its training. All its weights, including the frozen ones, are therefore read
+    in that dtype and then cast to the dtype of the answers. An untuned model is read in the latter. LLaVA's own scripts
+    do the same.
     """
     last = answering_dtype(cell) if answering else cell.dtype
     return cell.model, last if answering and cell.train is None else cell.dtype, cell.device, last

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a folder of the user's, or the Hugging Face hub cache. Nothing is ever downloaded."""
+"""Checkpoint lookup: in the user's folders and in the Hugging Face hub cache. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Place:
     """A checkpoint on disk.
 
     Attributes:
-        path: its folder; it may not exist.
-        revision: "repository@revision" of a folder of the hub cache.
+        path: its folder, which may not exist.
+        revision: "repository@revision" for a folder of the hub cache; otherwise None.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Place:
 
 
 def find(name: str, repository: str | None = None) -> Place:
-    """Return the folder of that name, else the hub cache's snapshot of the repository.
+    """Return the folder with this name, or else the hub cache's snapshot of the repository.
 
     Args:
         name: path (relative ones start at the repository's root) or hub repository.
@@ -54,7 +54,7 @@ def checkpoint(model: ModelSpec) -> Place:
 
 
 def folders(model: ModelSpec) -> list[Path]:
-    """Return every folder that a model is read from: the checkpoint's and, if it has no tower, the tower's."""
+    """Return the folders that a model is read from: the checkpoint's and, if that has no tower, the tower's."""
     path = checkpoint(model).path
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def folders(model: ModelSpec) -> list[Path]:
 
 
 def is_original(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of LLaVA's own layout, which names its vision tower and does not hold it."""
+    """Return whether a config.json has LLaVA's own layout, which names its vision tower but does not contain it."""
     return "mm_vision_tower" in config and not {"text_config", "llm_cfg"} & config.keys()
 
 
@@ -73,12 +73,12 @@ def tower(path: Path, config: Mapping[str, Any], given: str | None) -> Path:
     """Return the folder of the vision tower that an original LLaVA checkpoint needs.
 
     Args:
-        path: the checkpoint's folder; a tower beside it is found.
-        config: of the checkpoint.
+        path: the checkpoint's folder; the tower may be beside it.
+        config: the checkpoint's config.json.
         given: model.vision_tower.
 
     Raises:
-        UserError: it is in none of the places looked at.
+        UserError: the tower was not found; the message names the folders.
     """
     named = str(config["mm_vision_tower"])
     beside = path.parent / Path(named).name
@@ -86,17 +86,17 @@ def tower(path: Path, config: Mapping[str, Any], given: str | None) -> Path:
     for place in places:
         if (place / "config.json").is_file():
             return place
-    looked = ", ".join(str(place) for place in dict.fromkeys(places))
+    searched = ", ".join(str(place) for place in dict.fromkeys(places))
     raise UserError(
-        f"{path} needs the vision tower {given or named!r}, which is neither in {looked} nor in the hub cache "
+        f"{path} needs the vision tower {given or named!r}, which is neither in {searched} nor in the hub cache "
         f"({hub_cache()}). Put it beside the checkpoint, or set model.vision_tower=/path."
     )
 
 
 def hub_cache() -> Path:
-    """Return the folder in which huggingface_hub keeps what it downloaded.
+    """Return the folder of huggingface_hub's downloads.
 
-    For a user without a home folder the path begins with ~ and does not exist, as with huggingface_hub.
+    For a user without a home folder the path begins with ~ and does not exist, as in huggingface_hub.
     """
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub"))

@@ -20,7 +20,7 @@ IGNORE = -100
 
 
 def render(prompt: str, target: str | None, has_image: bool) -> str:
-    """Return the conversation as one string, as a reader of the logs would see it.
+    """Return the conversation as one string.
 
     Args:
         prompt: the user's text without image tag.
@@ -46,24 +46,23 @@ def encode(
 ) -> tuple[list[int], list[int]]:
     """Tokenise one conversation; only the answer and its end token are supervised (LLaVA preprocess_v1).
 
-    The text before and after the image is tokenised in separate calls, so that the line break after the image
-    is encoded alone as in LLaVA, whatever prefix rule the tokenizer file states.
+    The texts before and after the image are tokenised separately. The line break after the image is then a token of
+    its own, as in LLaVA, whatever prefix rule the tokenizer file has.
 
     Args:
         tokenizer: with begin and end tokens.
         prompt: the user's text without image tag.
         target: the answer, or None for the prompt that generation continues.
         has_image: whether image positions precede the user's text.
-        image_token_id: the id written at every image position.
+        image_token_id: the id at every image position.
         image_seq_length: number of image positions.
-        max_length: longest sequence; the tail of a training sample is cut after the image was inserted.
+        max_length: longest sequence, in tokens; the end of a longer training sample is cut, image positions included.
 
     Returns:
-        (input_ids, labels), equally long; labels are -100 where nothing is supervised (everywhere without a
-        target).
+        (input_ids, labels), of equal length. Labels are -100 where nothing is supervised, without a target everywhere.
 
     Raises:
-        UserError: the target is empty or cut off by max_length, or the prompt alone exceeds max_length.
+        UserError: the target is empty, max_length cuts it off, or the prompt alone exceeds max_length.
     """
     before, after = _chunks(prompt, has_image)
     head = [tokenizer.bos_token_id]
@@ -105,5 +104,5 @@ def _chunks(prompt: str, has_image: bool) -> tuple[str, str]:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # A dataset's text may contain "</s>" literally; it must stay text and not end the sequence.
+    # A dataset's text may contain "</s>" literally. It must stay text, not end the sequence.
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

@@ -1,4 +1,4 @@
-"""Sizes of an architecture and its parameter counts by arithmetic: what a plan needs, without torch or weights."""
+"""Sizes of an architecture and its parameter counts, by arithmetic: a plan needs them without torch or weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmark.core.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision transformer: width, width of its MLP, layers, heads, image and patch side in pixels."""
+    """A vision transformer: width, MLP width, layers, heads; side of the image and of a patch in pixels."""
 
     hidden: int
     intermediate: int
@@ -22,7 +22,7 @@ class Tower:
 
     @property
     def patches(self) -> int:
-        """Patches of one image."""
+        """Number of patches of one image."""
         return (self.image // self.patch) ** 2
 
     @property
@@ -40,11 +40,11 @@ class Architecture:
         family: "llava" (CLIP, two-layer projector) or "vila" (SigLIP, 2x2 downsample projector).
         hidden: width of the language model.
         intermediate: width of its MLP.
-        layers: its blocks.
-        heads: attention heads.
-        kv_heads: heads of keys and values.
-        vocab: rows of embedding and output layer.
-        tower: of the vision tower.
+        layers: number of its blocks.
+        heads: number of attention heads.
+        kv_heads: number of heads of keys and values.
+        vocab: rows of the embedding and of the output layer.
+        tower: sizes of the vision tower.
     """
 
     family: Literal["llava", "vila"]
@@ -80,7 +80,7 @@ class Architecture:
         """Parameters of the vision tower."""
         t, h = self.tower, self.tower.hidden
         pixels, layers = 3 * t.patch**2 * h, t.layers * t.layer
-        if self.family == "vila":  # bias of the patch layer; the pooling head is stored though nothing uses it
+        if self.family == "vila":  # bias of the patch layer; the pooling head is stored but not used
             head = h + 4 * (h * h + h) + 2 * h + 2 * h * t.intermediate + t.intermediate + h
             return pixels + h + t.patches * h + layers + 2 * h + head
         return pixels + h + (t.patches + 1) * h + layers + 4 * h  # class embedding, norms before and after
@@ -92,17 +92,17 @@ class Architecture:
 
     @property
     def image_tokens(self) -> int:
-        """Positions that one image takes in the language model."""
+        """Number of positions of one image in the language model."""
         side = self.tower.image // self.tower.patch
         return ((side + 1) // 2) ** 2 if self.family == "vila" else side * side
 
     def trainable(self, scope: str, last_layers: int) -> int:
-        """Return how many parameters train.scope and train.last_layers select."""
+        """Return the number of parameters that train.scope and train.last_layers select."""
         blocks = {"last_layers": last_layers, "all": self.layers, "llm": self.layers, "projector": 0}[scope]
         return blocks * self.block + (0 if scope == "llm" else self.projector)
 
     def trained_blocks(self, scope: str, last_layers: int) -> int:
-        """Return how many blocks of the language model train."""
+        """Return the number of language-model blocks that train."""
         return {"last_layers": last_layers, "projector": 0}.get(scope, self.layers)
 
 
@@ -114,18 +114,18 @@ def architecture_of(values: Mapping[str, Any], where: str) -> Architecture:
         where: for messages.
 
     Raises:
-        UserError: a field is missing, unknown or no positive whole number.
+        UserError: a field is missing, unknown, or not a positive whole number.
     """
     return _build(Architecture, values, where)
 
 
 def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
-    known = {item.name: item for item in fields(cls)}
+    sizes = {item.name: item for item in fields(cls)}
     for name in values:
-        if name not in known:
-            raise UserError(f"{where}.{name}: no such size.{did_you_mean(name, known)}")
+        if name not in sizes:
+            raise UserError(f"{where}.{name}: no such size.{did_you_mean(name, sizes)}")
     accepted = {}
-    for name, item in known.items():
+    for name, item in sizes.items():
         value = values.get(name)
         if "nested" in item.metadata:
             accepted[name] = _build(item.metadata["nested"], value or {}, f"{where}.{name}")

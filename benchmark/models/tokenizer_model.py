@@ -1,7 +1,7 @@
-"""Llama's tokenizer.model in the tokenizers library, so that it splits every text as sentencepiece does.
+"""Use Llama's tokenizer.model in the tokenizers library so that it splits every text as sentencepiece does.
 
-transformers ranks merges by the id of the merged piece. Llama's ids follow its scores except for pieces of several
-spaces, whose score is -1e9: sentencepiece merges spaces last.
+transformers ranks merges by the id of the merged piece. Llama's ids follow its scores, except for pieces of several
+spaces. Their score is -1e9, so sentencepiece merges spaces last.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def vocabulary(model: ModelProto) -> dict[str, int]:
 
 
 def unlike_llama(model: ModelProto) -> str | None:
-    """Return what keeps `install` from splitting texts exactly as sentencepiece does, or None.
+    """Return why `install` could not split texts exactly as sentencepiece does; None if it can.
 
-    Merges have a rank each, and no two the same. Where pieces share a score, sentencepiece merges the leftmost first;
-    ranks can express that for runs of one character only.
+    Every merge has its own rank. Where pieces share a score, sentencepiece merges the leftmost first. Ranks can express
+    that only for repetitions of one character.
     """
     kinds, rules = model.SentencePiece, model.normalizer_spec
     trainer = model.trainer_spec
@@ -73,16 +73,16 @@ def unlike_llama(model: ModelProto) -> str | None:
 
 
 def install(model: ModelProto, backend: Tokenizer) -> None:
-    """Let a tokenizer split texts as a sentencepiece model of Llama's kind does; its added tokens stay.
+    """Make a tokenizer split texts as a sentencepiece model like Llama's does; its added tokens stay.
 
     Args:
-        model: one that is not `unlike_llama`.
+        model: one for which `unlike_llama` returns None.
         backend: changed in place.
     """
     normal, merges = _normal(model), []
     for piece, score in normal.items():
         halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        # Of spaces, which share a score, the longer piece first: so a run grows from the left, as sentencepiece has it.
+        # Spaces share a score: the longer piece goes first, so that spaces merge from the left, as in sentencepiece.
         merges += [(-score, -len(piece), pair) for pair in halves if pair[0] in normal and pair[1] in normal]
     merges.sort(key=lambda merge: merge[:2])
     unknown = next(piece.piece for piece in model.pieces if piece.type == model.SentencePiece.UNKNOWN)
@@ -97,5 +97,5 @@ def install(model: ModelProto, backend: Tokenizer) -> None:
 
 
 def _normal(model: ModelProto) -> dict[str, Any]:
-    """Return piece -> score of the pieces that a text is made of; "</s>" or "<0x0A>" in a text is no such piece."""
+    """Return piece -> score of the pieces that texts consist of; "</s>" or "<0x0A>" in a text is not such a piece."""
     return {piece.piece: piece.score for piece in model.pieces if piece.type == model.SentencePiece.NORMAL}

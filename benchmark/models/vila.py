@@ -139,7 +139,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tower = self.vision_tower
         trained = any(p.requires_grad for p in tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            # hidden_states[-2] is what enters the last layer: that layer, the norm and the head need not run.
+            # hidden_states[-2] is the input of the last layer, so that layer, the norm and the head need not run.
             features = tower.embeddings(pixel_values)
             for layer in tower.encoder.layers[:-1]:
                 features = layer(features, None)

@@ -22,15 +22,15 @@ class ImageProcessor:
     """Turns PIL images into pixel tensors; calling it gives float32 (3, H, W).
 
     Args:
-        mode: "pad" (expand to a square with the mean colour, then resize), "crop" (resize the short edge,
-            then cut the centre) or "resize" (squash to the size).
+        mode: "pad" (expand to a square with the mean colour, then resize), "crop" (resize the short edge, then crop the
+            centre) or "resize" (ignore the aspect ratio).
         height: pixels.
         width: pixels.
         short_edge: length of the short edge before cropping, pixels.
         mean: per channel, on the 0-1 scale.
         std: per channel, on the 0-1 scale.
         resample: PIL filter number (3 is bicubic).
-        transparency: how image files are opened, see `benchmark.data.open_image`.
+        transparency: how image files are opened; see `benchmark.data.open_image`.
     """
 
     mode: str
@@ -81,7 +81,7 @@ class ImageProcessor:
 
 
 def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """Return the image centred on a square canvas; an odd margin leaves its extra line right or below."""
+    """Return the image centred on a square canvas; the extra line of an odd margin is on the right or below."""
     side = max(image.size)
     if image.size == (side, side):
         return image
@@ -91,21 +91,21 @@ def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 
 
 def load_image_processor(folder: Path, mode: str, transparency: str = "drop") -> ImageProcessor:
-    """Read how a checkpoint's images are prepared and return the processor.
+    """Return the image processor that a checkpoint's files describe.
 
-    As in transformers, the image processor inside processor_config.json (version 5 writes no other file) comes before
-    preprocessor_config.json; a field that is null is not set.
+    As in transformers, the image processor in processor_config.json (the only file that version 5 writes) comes before
+    preprocessor_config.json. A field that is null counts as not set.
 
     Args:
         folder: has one of the two files.
         mode: one of PREPROCESS.
-        transparency: "drop" or "white", of image files.
+        transparency: "drop" or "white", for image files.
 
     Returns:
         The processor.
 
     Raises:
-        UserError: unknown mode; missing or invalid file.
+        UserError: the mode is unknown, or the file is missing or invalid.
     """
     if mode not in PREPROCESS:
         raise UserError(f"model.preprocess={mode!r} is unknown.{did_you_mean(mode, PREPROCESS)}")
@@ -132,7 +132,7 @@ def load_image_processor(folder: Path, mode: str, transparency: str = "drop") ->
 
 
 def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the file that describes the image processor, and what it says."""
+    """Return the file that describes the image processor, and its content."""
     nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
     if nested.is_file() and isinstance(found := read_json(nested).get("image_processor"), dict):
         return nested, found

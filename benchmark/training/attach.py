@@ -1,7 +1,7 @@
-"""Hook a method around the steps of an optimizer, with views of the trained tensors wherever their parts are.
+"""Hook a method around the steps of an optimizer, with views of the trained tensors.
 
-The same in plain torch, DDP and ZeRO-1, 2 and 3; `benchmark.training.fragments` knows where each
-of them keeps the weights.
+It works in the same way in plain torch, DDP and ZeRO-1, 2 and 3. `benchmark.training.fragments` knows where each of
+them keeps the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from methods.state import differences, held, unsaved
 
 
 class Attachment:
-    """A method hooked to an optimizer; `shards` are all its tensors, `remove` takes the hooks off."""
+    """A method hooked to an optimizer. `shards` are all its tensors; `remove` removes the hooks."""
 
     def __init__(self, shards: Shards, method: Method, hooks: list[Any], place: dict[str, Any]) -> None:
         self.shards = shards
@@ -33,18 +33,18 @@ class Attachment:
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """Return rms_delta, restored_fraction and the method's own numbers; call it on every process."""
+        """Return rms_delta, restored_fraction and the method's own numbers. Every process must call it."""
         return delta_summary(self.shards) | self.method.diagnostics()
 
     def unsaved(self) -> str | None:
-        """Return why the method's state cannot be saved so that a resumed run equals this one; None if it can."""
+        """Return why the method's state cannot be saved for an exact resume; None if it can."""
         return unsaved(self.method, self._held, LIVE)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the method's state of this process, and which part of the weights it belongs to.
+        """Return this process's state of the method, and the part of the weights that it belongs to.
 
         Raises:
-            UserError: the method holds what would not be saved.
+            UserError: the method holds state that would not be saved.
         """
         if fault := self.unsaved():
             raise UserError(fault)
@@ -54,8 +54,8 @@ class Attachment:
         """Restore what `state_dict` returned in the same process of an equal run.
 
         Raises:
-            UserError: another engine, number of processes, process, or other tensors; the method does not take back
-                what was saved.
+            UserError: the engine, the number of processes, the process or the tensors differ, or the method does not
+                restore its saved state.
         """
         saved, here = state["place"], self._place
         if saved != here:
@@ -90,7 +90,7 @@ class Attachment:
             )
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -100,7 +100,7 @@ def delta_summary(shards: Shards) -> dict[str, float]:
 
     Returns:
         rms_delta: root mean square of w - w* over all trainable elements.
-        restored_fraction: share of elements with w == w* exactly.
+        restored_fraction: share of elements that are exactly w*.
     """
 
     def count(shard: Shard) -> Tensor:
@@ -120,20 +120,20 @@ def attach(
 ) -> Attachment:
     """Hook a method around every step of an optimizer and start it.
 
-    A trained tensor without a gradient (the projector in a batch without images) gets a gradient of zeros,
-    as under ZeRO, so that Adam treats it the same in every engine.
+    A trained tensor without a gradient (the projector, in a batch without images) gets a gradient of zeros, as under
+    ZeRO. Adam then treats it in the same way in every engine.
 
     Args:
         optimizer: a torch optimizer, DeepSpeed's optimizer of ZeRO stage 1, 2 or 3, or accelerate's wrapper of one.
-        named_parameters: every trained tensor by its name in the model.
-        pretrained: w* by name, full shapes, from the base checkpoint, also when the model was resumed.
-        method: not started yet; load its saved state through the returned attachment.
+        named_parameters: name in the model -> trained tensor.
+        pretrained: name -> w* from the base checkpoint, in its full shape, also when the model was resumed.
+        method: a method that has not been started; load its saved state through the returned attachment.
 
     Returns:
         The attachment.
 
     Raises:
-        UserError: unsupported optimizer wrapper, or tensors that the method could not see rightly.
+        UserError: the optimizer wrapper is not supported, or the method would misread tensors.
     """
     layout = find_layout(optimizer)
     names = {id(parameter): name for name, parameter in named_parameters.items()}
@@ -145,7 +145,7 @@ def attach(
         whole = _compact(whole) if method.uses_pretrained else whole
         part = whole.narrow(0, fragment.offset, fragment.length)
         if method.uses_pretrained:
-            # Only a copy lets go of the whole tensor.
+            # Only a copy frees the whole tensor.
             part = (part.clone() if part.numel() < whole.numel() else part).to(fragment.buffer.device)
         sources[name] = part
 
@@ -171,7 +171,7 @@ def attach(
     )
 
     def live(optimizer: torch.optim.Optimizer) -> Shards:
-        """Return the tensors of this call of step: all, or under ZeRO those of one group or sub-group."""
+        """Return the tensors that this call of step changes: all, or under ZeRO those of one group or sub-group."""
         held = {id(buffer) for group in optimizer.param_groups for buffer in group["params"]}
         fragments = [fragment for fragment in layout.fragments if id(fragment.buffer) in held]
         return Shards(lambda: read(fragments, with_grad=True), reduce, place)
@@ -217,7 +217,7 @@ def attach(
 def _check(
     layout: Layout, names: dict[int, str], parameters: Mapping[str, Parameter], pretrained: Mapping[str, Tensor]
 ) -> None:
-    """Refuse anything that would make a method miss or misread a tensor; all faults in one message."""
+    """Refuse everything that would make a method miss or misread a tensor, with all faults in one message."""
     found = {id(fragment.parameter): fragment for fragment in layout.fragments}
     faults = []
     if len(names) < len(parameters):
@@ -247,7 +247,7 @@ def _check(
 
 
 def _compact(values: Tensor) -> Tensor:
-    """Return float32 values as bfloat16 or float16 if that loses nothing (then the checkpoint was stored so)."""
+    """Return float32 values as bfloat16 or float16 if that is exact: the checkpoint was stored in that dtype."""
     if values.dtype == torch.float32:
         for dtype in (torch.bfloat16, torch.float16):
             small = values.to(dtype)
@@ -269,7 +269,7 @@ def _all_reduce(values: Tensor, group: Any) -> Tensor:
 
 
 def _place(layout: Layout, names: dict[int, str], process: int, processes: int) -> dict[str, Any]:
-    """Return what must be equal for a saved state to fit: the engine, this process, and its fragments."""
+    """Return what must be equal for a saved state to fit: the engine, this process and its fragments."""
     fragments = [(names[id(part.parameter)], *part.shape, part.offset, part.length) for part in layout.fragments]
     return {
         "engine": layout.engine,

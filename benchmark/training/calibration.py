@@ -1,4 +1,4 @@
-"""What post-hoc methods measure on a few training samples: inputs of tuned linear layers, gradients of the loss."""
+"""Measurements of post-hoc methods on a few training samples: inputs of tuned layers, gradients of the loss."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Calibration:
     """Calibration data for post-hoc methods.
 
     Args:
-        model: maps a batch's keyword arguments to its output; its own weights are never changed.
-        batches: keyword arguments of forward passes; each has `attention_mask` (batch, tokens), 0 for
-            padding, and `labels` (batch, tokens), -100 where nothing is supervised, which only `gradient` reads.
-        names: trained tensors; those that are no weight of a linear layer are ignored.
+        model: maps a batch's keyword arguments to an output; its own weights are never changed.
+        batches: keyword arguments of forward passes. Each has `attention_mask` (batch, tokens), 0 for padding, and
+            `labels` (batch, tokens), -100 where nothing is supervised; only `gradient` reads the labels.
+        names: trained tensors; those that are not weights of a linear layer are ignored.
 
     Attributes:
-        blocks: names of linear weights, the projector's first, then one list per decoder layer in order.
+        blocks: lists of names of linear weights: the projector's first, then one list per decoder layer in order.
     """
 
     def __init__(
@@ -44,20 +44,20 @@ class Calibration:
 
     @torch.no_grad()
     def gram(self, weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        """Measure 2 X^T X / n of each layer's inputs X (tokens, d_in), over tokens that are not padding, in n samples.
+        """Measure 2 X^T X / n of each layer's inputs X (tokens, d_in), where n is the number of samples.
 
-        Per sample, not per token, as in SparseGPT and Tailor's released code: the scale matters where an input is
-        never active, because such a diagonal becomes 1.
+        X has the tokens that are not padding. n counts samples, not tokens, as in SparseGPT and Tailor's released code.
+        The scale matters where an input is never active, because such a diagonal element becomes 1.
 
         Args:
-            weights: values to run the model with, by name; the rest of the model stays as it is.
+            weights: name -> value to run the model with; other tensors stay as they are.
             names: linear weights of decoder layers, from `blocks`.
 
         Returns:
-            float64 (d_in, d_in) by name.
+            Name -> float64 (d_in, d_in).
 
         Raises:
-            ValueError: a layer sees other positions than the batch's attention mask describes.
+            ValueError: the positions that a layer sees differ from those of the batch's attention mask.
         """
         if not names:
             return {}
@@ -88,13 +88,13 @@ class Calibration:
         return {name: 2 * total / count for name, total in totals.items()}
 
     def gradient(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gradient of the loss: the mean over the batches of their supervised tokens' mean cross-entropy.
+        """Return the gradient of the loss: the mean over batches of the mean cross-entropy of supervised tokens.
 
         Args:
-            weights: values to run the model with, by name; the rest of the model stays as it is.
+            weights: name -> value to run the model with; other tensors stay as they are.
 
         Returns:
-            float32 tensors (or the model's float64) by the same names; zeros for a tensor that the loss does not read.
+            Name -> float32 tensor (float64 if the model's is); zeros for a tensor that the loss does not depend on.
         """
         with self._at(weights) as loaded:
             leaves = [tensor.detach().requires_grad_() for tensor in loaded.values()]
@@ -112,7 +112,7 @@ class Calibration:
 
     @contextlib.contextmanager
     def _at(self, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Give values in the model's own dtype; meanwhile it evaluates, and its own weights take no part in graphs."""
+        """Yield values in the model's dtype, with the model in evaluation mode and its weights outside the graph."""
         own = dict(self._model.named_parameters())
         training, needed = self._model.training, [tensor for tensor in own.values() if tensor.requires_grad]
         self._model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Delta checkpoints (tensors that differ from the base) and the state folder of an unfinished training."""
+"""Deltas (the tensors that differ from the base) and the saved states of an unfinished training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from benchmark.core.errors import UserError
 from benchmark.core.files import canonical_json, sha256_file, sync, write_atomic
 
-# One key only: safetensors writes several in random order, and equal runs should give equal files.
+# Only one key: safetensors writes several in random order, but equal runs should give equal files.
 KEY = "spiderbench"
-MARK = "digests.json"  # of a saved state's files
-FULL = ("PytorchStreamWriter", "inline_container")  # in torch.save's RuntimeError on a full disk
+MARK = "digests.json"  # digests of a saved state's files
+FULL = ("PytorchStreamWriter", "inline_container")  # words in torch.save's RuntimeError on a full disk
 AGAIN = "Delete it and train the cell again."
 
 
 def snapshot(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return copies of the named parameters, for restoring them with apply_delta or as w* of a method."""
+    """Return copies of the named parameters: apply_delta restores them, or they serve as a method's w*."""
     parameters = dict(model.named_parameters())
     return {name: parameters[name].detach().clone() for name in names}
 
@@ -43,14 +43,14 @@ def save_delta(
 
     Args:
         path: delta.safetensors.
-        model_or_state: the tuned model or its tensors by name.
-        base_state: the base's tensors by name.
+        model_or_state: the tuned model, or name -> tuned tensor.
+        base_state: name -> tensor of the base.
         names: the tensors that were allowed to change.
-        base_digest: of the base checkpoint.
-        extra: JSON values to keep in the file's metadata.
+        base_digest: digest of the base checkpoint.
+        extra: JSON values for the file's metadata.
 
     Returns:
-        The names written.
+        The names of the written tensors.
 
     Raises:
         UserError: the folder cannot be written, or a value is not finite.
@@ -75,10 +75,10 @@ def save_delta(
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what save_delta noted beside the tensors.
+    """Return the metadata that save_delta wrote.
 
     Raises:
-        UserError: the file is missing, truncated or no delta.
+        UserError: the file is missing, truncated, or not a delta.
     """
     with _open(path) as file:
         return _metadata(path, file)
@@ -89,13 +89,13 @@ def load_delta(path: Path, base_digest: str) -> dict[str, Tensor]:
 
     Args:
         path: delta.safetensors.
-        base_digest: of the base checkpoint it will be applied to.
+        base_digest: digest of the base checkpoint that it will be applied to.
 
     Returns:
-        Tensors by name, on the CPU.
+        Name -> tensor, on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated, altered, or was made from another base.
+        UserError: the file is missing, truncated or altered, or belongs to another base.
     """
     with _open(path) as file:
         metadata = _metadata(path, file)
@@ -115,10 +115,10 @@ def apply_delta(model: nn.Module, delta: Mapping[str, Tensor]) -> None:
 
     Args:
         model: changed in place.
-        delta: tensors by name, cast to the parameter's dtype and device.
+        delta: name -> tensor, cast to the parameter's dtype and device.
 
     Raises:
-        UserError: a name is unknown to the model or a shape differs.
+        UserError: the model has no parameter of a name, or a shape differs.
     """
     parameters = dict(model.named_parameters())
     for name, tensor in delta.items():
@@ -133,7 +133,7 @@ def apply_delta(model: nn.Module, delta: Mapping[str, Tensor]) -> None:
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes, independent of order."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes; the order does not matter."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -159,10 +159,10 @@ def _metadata(path: Path, file: Any) -> dict[str, Any]:
 
 
 class StateFolder:
-    """The training state of an unfinished cell: a sub-folder per saved step, of which the two newest are kept.
+    """The saved states of an unfinished training: one sub-folder per saved step; the two newest are kept.
 
-    Beside a state's files is the list of their digests, written last. A state that differs from it is not used, but
-    the one before.
+    A list of digests, written last, is beside the files of a state. If the files differ from it, the state before is
+    used instead.
 
     Args:
         path: out/checkpoint.
@@ -175,11 +175,11 @@ class StateFolder:
 
     @property
     def unfinished(self) -> Path:
-        """Where a state is while it is being written."""
+        """Folder of a state that is being written."""
         return self.path / "unfinished"
 
     def create(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
             UserError: it cannot be written.
@@ -193,8 +193,8 @@ class StateFolder:
         """Return the newest state that is whole, or None.
 
         Args:
-            check: compare the files with their digests, and delete damaged states (with a warning), half-written ones
-                and those of other settings; without, take it that another process has just done so.
+            check: compare the files with their digests, and delete damaged states (with a warning), incomplete states
+                and states of other settings. If false, another process has just done so.
         """
         states = self._states()
         if not check:
@@ -214,14 +214,14 @@ class StateFolder:
 
     @contextlib.contextmanager
     def save(self, step: int) -> Iterator[Path]:
-        """Give an empty folder to write a state into; it becomes the newest one when all is on disk.
+        """Yield an empty folder to write a state into. It becomes the newest state when all files are on disk.
 
         Raises:
             UserError: the disk is full or not writable.
         """
         unfinished = self.unfinished
         try:
-            # The newest stays until this one is complete; the one before goes now: disks need room for two.
+            # The newest state stays until this one is complete. The older one is deleted now: disks need room for two.
             for old in (unfinished, *self._states()[:-1]):
                 _delete(old)
             unfinished.mkdir()
@@ -238,7 +238,7 @@ class StateFolder:
             sync(self.path)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            # A process that waits for another in vain has a RuntimeError as well.
+            # A process that waits for a dead one also raises a RuntimeError.
             if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in FULL):
                 raise
             raise _unwritable(self.path, error) from None
@@ -247,7 +247,7 @@ class StateFolder:
         return sorted(self.path.glob("step-*"))
 
     def _fault(self, folder: Path) -> str | None:
-        """Return what is wrong with a state, None for a whole one and "" for one of other settings."""
+        """Return the fault of a state: None for a whole state, "" for a state of other settings."""
         try:
             mark = json.loads((folder / MARK).read_text())
             fingerprint, digests = mark["fingerprint"], dict(mark["sha256"])
@@ -265,7 +265,7 @@ class StateFolder:
 
 
 def _delete(path: Path) -> None:
-    """Delete a state or a stray file; the digests first, so that what a kill leaves of it is no state."""
+    """Delete a state or a stray file. The digests go first, so that a kill leaves nothing that passes for a state."""
     if path.is_dir() and not path.is_symlink():
         (path / MARK).unlink(missing_ok=True)
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""The processes of a sharded training, and DeepSpeed's configuration of it."""
+"""The process group of a sharded training, and its DeepSpeed configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import distributed
 from benchmark.core.errors import UserError
 from benchmark.training.fragments import REFUSED
 
-PATIENCE = timedelta(minutes=30)  # how long a process waits for the others; saving a large model takes minutes
+PATIENCE = timedelta(minutes=30)  # longest wait of a process for the others; saving a large model takes minutes
 Result = TypeVar("Result")
 
 
@@ -22,20 +22,20 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """Return the configuration that deepspeed.initialize and TrainingArguments(deepspeed=...) take.
 
-    It has no "optimizer" section: the trainer gives its own torch optimizer, so that nothing is compiled.
+    It has no "optimizer" section. The trainer passes its own torch optimizer, so that nothing is compiled.
 
     Args:
-        zero: DeepSpeed's zero_optimization section, with its stage.
+        zero: DeepSpeed's zero_optimization section, including the stage.
         micro_batch_size: samples per forward pass and process.
         accumulation: forward passes per optimizer step and process.
-        max_grad_norm: 0 clips nothing.
+        max_grad_norm: largest norm of the gradient; 0 for no clipping.
         dtype: "float32", or "bfloat16" for bfloat16 weights with float32 master weights.
 
     Returns:
         A dictionary that can be written as JSON.
 
     Raises:
-        UserError: no stage of 1 to 3, or an option that methods cannot work with.
+        UserError: the stage is not 1, 2 or 3, or methods cannot work with an option.
     """
     if zero.get("stage") not in (1, 2, 3):
         raise UserError(f"engine.zero_optimization.stage={zero.get('stage')!r} must be 1, 2 or 3.")
@@ -47,7 +47,7 @@ def deepspeed_config(
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": float(max_grad_norm),
         "bf16": {"enabled": dtype == "bfloat16"},
-        # Gradients are summed over micro-batches and processes in float32, or their number would change the result.
+        # Gradients are summed in float32. Otherwise the number of micro-batches and processes would change the result.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": dict(zero),
@@ -56,10 +56,10 @@ def deepspeed_config(
 
 
 def join(device: str) -> None:
-    """Form the group of the processes that torchrun (or DeepSpeed's launcher) started; a group of one without it.
+    """Form the group of the processes that torchrun or DeepSpeed's launcher started; without one, a group of one.
 
     Args:
-        device: "cuda", with NCCL between the processes, or "cpu", with gloo.
+        device: "cuda" (the processes communicate by NCCL) or "cpu" (by gloo).
     """
     for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         os.environ.setdefault(name, alone)
@@ -79,13 +79,13 @@ def place() -> tuple[int, int]:
 
 
 def meet() -> None:
-    """Wait until every process of the group is here."""
+    """Wait until every process of the group has called this."""
     if place()[1] > 1:
         distributed.barrier()
 
 
 def in_turn(function: Callable[[], Result]) -> Result:
-    """Call a function in process 0, and then in the others, which find done what it did to files."""
+    """Call a function first in process 0 and then in the others, which find its changes to files."""
     rank, _ = place()
     result = function() if rank == 0 else None
     meet()
@@ -93,7 +93,7 @@ def in_turn(function: Callable[[], Result]) -> Result:
 
 
 def any_process(*values: bool, device: torch.device) -> list[bool]:
-    """Return for each value whether it is true in some process; every process calls it."""
+    """Return for each value whether it is true in some process. Every process must call it."""
     flags = torch.tensor(values, dtype=torch.int32, device=device)
     if place()[1] > 1:
         distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
@@ -101,7 +101,7 @@ def any_process(*values: bool, device: torch.device) -> list[bool]:
 
 
 def skip_compiling() -> None:
-    """Keep DeepSpeed on a CPU from compiling an operation that only its inference uses; call it before initialize."""
+    """Stop DeepSpeed on a CPU from compiling an operation for inference; call it before initialize."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

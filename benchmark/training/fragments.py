@@ -1,7 +1,7 @@
-"""Where an optimizer keeps the weights that its step changes: whole tensors, or this process's pieces of them.
+"""Where an optimizer keeps the weights that its step changes: whole tensors, or this process's parts of them.
 
-Plain torch and DDP step the model's own tensors. DeepSpeed's ZeRO steps flat float32 buffers, which hold this
-process's pieces of many tensors one after the other, and copies them to the model's tensors afterwards.
+Plain torch and DDP step the model's own tensors. DeepSpeed's ZeRO steps flat float32 buffers that hold this process's
+parts of many tensors, one after another, and then copies them to the model's tensors.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from benchmark.core.errors import UserError
 
 @dataclass(frozen=True)
 class Fragment:
-    """This process's part of one tensor: `length` elements (perhaps none) from `start` of `buffer`.
+    """This process's part of one tensor: `length` elements (perhaps 0) of `buffer`, from `start`.
 
     Attributes:
         parameter: the model's tensor.
-        buffer: what the optimizer steps; `buffer.grad` holds the gradients in the same places.
+        buffer: the tensor that the optimizer steps; `buffer.grad` holds the gradients at the same positions.
         start: first element within the buffer.
         length: number of elements.
         offset: index of the first element within the flattened tensor.
@@ -37,7 +37,7 @@ class Fragment:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the whole tensor, which ZeRO-3 takes from the model."""
+        """Shape of the whole tensor; under ZeRO-3 the model's parameter itself no longer has it."""
         return torch.Size(getattr(self.parameter, "ds_shape", self.parameter.shape))
 
     def view(self, buffer: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ class Layout:
 
     Attributes:
         engine: name for messages and saved states.
-        optimizer: the innermost optimizer; the hooks of its step fire at the right moment in every engine.
-        fragments: one of every trained tensor, in the same order in every process.
-        group: the processes that hold the other fragments; None where this process holds everything.
+        optimizer: the innermost optimizer; the hooks of its step run at the right moment in every engine.
+        fragments: one of each trained tensor, in the same order in every process.
+        group: the processes that hold the other fragments; None if this process holds everything.
     """
 
     engine: str
@@ -69,7 +69,7 @@ def find_layout(optimizer: Any) -> Layout:
         optimizer: a torch optimizer, DeepSpeed's optimizer of ZeRO stage 1, 2 or 3, or accelerate's wrapper of one.
 
     Raises:
-        UserError: any other object, on which a method might see stale weights or gradients, or settings of
+        UserError: another object, with which a method might see outdated weights or gradients, or settings of
             DeepSpeed that methods cannot work with.
     """
     while class_path(optimizer) in TRANSPARENT:
@@ -94,7 +94,7 @@ def find_layout(optimizer: Any) -> Layout:
 
 
 def class_path(thing: Any) -> str:
-    """Return module and name of an object's class."""
+    """Return the module and name of an object's class."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
@@ -103,7 +103,7 @@ def _joined(groups: list[list[Parameter]], buffers: list[Tensor]) -> Iterator[Fr
     for group, buffer in zip(groups, buffers, strict=True):
         for parameter in group:
             mapping = parameter._hp_mapping
-            if mapping is None:  # this process has nothing of it
+            if mapping is None:  # this process has no part of it
                 yield Fragment(parameter, buffer, 0, 0, 0)
             else:
                 place = mapping.hp_fragment_address
@@ -117,13 +117,13 @@ def _cut(optimizer: Any) -> Iterator[Fragment]:
         for parameter in group:
             _, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
             offset = min(rank * size, parameter.ds_numel)
-            # What the buffer holds beyond the tensor's end was never initialised.
+            # The buffer beyond the end of the tensor is never initialised.
             yield Fragment(parameter, buffer, start, min(size, parameter.ds_numel - offset), offset)
 
 
 @dataclass(frozen=True)
 class Zero:
-    """A DeepSpeed optimizer: its name, and how to find what it steps."""
+    """A DeepSpeed optimizer: its name, and a function that finds its fragments."""
 
     name: str
     fragments: Callable[[Any], Iterator[Fragment]]
@@ -138,11 +138,11 @@ ZERO = {
     ),
     "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3": Zero("ZeRO-3", _cut),
 }
-# Wrappers that pass step() on unchanged.
+# Wrappers whose step() only calls the inner one.
 TRANSPARENT = frozenset(
     {"accelerate.optimizer.AcceleratedOptimizer", "accelerate.utils.deepspeed.DeepSpeedOptimizerWrapper"}
 )
-# Attributes of DeepSpeed's optimizers that must not be set, and what to do about it.
+# Attribute of DeepSpeed's optimizers that must not be set -> the fix.
 REFUSED = {
     "round_robin_gradients": "Switch round_robin_gradients off: DeepSpeed then tells wrongly which weights are where.",
     "cpu_offload": "Remove offload_optimizer: methods work on the device that has the gradients.",

@@ -1,4 +1,4 @@
-"""Greedy batched generation: left padded, length bucketed, answers appended to JSONL by item id, resumable."""
+"""Greedy generation in batches of similar length, left padded. Answers are appended to a JSONL file; it can resume."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Progress = Callable[[int, int], None]
 
 
 class NotANumber(RuntimeError):
-    """The model's output overflowed: its largest logit is none, and an answer made of it would be scored as if."""
+    """The model's output overflowed. NaN has no largest logit, so an answer would be scored that means nothing."""
 
 
 class _Watch(LogitsProcessor):
-    """Notes the rows whose logits are NaN at some token; looked at once per batch, as a look waits for the device."""
+    """Notes the rows whose logits are NaN at some token. Read once per batch, because reading waits for the device."""
 
     def __init__(self) -> None:
         self.bad: Tensor | None = None
@@ -49,12 +49,12 @@ class _Watch(LogitsProcessor):
 
 
 class _Stop(StoppingCriteria):
-    """Ends the rows whose answer holds a stop string; notes how many tokens they had before the one that completed it.
+    """Ends rows whose answer has a stop string; notes their number of tokens before the one that completed it.
 
     Args:
-        tokenizer: of the model.
-        stop: the strings.
-        start: tokens of the prompt.
+        tokenizer: the model's.
+        stop: the stop strings.
+        start: number of tokens of the prompt.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
@@ -62,7 +62,7 @@ class _Stop(StoppingCriteria):
         self.tokens: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
-        # Text, not ids: a stop string may be spelled by several tokens, and by a part of one.
+        # Text, not ids: a stop string may consist of several tokens, or of a part of one.
         texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
         for row, text in enumerate(texts):
             if before_stop(text, self.stop) != text.lstrip():
@@ -71,9 +71,9 @@ class _Stop(StoppingCriteria):
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
-    """Return what an answer says before the first stop string, without white space in front.
+    """Return the part of an answer before the first stop string, without leading white space.
 
-    White space goes first: an answer that begins with an empty line is not ended by it.
+    White space is removed first, so that an empty line at the beginning does not end an answer.
     """
     text = text.lstrip()
     return min((text.partition(word)[0] for word in stop), key=len, default=text)
@@ -88,23 +88,23 @@ def generate(
     on_progress: Progress | None = None,
     share_images: bool = False,
 ) -> None:
-    """Answer every record that the file does not hold yet.
+    """Answer every record that the file has no answer to.
 
-    Batches are cut from all records sorted by prompt length, whatever is already answered, so that an
-    interrupted run and an uninterrupted one feed the model the same batches.
+    Batches are cut from all records, including answered ones, sorted by prompt length. An interrupted run and an
+    uninterrupted run therefore give the model the same batches.
 
     Args:
         loaded: the model with the weights to evaluate.
-        records: questions; targets are not read.
-        spec: gives max_new_tokens and the stop strings.
-        out_jsonl: one line per item: item_id, prompt_hash, text, n_tokens (what ends an answer not counted).
+        records: the questions; targets are not read.
+        spec: has max_new_tokens and the stop strings.
+        out_jsonl: one line per item: item_id, prompt_hash, text, n_tokens (without the token that ends the answer).
         batch_size: items per forward pass.
-        on_progress: called after each batch with (answered, all).
+        on_progress: callback (answered items, total), called after each batch.
         share_images: run an image once for all questions on it.
 
     Raises:
-        UserError: images missing or corrupt (all counted), duplicate item ids, a prompt too long, file not
-            writable.
+        UserError: images are missing or corrupt (the message counts them), item ids are not unique, a prompt is too
+            long, or the file cannot be written.
     """
     hashes = {record.item_id: prompt_hash(record) for record in records}
     if len(hashes) != len(records):
@@ -121,7 +121,7 @@ def generate(
             f"A prompt of {longest} tokens plus max_new_tokens={spec.max_new_tokens} of dataset {spec.id} exceeds "
             f"the model's {limit} positions. Lower max_new_tokens or shorten the prompts."
         )
-    # Longest first: a batch that does not fit into memory fails at once, and the time left is no guess too low.
+    # Longest first: a batch too large for memory fails at once, and the estimated time left is not too low.
     lengths = [len(ids) for ids, _ in items.encoded]
     batches = cut(lengths, [record.image if share_images else None for record in records], batch_size)
     batches = [batch for batch in batches if not all(records[index].item_id in answered for index in batch)]
@@ -154,8 +154,8 @@ def cut(lengths: Sequence[int], images: Sequence[Path | None], batch_size: int) 
     """Cut items into batches, those with the longest prompt first.
 
     Args:
-        lengths: of the prompts, tokens.
-        images: items with the same image come into batches of their own; None: with any other item.
+        lengths: lengths of the prompts, in tokens.
+        images: items with the same image get their own batches; an item with None may be with any other.
         batch_size: largest number of items.
 
     Returns:
@@ -182,18 +182,18 @@ def answer_batch(
     Args:
         loaded: the model, in evaluation mode.
         items: encoded without target.
-        max_new_tokens: longest answer, tokens.
-        one_image: all items have the same image; it is run once.
-        stop: strings that end an answer, beside the end token.
+        max_new_tokens: longest answer, in tokens.
+        one_image: whether all items have the same image, which is then run once.
+        stop: strings that end an answer, in addition to the end token.
 
     Returns:
-        (text, number of tokens without the one that ended it) per item.
+        (text, number of tokens without the one that ended it) for each item.
 
     Raises:
         NotANumber: names the items.
     """
     model = loaded.model
-    # The system prompt is the same for every item and, where prompts are short, a third of the work: run it once.
+    # Every item has the same system prompt. It is a third of the work if prompts are short, so run it once.
     shared, rest = split_image(loaded, items) if one_image else split_start(loaded, items)
     pixels = collate(loaded, items[:1], "left")["pixel_values"].to(model.device, model.dtype) if one_image else None
     start = torch.tensor([shared], device=model.device)
@@ -244,7 +244,7 @@ def prompt_hash(record: Record) -> str:
 
 
 def _resume(path: Path, hashes: dict[str, str]) -> set[str]:
-    """Return the ids that the file answers; drop half-written lines and answers to other prompts from it."""
+    """Return the ids with an answer in the file; remove incomplete lines and answers to other prompts from it."""
     if not path.is_file():
         return set()
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -254,7 +254,7 @@ def _resume(path: Path, hashes: dict[str, str]) -> set[str]:
             row = json.loads(line)
             if hashes.get(row["item_id"]) == row["prompt_hash"] and isinstance(row["text"], str):
                 kept.setdefault(row["item_id"], line)
-        except (ValueError, KeyError, TypeError):  # what a kill or a full disk left of a line
+        except (ValueError, KeyError, TypeError):  # a line that a kill or a full disk cut off
             continue
     clean = "".join(f"{line}\n" for line in kept.values())
     if clean != text:

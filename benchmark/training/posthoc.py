@@ -1,4 +1,4 @@
-"""Post-hoc methods: from the weights of a finished Full FT cell to the method's own, without training."""
+"""Post-hoc methods: compute the method's weights from those of a finished Full FT cell, without training."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def transform(
 
     Args:
         cell: the cell; its training settings are those of the Full FT cell.
-        loaded: the model, with base weights.
-        records: training split of the target; calibration takes a seeded part of it.
-        method: has `finish`.
-        base: w* of every tensor that training may change, by name.
+        loaded: the model with base weights.
+        records: training split of the target; calibration uses a seeded sample of it.
+        method: a method with `finish`.
+        base: name -> w* of every tensor that training may change.
         full_ft: delta of the Full FT cell.
-        out: delta to write; train.jsonl beside it gets one row, how far and where the weights moved.
+        out: the delta to write. train.jsonl beside it gets one row: how far, and where, the weights moved.
 
     Raises:
-        UserError: the Full FT delta is missing, damaged or of another base.
+        UserError: the Full FT delta is missing, damaged, or belongs to another base.
     """
     assert cell.train is not None
     finetuned = {**base, **load_delta(full_ft, loaded.digest)}
@@ -63,14 +63,14 @@ def moved(
     """Measure what a post-hoc method selected: where the weights differ from the base checkpoint.
 
     Args:
-        weights: the method's result, by name.
-        base: w* by name.
-        finetuned: w_ft by name.
+        weights: name -> the method's result.
+        base: name -> w*.
+        finetuned: name -> w_ft.
 
     Returns:
-        rms_delta and restored_fraction as of a training (`benchmark.training.attach`), and mask_selected, mask_ones,
-        selected_in/<layer> and selected/<tensor> (`methods.masks`), where an element counts as selected if it is not
-        exactly w*, and as M = 1 if it then is exactly w_ft.
+        rms_delta and restored_fraction, as a training logs them (`benchmark.training.attach`), and mask_selected,
+        mask_ones, selected_in/<layer> and selected/<tensor> (`methods.masks`). An element counts as selected if it is
+        not exactly w*, and as M = 1 if it is also exactly w_ft.
     """
     sizes = {name: tensor.numel() for name, tensor in weights.items()}
     counts, squares = {}, 0.0
@@ -80,7 +80,7 @@ def moved(
         kept = (change != 0) & (tensor == finetuned[name].to(tensor))
         counts[name] = [float(change.count_nonzero()), float(kept.count_nonzero()), 0.0]
     found = shares(counts, sizes)
-    del found["mask_flips"]  # it acts once
+    del found["mask_flips"]  # a post-hoc method acts only once
     whole = sum(sizes.values())
     restored = 1 - found["mask_selected"]
     return {"rms_delta": (squares / whole) ** 0.5, "restored_fraction": restored, **found}

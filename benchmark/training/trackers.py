@@ -1,4 +1,4 @@
-"""Following a training in TensorBoard or Weights & Biases, through the Trainer's own callbacks (`report_to`)."""
+"""TensorBoard and Weights & Biases, through the Trainer's own callbacks (`report_to`)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ NONE = "none"
 
 
 def fault(tracker: str) -> str | None:
-    """Return what is wrong with `report_to=tracker` on this machine, or None."""
+    """Return why `report_to=tracker` cannot work on this machine; None if it can."""
     if tracker == NONE or importlib.util.find_spec(tracker) is not None:
         return None
     return (
-        f"report_to={tracker}: the package {tracker} is not installed here. "
-        f"{sys.executable} -m pip install {tracker}, or leave report_to out."
+        f"report_to={tracker}: the package {tracker} is not installed. "
+        f"Run {sys.executable} -m pip install {tracker}, or leave report_to out."
     )
 
 
 def start(tracker: str, folder: Path) -> None:
-    """Say where the callbacks, which read the environment, write: below the cell's folder, and nothing leaves it.
+    """Make the callbacks write below the cell's folder; they read their settings from the environment.
 
-    Weights & Biases works offline unless WANDB_MODE says otherwise; `wandb sync` sends such a run later.
+    Weights & Biases works offline unless WANDB_MODE says otherwise; `wandb sync` uploads such a run later.
 
     Args:
         tracker: none, tensorboard or wandb.
-        folder: of the cell.
+        folder: the cell's.
     """
     if tracker == "tensorboard":
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
@@ -38,9 +38,9 @@ def start(tracker: str, folder: Path) -> None:
 
 
 def finish(tracker: str) -> None:
-    """End the run of Weights & Biases: the next cell of this process would go on in it, or write where it did."""
+    """End the run of Weights & Biases; otherwise the next cell of this process would continue it."""
     if tracker == "wandb":
         import wandb
 
         wandb.finish()
-        wandb.teardown()  # forgets WANDB_DIR, which is otherwise read once in the life of a process
+        wandb.teardown()  # otherwise a process reads WANDB_DIR only once

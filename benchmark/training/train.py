@@ -1,4 +1,4 @@
-"""The only training path: a Hugging Face Trainer with our loss, data order, method hooks and exact resume."""
+"""The only training path: a Hugging Face Trainer with our own loss, data order, method hooks and exact resume."""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ from benchmark.training.engine import any_process, deepspeed_config, in_turn, jo
 from benchmark.training.trainable import check_counts, trainable_table
 from methods.base import Method
 
-# Files of a saved state, beside the optimizer's and the method's.
+# Files of a saved state, in addition to those of the optimizer and the method.
 WEIGHTS = "weights.safetensors"
 PLACE = "place"
-DIAGNOSTICS_EVERY = 10  # steps; the method's numbers cost a pass over all tuned weights
+DIAGNOSTICS_EVERY = 10  # steps; the method's diagnostics read all tuned weights
 Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 class TrainingFailed(RuntimeError):
-    """The loss or the gradient is not finite: this cell has failed, others may go on."""
+    """The loss or the gradient is not finite. This cell has failed; other cells may continue."""
 
 
 @dataclass
 class Run:
-    """What the trainer needs besides its arguments.
+    """What the trainer needs in addition to its arguments.
 
     Args:
-        cell: with train settings.
+        cell: the cell, with train settings.
         loaded: the model.
         method: hooks around the optimizer step.
-        trained: the tensors that train, by name.
-        pretrained: their base values.
+        trained: name -> trained tensor.
+        pretrained: name -> its base value.
         order: the sampler.
-        state: where an unfinished training is kept.
+        state: folder of the saved states.
         log: train.jsonl.
-        on_progress: called after each step.
-        signals: those that arrived and ask for the state to be saved and the training to stop.
-        attachment: the method on the optimizer.
+        on_progress: callback after each step.
+        signals: received signals, on which the training saves its state and stops.
+        attachment: the method, hooked to the optimizer.
     """
 
     cell: CellSpec
@@ -90,27 +90,27 @@ def train(
     out: Path,
     on_progress: Progress | None = None,
 ) -> None:
-    """Fine-tune a model as its cell says; continue from out/checkpoint if a run of the same cell left one.
+    """Fine-tune a model as its cell says; continue from out/checkpoint if an earlier run of the cell saved a state.
 
-    The loss of a batch is the mean over groups of train.loss_group samples of the groups' token means,
-    however the batch is cut into micro-batches and processes. With engine=single the tuned weights stay in
-    loaded.model. With the others every process of the group calls this, and loaded is used up: ZeRO-3 leaves a
-    process only its part of each weight.
+    A batch is divided into groups of train.loss_group samples. Its loss is the mean over groups of the mean over the
+    tokens of a group, whatever the micro-batches and processes. With engine=single the tuned weights stay in
+    loaded.model. With other engines every process of the group calls this function, and `loaded` cannot be used
+    afterwards: ZeRO-3 leaves a process only its part of each weight.
 
     Args:
-        cell: with train settings; checkpoint_steps and checkpoint_minutes say how often the state is saved.
+        cell: the cell, with train settings; checkpoint_steps and checkpoint_minutes set how often the state is saved.
         loaded: the model with the base checkpoint's weights; changed in place.
         records: training records with targets.
         method: hooks around the optimizer step.
-        out: the cell's folder; gets train.jsonl and delta.safetensors, and checkpoint/, which the caller deletes when
-            it has recorded that the training is done.
-        on_progress: called after each step with (step, steps, row of train.jsonl).
+        out: the cell's folder. It gets train.jsonl, delta.safetensors and checkpoint/. The caller deletes checkpoint/
+            after it has recorded that the training is finished.
+        on_progress: callback (step, steps, row of train.jsonl), called after each step.
 
     Raises:
-        UserError: bad settings, records or images; the folder cannot be written.
-        TrainingFailed: loss or gradient became non-finite.
-        Preempted: SIGTERM or SIGUSR1, after saving the training state.
-        KeyboardInterrupt: ctrl-C, after the same; a second one stops at once.
+        UserError: settings, records or images cannot be used; the folder cannot be written.
+        TrainingFailed: the loss or the gradient is no longer finite.
+        Preempted: after SIGTERM or SIGUSR1, with the training state saved.
+        KeyboardInterrupt: after ctrl-C, with the training state saved; a second ctrl-C stops at once.
     """
     settings = cell.train
     if not records:
@@ -143,7 +143,7 @@ def train(
     trained = {name: parameter for name, parameter in model.named_parameters() if name in pretrained}
     for parameter in trained.values():
         if not sharded:
-            # Master weights are float32; with dtype=bfloat16 autocast casts them for the products.
+            # Master weights are float32. With dtype=bfloat16, autocast casts them for matrix products.
             parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     if settings.gradient_checkpointing:
@@ -168,7 +168,7 @@ def train(
         _checkpointing(model, "disable")
     if rank == 0:
         trainer.write_speed(out / "speed.json")
-        # In the base's dtype: what the last forward pass used, and half the size of float32 masters.
+        # In the dtype of the base: the last forward pass used it, and it halves the size of float32 masters.
         tuned = {name: tensor.to(pretrained[name].dtype) for name, tensor in tuned.items()}
         save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
     if sharded:
@@ -180,13 +180,13 @@ def train(
 
 
 class Order(Sampler[tuple[int, float]]):
-    """The data order of an epoch, a pure function of seed, epoch and index, with each sample's loss weight.
+    """The data order of an epoch, a function of seed, epoch and index alone, with each sample's loss weight.
 
     Args:
-        seed: of the cell.
+        seed: the cell's seed.
         tokens: number of supervised tokens of each item.
         batch_size: samples per optimizer step.
-        loss_group: samples whose tokens are averaged together.
+        loss_group: number of samples whose tokens are averaged together.
     """
 
     def __init__(self, seed: int, tokens: Sequence[int], batch_size: int, loss_group: int) -> None:
@@ -201,11 +201,11 @@ class Order(Sampler[tuple[int, float]]):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps per epoch; the last batch may be smaller."""
+        """Number of optimizer steps per epoch; the last batch may be smaller."""
         return math.ceil(len(self) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
-        """Yield (index, weight); a batch's loss is the sum over samples of weight times its token losses."""
+        """Yield (index, weight). The loss of a batch is the sum over samples of weight times summed token losses."""
         order = permutation(self.seed, self.epoch, len(self))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
@@ -216,15 +216,15 @@ class Order(Sampler[tuple[int, float]]):
 
 
 class Share(Sampler[tuple[int, float]]):
-    """One process's share of an Order: of each round of micro-batches its own.
+    """One process's share of an Order: its own micro-batch of each round.
 
-    All processes get as many samples, in an incomplete last round with repetitions that weigh nothing.
+    All processes get the same number of samples. Samples of weight 0 fill an incomplete last round.
 
     Args:
-        order: of all processes.
+        order: the order of all processes.
         micro_batch_size: samples per forward pass and process.
         rank: number of this process.
-        processes: their number.
+        processes: number of processes.
     """
 
     def __init__(self, order: Order, micro_batch_size: int, rank: int, processes: int) -> None:
@@ -246,13 +246,13 @@ class Share(Sampler[tuple[int, float]]):
 
 
 def permutation(seed: int, epoch: int, size: int) -> list[int]:
-    """Return 0 .. size-1 shuffled by hashing, so that no library version can change the order."""
+    """Return 0 .. size-1, shuffled by hashes, so that no version of a library can change the order."""
     return sorted(range(size), key=lambda index: hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest())
 
 
 @dataclass
 class TrainingSet:
-    """Items asked for by the (index, weight) pairs of Order."""
+    """Items, indexed by the (index, weight) pairs of Order."""
 
     items: Items
 
@@ -271,19 +271,19 @@ def training_batch(
     Args:
         loaded: the model.
         pairs: (item, weight).
-        blank: an image for a batch that has none, in a row of its own, without weight. Several processes need it:
-            under ZeRO-3 all run the same modules in the same order or wait for each other for ever, and a projector
-            that takes no part would be stepped with the gradient of an earlier batch.
-        share: run the tokens that all items begin with once. Gradient checkpointing rules it out: layers that run again
-            would write the keys of that start a second time, so transformers drops them.
+        blank: dummy image for a batch without images, in an extra row of weight 0. Several processes need it. Under
+            ZeRO-3 they wait for each other for ever unless all run the same modules in the same order, and a projector
+            that did not run would be stepped with the gradient of an earlier batch.
+        share: run the tokens that all items begin with only once. Gradient checkpointing excludes this: layers that run
+            again would write the keys of these tokens a second time, so transformers drops them.
 
     Returns:
-        "start", the tokens that all items begin with, (1, shared), none unless shared; the model's inputs for what
-        follows them; "columns", the positions whose logits predict some supervised token; "targets" and "weights",
-        (batch, columns), weight 0 where nothing is supervised; "item_ids".
+        "start", the tokens that all items begin with, (1, shared), empty unless shared; the model's inputs for the
+        tokens after them; "columns", the positions whose logits predict a supervised token; "targets" and "weights",
+        (batch, columns), with weight 0 where nothing is supervised; "item_ids".
     """
     if blank is not None and all(item.image is None for item, _ in pairs):
-        # Beginning as the first item does, it leaves the start that all items share as it is.
+        # It begins like the first item, so it does not shorten the start that all items share.
         ids = pairs[0][0].input_ids + [loaded.image_token_id] * loaded.image_seq_length
         pairs = [*pairs, (Item("blank", ids, [IGNORE] * len(ids), blank), 0.0)]
     items = [item for item, _ in pairs]
@@ -306,7 +306,7 @@ def training_batch(
 
 
 def batch_loss(model: Any, batch: dict[str, Any], autocast: bool) -> tuple[Tensor, Any]:
-    """Run the model on a micro-batch and return its part of the loss of the optimizer step.
+    """Run the model on a micro-batch and return its part of the optimizer step's loss.
 
     Args:
         model: the model, or the engine around it.
@@ -319,7 +319,7 @@ def batch_loss(model: Any, batch: dict[str, Any], autocast: bool) -> tuple[Tenso
     inputs = {key: value for key, value in batch.items() if key not in ("start", "columns", "targets", "weights")}
     columns, targets, weights = batch["columns"], batch["targets"], batch["weights"]
     with torch.autocast(columns.device.type, torch.bfloat16, enabled=autocast):
-        # The system prompt comes before the image, so one forward and backward pass of it serves the batch.
+        # The system prompt comes before the image, so one forward and backward pass over it serves the whole batch.
         shared = batch["start"].shape[1] > 0
         cache = start_cache(model, batch["start"], len(targets)) if shared else None
         outputs = model(**inputs, past_key_values=cache, use_cache=shared, logits_to_keep=columns)
@@ -329,7 +329,7 @@ def batch_loss(model: Any, batch: dict[str, Any], autocast: bool) -> tuple[Tenso
 
 
 class CellTrainer(Trainer):
-    """A Trainer whose loss, parameter groups, order, log and saved state are the cell's."""
+    """A Trainer with the cell's loss, parameter groups, data order, log and saved state."""
 
     def __init__(self, run: Run, items: Items) -> None:
         settings, device = run.cell.train, run.cell.device
@@ -342,10 +342,10 @@ class CellTrainer(Trainer):
         self.settings = settings
         self.batch_ids: list[str] = []
         self.rows: TextIO | None = None
-        self.waited = 0.0  # seconds for data
+        self.waited = 0.0  # seconds of waiting for data
         self.began = time.monotonic()
         self.first_step = 0
-        self.found: Path | None = None  # the saved state that the training goes on from
+        self.found: Path | None = None  # the saved state that the training continues from
         config = deepspeed_config(
             run.cell.zero_optimization,
             micro_batch_size=settings.micro_batch_size,
@@ -362,7 +362,7 @@ class CellTrainer(Trainer):
             warmup_steps=math.ceil(settings.warmup_ratio * settings.epochs * run.order.steps),
             max_grad_norm=settings.max_grad_norm,
             seed=run.cell.seed,
-            use_cpu=device == "cpu" and not self.sharded,  # it would keep DeepSpeed out
+            use_cpu=device == "cpu" and not self.sharded,  # it would disable DeepSpeed
             logging_strategy="steps",
             logging_steps=1,
             logging_nan_inf_filter=False,
@@ -376,7 +376,7 @@ class CellTrainer(Trainer):
             deepspeed=config and config | {"bf16": {"enabled": False}},
         )
         trackers.start(run.cell.report_to, run.log.parent)
-        # With several GPUs in sight the Trainer would otherwise cut each batch up among them (DataParallel).
+        # Otherwise the Trainer would split each batch among all visible GPUs (DataParallel).
         arguments._n_gpu = min(arguments.n_gpu, 1)
         blank = items.blank if self.sharded else None
         super().__init__(
@@ -386,27 +386,27 @@ class CellTrainer(Trainer):
             data_collator=lambda pairs: training_batch(
                 run.loaded, pairs, blank, share=not settings.gradient_checkpointing
             ),
-            # Its presence tells the Trainer that the loss is already scaled for accumulation.
+            # If it is set, the Trainer takes the loss as already scaled for accumulation.
             compute_loss_func=self.compute_loss,
             callbacks=[CellCallback(self)],
         )
         self.remove_callback(PrinterCallback)
-        if self.accelerator.mixed_precision != "no":  # we cast ourselves; see benchmark.core.variables
+        if self.accelerator.mixed_precision != "no":  # we cast by autocast only; see benchmark.core.variables
             raise RuntimeError(f"accelerate would compute in {self.accelerator.mixed_precision}, the cell does not.")
         if config is not None:
-            # Only now: a Trainer that knows of it would round the weights of the loss, and wants a GPU.
+            # Only now: a Trainer that knows of bf16 would round the loss weights, and would need a GPU.
             arguments.hf_deepspeed_config.config["bf16"] = config["bf16"]
 
     def run_cell(self) -> None:
         """Train to the end, from the saved state if there is one.
 
         Raises:
-            UserError: the state is of another engine or number of processes.
-            TrainingFailed: loss or gradient became non-finite.
-            Preempted: SIGTERM or SIGUSR1, after saving.
-            KeyboardInterrupt: ctrl-C, after saving.
+            UserError: another engine or number of processes saved the state.
+            TrainingFailed: the loss or the gradient is no longer finite.
+            Preempted: after SIGTERM or SIGUSR1, with the state saved.
+            KeyboardInterrupt: after ctrl-C, with the state saved.
         """
-        # One process reads all files once to check them, and deletes what cannot be used.
+        # One process reads all files to check them, and deletes states that cannot be used.
         self.found = found = in_turn(lambda: self.run.state.latest(check=self.rank == 0))
         saved = self.place if found is None else (found / PLACE).read_text()
         if saved != self.place:
@@ -442,7 +442,7 @@ class CellTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             timeout=READ_SECONDS if self.args.dataloader_num_workers else 0,
         )
-        # Prepared, a sharded run's would be cut into shares once more.
+        # prepare() would cut the loader of a sharded run into shares a second time.
         return loader if self.sharded else self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -463,7 +463,7 @@ class CellTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         self.batch_ids += inputs.pop("item_ids")
-        # Not TrainingArguments.bf16: accelerate keeps the precision of the first trainer of a process.
+        # Not TrainingArguments.bf16: accelerate keeps the precision of a process's first trainer.
         loss, outputs = batch_loss(model, inputs, autocast=self.run.cell.dtype == "bfloat16")
         if not torch.isfinite(loss):
             self._fail("loss", loss.item(), self.state.global_step + 1)
@@ -477,10 +477,10 @@ class CellTrainer(Trainer):
         return samples
 
     def write_speed(self, path: Path) -> None:
-        """Write what this process measured since it started or resumed; a plan counts with it."""
+        """Write the speed of this process since it started or resumed; plans use it."""
         steps, seconds = self.state.global_step - self.first_step, time.monotonic() - self.began
         if steps <= 0:
-            return  # all was done when the run that saved the state was stopped
+            return  # the run that saved the state had done all steps
         device = self.args.device
         peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
         content = {
@@ -492,7 +492,7 @@ class CellTrainer(Trainer):
         write_atomic(path, json.dumps(content, indent=1) + "\n")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # the Trainer would count all parameters at each step for a number that nobody reads
+        return 0  # otherwise the Trainer counts all parameters at each step, for a number that is never used
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:
@@ -529,7 +529,7 @@ class CellTrainer(Trainer):
         )
 
     def check_weights(self) -> None:
-        """Refuse weights that overflowed in this step; every process calls it.
+        """Refuse weights that overflowed in this step. Every process must call it.
 
         Raises:
             TrainingFailed: a weight is not finite on some process.
@@ -540,17 +540,17 @@ class CellTrainer(Trainer):
             self._fail("largest weight", math.inf, self.state.global_step)
 
     def check_method(self) -> None:
-        """Refuse a method whose state could not be resumed; every process calls it, before anything is written.
+        """Refuse a method whose state cannot be resumed, before anything is written. Every process must call it.
 
         Raises:
-            UserError: the method holds what would not be saved, on some process.
+            UserError: on some process the method holds state that would not be saved.
         """
         fault = self.run.attachment.unsaved()
         if any_process(fault is not None, device=self.args.device)[0]:
             raise UserError(fault or "Another process's method cannot be saved; its output says why.")
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the whole float32 weights; every process calls it."""
+        """Return the whole float32 weights. Every process must call it."""
         if not self.sharded:
             return {name: parameter.detach() for name, parameter in self.run.trained.items()}
         from deepspeed.utils import safe_get_full_fp32_param
@@ -565,7 +565,7 @@ class CellTrainer(Trainer):
             folder = self.run.state.unfinished
             torch.save(self.run.attachment.state_dict(), folder / f"method{self.rank}.pt")
             if self.sharded:
-                # Only this, not the Trainer's way, leaves the frozen weights out.
+                # Unlike the Trainer's call, this one leaves out the frozen weights.
                 self.model_wrapped.save_checkpoint(folder, exclude_frozen_parameters=True)
                 if self.rank == 0:
                     torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
@@ -592,7 +592,7 @@ class CellTrainer(Trainer):
         return prepared
 
     def start_method(self) -> None:
-        """Hook the method to the optimizer and give it its saved state."""
+        """Hook the method to the optimizer and restore its saved state."""
         run = self.run
         run.attachment = attach(self.optimizer, run.trained, run.pretrained, run.method)
         if self.found is not None:
@@ -601,7 +601,7 @@ class CellTrainer(Trainer):
 
 
 class CellCallback(TrainerCallback):
-    """The points in the Trainer's loop at which the cell acts."""
+    """Our actions in the Trainer's loop."""
 
     def __init__(self, trainer: CellTrainer) -> None:
         self.trainer = trainer
@@ -618,12 +618,12 @@ class CellCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         run = self.trainer.run
         if state.global_step == state.max_steps:
-            self.trainer.check_weights()  # no later loss would show it
+            self.trainer.check_weights()  # no later loss would reveal them
             return
         steps = run.cell.checkpoint_steps
         every = steps is not None and state.global_step % steps == 0
         late = time.monotonic() - self.saved > 60 * run.cell.checkpoint_minutes
-        # Clocks and signals differ between processes, but all must do the same.
+        # Clocks and signals differ between processes, but all processes must do the same.
         save, stop = any_process(every or late, bool(run.signals), device=args.device)
         if save or stop:
             self.trainer.check_weights()
@@ -645,23 +645,23 @@ def _fingerprint(cell: CellSpec, loaded: LoadedModel, items: Items) -> str:
 
 
 def _checkpointing(model: Any, what: str, *options: dict[str, Any]) -> None:
-    """Switch gradient checkpointing on or off, under its old or its new name."""
+    """Switch gradient checkpointing on or off, by its old or its new name in transformers."""
     names = (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}")
     next(getattr(model, name) for name in names if hasattr(model, name))(*options)
 
 
 def _workers(items: Items) -> int:
-    """Return how many processes read ahead for one of the training processes of this machine."""
+    """Return how many processes read ahead for each training process of this machine."""
     return items.workers and max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _same(saved: str) -> str:
-    """Return how to ask for the engine and the processes of a saved state, e.g. engine=zero2 and GPUS=8."""
+    """Return the settings that give the engine and the processes of a saved state, e.g. engine=zero2 and GPUS=8."""
     engine, _, rest = saved.partition(" on ")
     return engine if engine == "engine=single" else f"{engine} and GPUS={rest.split()[0]} (gpus={rest.split()[0]})"
 
 
 def _open_log(path: Path, saved: Path | None) -> TextIO:
-    """Put back the rows that belong to a saved state, none without one, and open the file for the next."""
+    """Restore the rows of a saved state (none without one), and open the file for further rows."""
     write_atomic(path, b"" if saved is None else (saved / path.name).read_bytes())
     return open(path, "a")

@@ -1,4 +1,4 @@
-"""What trains: a table for the reader, and the check that it is what the configuration counts."""
+"""The trained parameters: a table for the log, and a check of their number against the configuration."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def trainable_table(loaded: LoadedModel, names: list[str]) -> str:
 
     Args:
         loaded: the model.
-        names: of the tensors that train.
+        names: names of the trained tensors.
 
     Returns:
-        One line per part and a sum.
+        One line per part, and their sum.
     """
     chosen, rows = set(names), {}
     blocks = {prefix: number for number, prefix in enumerate(loaded.block_prefixes)}
@@ -42,26 +42,26 @@ def trainable_table(loaded: LoadedModel, names: list[str]) -> str:
 
 
 def check_counts(loaded: LoadedModel, names: list[str], cell: CellSpec) -> None:
-    """Refuse a model whose parameters are not those of model.architecture; without one nothing is checked.
+    """Refuse a model whose parameter counts differ from model.architecture, if that is set.
 
     Args:
         loaded: the model.
-        names: of the tensors that train.
-        cell: with model and train settings.
+        names: names of the trained tensors.
+        cell: the cell, with model and train settings.
 
     Raises:
-        UserError: another number of parameters, of all or of those that train.
+        UserError: the number of all parameters, or of the trained ones, differs.
     """
     if not cell.model.architecture or cell.train is None:
         return
     sizes = architecture_of(cell.model.architecture, "model.architecture")
     wanted = sizes.total, sizes.trainable(cell.train.scope, cell.train.last_layers)
     counts = {name: parameter.numel() for name, parameter in loaded.model.named_parameters()}
-    found = sum(counts.values()), sum(counts[name] for name in names)
-    if found != wanted:
+    actual = sum(counts.values()), sum(counts[name] for name in names)
+    if actual != wanted:
         raise UserError(
-            f"The checkpoint {loaded.path} has {found[0]:,} parameters, of which {found[1]:,} would train with "
-            f"train.scope={cell.train.scope}; {cell.model.id} has {wanted[0]:,} and {wanted[1]:,}. It is another "
+            f"The checkpoint {loaded.path} has {actual[0]:,} parameters, of which {actual[1]:,} would train with "
+            f"train.scope={cell.train.scope}; {cell.model.id} has {wanted[0]:,} and {wanted[1]:,}. This is another "
             "model: correct model.checkpoint, or model.architecture in conf/model."
         )
 

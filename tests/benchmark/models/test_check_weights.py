@@ -28,7 +28,7 @@ def test_numbers_that_are_not_finite(tmp_path, dtype, value):
     extremes = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min, torch.finfo(dtype).tiny, 0.0], dtype=dtype)
     check_weights.check(folder(tmp_path, good=extremes, position_ids=torch.arange(3)))
     extremes[2] = value
-    with pytest.raises(UserError, match=r"model\.safetensors: bad holds 1 numbers that are not finite"):
+    with pytest.raises(UserError, match=r"model\.safetensors: bad has 1 numbers that are not finite"):
         check_weights.check(folder(tmp_path, bad=extremes))
 
 

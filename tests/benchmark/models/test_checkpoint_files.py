@@ -152,7 +152,7 @@ def test_pickled_weights_are_checked_too(tmp_path, kind):
         name = next(name for name in tensors if name.endswith("weight"))
         tensors[name].view(-1)[0] = float("nan")
         torch.save(tensors, path) if kind == "bin" else save_file(tensors, path)
-        with pytest.raises(UserError, match=f"{path.name}: {name} holds 1 numbers that are not finite"):
+        with pytest.raises(UserError, match=f"{path.name}: {name} has 1 numbers that are not finite"):
             check_weights.check(folder)
 
 

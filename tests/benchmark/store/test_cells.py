@@ -126,7 +126,7 @@ def test_a_folder_that_is_no_cell_is_refused(store, cell):
 def test_writability_is_checked_with_space(store, monkeypatch, tmp_path):
     store.check_writable(1.0)
     assert list(store.cells.iterdir()) == []  # the probe is gone
-    with pytest.raises(UserError, match="MB are needed"):
+    with pytest.raises(UserError, match="MB free, but the run needs about"):
         store.check_writable(1e12)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="RESULTS=dir"):
