@@ -34,7 +34,7 @@ def test_numbers_that_are_not_finite(tmp_path, dtype, value):
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.int8])
 def test_weights_that_are_no_floating_point_numbers(tmp_path, dtype):
-    with pytest.raises(UserError, match=r"b\.weight has the dtype \w+, only F64"):
+    with pytest.raises(UserError, match=r"b\.weight has the dtype \w+, but only F64"):
         check_weights.check(folder(tmp_path, **{"b.weight": torch.ones(2, dtype=dtype)}))
 
 
