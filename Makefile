@@ -137,14 +137,15 @@ plan: $(ready) ## what a table needs: cells, time, space (TABLE=table6, and with
 list: $(ready) ## models, methods, datasets, tables
 	@$(python) -m benchmark list
 
-test: $(ready) lint ## all tests, a process per core, and the linter
+test: $(ready) lint ## all tests, a process per core, after make lint
 	@$(python) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(ARGS) < /dev/null
 
 test-fast: $(ready) ## the quick tests, in about a minute and a half
 	@$(python) -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow and not multiprocess" $(ARGS) < /dev/null
 
-lint: $(ready) ## the linter alone
+lint: $(ready) ## the linter and the type checker alone
 	@$(python) -m ruff check .
+	@$(python) -m mypy
 
 chaos: $(ready) ## kill a small table at KILLS=40 moments, finish it, compare with a quiet run
 	@$(python) -m tests.chaos kills=$(or $(KILLS),40) seed=$(or $(SEED),0) $(ARGS)
@@ -177,7 +178,7 @@ doctor: $(ready) ## check packages, Java, processors, memory, disk (PROFILE=pape
 	@$(python) -m benchmark doctor $(settings)
 
 clean: ## remove the environment, drawn data and your own runs (not the published results)
-	rm -rf $(VENV) data results/runs build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) data results/runs build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 check-python:
 	@$(python) -m benchmark.profiling.doctor --packages

@@ -72,11 +72,11 @@ def tables(report: Report) -> list[Table]:
         ))
         _columns(table, ["n", *(name.replace("_", " ") for name in CAPTION_RANGES)], names)
         for row in report.captions:
-            cells = [
+            scores = [
                 _points(row[name]) + ("" if row[name] is None or low <= row[name] <= high else " !")
                 for name, (low, high) in CAPTION_RANGES.items()
             ]
-            table.add_row(row["dataset"], str(row["n"]), *cells, *_base_cells(row, names))
+            table.add_row(row["dataset"], str(row["n"]), *scores, *_base_cells(row, names))
         made.append(table)
     return made
 

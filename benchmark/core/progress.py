@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 QUIET_SECONDS = 30.0  # between two lines about one cell, without bars
 StageTold = Callable[[str, int, int], None]  # callback (stage, done, total)
@@ -173,7 +173,7 @@ class Bars:
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"), TextColumn("{task.fields[text]}"), transient=True,
         )
         self._cells = self._bars.add_task("cells", total=1, text="")
-        self._inner: dict[str, int] = {}
+        self._inner: dict[str, Any] = {}  # rich's TaskID
         self._alone = alone
 
     def begin(self, cells: Mapping[str, float]) -> None:

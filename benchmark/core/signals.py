@@ -35,7 +35,7 @@ def raising() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, stop) for number in PREEMPTING}
+    previous: dict[int, Any] = {number: signal.signal(number, stop) for number in PREEMPTING}
     if not _inside:
         _noticed.clear()
     _inside.append(None)
@@ -66,7 +66,7 @@ def noting() -> Iterator[list[int]]:
             print("Stopping after this step with the training state saved. Ctrl-C again stops at once.", flush=True)
 
     numbers = [*PREEMPTING, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else [])]
-    previous = {number: signal.signal(number, note) for number in numbers}
+    previous: dict[int, Any] = {number: signal.signal(number, note) for number in numbers}
     try:
         yield found
     finally:

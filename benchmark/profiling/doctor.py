@@ -121,8 +121,8 @@ def main(arguments: list[str]) -> int:
             overrides.append("method=zero_shot")  # a grid has methods; any will do
         gpus = [item.partition("=")[2] for item in overrides if item.startswith("gpus=")]
         listed = gpus[-1].split(",") if gpus else []
-        wanted = int(listed[0]) if len(listed) == 1 and listed[0].isdigit() else len(listed)
-        more, faults = check(request(overrides, grid=False), wanted)
+        count = int(listed[0]) if len(listed) == 1 and listed[0].isdigit() else len(listed)
+        more, faults = check(request(overrides, grid=False), count)
         facts += more
     print("\n".join(facts))
     for fault in faults:

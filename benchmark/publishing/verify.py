@@ -399,6 +399,7 @@ def _provenance(cell: CellSpec, folder: Path, records: Data, run: bool, found: F
     older = provenance.older_code(cell, folder)
     found.older += bool(older)
     found.without_code += "code" not in known
+    splits: list[tuple[str, str, int | None]]
     splits = [(dataset.id, cell.eval.split, cell.eval.limit) for dataset in cell.datasets]
     if cell.train is not None and cell.target is not None:
         splits.append((cell.target, "train", cell.train.limit))

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from PIL import Image
@@ -31,7 +32,7 @@ from methods.registry import METHODS  # noqa: E402
 
 # The only texts that are mathematics: they are set with parse_math=True. All others are names as people write them.
 MATH = {"A_S": r"$\mathcal{A}^S$", "A_T": r"$\mathcal{A}^T$", "H": r"$\mathcal{H}$", "O": r"$\mathcal{O}$"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -350,7 +350,8 @@ class Worker:
         from benchmark.data import ids_digest
         from benchmark.store.provenance import odd_answers
 
-        used = [(dataset.id, cell.eval.split, cell.eval.limit) for dataset in cell.datasets]
+        splits = ((dataset.id, cell.eval.split, cell.eval.limit) for dataset in cell.datasets)
+        used: list[tuple[str, str, int | None]] = [*splits]
         if cell.train is not None and cell.target is not None:
             used.append((cell.target, "train", cell.train.limit))
         items: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmark.core.errors import UserError
@@ -43,7 +44,7 @@ def read_answers(folder: Path, dataset: str) -> dict[str, str]:
     return dict(zip(rows["item_id"], rows["answer"], strict=True))
 
 
-def _published(folder: CellPath, dataset: str) -> dict[str, list]:
+def _published(folder: CellPath, dataset: str) -> Mapping[str, list]:
     try:
         return folder.items(dataset)
     except OSError as error:

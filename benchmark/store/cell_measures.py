@@ -108,6 +108,7 @@ def _measure(cell: CellSpec, delta: Path) -> dict[str, float]:
     from benchmark.models import trainable_names
     from benchmark.training.checkpoint import load_delta
 
+    assert cell.train is not None
     loaded = _base(cell)
     parameters = dict(loaded.model.named_parameters())
     names = trainable_names(loaded, cell.train.scope, cell.train.last_layers)
