@@ -117,7 +117,7 @@ def faults_of(done: Outcome, name: str) -> Iterator[str]:
     text = done.out + done.err
     if done.code not in (0, 1, 2):
         yield f"exit code {done.code}"
-    if done.code == 2 and done.err.count("error:") != 1 and " failed. Fix" not in done.out:
+    if done.code == 2 and done.err.count("error:") != 1 and " failed; finished cells are kept. Fix" not in done.out:
         yield f"{done.err.count('error:')} messages: {done.err[:200]!r}"
     if done.code == 2 and not 20 <= len(text) <= 6000:
         yield f"a message of {len(text)} characters: {text[:200]!r}"

@@ -242,7 +242,7 @@ def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 
 @pytest.mark.parametrize("name", ["cells", "items", "logs"])
 @pytest.mark.parametrize(("change", "reason"), [
-    (lambda path: path.unlink(), "is missing; a published folder has cells.parquet, items.parquet, logs.parquet"),
+    (lambda path: path.unlink(), "is missing. A published folder has cells.parquet, items.parquet, logs.parquet"),
     (lambda path: path.write_bytes(path.read_bytes()[:-100]), "Cannot read"),
     (lambda path: path.write_bytes(b""), "Cannot read"),
     (lambda path: path.write_text("cell,dataset\n"), "Cannot read"),
