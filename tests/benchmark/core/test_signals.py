@@ -47,6 +47,7 @@ def test_every_command_ends_with_75(monkeypatch, capsys, number):
     assert "The same command goes on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigusr1_in_a_cell_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     world = fakes.world_in(tmp_path, monkeypatch)
     monkeypatch.setattr("benchmark.reporting.radar.radars", lambda *_: [])

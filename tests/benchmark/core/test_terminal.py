@@ -70,6 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files(folder / "results")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "utf-8"])
 def test_a_terminal_of_few_letters_loses_letters_and_no_table(encoding, world, monkeypatch):
     raw = io.BytesIO()

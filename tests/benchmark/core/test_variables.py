@@ -82,6 +82,7 @@ def test_the_processes_that_we_launch_do_not_inherit_them(monkeypatch):
     assert not set(multi_process.environment(cell, None)) & set(LEFT | LAYOUT)
 
 
+@pytest.mark.slow
 def test_without_docstrings_help_prints_and_a_run_is_refused_with_the_reason():
     def ask(*arguments):
         command = [sys.executable, "-OO", "-c", *arguments]

@@ -83,6 +83,7 @@ def ids(tokenizer) -> Callable[[str], list[int]]:
     return lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [range(2, 17), (2, 4, 8, 16), (3, 5, 9, 15)], ids=str)
 def test_every_text_is_split_as_sentencepiece_splits_it(tmp_path, runs):
     model = llama(runs)

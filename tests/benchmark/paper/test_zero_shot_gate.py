@@ -77,6 +77,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_no_way_leads_past_a_shut_gate(way, held, monkeypatch, capsys):
     monkeypatch.setattr("benchmark.studies.everything.TABLES", ("table6",))
@@ -117,6 +118,7 @@ def test_a_model_whose_untuned_cell_fails_is_not_trained(held, monkeypatch, caps
     assert not [line for line in fakes.calls() if line.startswith("train")]
 
 
+@pytest.mark.slow
 def test_the_other_model_goes_on(held, monkeypatch):
     monkeypatch.setattr(zero_shot_gate, "hold", lambda *_: {"vila_pocket"})
     own = [*held.overrides("methods=zero_shot,full_ft"), "models=llava_pocket,vila_pocket"]

@@ -100,6 +100,7 @@ def test_what_a_trainable_projector_costs():
     assert "recomputation" not in {k for k, v in sample_flops(setting(checkpointing=False)).items() if v}
 
 
+@pytest.mark.slow
 def test_memory_parts():
     parts = memory(setting())
     assert parts["weights"] == 2 * 7_063_427_072

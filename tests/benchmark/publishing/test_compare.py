@@ -53,6 +53,7 @@ def test_a_cell_is_the_same_whatever_words_its_name_has(folders):
     assert [(gap.cell, gap.verdict) for gap in gaps] == [(name, "identical")] and alone == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "verdict"), [(-0.1, "near"), (-300.0, "off")])
 def test_numbers_are_near_inside_the_intervals_and_off_outside(folders, change, verdict):
     ours, theirs, _ = folders
@@ -68,6 +69,7 @@ def test_numbers_are_near_inside_the_intervals_and_off_outside(folders, change, 
     assert gap.low <= gap.high and "95 % interval" in describe(gap)
 
 
+@pytest.mark.slow
 def test_other_settings_and_other_items_are_not_comparable_and_say_why(folders):
     ours, theirs, world = folders
     rewrite(cell(theirs, "full_ft") / "items" / "gqa.jsonl.gz", lambda row: row.update(item_id="x" + row["item_id"]))
@@ -81,6 +83,7 @@ def test_other_settings_and_other_items_are_not_comparable_and_say_why(folders):
     assert line(list(found.values()), theirs).startswith("Nothing to compare")
 
 
+@pytest.mark.slow
 def test_an_untuned_model_asked_otherwise_is_not_comparable(folders):
     ours, _, world = folders
     other = world.root / "asked otherwise"
@@ -92,6 +95,7 @@ def test_an_untuned_model_asked_otherwise_is_not_comparable(folders):
     assert gap.verdict == "not comparable" and "iconqa.prompt" in gap.why and "Say: {question}" in gap.why
 
 
+@pytest.mark.slow
 def test_other_inputs_are_named(folders):
     """The same settings on another base model have the same name; only the keys tell."""
     ours, theirs, world = folders
@@ -112,6 +116,7 @@ def test_another_schema_is_refused(folders):
     assert cli.main(["report", f"results={folders[1]}"]) == 2
 
 
+@pytest.mark.slow
 def test_a_published_cell_of_older_code_says_so(folders, monkeypatch):
     ours, theirs, _ = folders
     for path in theirs.glob("cells/*/status.json"):

@@ -94,6 +94,7 @@ def test_the_original_layout_becomes_llava_hfs(tmp_path):
     assert (theirs[..., ours.shape[-1] :] < theirs.max(-1, keepdim=True).values).all()  # never the answer
 
 
+@pytest.mark.slow
 def test_vila_keeps_the_public_layout(tmp_path):
     tiny.write("vila", tmp_path / "base")
     cell = replace(cell_of_tiny("vila", checkpoint=str(tmp_path / "base"), preprocess="resize"), dtype="bfloat16")
@@ -112,6 +113,7 @@ def test_vila_keeps_the_public_layout(tmp_path):
     assert (out / "vision_tower" / "preprocessor_config.json").is_file() and (out / "llm" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["llava-hf", "original"])
 def test_a_llava_answers_like_the_cell_in_plain_transformers(tmp_path, layout):
     """AutoProcessor and AutoModelForImageTextToText, given the prompt as text: tokens, pixels and answers are equal."""
@@ -143,6 +145,7 @@ def test_a_llava_answers_like_the_cell_in_plain_transformers(tmp_path, layout):
     assert AutoProcessor.from_pretrained(out)(images=picture, text="<image>", return_tensors="pt")  # default backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "vila"])
 @pytest.mark.parametrize("tuned", [True, False])
 def test_answers_in_another_dtype_than_the_training(tmp_path, family, tuned):

@@ -72,6 +72,7 @@ def test_the_committed_results_hold(capsys):
     assert int(found[4]) == len(list((COMMITTED / "tables").glob("*.csv")))
 
 
+@pytest.mark.slow
 def test_verify_tells_how_many_files_and_cells_it_has_checked(tmp_path):
     Tables(FOLDERS[name] for name in CELLS[:2]).write(tmp_path)
     write_sums(tmp_path, [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()])
@@ -287,6 +288,7 @@ def test_a_byte_of_a_table_is_a_fault_or_one_message(tmp_path, capsys):
     assert main(["verify", str(root)]) == 0
 
 
+@pytest.mark.slow
 def test_published_results_are_not_written_by_a_run(tmp_path, capsys):
     root = Tables([FOLDERS[CELLS[0]]]).write(tmp_path / "published")
     before = {path.name: path.read_bytes() for path in root.iterdir()}

@@ -68,6 +68,7 @@ def evidence() -> Evidence:
     return Evidence(rows, list(UPSTREAM), [("llava", "flickr30k"), ("llava", "coco")], pid={"llava": pid})
 
 
+@pytest.mark.slow
 def test_claims_read_the_right_rows_and_directions(evidence):
     found = {item.id: item for item in claims.verdicts(evidence)}
     # table_rows: Full FT 0.4 upstream and 0.9 on the target, zero-shot 0.9 and 0.3, SPIDER 0.85 on both.

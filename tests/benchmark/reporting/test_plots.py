@@ -46,6 +46,7 @@ def test_lines_have_a_panel_per_group_and_metric_and_an_error_bar_per_point(fram
     assert set(data["metric"]) == {"A_S", "A_T", "H"} and len(data) == 2 * 2 * 3 * 3
 
 
+@pytest.mark.slow
 def test_lines_take_words_further_axes_and_proportional_steps(frame, drawn, tmp_path):
     two = points(frame, [5, 6])
     both = pd.concat([two.assign(**{"train.scope": scope}) for scope in ("last_layers", "all_layers")])

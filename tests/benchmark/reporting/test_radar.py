@@ -103,6 +103,7 @@ def test_a_radar_has_one_scale_from_0_whichever_methods_it_shows(tmp_path, drawn
     assert "All axes: 0 to 100 points. Bands: 95 % intervals." in texts
 
 
+@pytest.mark.slow
 def test_intervals_are_bands(tmp_path, drawn):
     radar.radar("title", AXES, points({"spider": LINES["spider"]}), of("spider"), tmp_path / "r")
     band = drawn[0].axes[0].patches[0].get_xy()[:8, 1]
@@ -200,6 +201,7 @@ def test_the_same_numbers_give_the_same_files(tmp_path):
     assert not plt.get_fignums()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
@@ -234,6 +236,7 @@ def test_letters_that_no_font_has_are_spelled_out_with_one_note(tmp_path, drawn,
     assert said.count("Note: no font here has") == 1 and "Install a font" in said
 
 
+@pytest.mark.slow
 def test_letters_come_from_another_font_where_there_is_one(tmp_path, drawn, monkeypatch, capsys):
     # cmsy10 comes with matplotlib and has what DejaVu Sans lacks at this place.
     own = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -407,6 +407,7 @@ def test_structural_numbers_of_the_paper_stand_at_every_scale():
     assert "| 2.25 | " in render.to_markdown(table) and "2.00 (+0.25)" in render.to_markdown(table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "targets", "heading"), [
     ("table6", "iconqa", "Table 6. Comparison on visual question answering (IconQA)"),
     ("table5", "flickr30k,coco", "Table 5. Comparison on image captioning (Flickr30k, COCO-Caption)"),

@@ -72,6 +72,7 @@ def test_a_method_without_a_mask(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_posthoc_method_has_one_row(tmp_path):
     rows = [row(0, 0.5)]
     assert describe(rows)[0] == "weights   as finished"

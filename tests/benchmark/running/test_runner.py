@@ -142,6 +142,7 @@ def test_swept_settings_become_cells_of_their_own(world, capsys):
 # -- what makes a stage run again -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_new_data_of_one_dataset_redo_only_its_answers(world):
     run(world, "methods=full_ft")
     world.forget_calls()
@@ -168,6 +169,7 @@ def test_another_protocol_is_another_cell(world):
     assert len(world.scores()) == 2 and before.items() <= world.scores().items()
 
 
+@pytest.mark.slow
 def test_score_uses_stored_answers_without_a_model(world, capsys):
     run(world, "methods=full_ft,zero_shot")
     expected = world.scores()
@@ -268,6 +270,7 @@ def test_a_full_disk_stops_before_anything(world, monkeypatch, capsys):
 # -- interruption -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_finished_cells_and_says_how_to_go_on(world, monkeypatch, capsys):
     monkeypatch.setenv(fakes.TROUBLE, "train spider=interrupt")
     assert run(world, "methods=full_ft,spider") == 130
@@ -377,6 +380,7 @@ def test_two_runs_at_once_share_the_work(world, monkeypatch):
     assert trained() == ["full_ft", "spider", "full_ft"]
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_a_full_ft_cell_of_another_process_without_spinning(world, monkeypatch):
     """DARE, made from the locked cell, is not ready: it must not keep the run from sleeping."""
     held, slept = [3], []

@@ -115,6 +115,7 @@ def test_a_preempted_element_is_told_saves_and_is_queued_again(tmp_path: Path, c
     assert (tmp_path / "saved").exists() and (tmp_path / "requeued").read_text() == "requeue 77_0\n"
 
 
+@pytest.mark.slow
 def test_a_job_has_the_gpus_that_a_cell_trains_on(tmp_path: Path, capsys):
     asked = ("table=table5", "profile=paper", f"results={tmp_path}/r", "gpus=8")
     text = script(capsys, *asked, "gpu=4090x8")

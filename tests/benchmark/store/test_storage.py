@@ -91,6 +91,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_when_there_is_space(d
     assert world.scores() == expected
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_stops_the_run(disk, world):
     world.results = disk("size=120m") / "results"
     with pytest.raises(UserError, match="Read-only file system.*RESULTS=dir"):
@@ -116,6 +117,7 @@ def test_a_state_that_does_not_fit_leaves_the_one_before(disk):
     assert state.latest().name == "step-000000002"
 
 
+@pytest.mark.slow
 def test_parts_of_files_that_a_kill_left_are_deleted(world):
     assert cli.main(["run", *world.overrides("methods=full_ft")]) == 0
     before = {path for path in world.results.rglob("*") if path.is_file()}
@@ -148,6 +150,7 @@ def test_a_folder_without_permission_is_refused_by_name(tmp_path):
     assert list(closed.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_under_a_cell_is_no_finished_cell(world):
     cell = request(world.overrides("methods=full_ft")).cells[0]
     store = Store(world.results)
@@ -160,6 +163,7 @@ def test_a_folder_that_vanishes_under_a_cell_is_no_finished_cell(world):
     assert cli.main(["run", *world.overrides("methods=full_ft")]) == 0
 
 
+@pytest.mark.slow
 def test_a_results_folder_that_vanishes_is_made_again_and_what_was_lost_is_said(world, capsys):
     assert after_first_cell(world, lambda: shutil.rmtree(world.results)) == 2
     said = capsys.readouterr().out
@@ -173,6 +177,7 @@ def _serve_alone(ours, *arguments) -> None:
     pool.serve(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_worker_whose_parent_was_killed_stops_and_its_cell_can_be_had(world, capfd):
     asked = request(world.overrides("methods=full_ft"))

@@ -51,6 +51,7 @@ def test_shards_never_run_out_of_items(lengths):
     assert (tokens < 1) == (sum(lengths) // discrepancy.SHARDS < max(lengths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "vila"])
 def test_the_parts_of_a_real_model_are_what_is_tuned_the_projector_and_every_block(family):
     (spec,) = request(["profile=pocket", "table=table5", f"models={family}_pocket"], grid=False).models

@@ -58,6 +58,7 @@ def test_images_that_a_figure_reads_itself_are_told(world, monkeypatch, capsys):
 OWN = "examples.my_method:TopKGradient"
 
 
+@pytest.mark.slow
 def test_parameters_go_to_the_methods_that_have_them():
     asked, curve = named_figures.requests("plane", [f"methods=full_ft,{OWN}", "method.share=0.3"])
     own = {"share": 0.3, "momentum": 0.9}

@@ -79,6 +79,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(world, monkeypatch):
     assert trained() == 6 - before + 1  # the cell that was cut off is trained again
 
 
+@pytest.mark.slow
 def test_failed_cells_leave_gaps_and_a_code(world, monkeypatch, capsys):
     monkeypatch.setenv(fakes.TROUBLE, "train spider=fail")
     assert cli.main(["sweep", *arguments(world, "train.epochs=5,6", "methods=full_ft,spider")]) == 1

@@ -56,6 +56,7 @@ def read(path):
     return {row["item_id"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
+@pytest.mark.slow
 def test_batched_answers_equal_single_ones(loaded, records, tmp_path):
     generate(loaded, records, dataset(), tmp_path / "batched.jsonl", 5)
     generate(loaded, records, dataset(), tmp_path / "single.jsonl", 1)

@@ -56,6 +56,7 @@ def difference(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
+@pytest.mark.slow
 def test_every_layout_has_the_gradients_of_the_papers(world):
     loss, expected = gradients(world, *LAYOUTS[0])
     assert max(gradient.abs().max() for gradient in expected.values()) > 1e-2

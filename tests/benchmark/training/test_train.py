@@ -189,6 +189,7 @@ def group_loss(loaded, items, indices, group):
     return torch.stack(means).mean()
 
 
+@pytest.mark.slow
 def test_first_step_equals_clipped_adamw_by_hand(loaded, records, tmp_path):
     """One step: loss, gradient norm before clipping, update -lr g / (|g| + eps) with each group's rate."""
     names = trainable_names(loaded, "last_layers", 2)
@@ -553,6 +554,7 @@ def test_two_damaged_states_start_the_training_again(vila, records, tmp_path, ca
     assert same(whole, delta) and resumed == rows
 
 
+@pytest.mark.slow
 def test_the_state_is_saved_by_the_clock(vila, records, tmp_path):
     with pytest.raises(Killed):
         run(vila, records, tmp_path, on_progress=stop_at(4, kill), checkpoint_minutes=0.0)
@@ -571,6 +573,7 @@ def test_a_state_of_other_settings_is_not_used(vila, records, tmp_path):
 # ---- failures
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_with_step_and_items(vila, records, tmp_path):
     with torch.no_grad():
         vila.model.llm.lm_head.weight.fill_(float("inf"))
@@ -586,6 +589,7 @@ class Explodes(Method):
             shard.weight.fill_(1e38)
 
 
+@pytest.mark.slow
 def test_a_diverged_model_stops_the_cell(vila, records, tmp_path):
     with pytest.raises(TrainingFailed, match="at step 2, in the batch of items"):
         run(vila, records, tmp_path, method=Explodes(NoParams(), 0))
@@ -620,6 +624,7 @@ def test_weights_that_overflow_are_neither_saved_nor_scored(vila, records, tmp_p
     run(vila, records, tmp_path, method=Overflows(NoParams(), 0), checkpoint_steps=2)
 
 
+@pytest.mark.slow
 def test_without_a_state_the_message_says_so(vila, records, tmp_path):
     with pytest.raises(TrainingFailed, match="No state was saved before"):
         run(vila, records, tmp_path, method=Explodes(NoParams(), 0))
@@ -632,6 +637,7 @@ def test_a_delta_with_overflown_numbers_is_not_written(vila, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_items_longer_than_the_maximum_are_counted(vila, records, tmp_path, capfd):
     def long(name, prompt, target):
         return Record(name, "toy", "train", None, prompt, target, (target,), None, name, {})
