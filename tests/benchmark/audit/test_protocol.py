@@ -26,7 +26,6 @@ def test_the_text_is_the_prompt_byte_for_byte_and_only_the_answer_is_coloured():
     assert "ASSISTANT:« B</s>»" in sample(PROMPT, "B", True, None, None, marks=True).plain
 
 
-@pytest.mark.slow
 def test_the_stop_rule_is_shown():
     spec = request(["profile=paper"], grid=False).datasets["gqa"]
     assert "stops at </s> (vicuna_v1's separator) or after 128 new tokens" in "\n".join(describe(spec))
