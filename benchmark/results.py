@@ -15,7 +15,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.files import user_path
 from benchmark.spec import cell_of
 from benchmark.store import cell_tables
-from benchmark.store.answers import read_answers, read_items
+from benchmark.store.answers import read_answers, read_items, scored_datasets
 from benchmark.store.cells import Store, published_key, read_values
 from benchmark.store.scores import read_scores
 from eval.stats import AVERAGES
@@ -36,7 +36,7 @@ class Results:
     @property
     def folders(self) -> list[Path]:
         """The folders of finished cells, by name."""
-        return [folder for folder in Store(self.root).all_cells() if (folder / "scores.json").is_file()]
+        return Store(self.root).finished()
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -52,7 +52,7 @@ class Results:
         Raises:
             UserError: a file of a cell is damaged.
         """
-        return self._published("cells") if self._is_published else cells_of(_by_name(self.folders))
+        return cell_tables.frame(self.root, "cells") if self._is_published else cells_of(_by_name(self.folders))
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -64,7 +64,7 @@ class Results:
         Raises:
             UserError: a file of a cell is damaged.
         """
-        return self._published("items") if self._is_published else items_of(_by_name(self.folders))
+        return cell_tables.frame(self.root, "items") if self._is_published else items_of(_by_name(self.folders))
 
     @cached_property
     def logs(self) -> pd.DataFrame:
@@ -73,14 +73,13 @@ class Results:
         Raises:
             UserError: a training log is damaged.
         """
-        return self._published("logs") if self._is_published else pd.DataFrame(logs_of(_by_name(self.folders)))
+        if self._is_published:
+            return cell_tables.frame(self.root, "logs")
+        return pd.DataFrame(logs_of(_by_name(self.folders)))
 
     @property
     def _is_published(self) -> bool:
-        return isinstance(Store(self.root).cells, cell_tables.CellPath)
-
-    def _published(self, name: str) -> pd.DataFrame:
-        return cell_tables.frame(self.root, name)
+        return Store(self.root).is_published
 
 
 def load(root: str | Path) -> Results:
@@ -190,7 +189,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
 
 
 def _items(name: str, folder: Path) -> Iterator[pd.DataFrame]:
-    for dataset in sorted(path.name.removesuffix(".jsonl.gz") for path in (folder / "items").glob("*.jsonl.gz")):
+    for dataset in scored_datasets(folder):
         items, answers = read_items(folder, dataset), read_answers(folder, dataset)
         yield pd.DataFrame({
             "cell": name, "dataset": dataset, "item_id": [item.item_id for item in items],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,3 +118,11 @@ def test_the_command_line_and_the_plan_need_no_torch():
     program = f"import sys, {', '.join(LIGHT)}; print(*{{'torch', 'transformers', 'pandas'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/architecture.md"])
+def test_the_lists_of_packages_name_every_package(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    listed = text[text.index("<!-- packages -->") : text.index("<!-- /packages -->")]
+    rooms = [room.split(".")[-1] for row in ORDER for room in row if room not in ("benchmark", "benchmark.__main__")]
+    assert [name for name in rooms if not re.search(rf"\b{name}(/|\.py)?`", listed)] == []

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 
 from benchmark.cli import datasets, machine, project, results, runs, usage
 from benchmark.core import signals, terminal
-from benchmark.core.errors import Locked, UserError, did_you_mean, printable
+from benchmark.core.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Locked, UserError, did_you_mean, printable
 from benchmark.core.variables import neutralise_process
-
-USER_ERROR, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command per table.
 

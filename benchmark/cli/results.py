@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 
 from benchmark.cli.arguments import overrides_of, refuse_beside, split
-from benchmark.core.errors import UserError, counted, printable
+from benchmark.core.errors import FAILED, UserError, counted, printable
 from benchmark.core.files import user_path
-
-FAULTY = 1
 
 
 def score(arguments: list[str]) -> int:
@@ -87,7 +85,7 @@ def verify(arguments: list[str]) -> int:
             root, lambda fault: print(printable(str(fault)), flush=True), int(sample[-1]) if sample else 1, told=told
         )
     print(summary(found, root))
-    return FAULTY if found.faults else 0
+    return FAILED if found.faults else 0
 
 
 def inspect(arguments: list[str]) -> int:

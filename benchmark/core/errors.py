@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from textwrap import shorten
 
+DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130  # exit codes
 SHM_FULL = 2**20  # /dev/shm counts as full with fewer free bytes
 
 

@@ -222,11 +222,6 @@ def sample_flops(setting: Setting) -> dict[str, float]:
     return parts
 
 
-def useful_flops(setting: Setting) -> float:
-    """Return the operations of one sample that count for utilisation: all except recomputation."""
-    return sum(value for part, value in sample_flops(setting).items() if part != "recomputation")
-
-
 def training_seconds(
     setting: Setting, gpu: Gpu, samples: int, measured: float | None = None
 ) -> tuple[float, float]:

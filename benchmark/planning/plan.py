@@ -24,6 +24,7 @@ from benchmark.spec import (
     flat,
     plain,
 )
+from benchmark.store.answers import scored_datasets
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.keys import Digests, Keys, Unverified, keys_of
 
@@ -153,7 +154,7 @@ def recorded(asked: Request, store: Store) -> list[Planned]:
         return [_trimmed(item, store) for item in make(asked, store)]
     plan = []
     for cell, needs in expand(asked.cells, asked.full_ft):
-        kept = {path.name.removesuffix(".jsonl.gz") for path in (store.folder(cell) / "items").glob("*.jsonl.gz")}
+        kept = scored_datasets(store.folder(cell))
         missing = tuple(f"score/{dataset.id}" for dataset in cell.datasets if dataset.id not in kept)
         whole = (store.folder(cell) / "scores.json").is_file()
         plan.append(_trimmed(Planned(cell, cell_id(cell), needs, None, missing if whole else ("summary",)), store))

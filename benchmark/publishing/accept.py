@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from benchmark.core.errors import UserError, did_you_mean
+from benchmark.core.errors import DONE, UserError, did_you_mean
 from benchmark.core.files import digest_of
 from benchmark.spec import ROOT, at_root
 from benchmark.store import code_version
@@ -112,7 +112,7 @@ def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
             for model, target, method in chosen
         ]
         cells = itertools.chain.from_iterable(one.cells for one in requests)
-        if runner.run(replace(requests[0].of(cells), results=results)) != runner.DONE:
+        if runner.run(replace(requests[0].of(cells), results=results)) != DONE:
             return False
         gaps, alone = compare(results, theirs)
         for text in [*(describe(gap) for gap in gaps if gap.verdict != "identical"), *alone]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmark.core.errors import UserError, counted
 from benchmark.spec import CellSpec, differences, digits_of, identity, protocol
-from benchmark.store.answers import read_items
+from benchmark.store.answers import read_items, scored_datasets
 from benchmark.store.cells import Store, published_key, read_cell
 from benchmark.store.scores import read_scores
 
@@ -119,10 +119,10 @@ def _gap(name: str, ours: Path, theirs: Path) -> Gap:
     if not pairs:
         return Gap(name, "not comparable", why="they share no number")
     metric, own, (value, _, _) = max(pairs, key=lambda pair: abs(pair[1] - pair[2][0]))
-    files = sorted(path.name for path in (theirs / "items").glob("*.gz") if (ours / "items" / path.name).is_file())
+    mine_too = set(scored_datasets(ours))
     items = {
         dataset: (read_items(ours, dataset), read_items(theirs, dataset))
-        for dataset in (file.removesuffix(".jsonl.gz") for file in files)
+        for dataset in scored_datasets(theirs) if dataset in mine_too
     }
     if items and all(one == other for one, other in items.values()):
         return Gap(name, "identical", metric, own, value, 0.0, 0.0)
@@ -163,7 +163,7 @@ def _interval(ours: Path, theirs: Path, metric: str) -> tuple[float, float]:
     target = target or (cell.target or (cell.targets[0].id if cell.targets else ""))
     names = [*upstream, target] if average in stats.AVERAGES else list(dict.fromkeys([*upstream, metric]))
     goal = target if average in stats.AVERAGES else metric
-    if not all((folder / "items" / f"{name}.jsonl.gz").is_file() for folder in (ours, theirs) for name in names):
+    if not all({*names} <= {*scored_datasets(folder)} for folder in (ours, theirs)):
         return float("nan"), float("nan")
     one, other = (
         stats.resample({name: {cell.seed: read_items(folder, name)} for name in names}, goal, upstream)

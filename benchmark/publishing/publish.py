@@ -19,7 +19,7 @@ from benchmark.planning.plan import Planned
 from benchmark.reporting import outputs, slices
 from benchmark.spec import at_root, cell_id, digits_of
 from benchmark.store import cell_measures
-from benchmark.store.answers import read_answers, read_items
+from benchmark.store.answers import read_answers, read_items, scored_datasets
 from benchmark.store.cells import Store, published_key, read_cell
 from benchmark.store.keys import Digests, keys_of
 
@@ -177,7 +177,7 @@ def _all_stay(published: Store, again: Store) -> bool:
         if copy is None:
             return False
         try:
-            for dataset in (path.name.removesuffix(".jsonl.gz") for path in (folder / "items").glob("*.jsonl.gz")):
+            for dataset in scored_datasets(folder):
                 if any(read(folder, dataset) != read(copy, dataset) for read in (read_items, read_answers)):
                     return False
             scores = [json.loads((one / "scores.json").read_text(encoding="utf-8")) for one in (folder, copy)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmark.config.own_checkpoints import PREFIX
+from benchmark.core.errors import counted
 from benchmark.paper.numbers import Published
 from eval import stats
 from eval.score import METRICS
@@ -355,7 +356,7 @@ def _test_notes(comparisons: int, frame: pd.DataFrame, draws: int) -> list[str]:
         notes.append(
             f"*: H differs from {what + ' (its H)' if others else what + chr(39) + 's'}, p < {LEVEL} (two-sided "
             f"paired bootstrap, {draws} draws; "
-            f"Holm-corrected over {comparisons} comparison{'s' * (comparisons != 1)} in this table)."
+            f"Holm-corrected over {counted(comparisons, 'comparison')} in this table)."
         )
         if comparisons * 2 / (draws + 1) >= LEVEL:
             notes.append(f"{draws} draws are too few for a star among so many comparisons.")

@@ -96,15 +96,23 @@ def parts_of(folder: Path, dataset: str) -> list[Path]:
 def join_parts(folder: Path, dataset: str, ids: Sequence[str]) -> None:
     """Join the parts of a dataset's answers and its earlier answers into one file, in the order of the items."""
     whole = folder / "answers" / f"{dataset}.jsonl"
-    parts, answers = parts_of(folder, dataset), {}
+    parts = parts_of(folder, dataset)
+    answers: dict[str, str] = {}
     for path in (whole, *parts):
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut off
-                answers[json.loads(line)["item_id"]] = line
+        answers |= answer_lines(path)
     if answers:
         write_atomic(whole, "".join(f"{answers[name]}\n" for name in ids if name in answers))
     for path in parts:
         path.unlink()
+
+
+def answer_lines(path: Path) -> dict[str, str]:
+    """Return the lines of an answer file by item id; empty without a file. A line that a kill cut off is left out."""
+    lines = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            lines[json.loads(line)["item_id"]] = line
+    return lines
 
 
 def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch: Callable[[], None]) -> None:

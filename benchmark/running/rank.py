@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from benchmark.core.files import write_atomic
 from benchmark.core.progress import Told, images_told
 from benchmark.core.variables import neutralise_process
 from benchmark.running.endings import Ending, How, note, noted, of_error
-from benchmark.running.multi_process import GRACE, IMAGES, PATIENCE, POLL, STOP
+from benchmark.running.multi_process import GRACE, IMAGES, PATIENCE, POLL, STOP, answer_lines
 from benchmark.spec import CellSpec, EvalSpec, at_root
 from benchmark.store.cells import is_held, read_cell, read_lock
 
@@ -118,7 +117,9 @@ def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
     loaded = load_model(*how_to_load(cell, answering=True))
     mine = share(loaded, records, cell.eval, rank, int(os.environ.get("WORLD_SIZE", "1")))
     part = folder / "answers" / f"{dataset}.part{rank}.jsonl"
-    write_atomic(part, _answered(folder / "answers" / f"{dataset}.jsonl", {record.item_id for record in mine}))
+    ids = {record.item_id for record in mine}
+    earlier = answer_lines(folder / "answers" / f"{dataset}.jsonl")  # generate drops answers to other prompts
+    write_atomic(part, "".join(f"{line}\n" for name, line in earlier.items() if name in ids))
     if mine:
         answer(cell, loaded, mine, dataset, folder, part)
 
@@ -159,16 +160,6 @@ def share(
     images = [record.image if how.share_images else None for record in records]
     batches = cut([length(record) for record in records], images, how.batch_size)
     return [records[index] for batch in batches[rank::processes] for index in batch]
-
-
-def _answered(path: Path, ids: set[str]) -> str:
-    """Return the lines of an answer file that belong to `ids`; generate drops answers to other prompts."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["item_id"] in ids:
-                lines.append(f"{line}\n")
-    return "".join(lines)
 
 
 def _watch(folder: Path, owner: dict[str, Any] | None, parent: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmark.config.compose import Request
 from benchmark.core import signals, temporary
-from benchmark.core.errors import Locked, UserError, counted
+from benchmark.core.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, USER_ERROR, Locked, UserError, counted
 from benchmark.core.files import sweep
 from benchmark.core.hosts import gpus_in_sight
 from benchmark.core.progress import Progress, long_work, progress
@@ -26,7 +26,6 @@ from benchmark.running.worker import VISIBLE, Failure, Worker, prepare_process
 from benchmark.spec import CellSpec, ProfileSpec, at_root
 from benchmark.store.cells import Store, short_lock
 
-DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 WAIT_SECONDS = 2.0
 LEFTOVER_SECONDS = 3600.0  # no write takes this long: an older part of a file was left by a dead process
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmark.core.errors import UserError
 from benchmark.store import scores
-from benchmark.store.cell_tables import CellPath
+from benchmark.store.cell_tables import SETS, CellPath
 from eval.score import ItemScore
 
 
@@ -22,10 +22,8 @@ def read_items(folder: Path, dataset: str) -> list[ItemScore]:
         UserError: they are missing or damaged.
     """
     if not isinstance(folder, CellPath):
-        return scores.read_items(folder / "items" / f"{dataset}.jsonl.gz")
-    rows = _published(folder, dataset)
-    columns = (rows[name] for name in ("item_id", "group", "score", "type"))
-    return [ItemScore(*values) for values in zip(*columns, strict=True)]
+        return scores.read_items(folder / "items" / f"{dataset}{SETS['items']}")
+    return [ItemScore(*values) for values in _published(folder, dataset, "item_id", "group", "score", "type")]
 
 
 def read_answers(folder: Path, dataset: str) -> dict[str, str]:
@@ -39,13 +37,17 @@ def read_answers(folder: Path, dataset: str) -> dict[str, str]:
         UserError: they are missing or damaged.
     """
     if not isinstance(folder, CellPath):
-        return scores.read_answers(folder / "answers" / f"{dataset}.jsonl")
-    rows = _published(folder, dataset)
-    return dict(zip(rows["item_id"], rows["answer"], strict=True))
+        return scores.read_answers(folder / "answers" / f"{dataset}{SETS['answers']}")
+    return dict(_published(folder, dataset, "item_id", "answer"))
 
 
-def _published(folder: CellPath, dataset: str) -> Mapping[str, list]:
+def scored_datasets(folder: Path) -> list[str]:
+    """Return the ids of the datasets of which a cell has item scores, in alphabetical order."""
+    return sorted(path.name.removesuffix(SETS["items"]) for path in (folder / "items").glob(f"*{SETS['items']}"))
+
+
+def _published(folder: CellPath, dataset: str, *columns: str) -> list[tuple[Any, ...]]:
     try:
-        return folder.items(dataset)
+        return folder.items(dataset, columns)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}. Restore the file (git checkout), or publish again.") from error

@@ -41,7 +41,7 @@ def recorded(cell: CellSpec, folder: Path, wanted: Sequence[str] = ()) -> dict[s
         return {}
     found = last_row(folder)
     if "restored_fraction" not in found and set(OF_WEIGHTS) & set(wanted):
-        found |= {key: value for key, value in _kept(folder).items() if key in ("rms_delta", "restored_fraction")}
+        found |= {key: value for key, value in kept(folder).items() if key in ("rms_delta", "restored_fraction")}
     return _named(found, folder, wanted)
 
 
@@ -54,7 +54,7 @@ def _named(found: dict[str, float], folder: Path, wanted: Sequence[str]) -> dict
     return found
 
 
-def _kept(folder: Path) -> dict[str, float]:
+def kept(folder: Path) -> dict[str, float]:
     """Return the content of weights.json; empty if it cannot be read."""
     try:
         return json.loads((folder / WEIGHTS).read_text())
@@ -81,8 +81,8 @@ def weights(cell: CellSpec, folder: Path) -> dict[str, float]:
     Returns:
         The two numbers; empty if neither file can be read.
     """
-    delta, kept = folder / "delta.safetensors", folder / WEIGHTS
-    known = _kept(folder)
+    delta = folder / "delta.safetensors"
+    known = kept(folder)
     try:
         from benchmark.training.checkpoint import read_metadata
 
@@ -91,7 +91,7 @@ def weights(cell: CellSpec, folder: Path) -> dict[str, float]:
         return {key: known[key] for key in ("rms_delta", "restored_fraction") if key in known}
     if known.get("delta") != digest:
         known = {"delta": digest, **_measure(cell, delta)}
-        write_atomic(kept, json.dumps(known) + "\n")
+        write_atomic(folder / WEIGHTS, json.dumps(known) + "\n")
     return {key: known[key] for key in ("rms_delta", "restored_fraction")}
 
 

@@ -126,6 +126,7 @@ def _write(path: Path, table: pa.Table) -> None:
 # One cell, read like a folder
 
 
+# Python 3.11 knows no other base: the class of this system's paths is chosen when one is made.
 class CellPath(type(Path())):  # type: ignore[misc]
     """A read-only path below `cells` of a published folder; rows of the tables appear as its files.
 
@@ -165,14 +166,18 @@ class CellPath(type(Path())):  # type: ignore[misc]
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self / SPEC))
         return json.loads(text)
 
-    def items(self, dataset: str) -> Mapping[str, list[Any]]:
-        """Return the items of a dataset of this cell: one list each of item_id, group, type, score and answer.
+    def items(self, dataset: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return some columns of the items of a dataset of this cell, a tuple per item.
+
+        Args:
+            dataset: its id.
+            columns: some of item_id, group, type, score and answer.
 
         Raises:
             OSError: the cell has no items of this dataset.
         """
         root, parts = self._place
-        return _tables(root).of_dataset(parts[0], dataset)
+        return _tables(root).of_dataset(parts[0], dataset, columns)
 
     def is_file(self, **_: Any) -> bool:
         """Return whether this is a file of a cell."""
@@ -213,7 +218,7 @@ class CellPath(type(Path())):  # type: ignore[misc]
             names = [f"{dataset}{SETS[parts[1]]}" for cell, dataset in tables.spans if cell == parts[0]]
         return (self / name for name in names)
 
-    def glob(self, pattern: str, **_: Any) -> Iterator[CellPath]:  # type: ignore[override]
+    def glob(self, pattern: str, **_: Any) -> Iterator[CellPath]:
         """Yield the paths below this one that match a relative pattern (without **)."""
         found = [self]
         for part in PurePath(pattern).parts:
@@ -275,12 +280,13 @@ class _Tables:
         found = _runs(self._items.select(["cell", "dataset"]))
         return {(cell, dataset): span for (cell, dataset), span in found}
 
-    def of_dataset(self, cell: str, dataset: str) -> dict[str, list[Any]]:
-        """Return the columns of the items of a cell's dataset."""
+    def of_dataset(self, cell: str, dataset: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return some columns of the items of a cell's dataset, a tuple per item."""
         if (cell, dataset) not in self.spans:
             raise FileNotFoundError(errno.ENOENT, f"items.parquet has no items of {dataset}", cell)
         start, stop = self.spans[cell, dataset]
-        return self._items.slice(start, stop - start).drop_columns(["cell", "dataset"]).to_pydict()
+        rows = self._items.slice(start, stop - start)
+        return list(zip(*(rows[name].to_pylist() for name in columns), strict=True))
 
     @cached_property
     def _logs(self) -> pa.Table:
@@ -324,8 +330,7 @@ def _runs(table: pa.Table) -> list[tuple[tuple[Any, ...], tuple[int, int]]]:
         return []
     import numpy as np
 
-    codes = [column.combine_chunks().dictionary_encode() for column in table.columns]
-    codes = [column.combine_chunks() if hasattr(column, "combine_chunks") else column for column in codes]
+    codes = [column.dictionary_encode().combine_chunks() for column in table.columns]
     ids = [column.indices.to_numpy(zero_copy_only=False) for column in codes]
     ends = np.flatnonzero(np.any([one[1:] != one[:-1] for one in ids], axis=0)) + 1
     starts = [0, *ends.tolist()]

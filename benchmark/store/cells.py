@@ -120,6 +120,14 @@ class Store:
         self.check_schema()
         return sorted(path.parent for path in self.cells.glob("*/cell.yaml"))
 
+    def finished(self) -> list[Path]:
+        """Return the folders of the cells that have scores, by name.
+
+        Raises:
+            UserError: see `check_schema`.
+        """
+        return [folder for folder in self.all_cells() if (folder / "scores.json").is_file()]
+
     def find(self, name: str) -> Path:
         """Return the folder of a cell by its name, by a unique beginning of its name, or by its last eight digits.
 

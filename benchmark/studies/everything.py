@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmark.config.compose import check_used, request, unused_of, without
-from benchmark.core.errors import UserError
+from benchmark.core.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
 from benchmark.core.progress import clock
 from benchmark.planning import plan as planning
 from benchmark.reporting import outputs
@@ -57,11 +57,11 @@ def run(overrides: Sequence[str]) -> int:
         try:
             code, said = step(), ""
         except UserError as error:
-            code, said = runner.USER_ERROR, str(error)
+            code, said = USER_ERROR, str(error)
             print(f"error: {error}", flush=True)
         results.append((name, said or ("done" if code == 0 else f"exit code {code}"), time.monotonic() - began))
         first = first or code
-        if code in (runner.PREEMPTED, runner.INTERRUPTED):
+        if code in (PREEMPTED, INTERRUPTED):
             return code
     print(f"\n===== all: {clock(sum(seconds for _, _, seconds in results))} =====")
     for name, text, seconds in results:
@@ -74,7 +74,7 @@ def _table(name: str, overrides: Sequence[str]) -> Callable[[], int]:
         asked = request([f"table={name}", *overrides])
         outputs.check_one_setting(asked)
         code = runner.run(asked)
-        if code not in (runner.PREEMPTED, runner.INTERRUPTED):
+        if code not in (PREEMPTED, INTERRUPTED):
             store = Store(asked.results)
             plan = planning.make(asked, store)
             if any(item.done for item in plan):

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from benchmark.config.compose import CONF, Request, check_used, request, without
-from benchmark.core.errors import UserError, did_you_mean
+from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError, did_you_mean
 from benchmark.planning import plan as planning
 from benchmark.reporting import lettering, outputs, slices
 from benchmark.running import runner
@@ -132,7 +132,7 @@ def _plane(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     asked, extra = requests(figure["id"], overrides)
     both = replace(asked, grid=asked.grid + extra.grid)
     code = runner.run(both)
-    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+    if code in (PREEMPTED, INTERRUPTED):
         return code
     store = Store(asked.results)
     points = outputs.build_table(asked, planning.make(asked, store), store).frame
@@ -227,7 +227,7 @@ def _examples(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     if len({cell.seed for cell in asked.cells if cell.train is not None}) > 1:
         raise UserError("The examples are of one training: give one seed, e.g. seeds=0.")
     code = runner.run(asked)
-    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+    if code in (PREEMPTED, INTERRUPTED):
         return code
     store = Store(asked.results)
     worker = Worker(store)

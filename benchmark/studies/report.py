@@ -53,26 +53,15 @@ class Part:
         plan: what is finished of them.
         rows: with the point of the swept key that each is of.
         key: the swept key; None for a table.
+        places: folder and target of what is finished; an untuned model counts for the targets asked for here.
     """
 
     name: str
     asked: Request
     plan: Sequence[Planned]
     rows: Sequence[tuple[Point, RowResult]]
-    key: str | None = None
-
-    def places(self, store: Store) -> set[tuple[str, str | None]]:
-        """Return folder and target of what is finished; an untuned model counts for the targets asked for here."""
-        asked: dict[str, set[str | None]] = {}
-        for cell in self.asked.cells:
-            targets = [cell.target] if cell.train is not None else [dataset.id for dataset in cell.targets]
-            asked.setdefault(cell_id(cell), set()).update(targets)
-        return {
-            (store.folder(item.cell).name, target)
-            for item in self.plan if item.done and item.id in asked
-            for target in asked[item.id]
-            if item.cell.train is not None or target in {dataset.id for dataset in item.cell.targets}
-        }
+    key: str | None
+    places: Collection[tuple[str, str | None]]
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -88,7 +77,7 @@ def run(overrides: Sequence[str]) -> int:
         UserError: wrong overrides, no finished cell, another schema, or the folder cannot be written.
     """
     store = Store(request(["table=table5", *overrides], optional=True).results)
-    if not report_groups.finished(store):
+    if not store.finished():
         raise UserError(f"{store.root} has no finished cells. Run make table5 first, or name one with RESULTS=dir.")
     path = store.root / "report.html"
     text = page(collect(overrides, store))
@@ -126,15 +115,15 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     # The keys of a run say that today's code made a cell, whatever its provenance names.
     verified = {store.folder(item.cell).name for part in parts for item in part.plan if item.done and item.keys}
     every = [replace(entry, older=entry.older and entry.name not in verified) for entry in every]
-    tables = _shown([part for part in parts if part.key is None], store)
-    curves = [part for part in parts if part.key is not None and part.places(store)]
-    shown = set().union(*(part.places(store) for part in [*tables, *curves]))
+    tables = _shown([part for part in parts if part.key is None])
+    curves = [part for part in parts if part.key is not None and part.places]
+    shown = set().union(*(part.places for part in [*tables, *curves]))
     ours, outside = _asked_for(overrides, requests, [entry for entry in every if entry.place not in shown])
     planned = {store.folder(item.cell).name for part in parts for item in part.plan}
     seeds = {cell.seed for part in tables for cell in part.asked.cells if cell.train is not None}
     changed = any(cell.changed for cell in base.cells)
     found = [(report_groups.kind(entry, every, base.profile.id, planned, seeds, changed), entry) for entry in ours]
-    groups = [*(_curve(part, every, store) for part in curves), *report_groups.group(found, every)]
+    groups = [*(_curve(part, every) for part in curves), *report_groups.group(found, every)]
 
     usual: dict[str, Planned] = {}
     for part in (part for part in tables if part.name in MAIN):
@@ -165,12 +154,12 @@ def _label(entry: ScoredCell, group: Group) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {entry.value_of(key)}" for key in group.keys)
 
 
-def _shown(parts: Sequence[Part], store: Store) -> list[Part]:
+def _shown(parts: Sequence[Part]) -> list[Part]:
     """Return the tables that hold something which no table before them holds, or all of their own cells."""
     known: set[tuple[str, str | None]] = set()
     shown = []
     for part in parts:
-        places = part.places(store)
+        places = set(part.places)
         if places - known or (places and all(item.done for item in part.plan)):
             shown.append(part)
         known |= places
@@ -248,13 +237,12 @@ def _lead(done: Mapping[str, ScoredCell], outside: Sequence[ScoredCell], damaged
     return lead
 
 
-def _curve(part: Part, every: Sequence[ScoredCell], store: Store) -> Group:
+def _curve(part: Part, every: Sequence[ScoredCell]) -> Group:
     """Return the cells of a sweep of the paper, or of the plane's curve."""
-    places = part.places(store)
     title = named_figures.read(part.name)["title"]
     if part.name == "plane":
         title = f"{title}: the curve of {outputs.name_of(named_figures.read('plane')['curve']['method'])}"
-    return report_groups.make(title, "", [one for one in every if one.place in places], [part.key])
+    return report_groups.make(title, "", [one for one in every if one.place in part.places], [part.key])
 
 
 def _more_seeds(overrides: Sequence[str], every: Sequence[ScoredCell]) -> list[str]:
@@ -303,13 +291,27 @@ def _part(name: str, asked: Request, store: Store, whole: bool) -> Part:
     """Return a table or sweep with what is finished of it."""
     asked, plan = _planned(asked, store, whole)
     if name in TABLES:
-        return Part(name, asked, plan, [(None, row) for row in outputs.build_rows(asked, plan, store)])
+        rows = [(None, row) for row in outputs.build_rows(asked, plan, store)]
+        return Part(name, asked, plan, rows, None, _places(asked, plan, store))
     key = named_figures.read("plane")["curve"]["key"] if name == "plane" else sweep.axes(asked)[0]
     rows = []
     for value in dict.fromkeys(entry.settings[key] for entry in asked.grid):
         point = replace(asked, grid=tuple(entry for entry in asked.grid if entry.settings[key] == value))
         rows += [((key, value), row) for row in outputs.build_rows(point, plan, store)]
-    return Part(name, asked, plan, rows, key)
+    return Part(name, asked, plan, rows, key, _places(asked, plan, store))
+
+
+def _places(asked: Request, plan: Sequence[Planned], store: Store) -> set[tuple[str, str | None]]:
+    targets: dict[str, set[str | None]] = {}
+    for cell in asked.cells:
+        own = [cell.target] if cell.train is not None else [dataset.id for dataset in cell.targets]
+        targets.setdefault(cell_id(cell), set()).update(own)
+    return {
+        (store.folder(item.cell).name, target)
+        for item in plan if item.done and item.id in targets
+        for target in targets[item.id]
+        if item.cell.train is not None or target in {dataset.id for dataset in item.cell.targets}
+    }
 
 
 def _evidence(parts: Sequence[Part], base: Request, store: Store) -> Evidence:
@@ -365,7 +367,7 @@ def _diagnostics(cell: CellSpec, folder: Path) -> dict[str, Any]:
     scores = read_scores(folder)
     known = cell_measures.of_cell(cell, folder)
     if cell.train is not None and "rms_delta" not in known:
-        known |= _kept_weights(folder)
+        known |= cell_measures.kept(folder)
     try:
         seconds = json.loads((folder / "provenance.json").read_text()).get("seconds", {})
     except (OSError, ValueError):
@@ -384,13 +386,6 @@ def _diagnostics(cell: CellSpec, folder: Path) -> dict[str, Any]:
         "upstream contain gold %": sum(e["contains_gold"] for e in upstream) / len(upstream) if upstream else None,
         "target over 3 words %": target.get("words_over_3"),
     }
-
-
-def _kept_weights(folder: Path) -> dict[str, float]:
-    try:
-        return json.loads((folder / cell_measures.WEIGHTS).read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def _provenance(folders: Sequence[Path]) -> list[tuple[str, int]]:

@@ -116,17 +116,12 @@ def entries(store: Store) -> tuple[list[ScoredCell], list[str]]:
     """
     found: list[ScoredCell] = []
     damaged = []
-    for folder in finished(store):
+    for folder in store.finished():
         try:
             found += _entries(folder)
         except UserError:
             damaged.append(folder.name)
     return found, damaged
-
-
-def finished(store: Store) -> list[Path]:
-    """Return the folders of the cells that have scores."""
-    return [folder for folder in store.all_cells() if (folder / "scores.json").is_file()]
 
 
 def name_of(method: str) -> str:

@@ -15,6 +15,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from benchmark.core.errors import counted
 from benchmark.reporting import render
 from benchmark.reporting.claims import CONTRADICTED, HOLDS, NOT_RUN, NOT_SHOWN, Verdict
 from benchmark.reporting.tables import AVERAGES, MEASURES, OLDER, Table
@@ -235,7 +236,7 @@ def _group(group: Group, index: int, upstream: Mapping[str, str]) -> Section:
         above.append(f"{OLDER}: of older code.")
     number = len({entry.name for entry in group.own})
     return Section(f"group{index}", group.title, grids, " ".join(filter(None, above)),
-                   count=f"{number} cell{'s' * (number != 1)}")
+                   count=counted(number, "cell"))
 
 
 def _entry_row(entry: ScoredCell, group: Group, names: Iterable[str]) -> list[Cell]:

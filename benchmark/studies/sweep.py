@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmark.config.compose import AXES, Request, hydra_value, request
 from benchmark.config.own_checkpoints import PREFIX
-from benchmark.core.errors import UserError
+from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError
 from benchmark.core.files import write_atomic
 from benchmark.planning import plan as planning
 from benchmark.reporting import lettering, outputs, slices
@@ -46,7 +46,7 @@ def run(name: str | None, title: str | None, overrides: Sequence[str]) -> int:
     """
     asked = ask(overrides)
     code = runner.run(asked)
-    if code in (runner.PREEMPTED, runner.INTERRUPTED):
+    if code in (PREEMPTED, INTERRUPTED):
         return code
     keys = axes(asked)
     store = Store(asked.results)

@@ -109,7 +109,6 @@ def test_the_exit_code_of_failed_cells_survives_a_closed_pipe(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_behind_the_output_is_said_after_the_files_are_written(whole, tmp_path):
     with open("/dev/full", "w") as full:
         process = start(tmp_path / "full", "run", stdout=full)
