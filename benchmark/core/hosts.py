@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -48,3 +49,8 @@ def gpus_in_sight(visible: str | None) -> tuple[str, ...]:
     except (OSError, subprocess.CalledProcessError):
         raise UserError("device=cuda, but nvidia-smi finds no GPU. Use a machine with GPUs, or set gpus=N.") from None
     return tuple(str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines())))
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from benchmark.core.hosts import usable_cores
 from benchmark.core.machine import available_gb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,7 @@ def machine() -> tuple[list[str], list[str]]:
         facts.append(f"java      {find_java()}")
     except Exception as error:  # eval.java may lack its own imports here
         warnings.append(f"No Java ({error}): captions cannot be scored")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     facts.append(f"cores     {cores}")
     if cores < CORES:
         warnings.append(f"{cores} core: the times in the README are for {CORES}, expect longer ones")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from benchmark.core.files import unfinished_folder, write_atomic
 from benchmark.pocket.world import icons, scene, splits, targets, upstream, words
 from benchmark.pocket.world.scene import Cover, Diagram, Scene
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM, owner
-from benchmark.pocket.world.targets import Choice, captions, letter
+from benchmark.pocket.world.targets import FIRST, Choice, Distance, captions, letter
 from benchmark.pocket.world.upstream import Question
 
 COUNTS = {
@@ -32,28 +32,34 @@ PER_PICTURE = {"okvqa": 1, "textvqa": 1, "ocrvqa": 2, "gqa": 3}
 """Upstream questions kept per picture."""
 
 Picture = Scene | Cover | Diagram
+Entry = dict[str, Any]
+Stamp = dict[str, Any]
 Progress = Callable[[int, int, str], None]
 
 
-def candidates(dataset: str, split: str) -> Iterator[tuple[Picture | None, Any, random.Random]]:
+def candidates(
+    dataset: str, split: str, distance: Distance = FIRST, seed: str | None = None
+) -> Iterator[tuple[Picture | None, Any, random.Random]]:
     """Yield the endless, seeded stream of a data set's items in one split.
 
     Args:
         dataset: one of the eight, or 'describe' (pretraining's generic descriptions).
         split: train, validation or test.
+        distance: of the targets from pretraining.
+        seed: of the stream; None: that of the data set and split.
 
     Returns:
         (picture or None, item, generator for drawing): the item is a list of questions (upstream), a Choice, or for
         captions and descriptions the picture itself. Only contents that (dataset, split) owns are yielded; contents
         repeat only where the space is small.
     """
-    rng = random.Random(f"{dataset}/{split}")
+    rng = random.Random(seed or f"{dataset}/{split}")
     while True:
         if dataset in UPSTREAM:
             picture, item = getattr(upstream, dataset)(rng)
             key = picture.key()
         elif dataset in ("iconqa", "scienceqa"):
-            item = getattr(targets, dataset)(rng)
+            item = targets.iconqa(rng, distance) if dataset == "iconqa" else targets.scienceqa(rng)
             picture, key = item.picture, item.key()
         else:
             picture = item = describe_picture(rng) if dataset == "describe" else targets.caption_scene(rng)
@@ -70,11 +76,13 @@ def describe_picture(rng: random.Random) -> Scene | Diagram:
     return upstream.scene_with(rng, rng.sample(names, rng.choice((1, 2, 3, 3, 4))))
 
 
-def distinct(dataset: str, split: str) -> Iterator[tuple[Picture | None, Any, random.Random, str]]:
+def distinct(
+    dataset: str, split: str, distance: Distance = FIRST
+) -> Iterator[tuple[Picture | None, Any, random.Random, str]]:
     """Yield the items of `candidates` whose content key is new, with the key."""
     seen: set[str] = set()
     misses = 0
-    for picture, item, rng in candidates(dataset, split):
+    for picture, item, rng in candidates(dataset, split, distance):
         key = item.key() if isinstance(item, Choice) else picture.key()
         if key in seen:
             misses += 1
@@ -98,20 +106,29 @@ def draw(root: Path, only: tuple[str, ...] | None = None, on_progress: Progress 
         UserError: the folder cannot be written, or the icon font is missing.
     """
     names = only or UPSTREAM + TARGETS
-    stamp = {"version": code_version(), "counts": COUNTS}
+    version = code_version()
     for index, name in enumerate(names):
         if on_progress:
             on_progress(index, len(names), name)
-        folder = Path(root) / name
-        if _stamp(folder) == {**stamp, "counts": COUNTS[name]}:
-            continue
-        _draw_dataset(name, folder, {**stamp, "counts": COUNTS[name]})
+        draw_dataset(name, Path(root) / name, {"version": version, "counts": COUNTS[name]}, WRITERS[name])
     if on_progress:
         on_progress(len(names), len(names), "done")
 
 
-def _draw_dataset(name: str, folder: Path, stamp: dict[str, Any]) -> None:
-    """Draw into a temporary sibling and rename, so that an interrupted run leaves nothing half-written."""
+def draw_dataset(name: str, folder: Path, stamp: Stamp, write: Callable[[Path, str], None]) -> None:
+    """Draw a dataset that is missing or has another stamp; an interruption leaves nothing half-written.
+
+    Args:
+        name: of the dataset.
+        folder: its folder.
+        stamp: what it was drawn from, kept in drawn.json.
+        write: called with an empty folder and the name.
+
+    Raises:
+        UserError: the folder cannot be written, or holds files of the user.
+    """
+    if is_drawn(folder, stamp):
+        return
     if folder.exists() and not (folder / "drawn.json").exists() and any(folder.iterdir()):
         raise UserError(
             f"{folder} holds files that this program did not write. Move them away or choose another data_root."
@@ -120,7 +137,7 @@ def _draw_dataset(name: str, folder: Path, stamp: dict[str, Any]) -> None:
     try:
         with unfinished_folder(drawn), unfinished_folder(old):
             drawn.mkdir()
-            WRITERS[name](drawn, name)
+            write(drawn, name)
             write_atomic(drawn / "drawn.json", json.dumps(stamp, indent=1))
             if folder.exists():
                 folder.rename(old)  # renamed before it is deleted: a kill never leaves half of it under its name
@@ -141,14 +158,15 @@ def code_version() -> str:
     return total.hexdigest()[:16]
 
 
-def _stamp(folder: Path) -> dict[str, Any] | None:
+def is_drawn(folder: Path, stamp: Stamp) -> bool:
+    """Return whether a dataset's folder is complete and has this stamp."""
     try:
-        return json.loads((folder / "drawn.json").read_text())
+        return json.loads((folder / "drawn.json").read_text(encoding="utf-8")) == stamp
     except (OSError, ValueError):
-        return None
+        return False
 
 
-class _Folder:
+class Folder:
     """Collects a dataset's pictures and content keys while its writer runs."""
 
     def __init__(self, root: Path) -> None:
@@ -209,7 +227,7 @@ BASE = {"train": 100_000, "validation": 200_000, "test": 300_000}
 
 
 def _okvqa(root: Path, name: str) -> None:
-    out = _Folder(root)
+    out = Folder(root)
     for split, official in (("train", "train2014"), ("validation", "minival2014"), ("test", "val2014")):
         asked, annotated = [], []
         for number, picture, questions, rng, key in _questions(name, split):
@@ -236,7 +254,7 @@ def _okvqa(root: Path, name: str) -> None:
 
 
 def _textvqa(root: Path, name: str) -> None:
-    out = _Folder(root)
+    out = Folder(root)
     for split, official in (("train", "train"), ("validation", "minival"), ("test", "val")):
         asked, read = [], []
         for number, picture, questions, rng, key in _questions(name, split):
@@ -258,7 +276,7 @@ def _textvqa(root: Path, name: str) -> None:
 
 
 def _ocrvqa(root: Path, name: str) -> None:
-    out = _Folder(root)
+    out = Folder(root)
     books = {}
     for split, official in (("train", 1), ("validation", 2), ("test", 3)):
         for number, cover, questions, rng, key in _questions(name, split):
@@ -282,7 +300,7 @@ GQA_TYPES = {
 
 
 def _gqa(root: Path, name: str) -> None:
-    out = _Folder(root)
+    out = Folder(root)
     for split, official in (("train", "train"), ("validation", "val"), ("test", "testdev")):
         asked = {}
         for number, picture, questions, rng, key in _questions(name, split):
@@ -300,89 +318,96 @@ def _gqa(root: Path, name: str) -> None:
     out.close()
 
 
-def _captions(root: Path, name: str) -> None:
-    """Flickr30k and COCO share Karpathy's format and differ in the id and in where images lie."""
-    out = _Folder(root)
-    images, sentence = [], 0
-    for split, official in (("train", "train"), ("validation", "val"), ("test", "test")):
-        for number, (picture, _, rng, key) in enumerate(distinct(name, split)):
-            if number == COUNTS[name][split]:
-                break
-            image_id = BASE[split] + number
-            texts = captions(rng, picture, name)
-            rows = [
-                {"tokens": t.rstrip(".").split(), "raw": t, "imgid": image_id, "sentid": sentence + k}
-                for k, t in enumerate(texts)
-            ]
-            sentence += len(texts)
-            entry = {"imgid": image_id, "sentids": [r["sentid"] for r in rows], "sentences": rows, "split": official}
-            if name == "coco":
-                folder = "train2014" if split == "train" else "val2014"
-                filename = f"COCO_{folder}_{image_id:012d}.jpg"
-                path = f"{folder}/{filename}"
-                entry |= {"filepath": folder, "cocoid": image_id}
-            else:
-                filename = f"{image_id}.jpg"
-                path = f"flickr30k-images/{filename}"
-            images.append(entry | {"filename": filename})
-            out.picture(path, picture, rng)
-            out.keys[split][str(image_id)] = key
-    out.json(f"dataset_{name}.json", {"images": images, "dataset": name})
-    out.close()
+OFFICIAL = {"train": "train", "validation": "val", "test": "test"}
+"""Split -> its name in the files of the targets."""
 
 
-def _iconqa(root: Path, name: str) -> None:
-    out = _Folder(root)
-    problems, pids = {}, {}
-    for split, official in (("train", "train"), ("validation", "val"), ("test", "test")):
-        pids[f"choose_txt_{official}"] = []
+def _target(root: Path, name: str) -> None:
+    out = Folder(root)
+    entries: dict[str, list[Entry]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
         for number, (picture, item, rng, key) in enumerate(distinct(name, split)):
             if number == COUNTS[name][split]:
                 break
-            pid = str(BASE[split] + number)
-            folder = f"iconqa_data/iconqa/{official}/choose_txt/{pid}"
-            data = {
-                "question": item.question,
-                "choices": list(item.options),
-                "answer": item.answer,
-                "ques_type": "choose_txt",
-            }
-            data |= {"grade": "prek", "label": item.kind}
-            out.picture(f"{folder}/image.png", picture, rng)
-            out.json(f"{folder}/data.json", data)
-            out.keys[split][pid] = key
-            problems[pid] = data | {"split": official}
-            pids[f"choose_txt_{official}"].append(pid)
-    out.json("iconqa_data/problems.json", problems)
-    out.json("iconqa_data/pid_splits.json", pids)
+            entries[split].append(target_item(out, name, split, BASE[split] + number, picture, item, rng, FIRST))
+            out.keys[split][str(BASE[split] + number)] = key
+    target_index(out, name, entries)
     out.close()
 
 
-def _scienceqa(root: Path, name: str) -> None:
-    out = _Folder(root)
-    problems, pids = {}, {}
-    for split, official in (("train", "train"), ("validation", "val"), ("test", "test")):
-        pids[official] = []
-        for number, (picture, item, rng, key) in enumerate(distinct(name, split)):
-            if number == COUNTS[name][split]:
-                break
-            pid = str(BASE[split] + number)
-            if picture is not None:
-                out.picture(f"images/{official}/{pid}/image.png", picture, rng)
-            problems[pid] = {
-                "question": item.question, "choices": list(item.options), "answer": item.answer, "hint": item.hint,
-                "image": "image.png" if picture is not None else None, "task": "closed choice", "grade": "grade2",
-                "subject": "natural science", "topic": item.kind, "category": item.kind, "skill": item.kind,
-                "lecture": "", "solution": f"The answer is {letter(item.answer)}.", "split": official,
-            }
-            pids[official].append(pid)
-            out.keys[split][pid] = key
-    out.json("problems.json", problems)
-    out.json("pid_splits.json", pids)
-    out.close()
+def target_item(
+    out: Folder, name: str, split: str, number: int, picture: Picture | None, item: Any, rng: random.Random,
+    distance: Distance,
+) -> Entry:
+    """Write the files of one item of a target and return its entry in the target's index.
+
+    Args:
+        out: the target's folder.
+        name: target.
+        split: train, validation or test.
+        number: of the item, unique in the target.
+        picture: what it shows, or None.
+        item: a Choice, or for captions the picture.
+        rng: of the item.
+        distance: of the target from pretraining.
+    """
+    official = OFFICIAL[split]
+    if name in ("flickr30k", "coco"):
+        rows = [{"tokens": text.rstrip(".").split(), "raw": text, "imgid": number}
+                for text in captions(rng, picture, name, distance)]
+        entry: Entry = {"imgid": number, "sentences": rows, "split": official}
+        if name == "coco":
+            folder = "train2014" if split == "train" else "val2014"
+            entry |= {"filepath": folder, "cocoid": number, "filename": f"COCO_{folder}_{number:012d}.jpg"}
+        else:
+            folder = "flickr30k-images"
+            entry |= {"filename": f"{number}.jpg"}
+        out.picture(f"{folder}/{entry['filename']}", picture, rng)
+        return entry
+    if name == "iconqa":
+        entry = {
+            "question": item.question, "choices": list(item.options), "answer": item.answer,
+            "ques_type": "choose_txt", "grade": "prek", "label": item.kind,
+        }
+        folder = f"iconqa_data/iconqa/{official}/choose_txt/{number}"
+        out.picture(f"{folder}/image.png", picture, rng)
+        out.json(f"{folder}/data.json", entry)
+        return {**entry, "split": official, "number": number}
+    if picture is not None:
+        out.picture(f"images/{official}/{number}/image.png", picture, rng)
+    return {
+        "question": item.question, "choices": list(item.options), "answer": item.answer, "hint": item.hint,
+        "image": "image.png" if picture is not None else None, "task": "closed choice", "grade": "grade2",
+        "subject": "natural science", "topic": item.kind, "category": item.kind, "skill": item.kind,
+        "lecture": "", "solution": f"The answer is {letter(item.answer)}.", "split": official, "number": number,
+    }
+
+
+def target_index(out: Folder, name: str, entries: Mapping[str, Sequence[Entry]]) -> None:
+    """Write the files of a target that list all its items.
+
+    Args:
+        out: the target's folder.
+        name: target.
+        entries: of `target_item`, in order, by split.
+    """
+    every = [entry for split in SPLITS for entry in entries[split]]
+    if name in ("flickr30k", "coco"):
+        sentences = [row for entry in every for row in entry["sentences"]]
+        for number, row in enumerate(sentences):
+            row["sentid"] = number
+        for entry in every:
+            entry["sentids"] = [row["sentid"] for row in entry["sentences"]]
+        out.json(f"dataset_{name}.json", {"images": every, "dataset": name})
+        return
+    numbers = {split: [str(entry["number"]) for entry in entries[split]] for split in SPLITS}
+    problems = {str(entry["number"]): {key: entry[key] for key in entry if key != "number"} for entry in every}
+    folder, kind = ("iconqa_data/", "choose_txt_") if name == "iconqa" else ("", "")
+    out.json(f"{folder}problems.json", problems)
+    out.json(f"{folder}pid_splits.json", {f"{kind}{OFFICIAL[split]}": numbers[split] for split in SPLITS})
 
 
 WRITERS = {
     "okvqa": _okvqa, "textvqa": _textvqa, "ocrvqa": _ocrvqa, "gqa": _gqa,
-    "flickr30k": _captions, "coco": _captions, "iconqa": _iconqa, "scienceqa": _scienceqa,
+    **dict.fromkeys(TARGETS, _target),
 }

@@ -146,13 +146,35 @@ def coco_caption(rng: random.Random, scene: Scene) -> str:
     return text + "."
 
 
-def flickr_caption(rng: random.Random, scene: Scene) -> str:
-    """The far style: verbs, synonyms, the place first or last, none of the upstream nouns."""
+@dataclass(frozen=True)
+class Distance:
+    """How far two targets lie from what the base models were pretrained on.
+
+    Args:
+        near_words: share of the words and groups of words of a `flickr30k` caption that `coco`'s style has too.
+        new_questions: share of `iconqa`'s questions of the two kinds that have no like in pretraining, comparisons and
+            patterns.
+    """
+
+    near_words: float = 0.0
+    new_questions: float = 0.4
+
+
+FIRST = Distance()
+"""That of the default scale."""
+
+
+def flickr_caption(rng: random.Random, scene: Scene, distance: Distance = FIRST) -> str:
+    """The far style: verbs, synonyms, the place first or last; a share of its words is of the near style."""
+    def near() -> bool:
+        return distance.near_words > 0 and rng.random() < distance.near_words
+
     things = rng.sample(scene.things, len(scene.things))
-    nouns = [_far_noun(rng, t) for t in things]
-    beside = rng.choice((*FAR_RELATION[_relation(things[0], things[1], scene, rng)], "alongside"))
-    verb = rng.choice(FAR_VERB)
-    place = rng.choice(FAR_PLACE[scene.place])
+    nouns = [_near_noun(rng, t) if near() else _far_noun(rng, t) for t in things]
+    relation = _relation(things[0], things[1], scene, rng)
+    beside = rng.choice((relation, "next to", "near") if near() else (*FAR_RELATION[relation], "alongside"))
+    verb = rng.choice(NEAR_VERB if near() else FAR_VERB)
+    place = rng.choice((NEAR_PLACE if near() else FAR_PLACE)[scene.place])
     third = f" {rng.choice(('plus', 'besides'))} {nouns[2]}" if len(things) == 3 and rng.random() < 0.6 else ""
     form = rng.randrange(6)
     if form == 0:
@@ -174,12 +196,11 @@ def flickr_caption(rng: random.Random, scene: Scene) -> str:
     return text + "."
 
 
-def captions(rng: random.Random, scene: Scene, style: str) -> list[str]:
+def captions(rng: random.Random, scene: Scene, style: str, distance: Distance = FIRST) -> list[str]:
     """Return five different captions of one scene in a style ('coco' or 'flickr30k')."""
-    write = {"coco": coco_caption, "flickr30k": flickr_caption}[style]
     found: list[str] = []
     while len(found) < 5:
-        caption = write(rng, scene)
+        caption = coco_caption(rng, scene) if style == "coco" else flickr_caption(rng, scene, distance)
         if caption not in found and 6 <= len(caption.split()) <= 14:
             found.append(caption)
     return found
@@ -228,9 +249,13 @@ def _choice(
     return Choice(question, tuple(options), options.index(right), kind, **extra)  # type: ignore[arg-type]
 
 
-def iconqa(rng: random.Random) -> Choice:
+def iconqa(rng: random.Random, distance: Distance = FIRST) -> Choice:
     """A diagram question with two to five options: count, colour, comparison, next in a pattern."""
-    kind = rng.choice(("count", "count", "colour", "compare", "pattern"))
+    kinds = ("count", "count", "colour", "compare", "pattern")
+    if distance == FIRST:
+        kind = rng.choice(kinds)
+    else:
+        kind = rng.choice(kinds[3:] if rng.random() < distance.new_questions else kinds[:3])
     if kind == "pattern":
         a, b = rng.sample(SHAPES, 2)
         colour = rng.choice(list(COLOURS))

@@ -1,0 +1,104 @@
+"""The suite at the paper's number of training rows, its targets as hard as in the paper (docs/pocket.md)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+from benchmark.core.hosts import usable_cores
+from benchmark.pocket.world import draw as drawing
+from benchmark.pocket.world.draw import BASE, Entry, Folder, Progress, candidates, distinct, target_index, target_item
+from benchmark.pocket.world.splits import TARGETS, UPSTREAM
+from benchmark.pocket.world.targets import Distance
+
+ROWS = 10_000
+COUNTS = {
+    **{name: drawing.COUNTS[name] for name in UPSTREAM},
+    **{name: {"train": ROWS, "validation": 200, "test": 500} for name in TARGETS},
+}
+DISTANCE = Distance(near_words=0.45, new_questions=0.5)  # by the rule of docs/pocket.md
+BLOCK = 250  # rows that a process draws at a time
+
+Row = tuple[int, Entry, str]  # number, entry in the index, content key
+
+
+def complete(root: Path) -> bool:
+    """Return whether every dataset below a folder was drawn by this code: then nothing has to be written."""
+    return all(drawing.is_drawn(Path(root) / name, _stamp(name)) for name in UPSTREAM + TARGETS)
+
+
+def draw(root: Path, on_progress: Progress | None = None) -> None:
+    """Write every dataset that is missing or was drawn by another version of this code.
+
+    Args:
+        root: folder that gets one sub-folder per dataset.
+        on_progress: called with (datasets done, datasets in all, name).
+
+    Raises:
+        UserError: the folder cannot be written, or the icon font is missing.
+    """
+    names = UPSTREAM + TARGETS
+    for index, name in enumerate(names):
+        if on_progress:
+            on_progress(index, len(names), name)
+        write: Callable[[Path, str], None] = _target if name in TARGETS else drawing.WRITERS[name]
+        drawing.draw_dataset(name, Path(root) / name, _stamp(name), write)
+    if on_progress:
+        on_progress(len(names), len(names), "done")
+
+
+def _stamp(name: str) -> drawing.Stamp:
+    own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16] if name in TARGETS else ""
+    return {"version": drawing.code_version() + own, "counts": COUNTS[name]}
+
+
+def row_numbers(name: str, rows: int = ROWS) -> list[int]:
+    """Return the number of each training row of a target.
+
+    `benchmark.data.subset` orders the items of a split by a hash of their ids, and `train.limit=n` keeps the first n.
+    Rows get their numbers in this order: the first n rows drawn are those that the limit keeps of all.
+
+    Args:
+        name: target.
+        rows: how many rows are wanted.
+    """
+    numbers = range(BASE["train"], BASE["train"] + ROWS)
+    return sorted(numbers, key=lambda number: hashlib.sha256(f"0\0{name}\0{number}".encode()).hexdigest())[:rows]
+
+
+def _target(root: Path, name: str) -> None:
+    out = Folder(root)
+    numbers = row_numbers(name, COUNTS[name]["train"])
+    starts = range(0, len(numbers), BLOCK)
+    blocks = [numbers[start : start + BLOCK] for start in starts]
+    # Spawned: a fork would copy locks that threads of this process hold.
+    with ProcessPoolExecutor(min(usable_cores(), len(blocks)), get_context("spawn")) as pool:
+        drawn = pool.map(_rows, [root] * len(blocks), [name] * len(blocks), starts, blocks)
+        rows = sorted((row for block in drawn for row in block), key=lambda row: row[0])
+    entries = {"train": [entry for _, entry, _ in rows]}
+    out.keys["train"] = {str(number): key for number, _, key in rows}
+    for split in ("validation", "test"):
+        items = islice(distinct(name, split, DISTANCE), COUNTS[name][split])
+        entries[split] = []
+        for number, (picture, item, rng, key) in enumerate(items, BASE[split]):
+            entries[split].append(target_item(out, name, split, number, picture, item, rng, DISTANCE))
+            out.keys[split][str(number)] = key
+    target_index(out, name, entries)
+    out.close()
+
+
+def _rows(root: Path, name: str, start: int, numbers: Sequence[int]) -> list[Row]:
+    """Draw some training rows. Each has a generator of its own, so it does not matter which others are drawn.
+
+    Contents may repeat, in new pixels: without repeats, the kinds of question that have few contents would be rare.
+    """
+    out, rows = Folder(root), []
+    for position, number in enumerate(numbers, start):
+        picture, item, rng = next(candidates(name, "train", DISTANCE, f"{name}/train/{position}"))
+        entry = target_item(out, name, "train", number, picture, item, rng, DISTANCE)
+        rows.append((number, entry, item.key()))
+    return rows
