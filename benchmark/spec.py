@@ -60,6 +60,8 @@ class ProfileSpec:
     seconds: dict[str, float]                # stage -> seconds: train and posthoc per cell, generate per dataset
     megabytes: float = field(metadata=bounds(low=0))
     jobs: int = field(default=1, metadata=bounds(low=1))  # cells at the same time, by default
+    rate_grid: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)  # learning rates that `rates` compares
+    learning_rates: dict[str, float] = field(default_factory=dict)  # model -> its rate at this scale, if not its own
 
 
 @dataclass(frozen=True)

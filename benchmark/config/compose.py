@@ -317,6 +317,10 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     # Every model gets every key, so that model.KEY=VALUE works for all of them.
     optional = {item.name: item.default for item in fields(ModelSpec) if item.default is not MISSING}
     config["models"] = {name: {**optional, "architecture": {}, **model} for name, model in config["models"].items()}
+    for name, rate in config["profile"].get("learning_rates", {}).items():
+        model = config["models"][name]
+        model["projector_learning_rate"] *= rate / model["learning_rate"]  # keeps its ratio
+        model["learning_rate"] = rate
     return {str(key): value for key, value in config.items()}
 
 

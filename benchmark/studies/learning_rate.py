@@ -22,7 +22,6 @@ from benchmark.store.cells import Store
 from benchmark.store.keys import Digests
 from benchmark.store.scores import read_scores
 
-GRID = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 SEED = 100
 TARGETS = "flickr30k,coco"
 METRICS = ("A_S", "A_T", "H")
@@ -83,6 +82,7 @@ def protocol(base: Request, cell: CellSpec, tables: Sequence[str]) -> str:
         tables: the grid of every model, see `table`.
     """
     digests = Digests(base.results / "digests.json")
+    grid = ", ".join(f"{rate:g}" for rate in base.profile.rate_grid)
     settings = {key: value for key, value in plain(cell.train).items() if "learning_rate" not in key}
     lines = [
         f"# Protocol of the {base.profile.id} results",
@@ -92,7 +92,7 @@ def protocol(base: Request, cell: CellSpec, tables: Sequence[str]) -> str:
         "",
         "## Learning rate",
         "",
-        f"One rate for all methods of a model, chosen on Full FT alone: {', '.join(f'{rate:g}' for rate in GRID)};",
+        f"One rate for all methods of a model, chosen on Full FT alone: {grid};",
         f"seed {SEED}; targets {TARGETS}; *validation* split. Of the rates whose mean A^T over both",
         "targets lies within one standard error of the best, the smallest. The projector keeps its",
         "configured ratio to the rate.",
@@ -126,9 +126,10 @@ def grid_of(model: ModelSpec, overrides: Sequence[str]) -> Request:
     """
     ratio = model.projector_learning_rate / model.learning_rate
     kept = [item for item in overrides if not item.startswith(("model=", "models="))]
+    grid = request(["table=table5", "methods=full_ft", *kept, f"models={model.id}"]).profile.rate_grid
     fixed = ["table=table5", "methods=full_ft", *kept, f"models={model.id}", f"targets={TARGETS}", f"seeds={SEED}"]
     parts = []
-    for rate in GRID:
+    for rate in grid:
         rates = [f"train.learning_rate={rate!r}", f"train.projector_learning_rate={rate * ratio!r}"]
         parts.append(request([*fixed, "eval.split=validation", *rates]))
     asked = replace(parts[0], grid=tuple(entry for part in parts for entry in part.grid))
@@ -191,7 +192,7 @@ def table(model: ModelSpec, points: Sequence[Point], chosen: float) -> str:
 def lines(asked: Request, store: Store) -> pd.DataFrame:
     """Return the lines of `benchmark.reporting.tables` at every rate, of each target on its own."""
     planned, frames = plan.make(asked, store), []
-    for rate in GRID:
+    for rate in sorted({cell.train.learning_rate for cell in asked.cells if cell.train}):
         cells = [cell for cell in asked.cells if cell.train and cell.train.learning_rate == rate]
         frame = outputs.build_table(asked.of(cells), planned, store).frame
         frames.append(frame[frame["value"].notna()].assign(learning_rate=rate))

@@ -266,11 +266,11 @@ def iconqa(rng: random.Random, distance: Distance = FIRST) -> Choice:
             rng, "Which shape comes next?", (a, b)[columns % 2], wrong, kind, 4, picture=Diagram(1, columns, shapes)
         )
     diagram = random_diagram(rng)
-    kinds = sorted({s.kind for s in diagram.shapes})
-    shape = rng.choice(kinds)
+    shown = sorted({s.kind for s in diagram.shapes})
+    shape = rng.choice(shown)
     number = sum(s.kind == shape for s in diagram.shapes)
-    if kind == "compare" and len(kinds) > 1:
-        other = rng.choice([k for k in kinds if k != shape])
+    if kind == "compare" and len(shown) > 1:
+        other = rng.choice([k for k in shown if k != shape])
         many = sum(s.kind == other for s in diagram.shapes)
         if many != number:
             more = shape if number > many else other

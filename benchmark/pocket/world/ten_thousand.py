@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmark.core.hosts import usable_cores
+from benchmark.data.readers.captions import sampled
 from benchmark.pocket.world import draw as drawing
 from benchmark.pocket.world.draw import BASE, Entry, Folder, Progress, candidates, distinct, target_index, target_item
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM
@@ -21,6 +22,7 @@ COUNTS = {
     **{name: {"train": ROWS, "validation": 200, "test": 500} for name in TARGETS},
 }
 DISTANCE = Distance(near_words=0.45, new_questions=0.5)  # by the rule of docs/pocket.md
+CAPTIONS = "12345"  # an image has five
 BLOCK = 250  # rows that a process draws at a time
 
 Row = tuple[int, Entry, str]  # number, entry in the index, content key
@@ -66,8 +68,11 @@ def row_numbers(name: str, rows: int = ROWS) -> list[int]:
         name: target.
         rows: how many rows are wanted.
     """
-    numbers = range(BASE["train"], BASE["train"] + ROWS)
-    return sorted(numbers, key=lambda number: hashlib.sha256(f"0\0{name}\0{number}".encode()).hexdigest())[:rows]
+    def rank(number: int) -> str:
+        item = f"{number}_{sampled(CAPTIONS, str(number), 1, 0)[0]}" if name in ("flickr30k", "coco") else str(number)
+        return hashlib.sha256(f"0\0{name}\0{item}".encode()).hexdigest()
+
+    return sorted(range(BASE["train"], BASE["train"] + ROWS), key=rank)[:rows]
 
 
 def _target(root: Path, name: str) -> None:

@@ -298,7 +298,7 @@ def test_the_version_is_that_of_the_project(capsys):
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [("ver", ["verify"]), ("run mode", ["model=", "models="]), ("run methods=full_ft,spider_co", ["spider_code"]),
-     ("run table=table5 profile=p", ["pocket", "paper"]), ("run results=x", [])],
+     ("run table=table5 profile=p", ["pocket", "pocket_10k", "paper"]), ("run results=x", [])],
 )
 def test_bash_completes_commands_keys_and_values(line, wanted, capsys):
     assert cli.main(["completion", "bash"]) == 0

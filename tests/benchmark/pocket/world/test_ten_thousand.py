@@ -1,0 +1,100 @@
+"""The suite of 10,000 rows: rows that nest, drawn in parallel and alone, and targets that lie nearer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from benchmark.config.compose import request
+from benchmark.data import digest, load, subset
+from benchmark.data.readers.captions import sampled
+from benchmark.pocket.world import draw as drawing
+from benchmark.pocket.world import ten_thousand
+from benchmark.pocket.world.splits import TARGETS, UPSTREAM, owner
+from benchmark.pocket.world.targets import FIRST, flickr_caption
+from benchmark.pocket.world.upstream import scene_with
+
+FEW = {"train": 30, "validation": 6, "test": 9}
+FEWER = {**FEW, "train": 12}
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+
+
+def drawn(folder, counts):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, FEW))
+        patch.setattr(ten_thousand, "COUNTS", dict.fromkeys(UPSTREAM, FEW) | dict.fromkeys(TARGETS, counts))
+        patch.setattr(ten_thousand, "BLOCK", 7)
+        assert not ten_thousand.complete(folder)
+        ten_thousand.draw(folder)
+        assert ten_thousand.complete(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return drawn(tmp_path_factory.mktemp("many"), FEW)
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory):
+    return drawn(tmp_path_factory.mktemp("few"), FEWER)
+
+
+def records(root, name, split, limit=None):
+    spec = request(["profile=pocket_10k"], grid=False).datasets[name]
+    return load(replace(spec, counts={}), root, split, limit)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_limit_keeps_the_rows_that_are_drawn_first(name):
+    numbers = sorted(ten_thousand.row_numbers(name))
+    chosen = {n: f"_{sampled('abcde', str(n), 1, 0)[0]}" if name in ("flickr30k", "coco") else "" for n in numbers}
+    rows = [SimpleNamespace(dataset=name, item_id=f"{number}{chosen[number]}") for number in numbers]
+    assert len(rows) == 10_000
+    for limit in (1, 128, 512, 9_999):
+        kept = {int(row.item_id.partition("_")[0]) for row in subset(rows, limit)}
+        assert kept == set(ten_thousand.row_numbers(name, limit))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_fewer_rows_are_the_same_rows(root, smaller, name):
+    few, many = records(smaller, name, "train"), records(root, name, "train", 12)
+    assert len(few) == 12 and [row.item_id for row in few] == [row.item_id for row in many]
+    assert digest(few) == digest(many)
+    for split in ("validation", "test"):
+        assert digest(records(smaller, name, split)) == digest(records(root, name, split))
+
+
+def test_contents_of_every_split_are_its_own(root):
+    for name in TARGETS:
+        for split, keys in json.loads((root / name / "scene_keys.json").read_text()).items():
+            assert len(keys) == FEW[split]
+            assert {owner(key) for key in keys.values()} == {(name, split)}
+
+
+def test_the_source_sets_and_near_targets_test_on_what_the_default_scale_has(root, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, FEW))
+        drawing.draw(tmp_path)
+    for name in (*UPSTREAM, "coco", "scienceqa"):
+        assert digest(records(root, name, "test")) == digest(records(tmp_path, name, "test")), name
+    for name in ("flickr30k", "iconqa"):
+        assert digest(records(root, name, "test")) != digest(records(tmp_path, name, "test")), name
+
+
+def test_a_share_of_the_words_is_near():
+    import random
+
+    def share(distance):
+        rng = random.Random(0)
+        texts = [flickr_caption(rng, scene_with(rng, ["cat", "truck"], False), distance).split() for _ in range(2000)]
+        near = sum(" cat " in f" {' '.join(text)} ".replace(".", " ") for text in texts)
+        return near / len(texts)
+
+    assert share(FIRST) == 0.0
+    # Six of ten near nouns are the name itself; a caption of one thing (a form in six) may lack the cat.
+    half, whole = share(replace(FIRST, near_words=0.5)), share(replace(FIRST, near_words=1.0))
+    assert 0.5 < whole < 0.62 and abs(half - whole / 2) < 0.03
