@@ -33,6 +33,7 @@ reads_publish := $(filter-out $(running),$(grid_names)) TABLE FIGURE
 reads_report := $(filter-out $(running),$(grid_names))
 reads_all := $(filter-out METHODS TARGETS,$(grid_names))
 reads_rates := $(filter-out TARGETS SEEDS CHECKPOINTS,$(grid_names))
+reads_calibration := $(filter-out TARGETS METHODS SEEDS CHECKPOINTS,$(grid_names))
 reads_fig1 := $(filter-out SEEDS CHECKPOINTS JOBS GATE,$(grid_names))
 reads_compare := A B RESULTS PROFILE
 reads_verify := RESULTS PROFILE ARGS
@@ -59,7 +60,7 @@ $(error nothing was started. It reads $(sort $(reads)))
 endif
 
 .PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting \
-	all report compare verify sbatch plan list test test-fast lint pretrain rates publish bench bench-scorers bench-methods gpu-check \
+	all report compare verify sbatch plan list test test-fast lint pretrain rates calibration publish bench bench-scorers bench-methods gpu-check \
 	doctor chaos accept clean check-python
 
 help: ## show the targets
@@ -158,6 +159,9 @@ pretrain: $(ready) ## make the two shipped base models again, from nothing (MODE
 
 rates: $(ready) ## choose the learning rates again, on validation data
 	@$(python) -m benchmark rates $(settings)
+
+calibration: $(ready) ## hold the untuned models and Full FT against the paper's rows (PROFILE=pocket_10k)
+	@$(python) -m benchmark calibration $(settings)
 
 publish: $(ready) ## finished cells, tables, figures to results/ as the reference (TABLE= SEEDS= FIGURE= ARGS=--partial)
 	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(if $(FIGURE),figure=$(FIGURE)) $(settings)

@@ -129,6 +129,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": runs.run, "zeroshot": runs.zeroshot, "plan": runs.plan, "score": results.score, "compare": results.compare,
     "verify": results.verify, "list": project.list_, "inspect": results.inspect, "doctor": machine.doctor,
     "data": datasets.data, "audit": datasets.audit, "pretrain": project.pretrain, "rates": runs.rates,
+    "calibration": runs.calibration,
     "publish": results.publish, "export": results.export, "sweep": runs.sweep, "figure": runs.figure,
     "all": runs.all_, "report": results.report, "bench": machine.bench, "gpu-check": machine.gpu_check,
     "accept": project.accept, "completion": project.completion,

@@ -125,6 +125,13 @@ def rates(arguments: list[str]) -> int:
     return choose_rates(overrides_of(arguments))
 
 
+def calibration(arguments: list[str]) -> int:
+    """hold the untuned models and Full FT against the paper's rows: how hard the targets are"""
+    from benchmark.studies.calibration import run as calibrate
+
+    return calibrate(overrides_of(arguments))
+
+
 def _show_config(arguments: list[str]) -> int:
     """Print every cell as its spec, one YAML document each."""
     import yaml

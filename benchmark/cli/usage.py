@@ -145,6 +145,10 @@ USAGES = {
         ("rates models={model}", "rates methods=full_ft,spider jobs=2"),
         ("profile", "models", "methods", "train", "engine", *PLACE, "gate"), ANY, explained=("targets", "seeds"),
     ),
+    "calibration": Usage(
+        ("calibration profile=pocket_10k", "calibration profile=pocket_10k models={model} jobs=2"),
+        ("profile", "models", "train", "engine", *PLACE, "gate"), ANY, explained=("targets", "methods", "seeds"),
+    ),
     "publish": Usage(
         ("publish table=table5,table6", "publish table=table3 figure=fig5 --partial"),
         (*GRID, "figure", "results", "checkpoints", "radar"), ANY,

@@ -15,6 +15,9 @@ FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 # Our model ids and the names in the files.
 MODELS = {"vila15_3b": "vila1.5-3b", "llava15_7b": "llava-1.5-7b"}
 
+# Family -> the paper's model, for models that are only like it.
+LIKE = {"vila": "vila15_3b", "llava": "llava15_7b"}
+
 # Tables with one value per row (model, target, method, metric).
 RESULT_TABLES = ("table5", "table6")
 # Rows of Tables 3 and 4 (VILA only) by our method; the others repeat Table 5.

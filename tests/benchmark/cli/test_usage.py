@@ -99,7 +99,7 @@ def test_a_key_that_a_command_reads_arrives_at_the_runner(command, tmp_path, mon
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["report", "jobs=2"], "jobs= is for run, zeroshot, plan, rates, sweep, figure and all."),
+        (["report", "jobs=2"], "jobs= is for run, zeroshot, plan, rates, calibration, sweep, figure and all."),
         (["report", "--jobs", "2"], "report does not read jobs=: it reads profile=,"),
         (["score", "jobs=2"], "score does not read jobs=:"),
         (["run", "figure=fig5"], "figure= is for publish."),
