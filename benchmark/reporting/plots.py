@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
@@ -196,6 +197,58 @@ def _plane_panel(
             markeredgecolor="white", markeredgewidth=0.6,
         )
         handles.setdefault(point["method_name"], drawn)
+
+
+# -- the regime map -------------------------------------------------------------------------------------------
+
+
+def maps(
+    frame: pd.DataFrame, panels: Mapping[str, str], title: str, stem: Path, marked: Mapping[str, tuple[float, float]],
+) -> list[Path]:
+    """Draw numbers over the number of training rows and the learning rate, a row of panels per model and target.
+
+    Args:
+        frame: model, model_name, target_name, rows, learning_rate, and a column per panel.
+        panels: column -> heading.
+        title: heading of the figure.
+        stem: output path without suffix.
+        marked: model -> (rows, learning rate) of a point to frame.
+
+    Returns:
+        Paths of the PNG, PDF and CSV files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    groups = [group for _, group in frame.groupby(["model", "target_name"], sort=False)]
+    limit = max(1.0, float(np.nanmax(np.abs(frame[list(panels)].to_numpy(dtype=float)))))
+    with plt.rc_context(STYLE):
+        size = (3.3 * len(panels) + 0.8, 2.1 * len(groups) + 0.8)
+        figure, grid = plt.subplots(len(groups), len(panels), figsize=size, squeeze=False, layout="constrained")
+        for row, group in zip(grid, groups, strict=True):
+            for plot, (column, heading) in zip(row, panels.items(), strict=True):
+                _map(plot, group, column, limit, marked.get(group["model"].iloc[0]))
+                plot.set_title(heading)
+                plot.set_xlabel("learning rate")
+            row[0].set_ylabel(f"{group['model_name'].iloc[0]}\n{group['target_name'].iloc[0]}\ntraining rows")
+        figure.suptitle(f"{title}. In points; framed: the paper's own rows and rate; empty: not reached", fontsize=10)
+        return save(figure, frame, stem)
+
+
+def _map(plot, group: pd.DataFrame, column: str, limit: float, marked: tuple[float, float] | None) -> None:
+    wide = group.pivot(index="rows", columns="learning_rate", values=column).sort_index().sort_index(axis=1)
+    values = wide.to_numpy(dtype=float)
+    plot.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+    for (y, x), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            dark = abs(value) > 0.6 * limit
+            plot.text(x, y, f"{value:+.0f}", ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+    plot.set_xticks(range(len(wide.columns)), [tick(rate) for rate in wide.columns], fontsize=7.5)
+    plot.set_yticks(range(len(wide.index)), [tick(rows) for rows in wide.index])
+    plot.tick_params(length=0)
+    if marked and marked[0] in wide.index and marked[1] in wide.columns:
+        corner = wide.columns.get_loc(marked[1]) - 0.5, wide.index.get_loc(marked[0]) - 0.5
+        plot.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=2))
 
 
 # -- Fig. 1 ---------------------------------------------------------------------------------------------------

@@ -261,7 +261,40 @@ def _epochs(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     return 0
 
 
+def _regime(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Draw where a method beats Full FT, over the number of training rows and the learning rate."""
+    from benchmark.core.files import write_atomic
+    from benchmark.reporting import plots
+    from benchmark.studies import regime_map
+
+    asked = sweep.ask(overrides)
+    methods = list(dict.fromkeys(cell.method.id for cell in asked.cells))
+    compared = [method for method in methods if method not in ("zero_shot", "full_ft")]
+    if len(compared) != 1 or len(methods) != 3:
+        raise UserError(f"methods={','.join(methods)}: this figure needs zero_shot, full_ft and one more method.")
+    code = runner.run(asked)
+    if code in (PREEMPTED, INTERRUPTED):
+        return code
+    store, part = Store(asked.results), _part(figure, asked)
+    stem, title = figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part)
+    lines = sweep.tidy(asked, store, [regime_map.ROWS, regime_map.RATE])
+    frame = regime_map.measure(lines, compared[0]) if not lines.empty else lines
+    if frame.empty:
+        raise UserError("No finished Full FT to draw. Run the cells first.")
+    rates = figure["paper"]["learning_rate"]
+    rows = figure["paper"]["rows"]
+    marked = {model.id: (rows, rates[model.family]) for model in asked.models if model.family in rates}
+    write_atomic(store.root / "sweeps" / f"{stem}.csv", lettering.spreadsheet(frame))
+    panels = {
+        "forgetting": "Full FT forgets (A^S)", "difference": f"H: {outputs.name_of(compared[0])} - Full FT",
+        "matched": "the same at equal A^T",
+    }
+    _told(plots.maps(frame, panels, title, store.root / "figures" / stem, marked))
+    return code
+
+
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], int]] = {
     "sweep": _sweep, "plane": _plane, "pid": _pid, "examples": _examples, "epochs": _epochs,
+    "regime": _regime,
 }
 
