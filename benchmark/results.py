@@ -15,8 +15,8 @@ from benchmark.core.errors import UserError
 from benchmark.core.files import user_path
 from benchmark.spec import cell_of
 from benchmark.store import cell_tables
-from benchmark.store.answers import read_answers, read_items, scored_datasets
-from benchmark.store.cells import Store, published_key, read_values
+from benchmark.store.answers import read_answers, read_items
+from benchmark.store.cells import Store, published_key, read_values, scored_datasets
 from benchmark.store.scores import read_scores
 from eval.stats import AVERAGES
 

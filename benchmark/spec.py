@@ -411,6 +411,14 @@ def cell_hash(cell: CellSpec) -> str:
     return digest_of(identity(cell))[:8]
 
 
+def samples(cell: CellSpec) -> int | None:
+    """Return the samples that a cell trains on, rows times epochs; None if it does not train or rows are unknown."""
+    if cell.train is None or cell.target is None:
+        return None
+    known = [rows for rows in (cell.train.limit, cell.dataset(cell.target).counts.get("train")) if rows]
+    return min(known) * cell.train.epochs if known else None
+
+
 def cell_id(cell: CellSpec) -> str:
     """Return a short, readable and unique name, e.g. vila-coco-spider-momentum0.9-s0-1a2b3c4d."""
     return "-".join(filter(None, (head_of(cell), label(cell.changed), seed_part(cell), cell_hash(cell))))

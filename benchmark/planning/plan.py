@@ -24,8 +24,7 @@ from benchmark.spec import (
     flat,
     plain,
 )
-from benchmark.store.answers import scored_datasets
-from benchmark.store.cells import Store, read_cell
+from benchmark.store.cells import Store, read_cell, scored_datasets
 from benchmark.store.keys import Digests, Keys, Unverified, keys_of
 
 # Settings that a cell is computed with, but that are not part of its name.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmark.core.errors import UserError, counted
 from benchmark.spec import CellSpec, differences, digits_of, identity, protocol
-from benchmark.store.answers import read_items, scored_datasets
-from benchmark.store.cells import Store, published_key, read_cell
+from benchmark.store.answers import read_items
+from benchmark.store.cells import Store, published_key, read_cell, scored_datasets
 from benchmark.store.scores import read_scores
 
 OTHER_INPUTS = "other base model, data or code"

@@ -19,8 +19,8 @@ from benchmark.planning.plan import Planned
 from benchmark.reporting import outputs, slices
 from benchmark.spec import at_root, cell_id, digits_of
 from benchmark.store import cell_measures
-from benchmark.store.answers import read_answers, read_items, scored_datasets
-from benchmark.store.cells import Store, published_key, read_cell
+from benchmark.store.answers import read_answers, read_items
+from benchmark.store.cells import Store, published_key, read_cell, scored_datasets
 from benchmark.store.keys import Digests, keys_of
 
 FOLDERS = ("rates", "audit", "sweeps", "pid", "figures")

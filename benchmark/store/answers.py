@@ -41,11 +41,6 @@ def read_answers(folder: Path, dataset: str) -> dict[str, str]:
     return dict(_published(folder, dataset, "item_id", "answer"))
 
 
-def scored_datasets(folder: Path) -> list[str]:
-    """Return the ids of the datasets of which a cell has item scores, in alphabetical order."""
-    return sorted(path.name.removesuffix(SETS["items"]) for path in (folder / "items").glob(f"*{SETS['items']}"))
-
-
 def _published(folder: CellPath, dataset: str, *columns: str) -> list[tuple[Any, ...]]:
     try:
         return folder.items(dataset, columns)

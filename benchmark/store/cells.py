@@ -18,7 +18,7 @@ import yaml
 
 from benchmark.core.errors import Locked, UserError, did_you_mean
 from benchmark.core.files import lock, sha256_file, sweep, sync, write_atomic
-from benchmark.spec import CellSpec, cell_hash, cell_id, cell_of, digits_of, is_name_of, plain
+from benchmark.spec import CellSpec, cell_hash, cell_id, cell_of, digits_of, is_name_of, plain, samples
 from benchmark.store import cell_tables
 from benchmark.store.keys import Keys
 
@@ -175,7 +175,7 @@ class Store:
         write_atomic(folder / "cell.yaml", yaml.safe_dump(plain(cell), sort_keys=False, allow_unicode=True))
         about = {
             "model": cell.model.id, "method": cell.method.id, "posthoc": cell.method.posthoc, "target": cell.target,
-            "seed": cell.seed,
+            "seed": cell.seed, "samples": samples(cell),
         }
         self._update(folder, state="running", error=None, about=about)
 
@@ -397,3 +397,9 @@ def _beat(path: Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
             os.utime(path)
+
+
+def scored_datasets(folder: Path) -> list[str]:
+    """Return the ids of the datasets of which a cell has item scores, in alphabetical order."""
+    ending = cell_tables.SETS["items"]
+    return sorted(path.name.removesuffix(ending) for path in (folder / "items").glob(f"*{ending}"))

@@ -108,6 +108,26 @@ def test_costs_are_measured_where_they_can_be(tmp_path):
     assert costs.megabytes([["train"], [], ["summary"]]) == 2 * asked.profile.megabytes
 
 
+def test_training_costs_in_proportion_to_rows_and_epochs(tmp_path):
+    words = ["method=full_ft", "model=vila_pocket", "dataset=coco", "train.limit=128,512", "train.epochs=5,10"]
+    asked = request(words)
+    cells = {(cell.train.limit, cell.train.epochs): cell for cell in asked.cells}
+    store = Store(tmp_path)
+
+    def seconds():
+        costs = Costs(store, asked.profile)
+        return {key: costs.seconds(cell, ["train"]) for key, cell in cells.items()}
+
+    guess = asked.profile.seconds["train"]
+    assert seconds() == {(128, 5): guess / 4, (512, 5): guess, (128, 10): guess / 2, (512, 10): guess * 2}
+    measured = cells[128, 10]
+    store.begin(measured)
+    store.start_stage(measured, "train", "key")
+    (store.folder(measured) / "delta.safetensors").touch()
+    store.finish_stage(measured, "train", "key", 20.0)
+    assert seconds() == {(128, 5): 10.0, (512, 5): 40.0, (128, 10): 20.0, (512, 10): 80.0}
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1 h 30 min")]
 )
