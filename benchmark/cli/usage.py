@@ -146,7 +146,7 @@ USAGES = {
         ("profile", "models", "methods", "train", "engine", *PLACE, "gate"), ANY, explained=("targets", "seeds"),
     ),
     "calibration": Usage(
-        ("calibration profile=pocket_10k", "calibration profile=pocket_10k models={model} jobs=2"),
+        ("calibration", "calibration models={model} jobs=2"),
         ("profile", "models", "train", "engine", *PLACE, "gate"), ANY, explained=("targets", "methods", "seeds"),
     ),
     "publish": Usage(
