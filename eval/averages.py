@@ -23,7 +23,7 @@ def a_s(values: Sequence[Number]) -> Number:
     """
     if not values:
         raise ValueError("A^S needs at least one upstream score")
-    return sum(values) / len(values)
+    return sum(values) / len(values)  # type: ignore[return-value]  # for mypy, sum may return its start, the int 0
 
 
 def h_average(a_s: Number, a_t: Number) -> Number:

@@ -85,7 +85,8 @@ class GraftingMask(Method):
             for name, z in scores.items():
                 gamma = z.sigmoid()
                 slopes[name] = slopes[name].to(z).mul_(change[name]).mul_(gamma * (1 - gamma))
-            size = sum(slope.double().square().sum() for slope in slopes.values()).sqrt().item()
+            # For mypy a sum may be its start, the int 0. There is at least one tensor.
+            size = sum(slope.double().square().sum() for slope in slopes.values()).sqrt().item()  # type: ignore[union-attr]
             if not math.isfinite(size):
                 raise UserError(
                     "grafting_mask: the gradient of the loss on the calibration samples is not finite, so no mask can "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmark.core.errors import UserError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 OUTSIDE = "projector"  # tensors in no decoder layer
 
 
-def shares(counts: Mapping[str, list[float]], sizes: Mapping[str, int]) -> dict[str, float]:
+def shares(counts: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> dict[str, float]:
     """Turn counts of elements into what train.jsonl holds about a mask.
 
     Args:

@@ -69,6 +69,6 @@ class Penalty(Method):
                 shard.grad.zero_()
             self.add(shard.grad, shard.weight - shard.pretrained, self._factors[shard.name])
         if self.params.two_step:
-            self.extra_step()
+            self.extra_step()  # type: ignore[misc]  # `start` has checked that it is set
             for shard in shards:
                 shard.grad.copy_(task[shard.name])

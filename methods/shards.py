@@ -18,7 +18,8 @@ class Shard:
         shape: of the whole tensor.
         numel: of the whole tensor; the local part may be shorter, even empty.
         weight: a live view, at least float32; writing to it changes the model.
-        grad: a live view of the final gradient, or None outside of an optimizer step.
+        grad: a live view of the final gradient in `before_step` and `after_step`. It is None in `start` and
+            `diagnostics`, which the type leaves out: those two have no use for it.
         source: the base checkpoint's values, in 16 bits where that loses nothing.
         offset: index of the part's first element within the flattened tensor.
     """
@@ -27,7 +28,7 @@ class Shard:
     shape: torch.Size
     numel: int
     weight: Tensor
-    grad: Tensor | None
+    grad: Tensor
     source: Tensor
     offset: int = 0
 

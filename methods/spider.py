@@ -165,7 +165,7 @@ class Spider(Method):
         sums = shards.totals(function)
         if self.params.scope == "tensor":
             return sums
-        result = {}
+        result: dict[str, Tensor] = {}
         for tensors in self._groups.values():
             missing = tensors.keys() - sums.keys()
             if missing and missing != tensors.keys():
@@ -175,7 +175,8 @@ class Spider(Method):
                     f"{sum(tensors.values())} or more, or train on engine=zero2."
                 )
             if not missing:
-                result |= dict.fromkeys(tensors, sum(sums[name] for name in tensors))
+                # For mypy a sum may be its start, the int 0. A group has at least one tensor.
+                result |= dict.fromkeys(tensors, sum(sums[name] for name in tensors))  # type: ignore[arg-type]
         return result
 
     def _group(self, name: str) -> str:

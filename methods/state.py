@@ -147,7 +147,7 @@ def _digest(value: Any, method: Method, live: tuple[type, ...] = ()) -> str:
     return total.hexdigest()
 
 
-def _feed(update: Callable[[bytes], None], value: Any, seen: dict[int, Any], live: tuple[type, ...]) -> None:
+def _feed(update: Callable[[Any], None], value: Any, seen: dict[int, Any], live: tuple[type, ...]) -> None:
     """Add all that a value holds to a digest."""
     update(type(value).__name__.encode() + b";")
     if isinstance(value, PLAIN):
