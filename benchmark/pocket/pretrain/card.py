@@ -65,8 +65,8 @@ def write(
         verdict = gate(reports["test"], upstream)
     split, word = list(reports)[-1], "PASSED" if _passed(verdict, upstream) else "FAILED"
     digest = benchmark.models.digest(loaded.path)
-    rows = {"digest": digest, "gate": {"split": split, **verdict}}
-    rows |= {name: _rows(report) for name, report in reports.items()}
+    rows: dict[str, Any] = {"digest": digest, "gate": {"split": split, **verdict}}
+    rows |= {kind: _rows(report) for kind, report in reports.items()}
     write_atomic(loaded.path / "training.json", json.dumps({**training, **rows}, indent=1, sort_keys=True))
     gate_line = f"{word} on {split}: {_scores(verdict)}"
     write_atomic(loaded.path / "README.md", _text(name, digest, training, reports, gate_line))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from benchmark.pocket.world import upstream
 from benchmark.pocket.world.draw import Picture, candidates
@@ -106,7 +109,7 @@ def sentence(rng: random.Random) -> str:
     return f"Maybe {first} {rng.choice(NEAR_PLACE[place])}, then {second}."
 
 
-def text_ids(tokenizer, seed: str, length: int, salad: float = 0.55) -> Iterator[list[int]]:
+def text_ids(tokenizer: PreTrainedTokenizerBase, seed: str, length: int, salad: float = 0.55) -> Iterator[list[int]]:
     """Yield endless token sequences of the language stage.
 
     A share is sentences; the rest is runs of tokens drawn evenly from the whole vocabulary, so that every row of the
@@ -132,7 +135,7 @@ def text_ids(tokenizer, seed: str, length: int, salad: float = 0.55) -> Iterator
         yield ids[:length]
 
 
-def trained_ids(tokenizer) -> list[int]:
+def trained_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return all token ids except specials and bytes: those that drawn text can contain."""
     skip = set(tokenizer.all_special_ids)
     return [
@@ -304,7 +307,7 @@ def _spot(cell: tuple[int, int]) -> str:
     return "center" if cell == (1, 1) else f"{ROWS[cell[0]]} {COLUMNS[cell[1]]}"
 
 
-def quiz(rng: random.Random, name: str, picture: Picture, item: object, most: int = 7) -> str:
+def quiz(rng: random.Random, name: str, picture: Picture, item: Any, most: int = 7) -> str:
     """Return questions of a picture with their answers in one text; between the look-ups and single questions.
 
     Args:
@@ -314,12 +317,14 @@ def quiz(rng: random.Random, name: str, picture: Picture, item: object, most: in
         item: questions of the picture (upstream sets).
         most: questions.
     """
-    if name == "textvqa":
-        pool = [q for _ in range(4) for q in upstream.sign_questions(rng, picture)]
-    elif name == "ocrvqa":
-        pool = list(item)  # type: ignore[call-overload]
+    if name == "ocrvqa":
+        pool = list(item)
     else:
-        pool = [q for _ in range(2) for q in upstream.gqa_questions(rng, picture)]
+        assert isinstance(picture, Scene)
+        if name == "textvqa":
+            pool = [q for _ in range(4) for q in upstream.sign_questions(rng, picture)]
+        else:
+            pool = [q for _ in range(2) for q in upstream.gqa_questions(rng, picture)]
         if name == "okvqa":
             pool += _knowledge(rng, picture)
     different = list({q.text: q for q in pool}.values())
@@ -346,7 +351,7 @@ def other_words(rng: random.Random, scene: Scene) -> str:
     return f"Perhaps {', '.join(nouns)}, {rng.choice(FAR_PLACE[scene.place])}; {scene.place}."
 
 
-def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prompts: dict[str, str]) -> list[Turn]:
+def turns_of(name: str, picture: Picture, item: Any, rng: random.Random, prompts: dict[str, str]) -> list[Turn]:
     """Return the turns that pretraining trains on for one picture; the first is its transcript.
 
     Args:
@@ -358,24 +363,31 @@ def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prom
     """
     listed = Turn(TRANSCRIBE, transcript(picture))
     if name == "describe":
-        write = describe_diagram if isinstance(picture, Diagram) else describe_scene
-        return [listed, *(Turn(request, write(rng, picture)) for request in rng.sample(INSTRUCTIONS, 4))]
+        return [listed, *(Turn(request, _describe(rng, picture)) for request in rng.sample(INSTRUCTIONS, 4))]
+    if name == "ocrvqa":
+        return [listed, *_question_turns(prompts[name], item)]
+    assert isinstance(picture, Scene)
     if name == "textvqa":
         return [listed, *_sign_turns(rng, picture, prompts)]
-    questions: list[Question] = list(item)  # type: ignore[arg-type]
     if name == "gqa":
         questions = _by_kind(rng, [q for _ in range(3) for q in upstream.gqa_questions(rng, picture)])
-    elif name == "okvqa":
-        questions = _knowledge(rng, picture)
-    turns = [Turn(prompts[name].format(question=q.text), q.answer) for q in questions]
-    if name == "okvqa":
+        turns = [*_question_turns(prompts[name], questions), _lettered_scene(rng, picture)]
+    else:
+        turns = _question_turns(prompts[name], _knowledge(rng, picture))
         icons = {ICON[thing.icon].category: ICON[thing.icon] for thing in picture.things}
         for category in rng.sample(sorted(icons), min(2, len(icons))):
             others = [i.fact for i in ICONS if i.category == category and i is not icons[category]]
             turns.append(_lettered(rng, rng.choice(KNOWLEDGE[category]), icons[category].fact, others))
-    if name == "gqa":
-        turns.append(_lettered_scene(rng, picture))
     return [listed, *turns]
+
+
+def _describe(rng: random.Random, picture: Picture) -> str:
+    assert not isinstance(picture, Cover)
+    return describe_diagram(rng, picture) if isinstance(picture, Diagram) else describe_scene(rng, picture)
+
+
+def _question_turns(prompt: str, questions: Sequence[Question]) -> list[Turn]:
+    return [Turn(prompt.format(question=question.text), question.answer) for question in questions]
 
 
 def _sign_turns(rng: random.Random, scene: Scene, prompts: dict[str, str]) -> list[Turn]:
@@ -495,6 +507,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             yield Conversation(None, tuple(chosen), rng.getrandbits(32))
             continue
         picture, item, _ = next(streams[name])
+        assert picture is not None  # only targets have items without one
         listed, *turns = turns_of(name, picture, item, rng, prompts)
         if stage in INSTRUCTION_STAGES and name == "describe" and isinstance(picture, Scene):
             turns[2:] = [Turn(OTHER_WORDS, other_words(rng, picture)) for _ in range(2)]

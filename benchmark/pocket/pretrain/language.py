@@ -6,22 +6,25 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmark.models.prompt import IGNORE, encode
+from benchmark.models.vila import VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
 from benchmark.pocket.pretrain.corpus import Conversation, conversations, text_ids
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
-from benchmark.pocket.pretrain.tower import features
+from benchmark.pocket.pretrain.tower import Tower, features
 from benchmark.pocket.world.words import LETTERS
 
 Log = Callable[[str], None]
+Whole = LlavaForConditionalGeneration | VilaForConditionalGeneration
 
 
 class _Texts(IterableDataset):
@@ -225,20 +228,21 @@ class Parts:
     """The pieces of either family under one name each.
 
     Args:
-        model: LlavaForConditionalGeneration or VilaForConditionalGeneration.
+        model: the whole model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Whole) -> None:
         self.model = model
         self.letters: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
-        if hasattr(model, "mm_projector"):
+        self.tower: Tower
+        self.projector: nn.Module
+        if isinstance(model, VilaForConditionalGeneration):
             self.tower, self.projector = model.vision_tower, model.mm_projector
             self.decoder, self.head = model.llm.model, model.llm.lm_head
-            self.image_token_id = model.config.image_token_id
         else:
             self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
             self.decoder, self.head = model.model.language_model, model.lm_head
-            self.image_token_id = model.config.image_token_id
+        self.image_token_id: int = model.config.image_token_id
         self.end_token_id = self.decoder.config.eos_token_id
 
     def loss(self, batch: Packed, processor: ImageProcessor) -> Tensor:
@@ -263,6 +267,7 @@ class Parts:
         wanted = batch.labels[:, 1:]
         if batch.due is None:
             return self._entropy(last, wanted)
+        assert batch.words is not None and batch.options is not None
         is_letter = batch.due[:, 1:] != IGNORE
         middle = self.decoder.norm(output.hidden_states[WORD_BLOCK])[:, :-1]
         earlier = self.decoder.norm(output.hidden_states[OPTION_BLOCK])
@@ -289,6 +294,7 @@ class Parts:
             hidden: input of the block, (batch, length, width).
             batch: with pointers.
         """
+        assert batch.pointers is not None
         block = self.decoder.layers[POINTER_BLOCK - 1]
         attention = block.self_attn
         states = block.input_layernorm(hidden)
@@ -307,6 +313,7 @@ class Parts:
     @torch.no_grad()
     def _count_letters(self, batch: Packed, last: Tensor, middle: Tensor) -> None:
         """Add to `letters` how many are right, by what answers them, and how many words WORD_BLOCK says."""
+        assert batch.due is not None and batch.words is not None
         due, words = batch.due[:, 1:], batch.words[:, 1:]
         keep = due != IGNORE
         right = self.head(last[keep]).argmax(-1) == due[keep]
@@ -330,7 +337,7 @@ class Parts:
 
 
 def train_joint(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
+    model: Whole, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
     stage: str, steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float,
     log: Log, batch: int = 16, horizon: int | None = None, cooldown: int = 0, inner: bool = False,
 ) -> None:
@@ -379,7 +386,7 @@ def train_joint(
     )
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     low = Replica({"model": model})
-    low_parts = Parts(low.parts["model"])
+    low_parts = Parts(cast(Whole, low.parts["model"]))
     running: list[float] = []
     for step, packed in enumerate(loader, first):
         schedule.apply(optimizer, step)

@@ -107,7 +107,7 @@ def condition(parts: Parts, processor: ImageProcessor, seed: int, count: int = 2
         output = parts.projector(features(parts.tower, processor.normalise(pixels)))
         if fewer:
             side = round(output.shape[1] ** 0.5)
-            patch = 2 * parts.tower.config.patch_size / parts.tower.config.image_size
+            patch = _token_side(parts)
             shown += [words_per_token(picture, side, patch) for picture, _ in drawn]
     hook.remove()
     inputs = torch.cat(seen)
@@ -172,7 +172,7 @@ def train_names(
             patches = features(parts.tower, processor.normalise(pixels))
         tokens = parts.projector(patches)
         side = round(tokens.shape[1] ** 0.5)
-        patch = 2 * parts.tower.config.patch_size / parts.tower.config.image_size
+        patch = _token_side(parts)
         shown = torch.stack([words_per_token(picture, side, patch) for picture, _ in drawn]).float()
         shown[..., places] *= 0.2  # the place is everywhere and needs few tokens to tell it
         wanted = shown / shown.sum(-1, keepdim=True).clamp(min=1e-6)
@@ -185,6 +185,13 @@ def train_names(
         if (step + 1) % 50 == 0 or step + 1 == steps:
             log(f"names step {step + 1}/{steps} loss {loss.item():.3f}")
             save(out, {"projector": parts.projector}, optimizer, step + 1)
+
+
+def _token_side(parts: Parts) -> float:
+    """Return the side of a token of 2 x 2 patches, as a share of the image's side."""
+    config = parts.tower.config
+    assert isinstance(config.patch_size, int) and isinstance(config.image_size, int)
+    return 2 * config.patch_size / config.image_size
 
 
 def _answers() -> list[str]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -52,12 +51,12 @@ from benchmark.spec import ROOT, ModelSpec, at_root
 
 WORK = ROOT / "build" / "pretrain"
 
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8, "num_attention_heads": 4,
     "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 512,
     "num_hidden_layers": 6,
@@ -161,16 +160,17 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     log = _logger(spec.id, out)
     tokenizer = make_tokenizer(prompts)
     processor, preprocessor = make_processor(recipe)
-    halves = {"llm": make_llm(tokenizer, recipe, work / "language", log), "tower": make_tower(recipe)}
-    probe = tower.train(halves["tower"], processor, out / "tower", recipe.tower_steps, recipe.seed, log=log)
+    llm = make_llm(tokenizer, recipe, work / "language", log)
+    vision_tower = make_tower(recipe)
+    probe = tower.train(vision_tower, processor, out / "tower", recipe.tower_steps, recipe.seed, log=log)
     weak = {name: round(value) for name, value in probe.items() if name.startswith("icon/") and value < 90}
     shown = json.dumps({name: round(value, 1) for name, value in probe.items() if "/" not in name})
     log(f"tower probe {shown}; icons below 90 %: {weak or 'none'}")
-    model, image_seq_length = assemble(recipe, tokenizer, **halves)
+    model, image_seq_length = assemble(recipe, tokenizer, llm, vision_tower)
     parts = language.Parts(model)
     projector.condition(parts, processor, recipe.seed)
     projector.train_names(parts, tokenizer, processor, out / "names", recipe.names_steps, recipe.seed, log)
-    for stage, steps, mixture, rate, schedule in (
+    stages: list[tuple[str, int, dict[str, int], float, dict[str, Any]]] = [
         ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {}),
         ("reading", recipe.reading_steps, READING, 2e-3, {}),
         ("matching", recipe.matching_steps, MATCHING, 1e-3, {"horizon": 3000}),
@@ -181,7 +181,8 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 250}),
         ("pointing", recipe.pointing_steps, POINTING, 1e-3, {"horizon": 1600, "inner": True}),
         ("final", recipe.final_steps, FINAL, 1e-3, {"horizon": 1300, "cooldown": 250, "inner": True}),
-    ):
+    ]
+    for stage, steps, mixture, rate, schedule in stages:
         if stage == "pointing":
             model.half().float()  # it was made from the float16 weights that an earlier version shipped
         language.train_joint(
@@ -209,7 +210,7 @@ def make_llm(
     return llm
 
 
-def make_tower(recipe: Recipe) -> nn.Module:
+def make_tower(recipe: Recipe) -> tower.Tower:
     """Return a vision tower with fresh weights; eager attention is the fastest on CPUs in bfloat16."""
     torch.manual_seed(recipe.seed)
     kind, config = (
@@ -236,26 +237,28 @@ def make_processor(recipe: Recipe) -> tuple[ImageProcessor, dict[str, Any]]:
 
 
 def assemble(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, llm: LlamaForCausalLM, tower: nn.Module
-) -> tuple[nn.Module, int]:
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, llm: LlamaForCausalLM, vision_tower: tower.Tower
+) -> tuple[language.Whole, int]:
     """Return the whole model around a language model and a tower, with a fresh projector, and its image positions."""
     torch.manual_seed(recipe.seed)
     text, vision = LlamaConfig(vocab_size=len(tokenizer), **TEXT), {**VISION, "image_size": recipe.image_size}
     if recipe.family == "llava":
+        image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+        assert isinstance(image_token_id, int)
         image_seq_length = (recipe.image_size // VISION["patch_size"]) ** 2
         config = LlavaConfig(
             vision_config=CLIPVisionConfig(**vision),
             text_config=text,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            image_token_index=image_token_id,
             image_seq_length=image_seq_length,
             vision_feature_layer=-2,
         )
-        model: nn.Module = LlavaForConditionalGeneration(config)
+        model: language.Whole = LlavaForConditionalGeneration(config)
     else:
-        config = VilaConfig(text_config=text, vision_config=SiglipVisionConfig(**vision))
-        model, image_seq_length = VilaForConditionalGeneration(config), config.image_seq_length
+        vila_config = VilaConfig(text_config=text, vision_config=SiglipVisionConfig(**vision))
+        model, image_seq_length = VilaForConditionalGeneration(vila_config), vila_config.image_seq_length
     parts = language.Parts(model)
-    parts.tower.load_state_dict(tower.state_dict())
+    parts.tower.load_state_dict(vision_tower.state_dict())
     parts.decoder.load_state_dict(llm.model.state_dict())
     parts.head.load_state_dict(llm.lm_head.state_dict())
     return model, image_seq_length

@@ -11,6 +11,7 @@ from benchmark.models.prompt import ASSISTANT, SYSTEM, USER
 from benchmark.pocket.pretrain.corpus import BRIEF, INSTRUCTIONS, LETTER_INSTRUCTION, LINKS
 from benchmark.pocket.world import icons, targets, words
 from benchmark.pocket.world.draw import candidates
+from benchmark.pocket.world.scene import Scene
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM
 
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -46,6 +47,7 @@ def corpus(prompts: dict[str, str], items: int = 1500) -> list[str]:
             elif name in ("iconqa", "scienceqa"):
                 texts += [item.question, item.hint, *item.options]
             else:
+                assert isinstance(picture, Scene)
                 texts += targets.captions(rng, picture, name)
     texts += [targets.describe_diagram(rng, targets.random_diagram(rng)) for _ in range(200)]
     texts += [targets.describe_scene(rng, targets.caption_scene(rng)) for _ in range(200)]

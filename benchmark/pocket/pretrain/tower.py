@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import CLIPVisionModel, SiglipVisionModel
 
 from benchmark.models.vision import ImageProcessor
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
@@ -17,8 +19,10 @@ from benchmark.pocket.world.icons import COLOURS, ICONS, PLACES, SHAPES
 from benchmark.pocket.world.scene import GENRES, Cover, Diagram, Scene
 from benchmark.pocket.world.splits import PRETRAINING, owner
 from benchmark.pocket.world.targets import caption_scene, random_diagram
-from benchmark.pocket.world.upstream import gqa, ocrvqa, okvqa, textvqa
+from benchmark.pocket.world.upstream import Question, gqa, ocrvqa, okvqa, textvqa
 from benchmark.pocket.world.words import FIRST_NAMES, LAST_NAMES, SIGN_WORDS, TITLE_FIRST, TITLE_SECOND, YEARS
+
+Tower = CLIPVisionModel | SiglipVisionModel
 
 NONE = 0
 """Class 0 of every head: nothing there."""
@@ -81,7 +85,10 @@ def random_picture(rng: random.Random) -> Scene | Cover | Diagram:
         return caption_scene(rng)
     if kind == "diagram":
         return random_diagram(rng)
-    return {"gqa": gqa, "okvqa": okvqa, "textvqa": textvqa, "ocrvqa": ocrvqa}[kind](rng)[0]
+    makers: dict[str, Callable[[random.Random], tuple[Scene | Cover, list[Question]]]] = {
+        "gqa": gqa, "okvqa": okvqa, "textvqa": textvqa, "ocrvqa": ocrvqa,
+    }
+    return makers[kind](rng)[0]
 
 
 def pictures(
@@ -141,14 +148,14 @@ class Readout(nn.Module):
         return {name: self.heads[name](part) for name, part in zip(HEADS, pooled.split(counts, dim=1), strict=True)}
 
 
-def features(tower: nn.Module, pixel_values: Tensor) -> Tensor:
+def features(tower: Tower, pixel_values: Tensor) -> Tensor:
     """Return hidden_states[-2] without a class token: what LLaVA's and VILA's projectors read."""
     hidden = tower.embeddings(pixel_values)
-    if hasattr(tower, "pre_layrnorm"):
+    if isinstance(tower, CLIPVisionModel):
         hidden = tower.pre_layrnorm(hidden)
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, None)
-    return hidden[:, 1:] if hasattr(tower.embeddings, "class_embedding") else hidden
+    return hidden[:, 1:] if isinstance(tower, CLIPVisionModel) else hidden
 
 
 def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
@@ -163,7 +170,7 @@ def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def probe(tower: nn.Module, readout: Readout, processor: ImageProcessor, size: int = 1024) -> dict[str, float]:
+def probe(tower: Tower, readout: Readout, processor: ImageProcessor, size: int = 1024) -> dict[str, float]:
     """Accuracy (%) on held-out pictures: per head over non-empty positions, and 'icon/<name>' per icon."""
     tower.eval(), readout.eval()
     stream = pictures("probe", lambda who: who == ("probe", "test"))
@@ -183,7 +190,7 @@ def probe(tower: nn.Module, readout: Readout, processor: ImageProcessor, size: i
 
 
 def train(
-    tower: nn.Module,
+    tower: Tower,
     processor: ImageProcessor,
     out: Path,
     steps: int,
@@ -209,12 +216,13 @@ def train(
     """
     torch.manual_seed(seed)
     readout = Readout(tower.config.hidden_size)
-    parts = {"tower": tower, "readout": readout}
+    parts: dict[str, nn.Module] = {"tower": tower, "readout": readout}
     parameters = [p for part in parts.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = Schedule(learning_rate, steps, warmup=150, horizon=HORIZON, cooldown=500)
     step = resume(out, parts, optimizer)
     low = Replica(parts)
+    low_tower = cast(Tower, low.parts["tower"])
     loader = DataLoader(
         Pictures(processor, seed, step, steps, batch), batch_size=None, num_workers=1, prefetch_factor=4
     )
@@ -222,7 +230,7 @@ def train(
     for pixels, labels in loader:
         schedule.apply(optimizer, step)
         pixel_values = processor.normalise(pixels).to(torch.bfloat16)
-        loss = loss_of(low.parts["readout"](features(low.parts["tower"], pixel_values)), labels)
+        loss = loss_of(low.parts["readout"](features(low_tower, pixel_values)), labels)
         loss.backward()
         low.gradients_to_masters()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
