@@ -1,4 +1,4 @@
-"""The paper's summary metrics, Eqs. 9 and 10. Nothing is rounded here: H and O use the unrounded A^S."""
+"""The paper's summary metrics, Eqs. 9 and 10. Nothing is rounded here, so H and O use the unrounded A^S."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def a_s(values: Sequence[Number]) -> Number:
         Their mean.
 
     Raises:
-        ValueError: there is no value.
+        ValueError: no values.
     """
     if not values:
         raise ValueError("A^S needs at least one upstream score")
