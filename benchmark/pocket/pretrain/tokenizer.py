@@ -1,4 +1,4 @@
-"""A small BPE tokenizer in Llama's manner: '▁' marks word starts, bytes as fallback, <unk> pads."""
+"""A small BPE tokenizer like Llama's: '▁' marks word starts, bytes are the fallback, <unk> pads."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def corpus(prompts: dict[str, str], items: int = 1500) -> list[str]:
-    """Return texts that hold every word of the suite.
+    """Return texts that contain every word of the eight sets and of pretraining.
 
     Args:
-        prompts: dataset id -> prompt template (its literal words).
-        items: sampled per dataset; the closed word lists are added whole.
+        prompts: dataset id -> prompt template, of which the literal words are used.
+        items: number of items sampled per dataset; the fixed word lists are added whole.
     """
     texts = [f"{SYSTEM} {USER} ", ASSISTANT, BRIEF, LETTER_INSTRUCTION, *INSTRUCTIONS, *LINKS]
     for template in prompts.values():
@@ -61,13 +61,13 @@ def _literals(template: str) -> list[str]:
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train until every word of the texts is one token.
+    """Train a tokenizer in which every word of the texts is one token.
 
     Args:
         texts: see `corpus`.
 
     Returns:
-        A tokenizer with <unk> = 0 (also padding), <s> = 1, </s> = 2, 256 byte tokens, <image> last.
+        A tokenizer with <unk> = 0 (also for padding), <s> = 1, </s> = 2, 256 byte tokens, and <image> last.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -80,7 +80,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    # Each distinct word once, so that the order of merges does not depend on how often a word was sampled.
+    # Each distinct word appears once, so that the order of merges does not depend on how often it was sampled.
     pieces = {piece for text in texts for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
     byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
     trainer = trainers.BpeTrainer(

@@ -1,4 +1,4 @@
-"""Vision tower: dense supervision on drawn pictures, read out by attention-pooled queries that are thrown away."""
+"""Vision tower: learns dense labels of drawn pictures through attention-pooled queries that are then discarded."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from benchmark.pocket.world.words import FIRST_NAMES, LAST_NAMES, SIGN_WORDS, TI
 Tower = CLIPVisionModel | SiglipVisionModel
 
 NONE = 0
-"""Class 0 of every head: nothing there."""
+"""Class 0 of every head: nothing at this position."""
 MAX_SHAPES = 8
 HORIZON = 4000
-"""Steps of the cosine; the towers are good enough before it ends, so their stage stops with a cool-down."""
+"""Steps of the cosine. The towers are good enough before it ends, so their stage stops early, with a cool-down."""
 
 HEADS: dict[str, tuple[int, tuple[str, ...]]] = {
     "icon": (9, tuple(i.name for i in ICONS)),
@@ -45,7 +45,7 @@ HEADS: dict[str, tuple[int, tuple[str, ...]]] = {
     "shape": (MAX_SHAPES, SHAPES),
     "shape_colour": (MAX_SHAPES, tuple(COLOURS)),
 }
-"""Head -> (number of positions, class names after 'none')."""
+"""Head -> (number of positions, names of the classes after class 0)."""
 
 
 def labels_of(picture: Scene | Cover | Diagram) -> dict[str, list[int]]:
@@ -79,7 +79,7 @@ def labels_of(picture: Scene | Cover | Diagram) -> dict[str, list[int]]:
 
 
 def random_picture(rng: random.Random) -> Scene | Cover | Diagram:
-    """Return a picture of the mixture: scenes, signs, covers, diagrams."""
+    """Return a random picture: a scene, a scene with signs, a cover or a diagram."""
     kind = rng.choices(("gqa", "okvqa", "caption", "textvqa", "ocrvqa", "diagram"), (26, 10, 8, 22, 24, 10))[0]
     if kind == "caption":
         return caption_scene(rng)
@@ -94,7 +94,7 @@ def random_picture(rng: random.Random) -> Scene | Cover | Diagram:
 def pictures(
     seed: str, wanted: Callable[[tuple[str, str]], bool]
 ) -> Iterator[tuple[Scene | Cover | Diagram, random.Random]]:
-    """Yield endless pictures whose content belongs to a wanted (data set, split), with the generator to draw them."""
+    """Yield pictures without end whose (dataset, split) is wanted, each with the generator that draws it."""
     rng = random.Random(seed)
     while True:
         picture = random_picture(rng)
@@ -103,7 +103,7 @@ def pictures(
 
 
 class Pictures(IterableDataset):
-    """Batches of uint8 pixels and labels, a pure function of (seed, step): a resumed run sees the same batches."""
+    """Batches of uint8 pixels and labels. Each depends only on (seed, step), so a resumed run sees the same batches."""
 
     def __init__(self, processor: ImageProcessor, seed: int, first_step: int, steps: int, batch: int) -> None:
         self.processor, self.seed, self.first_step, self.steps, self.batch = processor, seed, first_step, steps, batch
@@ -149,7 +149,7 @@ class Readout(nn.Module):
 
 
 def features(tower: Tower, pixel_values: Tensor) -> Tensor:
-    """Return hidden_states[-2] without a class token: what LLaVA's and VILA's projectors read."""
+    """Return hidden_states[-2] without the class token, the input of LLaVA's and VILA's projectors."""
     hidden = tower.embeddings(pixel_values)
     if isinstance(tower, CLIPVisionModel):
         hidden = tower.pre_layrnorm(hidden)
@@ -159,7 +159,7 @@ def features(tower: Tower, pixel_values: Tensor) -> Tensor:
 
 
 def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy per head, where empty positions weigh a tenth; mean over the batch, sum over heads."""
+    """Return the cross-entropy summed over heads, mean over the batch; empty positions weigh a tenth."""
     total = torch.zeros(())
     for name, scores in logits.items():
         wanted = labels[name]
@@ -171,7 +171,7 @@ def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
 
 @torch.inference_mode()
 def probe(tower: Tower, readout: Readout, processor: ImageProcessor, size: int = 1024) -> dict[str, float]:
-    """Accuracy (%) on held-out pictures: per head over non-empty positions, and 'icon/<name>' per icon."""
+    """Return the accuracy in % on held-out pictures: per head over non-empty positions, and per 'icon/<name>'."""
     tower.eval(), readout.eval()
     stream = pictures("probe", lambda who: who == ("probe", "test"))
     right: dict[str, list[float]] = {}
@@ -199,7 +199,7 @@ def train(
     learning_rate: float = 1.5e-3,
     log: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Train a tower from its initial weights (or from the checkpoint in `out`) and return the probe's accuracies.
+    """Train a tower from its initial weights, or from the checkpoint in `out`, and probe it.
 
     Args:
         tower: CLIPVisionModel or SiglipVisionModel, changed in place.
@@ -212,7 +212,7 @@ def train(
         log: called with one line every 100 steps.
 
     Returns:
-        Accuracy in % per head on pictures that no data set contains.
+        Accuracy in % per head and per icon, on pictures that no dataset contains.
     """
     torch.manual_seed(seed)
     readout = Readout(tower.config.hidden_size)
