@@ -50,10 +50,10 @@ HEADS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 def labels_of(picture: Scene | Cover | Diagram) -> dict[str, list[int]]:
     """Return the class index of every head at every position."""
-    found = {name: [NONE] * count for name, (count, _) in HEADS.items()}
+    labels = {name: [NONE] * count for name, (count, _) in HEADS.items()}
 
     def put(head: str, position: int, value: str) -> None:
-        found[head][position] = HEADS[head][1].index(value) + 1
+        labels[head][position] = HEADS[head][1].index(value) + 1
 
     if isinstance(picture, Scene):
         put("place", 0, picture.place)
@@ -75,7 +75,7 @@ def labels_of(picture: Scene | Cover | Diagram) -> dict[str, list[int]]:
         for position, shape in enumerate(sorted(picture.shapes, key=lambda s: s.cell)[:MAX_SHAPES]):
             put("shape", position, shape.kind)
             put("shape_colour", position, shape.colour)
-    return found
+    return labels
 
 
 def random_picture(rng: random.Random) -> Scene | Cover | Diagram:
