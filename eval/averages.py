@@ -1,4 +1,4 @@
-"""The paper's summary metrics, Eqs. 9 and 10. Nothing is rounded here: H and O use the unrounded A^S."""
+"""The paper's summary metrics, Eqs. 9 and 10. Nothing is rounded here, so H and O use the unrounded A^S."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def a_s(values: Sequence[Number]) -> Number:
         Their mean.
 
     Raises:
-        ValueError: there is no value.
+        ValueError: no values.
     """
     if not values:
         raise ValueError("A^S needs at least one upstream score")
-    return sum(values) / len(values)
+    return sum(values) / len(values)  # type: ignore[return-value]  # for mypy, sum may return its start, the int 0
 
 
 def h_average(a_s: Number, a_t: Number) -> Number:

@@ -1,11 +1,11 @@
 """CIDEr with pycocoevalcap's tokeniser (Stanford PTBTokenizer 3.4.1) and its Cider class.
 
-Its Python wrapper for the tokeniser writes into site-packages, prints to the terminal, ignores a failing
-Java and shifts all later captions if one holds a line separator. So the same jar is called here with the same
-options, and the same punctuation is dropped.
+pycocoevalcap's Python wrapper for the tokeniser writes into site-packages, prints to the terminal, ignores a failing
+Java, and shifts all later captions if one contains a line separator. This module therefore calls the same jar with the
+same options and drops the same punctuation.
 
-White space stays as it is, as with the wrapper, because the tokeniser tells it apart: "0<tab>1/2" is two tokens and
-"0 1/2" one. Only what ends a line is replaced.
+Like the wrapper, it keeps white space, because the tokeniser distinguishes it: "0<tab>1/2" is two tokens and "0 1/2" is
+one. Only characters that end a line are replaced.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 from benchmark.core.errors import UserError
 from eval.java import exception_of, find_java
 
-# Newline, as in the wrapper, and the five characters beside it, of all in Unicode, that end a line for the tokeniser:
-# VT, FF, CR, U+2028 and U+2029. Not NEL (U+0085), which it reads as "...", and not FS, GS, RS or US (U+001C to U+001F).
+# Newline, as in the wrapper, and the only five other Unicode characters that end a line for the tokeniser: VT, FF, CR,
+# U+2028 and U+2029. NEL (U+0085) does not, it is read as "..."; nor do FS, GS, RS and US (U+001C to U+001F).
 LINE_ENDS = dict.fromkeys(map(ord, "\n\v\f\r\u2028\u2029"), " ")
 
 
-# The tokeniser starts in a second and takes 20 us a caption; Java that hangs must not hold a run for ever.
+# The tokeniser starts in a second and takes 20 us per caption. A Java process that hangs must not block a run forever.
 START_SECONDS, CAPTION_SECONDS = 300.0, 0.01
 
 
 def one_line(caption: str) -> str:
-    """Replace each character that would start a new line, and so shift all later captions, by a space."""
+    """Replace each character that would start a new line, and thus shift all later captions, with a space."""
     return caption.translate(LINE_ENDS)
 
 
@@ -39,10 +39,10 @@ def tokenise(captions: Sequence[str]) -> list[str]:
         captions: any texts.
 
     Returns:
-        One lower-case string per caption, tokens separated by single spaces, in the same order.
+        One lower-case string per caption in the same order, with single spaces between tokens.
 
     Raises:
-        UserError: no Java, or the tokeniser fails or returns another number of lines.
+        UserError: Java is missing, or the tokeniser fails or returns a different number of lines.
     """
     from pycocoevalcap.tokenizer import ptbtokenizer
 
@@ -52,8 +52,8 @@ def tokenise(captions: Sequence[str]) -> list[str]:
     java = find_java()
     command = [str(java), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     try:
-        # Not through a file: the tokeniser splits file names at spaces, and TMPDIR may have some. The locale is for the
-        # jar's own path, in which Java looks for letters of the locale only.
+        # Captions go through stdin, because the tokeniser splits file names at spaces and TMPDIR may contain some. The
+        # locale is for the jar's path: Java can read only those characters in it that the locale has.
         done = subprocess.run(
             [*command, "-preserveLines", "-lowerCase"], capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
             input="".join(f"{one_line(caption)}\n" for caption in captions).encode(),
@@ -78,19 +78,19 @@ def tokenise(captions: Sequence[str]) -> list[str]:
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """Score captions with CIDEr, which here means CIDEr-D: clipped counts and a penalty on length.
+    """Score captions with CIDEr-D, commonly called CIDEr: with clipped counts and a length penalty.
 
-    Document frequencies come from `references`, so the score of a part of a test set is another metric.
+    Document frequencies come from `references`, so a score on part of a test set is a different metric.
 
     Args:
         predictions: one caption per image.
         references: the reference captions of each image, at least one.
 
     Returns:
-        One score per image; their mean is CIDEr, and 1.0 stands for 100 points.
+        One score per image; their mean is CIDEr, and 1.0 is 100 points.
 
     Raises:
-        UserError: an image without a reference, or the tokeniser fails.
+        UserError: an image has no reference, or the tokeniser fails.
     """
     from pycocoevalcap.cider.cider import Cider
 

@@ -1,4 +1,4 @@
-"""Format compliance of answers: much of what fine-tuning loses is the form of the answer, not its content."""
+"""Format compliance of answers: fine-tuning often loses the form of an answer rather than its content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _plain(text: str) -> str:
 
 
 def _contains(answer: str, gold: str) -> bool:
-    """Return whether the gold text stands in the answer as whole words: option "B" is not found in "Bus"."""
+    """Return whether the answer contains the gold text as whole words; "Bus" does not contain option "B"."""
     gold = _plain(gold)
     return bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", _plain(answer)) is not None
 
@@ -31,7 +31,7 @@ def format_stats(records: Sequence[Record], answers: Mapping[str, str]) -> dict[
 
     Returns:
         words_over_3: percent of answers with more than three words; contains_gold: percent of answers that
-        hold a reference as whole words, whatever the case. Both 0-100.
+        contain a reference as whole words, in any case. Both 0-100.
     """
     texts = [answers[record.item_id] for record in records]
     long = sum(len(text.split()) > MAX_WORDS for text in texts)

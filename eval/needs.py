@@ -1,4 +1,4 @@
-"""What each metric needs of a record, so that a fault is said before anything is trained and not after."""
+"""What each metric needs from a record, so that a fault is reported before training rather than after it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def lacking(metric: str, record: Record) -> str | None:
     if metric == "scienceqa":
         letters = OPTIONS[: len(record.options or ())]
         if record.references[0] not in letters:
-            known = f"one of {', '.join(letters)}" if letters else "an option's letter, and the item has no options"
-            return f"the metric scienceqa needs {known} as the reference, got {record.references[0]!r}"
+            wanted = f"one of {', '.join(letters)}" if letters else "an option's letter, and the item has no options"
+            return f"the metric scienceqa needs {wanted} as the reference, got {record.references[0]!r}"
     return None

@@ -64,14 +64,14 @@ CONTRACTIONS: dict[str, str] = (
 def process_punctuation(text: str) -> str:
     """Remove punctuation marks or turn them into spaces, then remove periods that precede no digit.
 
-    All occurrences of a mark are removed if one of them touches a space, or if the text holds a number with a
-    comma ("1,000"); otherwise they become spaces. Colons and apostrophes are not in the list.
+    All occurrences of a mark are removed if one of them touches a space, or if the text contains a number with a
+    comma ("1,000"); otherwise they become spaces. Colons and apostrophes are kept.
 
     Args:
         text: an answer.
 
     Returns:
-        The answer without those marks; case and spacing are otherwise untouched.
+        The answer without those marks; case and other spacing are unchanged.
     """
     comma_in_number = _COMMA_IN_NUMBER.search(text) is not None
     result = text
@@ -97,8 +97,8 @@ def process_digit_article(text: str) -> str:
 def leave_one_out(matches: int, annotators: int) -> float:
     """Return the mean over annotators of min(1, agreeing others / 3).
 
-    Each annotator in turn is left out and the answer is held against the others, so that with ten annotators
-    0, 1, 2, 3 and 4 or more agreements score 0, 0.3, 0.6, 0.9 and 1.
+    Each annotator in turn is left out and the answer is compared with the others. With ten annotators, 0, 1, 2, 3 and 4
+    or more matches score 0, 0.3, 0.6, 0.9 and 1.
 
     Args:
         matches: how many annotators gave the predicted answer.

@@ -1,4 +1,4 @@
-"""ScienceQA accuracy: read the chosen option out of the answer, as LLaVA's script does."""
+"""ScienceQA accuracy: extract the chosen option from the answer, as LLaVA's script does."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 OPTIONS = ("A", "B", "C", "D", "E")
 
-# The last character is any character, as in the script: a text that ends with the letter does not count.
+# The final dot matches any character, as in the script, so a text that ends with the letter does not match.
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
 
 
 def parse_option(text: str) -> str | None:
     """Return the option letter that an answer names.
 
-    Tried in this order: the text is one of A to E; it begins like "B. "; it says "The answer is B." once.
+    The rules, in this order: the text is one of A to E; it begins like "B. "; it contains "The answer is B." once.
 
     Args:
         text: the model's answer.

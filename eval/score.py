@@ -20,8 +20,8 @@ class ItemScore:
     Attributes:
         item_id: as in the record.
         group: image or scene that items share; the bootstrap resamples groups.
-        score: 0..1; for CIDEr the score of the image, where 1 stands for 100 points and more is possible.
-        type: kind of question, for scores per kind; may be empty.
+        score: 0..1; for CIDEr the score of the image, where 1 is 100 points and more is possible.
+        type: kind of question, used for scores per kind; may be empty.
     """
 
     item_id: str
@@ -73,7 +73,7 @@ def score(metric: str, records: Sequence[Record], answers: Mapping[str, str]) ->
         One score per record, in the order of `records`.
 
     Raises:
-        UserError: unknown metric, two records with one id, or records without an answer.
+        UserError: unknown metric, two records with the same id, or records without an answer.
     """
     if metric not in METRICS:
         raise UserError(f"Unknown metric {metric!r}.{did_you_mean(metric, METRICS)}")

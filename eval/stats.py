@@ -1,10 +1,10 @@
 """Bootstrap intervals, paired differences, Holm correction and resolvable differences.
 
 One draw resamples the image groups of every test set and the training seeds, then recomputes all metrics.
-The random numbers depend only on the bootstrap seed and on the name and size of a test set, so two
-methods get the same draws and their difference is paired. CIDEr is the mean of per-image scores with
-document frequencies kept as they are. With few training seeds the spread between them is estimated poorly
-and, being resampled, on the low side.
+The random numbers depend only on the bootstrap seed and on the name and size of a test set. Two methods
+therefore get the same draws, and their difference is paired. CIDEr is the mean of per-image scores; document
+frequencies are not resampled. With few training seeds, the spread between seeds is estimated poorly and,
+because it is resampled, too low.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one method reached on its test sets, with its bootstrap distribution.
+    """One method's scores on its test sets, with their bootstrap distribution.
 
     Attributes:
         values: points per dataset id and per name in `AVERAGES`.
         draws: the same keys, arrays of shape (draws,).
-        by_seed: training seed -> the same keys, points of that seed alone.
+        by_seed: training seed -> the same keys, points of that seed only.
         n: items per dataset.
         shapes: dataset -> digest of its items and groups; methods with equal digests can be paired.
         draw_seed: seed of the bootstrap.
@@ -99,7 +99,7 @@ def _group_sums(dataset: str, by_seed: ItemsBySeed) -> tuple[np.ndarray, np.ndar
 
 @lru_cache(maxsize=6)
 def _group_counts(dataset: str, groups: int, draws: int, seed: int) -> np.ndarray:
-    """Return how often each group is drawn, shape (draws, groups); kept, as every method needs the same."""
+    """Return how often each group is drawn, shape (draws, groups); cached, because every method uses the same."""
     random = np.random.default_rng([seed, zlib.crc32(dataset.encode())])
     drawn = random.integers(0, groups, size=(draws, groups)) + groups * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * groups).reshape(draws, groups).astype(float)
@@ -147,7 +147,7 @@ def resample(
         Values, draws and per-seed values.
 
     Raises:
-        UserError: a dataset is missing or empty, or the training seeds or items of the datasets do not agree.
+        UserError: a dataset is missing or empty, or the training seeds or the items disagree.
     """
     names = [*upstream, target]
     absent = [name for name in names if not items.get(name)]
@@ -195,12 +195,12 @@ def intervals(sample: Sample) -> dict[str, Interval]:
 def bootstrap(
     items: Mapping[str, ItemsBySeed], target: str, upstream: Sequence[str], draws: int = 2000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Return `intervals` of `resample`; arguments and errors as there."""
+    """Return `intervals(resample(...))`; see there for arguments and errors."""
     return intervals(resample(items, target, upstream, draws, seed))
 
 
 def dataset_interval(dataset: str, by_seed: ItemsBySeed, draws: int = 2000, seed: int = 0) -> Interval:
-    """Return value and interval of one dataset alone, with the draws that `resample` uses for it.
+    """Return value and interval of a single dataset, with the draws that `resample` uses for it.
 
     Args:
         dataset: its id.
@@ -212,7 +212,7 @@ def dataset_interval(dataset: str, by_seed: ItemsBySeed, draws: int = 2000, seed
         Points with 95 % interval.
 
     Raises:
-        UserError: no items, or other items for another seed.
+        UserError: no items, or the seeds have different items.
     """
     sums, sizes, _, _ = _group_sums(dataset, by_seed)
     weights = _seed_weights(sorted(by_seed), draws, seed)
@@ -221,7 +221,7 @@ def dataset_interval(dataset: str, by_seed: ItemsBySeed, draws: int = 2000, seed
 
 
 def paired_difference(method: Sample, reference: Sample, name: str) -> Difference:
-    """Return how much a method differs from a reference on one metric, both resampled alike.
+    """Return how much a method differs from a reference on one metric, with both resampled alike.
 
     Args:
         method: sample of the method.
@@ -229,10 +229,10 @@ def paired_difference(method: Sample, reference: Sample, name: str) -> Differenc
         name: dataset id or one of `AVERAGES`.
 
     Returns:
-        Method minus reference. The smallest p-value is 2 / (draws + 1).
+        Method minus reference. The smallest possible p-value is 2 / (draws + 1).
 
     Raises:
-        UserError: the two were scored on different items, or drawn with different seeds or numbers of draws.
+        UserError: the two were scored on different items, or resampled with different seeds or numbers of draws.
     """
     other = [key for key in method.shapes if method.shapes[key] != reference.shapes.get(key)]
     if other or method.shapes.keys() != reference.shapes.keys():
@@ -259,13 +259,13 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 
 def smallest_resolvable(differences: Sequence[Difference]) -> float | None:
-    """Return the true difference that these test sets would show with 80 % power at the 5 % level.
+    """Return the true difference that these test sets would detect with 80 % power at the 5 % level.
 
     Args:
         differences: paired differences on one metric, on the same test sets.
 
     Returns:
-        2.8 times the median standard error, in points; None without differences.
+        2.8 times the median standard error, in points; None if there are no finite differences.
     """
     errors = [difference.error for difference in differences if math.isfinite(difference.error)]
     return float(_RESOLVABLE_IN_STANDARD_ERRORS * np.median(errors)) if errors else None

@@ -1,4 +1,4 @@
-"""TextVQA accuracy: EvalAI's answer processor on prediction and references, then the leave-one-out score."""
+"""TextVQA accuracy: EvalAI's answer processor for prediction and references, then the leave-one-out score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ANNOTATORS = 10
 
 
 def process(text: str) -> str:
-    """Normalise an answer as EvalAI does: lower case, no "," or "?", "'s" apart, then as in VQA accuracy.
+    """Normalise an answer as EvalAI does: lower case, no "," or "?", "'s" split off, then as in VQA accuracy.
 
     Because commas are removed first, a number with a comma no longer changes how other marks are treated.
 

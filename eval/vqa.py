@@ -1,4 +1,4 @@
-"""VQA accuracy of one answer against its annotators, by the two evaluators in use."""
+"""VQA accuracy of one answer against its annotators, as in the two evaluators in use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def _one_line(text: str) -> str:
 
 
 def lavis(prediction: str, references: Sequence[str]) -> float:
-    """Score one answer as the LAVIS copy of VQAEval does, the rule behind the paper's OKVQA column.
+    """Score one answer like the LAVIS copy of VQAEval, the rule behind the paper's OKVQA column.
 
-    The prediction is always normalised in full. The references lose their punctuation only if they are not
-    all the same, and never pass the digit and article step: "two", "The dog" or "Paris" cannot be matched.
+    The prediction is always fully normalised. The references lose their punctuation only if they are not all the
+    same, and they never pass the digit and article step, so nothing matches "two", "The dog" or "Paris".
 
     Args:
         prediction: the model's answer.
@@ -32,10 +32,10 @@ def lavis(prediction: str, references: Sequence[str]) -> float:
 
 
 def official(prediction: str, references: Sequence[str]) -> float:
-    """Score one answer as the official VQAEval of the VQA dataset does.
+    """Score one answer like the official VQAEval of the VQA dataset.
 
-    Prediction and references are normalised alike if the references are not all the same, and otherwise
-    compared as they are, apart from outer white space.
+    If the references are not all the same, prediction and references are normalised alike. Otherwise they are compared
+    as they are, without leading and trailing white space.
 
     Args:
         prediction: the model's answer.

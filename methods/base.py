@@ -23,13 +23,12 @@ class Method:
 
     In training, `benchmark.training.attach.attach` calls `start` once and then, around every optimizer step,
     `before_step` (gradients averaged, unscaled and clipped; weights not yet updated) and `after_step`
-    (weights updated, no forward pass has seen them). A step may come in several calls, each with other
-    tensors (ZeRO), so a method keeps its state by tensor name and does not count calls.
+    (weights updated, no forward pass has seen them). Under ZeRO one step may take several calls, each with
+    different tensors. A method therefore keeps its state by tensor name and does not count calls.
 
-    A shard is this process's part of one tensor: `name`, `shape` and `numel` of the whole tensor, the 1-D live
-    views `weight` and `grad`, the part's base values `pretrained`, and `offset`, the index of its first element
-    within the flattened tensor. Any part may be empty, so a number that belongs to a whole tensor must come from
-    `shards.sums`.
+    A shard is this process's part of one tensor. `name`, `shape` and `numel` describe the whole tensor; `weight` and
+    `grad` are 1-D live views of the part, `pretrained` holds its base values, and `offset` is the index of its first
+    element in the flattened tensor. Any part may be empty, so compute a number about a whole tensor with `shards.sums`.
 
     A post-hoc method (`posthoc = True`) has no hooks: `finish` turns the weights of a finished Full FT run
     into its own.
@@ -37,12 +36,12 @@ class Method:
     Attributes:
         Params: frozen dataclass of the hyper-parameters; raises ValueError for values out of range.
         posthoc: the method needs a finished Full FT run instead of a training run.
-        stateless: no step depends on what earlier steps left in the object's attributes, although they change. Else
-            what changes must be saved: `state_dict` and `load_state_dict`, both in one class.
-        uses_pretrained: hooks read `shard.pretrained`, so w* is kept on the weights' device.
-        shards: every trainable tensor, set by `attach`, for `diagnostics`.
-        extra_step: steps the optimizer once more on the gradients as they are, without hooks; set by `attach`
-            before `start`. None where the step belongs to the engine (ZeRO).
+        stateless: the object's attributes change, but no step depends on what earlier steps left in them. Otherwise
+            one class must define both `state_dict` and `load_state_dict`, which save and restore what changes.
+        uses_pretrained: hooks read `shard.pretrained`, so w* stays on the weights' device.
+        shards: every trainable tensor, for `diagnostics`; `attach` sets it.
+        extra_step: runs one more optimizer step on the current gradients, without hooks. `attach` sets it before
+            `start`; it is None where the engine owns the step (ZeRO).
     """
 
     Params: ClassVar[type] = NoParams
@@ -58,7 +57,7 @@ class Method:
 
     @property
     def calibration_samples(self) -> int:
-        """How many training samples `finish` wants as calibration data: the parameter `samples`, 0 without it."""
+        """Number of training samples that `finish` needs as calibration data: the parameter `samples`, or 0."""
         return getattr(self.params, "samples", 0)
 
     def refuses(self, engine: str) -> str | None:
@@ -95,20 +94,21 @@ class Method:
         raise TypeError(f"{type(self).__name__} acts during training and has no post-hoc transform.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that an exact resume needs: a flat dict of tensors (this rank's) and JSON values.
+        """Return everything that an exact resume needs: a flat dict of this rank's tensors and of JSON values.
 
-        What `start` computes from the base weights and the seed alone is not needed. Saving is refused if attributes
-        changed since `start` that no such function knows of (`methods.state`), unless the class is `stateless`.
+        Leave out what `start` computes from the base weights and the seed alone. Unless the class is `stateless`, a
+        save fails if an attribute has changed since `start` that the class defining this function never mentions
+        (`methods.state`).
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`'s result; called after `start`. `state_dict` must then return just that.
+        """Restore what `state_dict` returned; called after `start`. `state_dict` must then return the same again.
 
         Raises:
             UserError: the state belongs to another run.
         """
 
     def diagnostics(self) -> dict[str, float]:
-        """Return numbers about the last step for train.jsonl; every rank calls it together."""
+        """Return numbers about the last step for train.jsonl. All ranks call it at the same time."""
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# At least one module between index and leaf: VILA's `mm_projector.layers.2.weight` is in no layer.
+# At least one module must come between index and leaf, so VILA's `mm_projector.layers.2.weight` is in no layer.
 _LAYER = re.compile(r"(?P<layer>(?:.*\.)?layers\.\d+)\.(?P<module>.+)\.(?:weight|bias)")
 
 
@@ -15,7 +15,7 @@ def split_layer(name: str) -> tuple[str, str] | None:
         name: e.g. "model.language_model.layers.6.self_attn.q_proj.weight".
 
     Returns:
-        e.g. ("model.language_model.layers.6", "self_attn.q_proj"), or None for a tensor outside of
+        e.g. ("model.language_model.layers.6", "self_attn.q_proj"), or None for a tensor outside the
         transformer layers (the projector).
     """
     match = _LAYER.fullmatch(name)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DareParams:
-    """keep: share of the elements that keep their change (its probability, if chosen at random); choose: how they
-    are chosen; rescale: divide the kept change by `keep`; count: of the largest changes, as many as the released code
-    keeps, which drops all that equal the largest dropped one, or exactly n - int((1 - keep) n)."""
+    """keep: share of elements that keep their change (at random: the probability of keeping it); choose: how these
+    elements are chosen; rescale: divide the kept change by `keep`; count: how many of the largest changes are kept:
+    "exact" keeps n - int((1 - keep) n); "released" also drops every change equal to the largest dropped one, as the
+    released code does."""
 
     keep: float = 0.1
     choose: Literal["random", "magnitude"] = "random"
@@ -37,16 +38,16 @@ class Dare(Method):
 
     Granularity: element, independent. Tensors: all trained (also norms, biases and the projector).
     Acts: once, on a finished Full FT checkpoint, in float32 (0.9 is not exact in bf16).
-    Extra memory: 0 |M| in training; at the end w*, the fine-tuned and the new weights whole, one tensor's mask.
-    Randomness: one CPU generator per (seed, tensor name); no tensor's draw depends on another's.
+    Extra memory: 0 |M| in training; at the end all of w*, w_ft and the new weights, and one tensor's mask.
+    Randomness: one CPU generator per (seed, tensor name); no tensor's draw depends on another tensor.
     Source: Yu et al., ICML 2024; SPIDER's Table 2 gives 10 % as the kept share.
-    Disagreements: the MergeLM command line drops 10 % and does not rescale by default, and draws from the
-    global stream in tensor order.
-    Variants: dare_drop_only: m (w_ft - w*), without the division (DARE's own ablation). dare_magnitude: magnitude
-    trim, m = 1 for all but the int(n (1 - keep)) smallest |w_ft - w*| of each tensor and those equal to the largest
-    of these, no division (MergeLM's mask_strategy "magnitude"; a tensor too small to drop anything keeps its change).
-    In float32 such ties are rare. The changes of a 16-bit checkpoint take few values, so there it may keep much less
-    than `keep`; count=exact keeps just that, of equal changes the first.
+    Disagreements: by default, MergeLM's command line drops 10 % and does not rescale. It draws from the global
+    generator in tensor order.
+    Variants: dare_drop_only: m (w_ft - w*), without the division (DARE's own ablation). dare_magnitude: trims by
+    magnitude, without the division (MergeLM's mask_strategy "magnitude"). In each tensor, m = 0 for the
+    int(n (1 - keep)) smallest |w_ft - w*| and for every change that ties with the largest of these; a tensor too small
+    to drop anything keeps its change. Such ties are rare in float32. In a 16-bit checkpoint the changes take few
+    values, so far less than `keep` may remain; count=exact keeps exactly that share, and of equal changes the first.
     """
 
     Params = DareParams

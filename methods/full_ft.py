@@ -11,8 +11,8 @@ class FullFT(Method):
     Granularity: none. Tensors: all trainable (last L decoder layers and the projector). Acts: never.
     Extra memory: 0 |M|.
     Source: SPIDER paper, App. B (De Boer et al., 2005).
-    Disagreements: the loss and gradient clipping are the trainer's matter, see DESIGN.md; the released
-    LLaVA configurations probably ran without clipping, ours clips at 1.0 for every method.
+    Disagreements: none in the method. The trainer computes the loss and clips gradients: at 1.0 for every method here;
+    the released LLaVA configurations probably ran without clipping.
     Variants: none.
     """
 

@@ -11,21 +11,21 @@ import torch
 
 from methods.ops import ROW
 
-# Where functions are compiled. On a CPU they run as written: its numbers need no compiler and keep their bits.
+# Devices on which functions are compiled. On a CPU they run as written, so results do not depend on a compiler.
 devices = {"cuda"}
-# For the bench: is given a function and its arguments in place of a compiled call.
+# Hook for the benchmark of step costs: if set, it gets the function and its arguments in place of the compiled call.
 watch: Callable[..., Any] | None = None
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function for GPUs with torch.compile: one graph for tensors of every length.
 
-    Tensors shorter than ROW run as written, because for them starting the kernels is what takes time. So does
-    everything, after one line in the log, where compiling fails (no Triton, no C compiler).
+    Tensors shorter than ROW run uncompiled, because launching kernels would take most of their time. If compiling
+    fails (no Triton, no C compiler), one warning is logged and everything runs uncompiled.
 
     Args:
-        function: of tensors (or None) that are all on the first one's device; full-length ones are 1-D and equally
-            long. It calls no other fused function.
+        function: takes tensors (or None), all on the first one's device; full-length tensors are 1-D and equally
+            long. It must not call another fused function.
 
     Returns:
         The function, with the same results up to rounding.
@@ -35,7 +35,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     def kernel() -> Callable[..., Any]:
         import torch._inductor.config
 
-        torch._inductor.config.compile_threads = 1  # else it starts a pool of processes for a handful of kernels
+        torch._inductor.config.compile_threads = 1  # otherwise it starts a process pool for a handful of kernels
         return torch.compile(function, dynamic=True, fullgraph=True)
 
     @functools.wraps(function)
@@ -45,7 +45,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
         if watch is not None:
             return watch(function, arguments)
         try:
-            # As plain tensors: a view's graph holds only for views of tensors with as many dimensions.
+            # `.data`, because a graph made for a view is valid only for views of tensors with equally many dimensions.
             return kernel()(*(value if value is None else value.data for value in arguments))
         except torch.OutOfMemoryError:
             raise

@@ -22,13 +22,13 @@ class Grafting(Penalty):
     """Grafting: loss + lambda * sum_i |w_i - w*_i|, so g <- g + lambda sign(w - w*), with sign(0) = 0.
 
     Granularity: element. Tensors: all trainable. Acts: `before_step`, on the clipped gradient.
-    Extra memory: 1 |M| (w*; half where 16 bits hold it), with two_step 1 |M| more during a step.
-    Source: SPIDER paper, App. B, lambda 1e-6 ("could be regarded as L1 regularization"); the term is the
-    l1_reg option of the Grafting code (Panigrahi et al., ICML 2023), a sum there too.
+    Extra memory: 1 |M| (w*; half if 16 bits hold it exactly); two_step needs 1 |M| more during a step.
+    Source: SPIDER paper, App. B, lambda 1e-6 ("could be regarded as L1 regularization"). The same sum is
+    the l1_reg option of the Grafting code (Panigrahi et al., ICML 2023).
     Disagreements: Grafting's main algorithm learns a sparse binary mask after training; the paper does not
     use it. The authors' sibling repository NRCA takes a mean of tensor means and two optimizer steps.
-    Variants: grafting_mean, grafting_two_step (engine=single only), grafting_scaled: as those of L2-Reg. grafting_mask:
-    the main algorithm, another method, see methods/grafting_mask.py.
+    Variants: grafting_mean, grafting_two_step (engine=single only), grafting_scaled: like those of L2-Reg.
+    grafting_mask: the main algorithm, a method of its own in methods/grafting_mask.py.
     """
 
     Params = GraftingParams

@@ -1,4 +1,4 @@
-"""Grafting's own algorithm: after training, learn which few weights to take over from the fine-tuned model."""
+"""Grafting's own algorithm: after training, learn which few weights to take from the fine-tuned model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraftingMaskParams:
-    """share: of the elements that are grafted, at most; steps: of gradient descent on the mask's scores; rate: how far
-    the first step moves them (root mean square); bias: where they begin, so that gamma is nearly 0 or 1; samples:
-    training samples of the target whose mean loss is minimised; count: the base patch is exactly int(share n) elements,
-    or those that exceed the int(share n)-th largest, as in the released code: one less, with ties fewer still."""
+    """share: largest share of elements that are grafted; steps: number of gradient descent steps on the mask's scores;
+    rate: size of the first step (root mean square); bias: magnitude of the initial scores, which puts gamma near 0 or
+    1; samples: number of training samples of the target whose mean loss is minimised; count: size of the base patch:
+    "exact" takes int(share n) elements; "released" takes those above the int(share n)-th largest, as the released code
+    does, which is one element less, and fewer still with ties."""
 
     share: float = 0.1
     steps: int = 10
@@ -49,20 +50,20 @@ class GraftingMask(Method):
     z <- z - eta dL/dz of the task's loss L(w* + gamma (w_ft - w*)); z starts at +bias on the largest |w_ft - w*| of
     the whole model (the base patch) and at -bias elsewhere.
 
-    Granularity: element; the base patch and the bound on the share are over all tensors together. Tensors: all trained.
+    Granularity: element; the base patch and the bound on the share cover all tensors together. Tensors: all trained.
     Acts: once, on a finished Full FT checkpoint; `steps` forward and backward passes over `samples` training samples.
     Extra memory: 0 |M| in training; at the end about 6 |M| (w*, w_ft, their difference, z, the grafted weights, their
-    gradient) and a forward pass's activations.
+    gradient) and the activations of a forward pass.
     Source: Panigrahi et al., ICML 2023 (Task-Specific Skill Localization), Sec. 2, and the released code's
-    src/graft_trainer.py: gamma = gamma_0 + (1 - 2 gamma_0) sigmoid(S - 10), whose descent on S is ours on z.
-    Disagreements: the released code steps at rate 1e7, which suits one model's and loss's scale; here the first step
-    has a given size, eta = rate / rms(dL/dz), and later ones the same eta. It draws S uniform in [0, 1); here nothing
-    is drawn. It keeps the mask that answers best on validation data; here the last one. It bounds only the base
-    patch's share (1e-7 to 1e-5 of the weights); here the result's, at 10 % as in DARE and Tailor: if more
-    elements have gamma > 1/2, those with the largest z are grafted.
-    Variants: none; it is itself one of Grafting's.
-    Decided: elements that tie with the limit of a share are not taken; a loss without a gradient leaves the base patch;
-    one whose gradient is not finite fails the cell.
+    src/graft_trainer.py: gamma = gamma_0 + (1 - 2 gamma_0) sigmoid(S - 10), whose descent on S equals ours on z.
+    Disagreements: the released code uses a learning rate of 1e7, which suits the scale of one model and loss. Here the
+    first step has a given size, eta = rate / rms(dL/dz), and later steps use the same eta. The released code draws S
+    uniformly from [0, 1); here nothing is random. It keeps the mask that scores best on validation data; we keep the
+    last one. It bounds only the base patch's share (1e-7 to 1e-5 of the weights); we bound the result's, at 10 % as in
+    DARE and Tailor: if more elements have gamma > 1/2, those with the largest z are grafted.
+    Variants: none; this is itself a variant of Grafting.
+    Decided: of elements that tie at the limit of a share, the first are taken (count=released: none); a loss without a
+    gradient returns the base patch; a gradient that is not finite fails the cell.
     """
 
     Params = GraftingMaskParams
@@ -85,7 +86,8 @@ class GraftingMask(Method):
             for name, z in scores.items():
                 gamma = z.sigmoid()
                 slopes[name] = slopes[name].to(z).mul_(change[name]).mul_(gamma * (1 - gamma))
-            size = sum(slope.double().square().sum() for slope in slopes.values()).sqrt().item()
+            # For mypy a sum may be its start, the int 0. There is at least one tensor.
+            size = sum(slope.double().square().sum() for slope in slopes.values()).sqrt().item()  # type: ignore[union-attr]
             if not math.isfinite(size):
                 raise UserError(
                     "grafting_mask: the gradient of the loss on the calibration samples is not finite, so no mask can "
@@ -103,15 +105,15 @@ class GraftingMask(Method):
 def top_share(
     share: float, values: dict[str, Tensor], count: Literal["exact", "released"] = "exact"
 ) -> dict[str, Tensor]:
-    """Choose a share of the elements of all tensors together, the largest.
+    """Choose the largest elements of all tensors together.
 
     Args:
-        share: in (0, 1].
+        share: of all elements, in (0, 1].
         values: tensors of any shapes.
-        count: "exact": k = int(share n) elements, of equal ones the first; "released": those above the k-th largest.
+        count: "exact": k = int(share n) elements, the first of equal ones; "released": those above the k-th largest.
 
     Returns:
-        bool tensors of the same names and shapes.
+        bool tensors with the same names and shapes.
     """
     flat = torch.cat([tensor.flatten() for tensor in values.values()])
     size = int(exact(share) * flat.numel())

@@ -28,21 +28,21 @@ BLOCKS = frozenset(ATTENTION + FEED_FORWARD + NORMS)
 
 @dataclass(frozen=True)
 class HalfFTParams:
-    """redraw: draw other tensors at every optimizer step, not once for the run."""
+    """redraw: draw new tensors at every optimizer step instead of once per run."""
 
     redraw: bool = False
 
 
 def draw_frozen(names: Iterable[str], seed: int, step: int | None = None) -> list[str]:
-    """Draw the tensors that one run, or one of its steps, freezes.
+    """Draw the tensors that a run, or one of its steps, freezes.
 
     Per layer 2 of 4 attention matrices and 1 of 2 norms are trained; 2 of 3 feed-forward matrices in a
     random half of the layers (the larger half of an odd number) and 1 of 3 in the others.
 
     Args:
-        names: all trainable tensors; those outside of complete decoder layers are never frozen.
+        names: all trainable tensors; those outside complete decoder layers are never frozen.
         seed: the run's seed.
-        step: number of the optimizer step, or None for the run's one draw.
+        step: number of the optimizer step, or None for the single draw of a run.
 
     Returns:
         Sorted names of the frozen tensors.
@@ -74,19 +74,19 @@ def draw_frozen(names: Iterable[str], seed: int, step: int | None = None) -> lis
 
 
 class HalfFT(Method):
-    """Half FT (HFT): w_t <- w_t for frozen tensors, AdamW for the others; the draw holds for the run.
+    """Half FT (HFT): w_t <- w_t for frozen tensors, AdamW for the others; one draw per run.
 
     Granularity: whole matrices and norms, by category within each layer. Tensors: those of the tuned
     decoder layers; the projector is always trained (HFT does the same with embeddings and head).
-    Acts: `before_step` sets the frozen gradients to 0, so Adam's moments see zeros, and keeps the frozen
-    weights; `after_step` puts them back bit for bit, because momentum and weight decay would move them.
+    Acts: `before_step` sets the frozen gradients to 0, so Adam's moments see zeros, and saves the frozen
+    weights; `after_step` restores them bit for bit, because momentum and weight decay would move them.
     Extra memory: 0 |M| between steps, 0.5 |M| during a step.
     Source: Hui et al., arXiv 2404.18466 (category level, its best variant).
-    Disagreements: SPIDER's App. B says "at each iteration"; its Table 5 row equals Table 3's Rand_gamma,
-    which in the authors' code is a static elementwise mask; HFT draws once per fine-tuning run, as here. HFT's frozen
-    tensors have no gradient at all; here theirs counts in the norm that gradients are clipped to.
-    Variants: half_ft_step: App. B's wording, a new draw for every optimizer step; a tensor that freezes keeps the
-    value it has, it does not return to w*. half_ft_elements: Rand_gamma, see methods/select.py.
+    Disagreements: SPIDER's App. B says "at each iteration", but its Table 5 row equals Table 3's Rand_gamma, which is
+    a static elementwise mask in the authors' code. HFT draws once per fine-tuning run, as we do. In HFT frozen tensors
+    have no gradient; here their gradients count towards the norm by which all gradients are clipped.
+    Variants: half_ft_step: App. B's wording, a new draw for every optimizer step; a tensor that is frozen keeps its
+    current value and does not return to w*. half_ft_elements: Rand_gamma, see methods/select.py.
     """
 
     Params = HalfFTParams
@@ -115,7 +115,7 @@ class HalfFT(Method):
                 shard.weight.copy_(self._kept.pop(shard.name))
 
     def _draw(self, step: int) -> None:
-        """Set the tensors that a step freezes, if they are not those of this step already."""
+        """Set the frozen tensors of a step, unless they are already set."""
         if step != self._drawn:
             drawn = draw_frozen(self._sizes, self.seed, step if self.params.redraw else None)
             self.frozen, self._drawn = frozenset(drawn), step
@@ -138,7 +138,7 @@ class HalfFT(Method):
         self._logged = frozenset(state["logged"]) if "logged" in state else None
 
     def diagnostics(self) -> dict[str, float]:
-        """Return shares of all elements: in trained tensors, and in tensors that changed sides since the last call."""
+        """Return shares of all elements: in trained tensors, and in tensors frozen or released since the last call."""
         before = self.frozen if self._logged is None else self._logged
         counts = {}
         for name, size in self._sizes.items():

@@ -1,4 +1,4 @@
-"""The log of methods whose mask changes: how much is selected where, and how fast that changes."""
+"""Log of methods with a changing mask: how much of each tensor is selected, and how fast the selection changes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from methods.shards import Shard, Shards
 
 
-SAMPLED = 1024  # elements of a tensor, at most, whose selection is remembered
+SAMPLED = 1024  # the selection of at most this many elements of a tensor is remembered
 
 
 def sample_step(shape: Sequence[int]) -> int:
-    """Return how far apart the remembered elements of a tensor are, so that all parts of its rows are among them.
+    """Return the distance between the remembered elements of a tensor, chosen so that they cover all its columns.
 
     Args:
         shape: of the tensor; the last dimension is a row's length.
     """
-    step = math.ceil(math.prod(shape) / SAMPLED) | 1  # an even one would meet few columns of most matrices,
+    step = math.ceil(math.prod(shape) / SAMPLED) | 1  # an even step would hit few columns of most matrices,
     width = shape[-1]
-    if step > width > 1:  # and a multiple of the row's length only one
+    if step > width > 1:  # and a multiple of the row length only one
         step = (step // width + 1) * width + int(0.618 * width)
     return step
 
 
 class MaskLog:
-    """Counts of masks, and what was selected at the last call.
+    """Counts selected elements, and remembers the selection for the next call.
 
-    Remembering every element would cost a byte each, a sixth of what SPIDER keeps; the flip rate needs only a sample.
-    It is every k-th element of the whole tensor, however the tensor is cut.
+    Remembering every element would cost one byte per element, a sixth of what SPIDER keeps. The flip rate needs only a
+    sample: every k-th element of the whole tensor, however the tensor is sharded.
     """
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class MaskLog:
             mask: maps a shard to its M, 0 where not selected.
 
         Returns:
-            See `shares`; mask_flips only from the second call on, and of tensors of more than SAMPLED elements from
-            evenly spaced ones, their share of each tensor times its size.
+            See `shares`. mask_flips appears from the second call on. For a tensor of more than SAMPLED elements it is
+            an estimate: the share of flips in the sample, times the tensor's size.
         """
         before, self._selected = self._selected, {}
         sizes = {shard.name: shard.numel for shard in shards}
@@ -60,7 +60,7 @@ class MaskLog:
         def count(shard: Shard) -> Tensor:
             values, step = mask(shard), steps[shard.name]
             selected = values != 0
-            # A copy: a view would keep the whole.
+            # Cloned, because a view would keep the whole mask alive.
             sample = self._selected[shard.name] = selected[-shard.offset % step :: step].clone()
             changed = sample ^ before.get(shard.name, sample)
             return torch.stack([selected.sum(), (values == 1).sum(), changed.sum()]).double()
@@ -74,10 +74,10 @@ class MaskLog:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the selection: the first flip rate after a resume needs it."""
+        """Return the last selection, which the first flip rate after a resume needs."""
         return {f"selected/{name}": tensor for name, tensor in self._selected.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], devices: Mapping[str, torch.device]) -> None:
-        """Restore `state_dict`'s result, each tensor on its device."""
+        """Restore what `state_dict` returned, each tensor on its device."""
         keys = {name: f"selected/{name}" for name in devices}
         self._selected = {name: state[key].to(devices[name]) for name, key in keys.items() if key in state}

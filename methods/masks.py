@@ -1,8 +1,8 @@
-"""What the masked methods share: what their logs say about masks, and their state."""
+"""What masked methods share: the mask's numbers in the log, and saving accumulated gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmark.core.errors import UserError
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 OUTSIDE = "projector"  # tensors in no decoder layer
 
 
-def shares(counts: Mapping[str, list[float]], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Turn counts of elements into what train.jsonl holds about a mask.
+def shares(counts: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Turn counts of elements into the mask's entries in train.jsonl.
 
     Args:
-        counts: tensor name -> number of elements with M != 0, with M == 1, and with another selection than before.
+        counts: tensor name -> number of elements with M != 0, with M == 1, and whose selection changed.
         sizes: tensor name -> number of elements.
 
     Returns:
-        mask_selected, mask_ones, mask_flips: shares of all elements; selected_in/<layer>, or "projector": of a
-        decoder layer's elements; selected/<tensor>: of a tensor's.
+        mask_selected, mask_ones, mask_flips: shares of all elements; selected_in/<layer>: share of a decoder layer's
+        elements (<layer> is "projector" for all tensors outside the layers); selected/<tensor>: share of a tensor's.
     """
     layers: dict[str, list[str]] = {}
     for name in counts:

@@ -9,9 +9,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-# Elements converted to float64 at a time on a CPU: a sum stays in cache and needs no second copy of a tensor.
+# Elements that a CPU converts to float64 at a time: a sum stays in cache and needs no second copy of a tensor.
 CHUNK = 1 << 18
-# Elements that a compiled sum adds up first. Rows of a fixed length fill a GPU, however long a tensor is.
+# Row length of a compiled sum. Rows of a fixed length fill a GPU, however long a tensor is.
 ROW = 4096
 # Below this relative variance a tensor counts as constant; float64 sums of a constant leave about 1e-15.
 CONSTANT = 1e-12
@@ -32,20 +32,20 @@ def generator(seed: int, name: str) -> torch.Generator:
 
 
 def exact(share: float) -> Fraction:
-    """Return a share as the decimal number that it is written as.
+    """Return a share as exactly the decimal number that was written.
 
-    In floating point 100 * (1 - 0.8) is a little less than 20 and 100 * 0.29 less than 29, so `int` would lose one.
+    In floating point 100 * (1 - 0.8) is a little less than 20 and 100 * 0.29 less than 29, so `int` would drop one.
     """
     return Fraction(str(share))
 
 
 def at_least(values: Tensor, limit: Tensor, ties: Tensor) -> Tensor:
-    """Choose all values above a limit and the first of those equal to it.
+    """Choose all values above a limit and the first `ties` of those equal to it.
 
     Args:
         values: any shape; "first" is by position in the flattened tensor.
-        limit: one number.
-        ties: how many that equal the limit are chosen, one number; at most 0: none.
+        limit: a single number.
+        ties: how many values equal to the limit are chosen, a single number; 0 or less chooses none.
 
     Returns:
         bool, same shape.
@@ -56,7 +56,7 @@ def at_least(values: Tensor, limit: Tensor, ties: Tensor) -> Tensor:
 
 
 def first_largest(values: Tensor, count: int) -> Tensor:
-    """Choose exactly `count` of the largest values of a tensor that is here as a whole; of equal ones the first.
+    """Choose exactly the `count` largest values of an unsharded tensor; of equal ones, the first.
 
     Args:
         values: any shape.
@@ -68,15 +68,15 @@ def first_largest(values: Tensor, count: int) -> Tensor:
     flat = values.flatten()
     if count >= flat.numel():
         return torch.ones_like(values, dtype=torch.bool)
-    limit = flat.kthvalue(flat.numel() - count).values  # exceeded by `count` values, or fewer if some equal it
+    limit = flat.kthvalue(flat.numel() - count).values  # `count` values exceed it, or fewer with ties
     return at_least(values, limit, count - (flat > limit).sum())
 
 
 def _parts(values: Tensor) -> Sequence[Tensor]:
-    """Cut a tensor into what is summed together; to be summed over the last dimension, then over the others.
+    """Cut a tensor into parts that are summed one by one, over the last dimension and then over the others.
 
-    A CPU gets chunks. A GPU gets the whole, as thousands of small kernels would cost more than a copy in float64;
-    within a compiled kernel there is no copy, and zeros that exist nowhere fill the last row.
+    A CPU gets chunks. A GPU gets the whole tensor, because thousands of small kernels would cost more than a copy in
+    float64. A compiled kernel gets rows and makes no copy; the zeros that fill the last row are never stored.
     """
     if torch.compiler.is_compiling():
         return [torch.nn.functional.pad(values, (0, -values.numel() % ROW)).view(-1, ROW)]
@@ -84,7 +84,7 @@ def _parts(values: Tensor) -> Sequence[Tensor]:
 
 
 def abs_sums(values: Tensor) -> Tensor:
-    """Return [sum |x|, sum x^2, number of x] in float64, the sums that mean and deviation of Eq. 2b need.
+    """Return [sum |x|, sum x^2, number of x] in float64, which give the mean and deviation of Eq. 2b.
 
     Args:
         values: 1-D, any length including 0 (a rank without a fragment adds zeros).
@@ -99,14 +99,14 @@ def abs_sums(values: Tensor) -> Tensor:
 
 
 def moments(sums: Tensor) -> Tensor:
-    """Turn sums over a whole tensor into what `rank` subtracts and divides by, on the device, without a wait.
+    """Turn sums over a whole tensor into the mean and deviation for `rank`, on the device, without a host wait.
 
     Args:
-        sums: float64 (..., 3), from `abs_sums` and added up over the tensor's parts.
+        sums: float64 (..., 3), `abs_sums` added up over the tensor's parts.
 
     Returns:
-        float64 (..., 2): mean and unbiased standard deviation of |x|. Where there is no deviation they are such that
-        `rank` is right: (inf, 1) for an all-zero tensor, (mean, inf) for a constant |x| and for a single element.
+        float64 (..., 2): mean and unbiased standard deviation of |x|. Where z is undefined, values with which `rank`
+        returns what it promises: (inf, 1) for an all-zero tensor, (mean, inf) for a constant |x| or a single element.
     """
     total, squares, count = sums.unbind(-1)
     mean = total / count
@@ -118,7 +118,7 @@ def moments(sums: Tensor) -> Tensor:
 
 
 def rank(values: Tensor, moments: Tensor) -> Tensor:
-    """Importance of each element, Eqs. 2a-2c and 4: sigmoid((|x| - mean) / std).
+    """Return the importance of each element, Eqs. 2a-2c and 4: sigmoid((|x| - mean) / std).
 
     An all-zero tensor ranks 0 (no importance at all, as in the released code); a constant tensor and a
     single element rank 1/2 (no element matters more than another; the limit z = 0).
@@ -134,18 +134,18 @@ def rank(values: Tensor, moments: Tensor) -> Tensor:
 
 
 def whole_rank(values: Tensor) -> Tensor:
-    """Return `rank` of a tensor that is here as a whole; any shape."""
+    """Return `rank` of an unsharded tensor of any shape."""
     return rank(values, moments(abs_sums(values.flatten())))
 
 
 def selection(specialization: Tensor, generalization: Tensor) -> Tensor:
-    """Hard mask, Eq. 5: 1 where G > I, else 0, in their dtype."""
+    """Return the hard mask of Eq. 5: 1 where G > I, else 0, in their dtype."""
     # As 0.0 / 1.0 in floating point: choosing by a bool tensor is ten times slower on a CPU.
     return torch.gt(specialization, generalization, out=torch.empty_like(specialization))
 
 
 def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
-    """Importance selection mask before the rescale, Eq. 7: G / (G + I) where G > I, else 0.
+    """Return the importance selection mask before the rescale, Eq. 7: G / (G + I) where G > I, else 0.
 
     Args:
         specialization: G, in [0, 1].
@@ -160,7 +160,7 @@ def importance_mask(specialization: Tensor, generalization: Tensor) -> Tensor:
 
 
 def mask_sums(mask: Tensor) -> Tensor:
-    """Return [sum M, number of M != 0] in float64, the sums that Eq. 8 needs; shape (2,)."""
+    """Return [sum M, number of M != 0] in float64, which give the mean of Eq. 8; shape (2,)."""
     parts = (part.double() for part in _parts(mask))
     return torch.stack([torch.stack([part.sum(-1).sum(), part.sign().sum(-1).sum()]) for part in parts]).sum(0)
 
@@ -169,7 +169,7 @@ def mask_mean(sums: Tensor) -> Tensor:
     """Return Mean(M[M != 0]) of Eq. 8, 1 where nothing is selected.
 
     Args:
-        sums: (..., 2), from `mask_sums` and added up over the tensor's parts.
+        sums: (..., 2), `mask_sums` added up over the tensor's parts.
 
     Returns:
         float64 (...).
@@ -179,11 +179,11 @@ def mask_mean(sums: Tensor) -> Tensor:
 
 
 def rescale(mask: Tensor, mean: Tensor) -> Tensor:
-    """Rescale a mask by the mean over its nonzero elements and cut at 1, Eq. 8.
+    """Divide a mask by the mean over its nonzero elements and clip it at 1, Eq. 8.
 
     Args:
         mask: from `importance_mask`.
-        mean: from `mask_mean`, of the whole tensor; one number.
+        mean: `mask_mean` of the whole tensor, a single number.
 
     Returns:
         Same shape, 0 or in (0, 1].
@@ -192,7 +192,7 @@ def rescale(mask: Tensor, mean: Tensor) -> Tensor:
 
 
 def blend(pretrained: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-    """Aggregate current and pretrained weights, Eq. 6: w M + w* (1 - M).
+    """Blend current and pretrained weights, Eq. 6: w M + w* (1 - M).
 
     torch.lerp is exact at both ends: M = 0 gives w* and M = 1 gives w, bit for bit.
     """
@@ -205,9 +205,9 @@ def largest_changes(pretrained: Tensor, finetuned: Tensor, keep: float, count: s
     Args:
         pretrained: w*.
         finetuned: w, same shape.
-        keep: share of the elements that is chosen.
-        count: "exact": all but int(n (1 - keep)), of equal changes the first are chosen; "released": of these, all that
-            equal the largest one left out are left out as well.
+        keep: share of the elements to choose.
+        count: "exact": all but int(n (1 - keep)) elements, of equal changes the first; "released": also leaves out
+            every change that equals the largest one left out.
 
     Returns:
         bool, same shape.

@@ -1,4 +1,4 @@
-"""What L2-Reg and Grafting share: the weight of a penalty on w - w*, and when it is added to the gradient."""
+"""What L2-Reg and Grafting share: how much a penalty on w - w* weighs, and when it is added to the gradient."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ONE_STEP = (
 
 @dataclass(frozen=True)
 class PenaltyParams:
-    """strength: lambda; mean: it weighs the mean over tensors of the means over elements, not the sum over all
-    elements; reference_size: lambda is multiplied by reference_size / |M| (0: it is not); two_step: the penalty's
-    gradient gets an optimizer step of its own before the task's."""
+    """strength: lambda; mean: penalise the mean over tensors of the means over elements, not the sum over all elements;
+    reference_size: multiply lambda by reference_size / |M| (0: do not); two_step: take an optimizer step on the
+    penalty's gradient before the step on the task's."""
 
     strength: float
     mean: bool = False
@@ -46,7 +46,7 @@ class Penalty(Method):
         """Add factor * dp/d(change) to grad, in place; `change` may be overwritten.
 
         Raises:
-            NotImplementedError: always; the penalty is a subclass's.
+            NotImplementedError: always; a subclass defines the penalty.
         """
         raise NotImplementedError
 
@@ -69,6 +69,6 @@ class Penalty(Method):
                 shard.grad.zero_()
             self.add(shard.grad, shard.weight - shard.pretrained, self._factors[shard.name])
         if self.params.two_step:
-            self.extra_step()
+            self.extra_step()  # type: ignore[misc]  # `start` has checked that it is set
             for shard in shards:
                 shard.grad.copy_(task[shard.name])

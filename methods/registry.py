@@ -29,7 +29,7 @@ class MethodEntry:
         name: as printed in tables.
         reference: where it was proposed.
         kind: "none" (no training), "training", or "posthoc" (transforms a finished Full FT run).
-        refuses: the engines that it cannot train on as configured; said here too, as plans do not import its module.
+        refuses: engines on which it cannot train as configured; listed here because plans do not import its module.
     """
 
     cls: str
@@ -41,7 +41,7 @@ class MethodEntry:
 
 NRCA = "as in the code of Huang et al., NRCA, ICML 2025"
 SHARDED = ("zero1", "zero2", "zero3")
-# The paper's rows in the order of its tables, then the variants. What an id means is its class with the parameters in
+# The paper's rows in the order of its tables, then the variants. An id stands for its class with the parameters in
 # conf/method/<id>.yaml.
 METHODS: dict[str, MethodEntry] = {
     # Zero-shot has no class: the cell has no training stage, and generation reads the base checkpoint.
@@ -146,8 +146,8 @@ def load_class(path: str) -> type[Method]:
     """Import "module:Class".
 
     Raises:
-        UserError: the module cannot be imported, has no such class, or the class is no Method, or one that saves its
-            state and does not load it.
+        UserError: the module cannot be imported or has no such class, or the class is not a Method or saves its
+            state without loading it.
     """
     from methods.base import Method
     from methods.state import half_defined
@@ -155,7 +155,7 @@ def load_class(path: str) -> type[Method]:
     module_name, _, class_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a user's file can fail in any way while it is imported
+    except Exception as error:  # importing a user's file can fail in any way
         raise UserError(
             f"Cannot import method module {module_name!r}: {type(error).__name__}: {error}. "
             "Write ./file.py:Class, or module:Class with the module's folder on PYTHONPATH."
@@ -187,7 +187,7 @@ def configured(method: str) -> dict[str, Any]:
 
 
 def defaults(path: str) -> dict[str, Any]:
-    """Return the defaults of the parameters of a user's own method that the command line can set.
+    """Return the default of each parameter of a user's own method that the command line can set.
 
     Args:
         path: "module:Class".
@@ -196,15 +196,16 @@ def defaults(path: str) -> dict[str, Any]:
         Numbers, texts and truth values by name; None for a parameter without a default.
 
     Raises:
-        UserError: as `load_class`.
+        UserError: see `load_class`.
     """
-    found = fields(load_class(path).Params)
-    known = {field.name: None if field.default is MISSING else field.default for field in found}
-    return {name: value for name, value in known.items() if isinstance(value, bool | int | float | str | None)}
+    values = {
+        field.name: None if field.default is MISSING else field.default for field in fields(load_class(path).Params)
+    }
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str | None)}
 
 
 def make_params(method: str, params: dict[str, Any]) -> Any:
-    """Build a method's parameters; missing ones are as in its configuration file, else as in its dataclass.
+    """Build a method's parameters. Missing ones come from its configuration file, else from its dataclass.
 
     Args:
         method: id or "module:Class".
@@ -214,7 +215,7 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
         The frozen dataclass, or None for a method without a class.
 
     Raises:
-        UserError: all unknown names and wrong types at once, or a value out of range.
+        UserError: lists all unknown names and wrong types; or a value is out of range.
     """
     cls = load_class(entry(method).cls).Params if entry(method).cls else None
     types = get_type_hints(cls) if cls else {}
@@ -230,7 +231,7 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
         if kind in (bool, int, float, str) and type(value) is not kind and not number:
             faults.append(f"Method {method}: {name}={value!r} must be {kind.__name__}.")
             continue
-        if kind is float and not (abs(value) <= sys.float_info.max):  # also of a whole number too large for a float
+        if kind is float and not (abs(value) <= sys.float_info.max):  # or an integer too large for a float
             faults.append(f"Method {method}: {name}={value!r} must be a finite number.")
             continue
         if get_origin(kind) is Literal and value not in get_args(kind):
@@ -256,7 +257,7 @@ def refusal(method: str, params: dict[str, Any], engine: str) -> str | None:
         engine: a name in conf/engine.
 
     Raises:
-        UserError: as `build`.
+        UserError: see `build`.
     """
     return build(method, params, seed=0).refuses(engine)
 
@@ -266,8 +267,8 @@ def build(method: str, params: dict[str, Any], seed: int) -> Method:
 
     Args:
         method: an id of METHODS, or "module:Class".
-        params: hyper-parameters by name; missing ones are as configured.
-        seed: of the run; all of a method's draws depend on it.
+        params: hyper-parameters by name; missing ones take their configured values.
+        seed: of the run; everything random in a method depends on it.
 
     Raises:
         UserError: unknown method or parameter (with the nearest valid name), value of a wrong type or out

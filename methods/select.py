@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelectParams:
-    """by: what is trained: random elements, those of small |w*|, or those of large accumulated |gradient|; share:
-    gamma, of each tensor's elements; momentum: share of the old gradient average that a step keeps (gradient only)."""
+    """by: which elements are trained: random ones, those with small |w*|, or those with a large accumulated |gradient|;
+    share: gamma, the share of each tensor's elements; momentum: share of the old gradient average that a step keeps
+    (gradient only)."""
 
     by: Literal["random", "magnitude", "gradient"] = "random"
     share: float = 0.5
@@ -38,28 +39,29 @@ class SelectParams:
 class Select(Method):
     """Selection: w <- w where an element is selected, else w*, after every optimizer step.
 
-    half_ft_elements (Rand_gamma): m ~ Bernoulli(gamma), drawn once. spider_magnitude (I_gamma): all but the int(n (1 -
-    gamma)) largest |w*| of each tensor, once. spider_gradient (G_gamma): the int(n gamma) largest |A| of each tensor,
-    A <- .85 A + .15 g as in SPIDER, at every step. These counts are exact: of equal magnitudes the first in the
-    flattened tensor count as the largest, so I_gamma freezes the first half of a constant tensor and trains the rest.
-    In a 16-bit checkpoint thousands of elements of a matrix share the magnitude at the limit. A single element trains
-    under I_gamma and not under G_gamma.
-    The rank of Eqs. 2c and 4 grows with the magnitude, so both choices are by rank as well.
+    half_ft_elements (Rand_gamma): m ~ Bernoulli(gamma), drawn once. spider_magnitude (I_gamma): all but the
+    int(n (1 - gamma)) largest |w*| of each tensor, chosen once. spider_gradient (G_gamma): the int(n gamma) largest |A|
+    of each tensor, A <- .85 A + .15 g as in SPIDER, chosen at every step. These counts are exact. Of equal magnitudes,
+    the first in the flattened tensor count as larger, so I_gamma freezes the first half of a constant tensor and trains
+    the rest. In a 16-bit checkpoint thousands of elements of a matrix share the magnitude at the limit. A tensor of one
+    element is trained under I_gamma and not under G_gamma.
+    The rank of Eqs. 2c and 4 grows with the magnitude, so choosing by rank would choose the same elements.
 
-    Granularity: element; the limit is the exact n-th largest magnitude per tensor, found over all parts of a sharded
-    tensor by 32 reductions of a few counts per tensor (methods/threshold.py). Tensors: all trainable.
+    Granularity: element; the limit is the exact n-th largest magnitude of a tensor, found over all parts of a sharded
+    tensor with 32 reductions of a few counts per tensor (methods/threshold.py). Tensors: all trainable.
     Acts: `before_step` sets the gradients of elements that never train to 0, so Adam's moments see zeros, and
-    accumulates A; `after_step` puts unselected elements back to w*, bit for bit. With a selection that changes
-    (G_gamma) Adam's moments stay as they are.
-    Extra memory: 1 |M| (w*; half where 16 bits hold it), and for Rand_gamma 1/4 |M| (a byte per element), for G_gamma
-    1 |M| (A).
+    accumulates A; `after_step` resets unselected elements to w*, bit for bit. Where the selection changes (G_gamma),
+    Adam's moments are left alone.
+    Extra memory: 1 |M| (w*; half if 16 bits hold it exactly), plus 1/4 |M| for Rand_gamma (a byte per element) or 1 |M|
+    for G_gamma (A).
     Source: SPIDER paper, Table 3 and Sec. 4.2, gamma 50 %; RandomMask.py and MagnitudeMask.py of the released code and
-    its sibling NRCA. There is no released G_gamma: the accumulation of Eq. 4 and a new choice per step are our reading.
+    its sibling NRCA. No G_gamma has been released: the accumulation of Eq. 4 and a new choice per step are our reading.
     Disagreements: the paper's Half FT row equals Rand_gamma's, see methods/half_ft.py. The released masks reach only
-    the float32 masters (see spider_lag), draw from the global stream, and do not hide gradients from Adam (no
-    difference for the weights: AdamW treats elements apart). Gradients of frozen elements count in the norm that all
-    are clipped to, there and here. I_gamma's masks come from torch.topk, which breaks ties by position on a GPU, where
-    the released code runs, and in no documented order on a CPU; we do as on a GPU everywhere.
+    the float32 masters (see spider_lag), draw from the global generator, and do not hide gradients from Adam (the
+    weights are the same, because AdamW treats each element separately). There and here, the gradients of frozen
+    elements count towards the norm by which all gradients are clipped. The released I_gamma uses torch.topk, which
+    breaks ties by position on a GPU, where that code runs, and in no documented order on a CPU. We break them by
+    position everywhere.
     Variants: G > I, the table's last row, is spider_idm.
     """
 

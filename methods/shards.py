@@ -1,4 +1,4 @@
-"""What a method sees of the trained tensors: this process's part of each, and sums over all processes."""
+"""A method's view of the trained tensors: this process's part of each, and sums over all processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class Shard:
         shape: of the whole tensor.
         numel: of the whole tensor; the local part may be shorter, even empty.
         weight: a live view, at least float32; writing to it changes the model.
-        grad: a live view of the final gradient, or None outside of an optimizer step.
-        source: the base checkpoint's values, in 16 bits where that loses nothing.
+        grad: a live view of the final gradient in `before_step` and `after_step`. In `start` and `diagnostics` it is
+            None, whatever the type says: no method needs it there.
+        source: the base checkpoint's values, in 16 bits if that loses nothing.
         offset: index of the part's first element within the flattened tensor.
     """
 
@@ -27,13 +28,13 @@ class Shard:
     shape: torch.Size
     numel: int
     weight: Tensor
-    grad: Tensor | None
+    grad: Tensor
     source: Tensor
     offset: int = 0
 
     @property
     def pretrained(self) -> Tensor:
-        """The base checkpoint's values, on the weight's device and in its dtype; a new tensor at every access."""
+        """The base checkpoint's values, on the weight's device and in its dtype; every access makes a new tensor."""
         return self.source.to(self.weight)
 
 
@@ -42,9 +43,9 @@ class Shards:
 
     Args:
         read: returns the shards, in the same order in every process.
-        reduce: sums a float64 vector over all processes that hold parts; the default is one process (plain
-            torch), or replicas that all hold everything (DDP).
-        place: number of this process, and how many there are; a tensor's parts lie in the order of the processes.
+        reduce: sums a float64 vector over all processes that hold parts. The default is for a single process (plain
+            torch) and for replicas that each hold everything (DDP).
+        place: this process's number and the number of processes; a tensor's parts are in the order of the processes.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class Shards:
         return iter(self._read())
 
     def reduce_sum(self, values: Tensor) -> Tensor:
-        """Sum a 1-D float64 tensor over the processes; every process calls it, with the same length."""
+        """Sum a 1-D float64 tensor over the processes. Every process must call it, with the same length."""
         return self._reduce(values)
 
     def totals(self, function: Callable[[Shard], Tensor]) -> dict[str, Tensor]:
-        """Sum some numbers of every tensor over its parts, all tensors in one reduction, without waiting for it.
+        """Sum a few numbers per tensor over its parts: one reduction for all tensors, without a host wait.
 
         Args:
             function: maps a shard to a 1-D float64 tensor, the same length for all.
@@ -79,7 +80,7 @@ class Shards:
         return {shard.name: total for shard, total in zip(shards, totals, strict=True)}
 
     def totals_and_before(self, function: Callable[[Shard], Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Sum some numbers of every tensor over its parts, and over those parts that come before this process's.
+        """Sum a few numbers per tensor over all its parts, and over the parts that come before this process's.
 
         Args:
             function: maps a shard to a 1-D float64 tensor, the same length for all.
@@ -96,9 +97,9 @@ class Shards:
         return {shard.name: (total, before) for shard, total, before in sums}
 
     def sums(self, function: Callable[[Shard], Tensor]) -> dict[str, list[float]]:
-        """Return `totals` as numbers; for them the host waits until a GPU has computed them, once for all tensors."""
+        """Return `totals` as numbers. The host waits for the GPU once, for all tensors together."""
         totals = self.totals(function)
         return dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
 
 
-LIVE = (Shard, Shards)  # what a method may keep, as it is no state of its own
+LIVE = (Shard, Shards)  # a method may keep these: they are not state of its own

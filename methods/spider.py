@@ -1,4 +1,4 @@
-"""SPIDER: at every step, take elements back to w* unless the task needs them more than they matter in w*."""
+"""SPIDER: after every step, pull elements back to w* unless the task needs them more than they matter in w*."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class SpiderParams:
     """momentum: share of the old gradient average that a step keeps; accumulate: this average, or the sum of all
-    gradients; absolute: accumulate |g|; mask: Eq. 8's, or Eq. 5's of 0 and 1; scope: what mean and deviation are taken
-    over, one tensor or one parameter group (all decoder layers, or the projector); lag: mask the weights only right
-    before the next step, so that forward passes and the saved model see them unmasked."""
+    gradients; absolute: accumulate |g|; mask: "soft" is Eq. 8's, "hard" is Eq. 5's 0 and 1; scope: take mean and
+    deviation over one tensor, or over one parameter group (all decoder layers, or the projector); lag: mask the weights
+    only right before the next step, so that forward passes and the saved model see them unmasked."""
 
     momentum: float = 0.85
     accumulate: Literal["average", "sum"] = "average"
@@ -48,7 +48,7 @@ def _ranks(accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor
 
 @fused
 def _mask_sums(accumulated: Tensor, source: Tensor, special: Tensor, generic: Tensor) -> Tensor:
-    """Return the sums that Eq. 8 needs, of Eq. 7's mask."""
+    """Return the sums over Eq. 7's mask that give the mean of Eq. 8."""
     return ops.mask_sums(ops.importance_mask(*_ranks(accumulated, source, special, generic)))
 
 
@@ -71,7 +71,7 @@ _abs_sums, _mask = fused(ops.abs_sums), fused(_scaled)
 
 
 def _rows(function: Callable[[Tensor], Tensor], sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply a function of rows to the sums of all tensors at once, as few kernels as one tensor's would be."""
+    """Apply a function of rows to the sums of all tensors at once, with as few kernels as for one tensor."""
     return dict(zip(sums, function(torch.stack([*sums.values()])), strict=True))
 
 
@@ -82,22 +82,22 @@ class Spider(Method):
 
     Granularity: element; z-score (unbiased) and the mean of Eq. 8 per tensor. Tensors: all trainable.
     Acts: `before_step` accumulates the gradient, `after_step` builds the mask tensor by tensor and blends.
-    Adam's moments stay as they are. Extra memory: 2 |M| (w*, A; 1.5 where 16 bits hold w*); masks are never stored
-    for all tensors.
+    Adam's moments are left alone. Extra memory: 2 |M| (w*, A; 1.5 if 16 bits hold w* exactly); the masks of all tensors
+    are never stored together.
     Source: SPIDER paper, Secs. 3.2.1-3.2.2 and App. A; per-tensor scope and unbiased deviation from the
     released code. The scale of A cancels in z, so heavy-ball and averaged momentum are the same method.
-    Disagreements: the released code sums gradients instead of the text's momentum 0.85, takes them
-    unclipped, and blends float32 masters whose low-precision copies lag one step behind.
+    Disagreements: the released code sums gradients instead of averaging them with momentum 0.85 as in the text, reads
+    them before clipping, and blends float32 masters whose low-precision copies lag one step behind.
     Variants: spider_idm: Eq. 5's hard mask M = [G > I] (Table 4 without ISM; Table 3's last row; Table 4's IDM + ISM is
-    spider itself). spider_code: A <- A + g, as released. spider_lag: spider_code, and the mask of a step reaches the
-    weights only right before the next update: gradients are taken at unmasked weights, and the last update is never
-    masked, as in the released code's low-precision model. spider_instant: A = g. spider_abs: A <- .85 A + .15 |g|.
-    spider_global: mean and deviation in z and the mean of Eq. 8 over a whole parameter group; it needs all tensors of
-    a group in one optimizer call, so not engine=zero3 (its sub_group_size may cut a group). spider_posthoc: another
-    method, see methods/spider_posthoc.py.
-    Decided where the equations are undefined: an all-zero tensor ranks 0 (no gradient yet: everything
-    returns to w*; w* = 0: every element with a gradient is free); constant or one-element tensors rank 1/2
-    (the released code gets NaN and freezes them; one element still stays frozen, because 1/2 > 1/2 fails).
+    spider itself). spider_code: A <- A + g, as released. spider_lag: spider_code, but a step's mask reaches the weights
+    only right before the next update. Gradients are computed at unmasked weights and the last update is never masked,
+    as in the released code's low-precision model. spider_instant: A = g. spider_abs: A <- .85 A + .15 |g|.
+    spider_global: takes the mean and deviation in z and the mean of Eq. 8 over a whole parameter group. It needs all
+    tensors of a group in one optimizer call, which engine=zero3 does not give (its sub_group_size may split a group).
+    spider_posthoc: a method of its own in methods/spider_posthoc.py.
+    Decided where the equations are undefined: an all-zero tensor ranks 0 (no gradient yet: everything returns to w*;
+    w* = 0: every element with a gradient is free); constant and one-element tensors rank 1/2 (the released code gets
+    NaN and freezes them; here too a single element stays frozen, because 1/2 > 1/2 is false).
     """
 
     Params = SpiderParams
@@ -141,16 +141,16 @@ class Spider(Method):
             _blend(shard.weight, *self._known(shard), self._mean.get(shard.name))
 
     def mask(self, shard: Shard) -> Tensor:
-        """Return M of one tensor at the last step, in [0, 1]; recomputed, because storing it costs 1 |M|."""
+        """Return one tensor's M of the last step, in [0, 1]. It is recomputed, because storing it would take 1 |M|."""
         return _mask(*self._known(shard), self._mean.get(shard.name))
 
     def _known(self, shard: Shard) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what both ranks of a tensor are made of: A, w*, and the moments of |A| and |w*|."""
+        """Return the inputs of both ranks of a tensor: A, w*, and the moments of |A| and |w*|."""
         name = shard.name
         return self.accumulated[name], shard.source, self._special[name], self._generic[name]
 
     def _measure(self, shards: Shards) -> None:
-        """Update what masks need to know about whole tensors or groups, from A as it is."""
+        """Update the statistics of whole tensors or groups that masks need, from the current A."""
         self._special |= self._moments(shards, lambda shard: self.accumulated[shard.name])
         if self.params.mask == "soft":
             sums = self._sums(shards, lambda shard: _mask_sums(*self._known(shard)))
@@ -161,11 +161,11 @@ class Spider(Method):
         return _rows(ops.moments, self._sums(shards, lambda shard: _abs_sums(values(shard))))
 
     def _sums(self, shards: Shards, function: Callable[[Shard], Tensor]) -> dict[str, Tensor]:
-        """Return some sums per tensor, over the tensor or over its group; they stay on the device."""
+        """Return a function's sums per tensor, over the tensor or over its group. They stay on the device."""
         sums = shards.totals(function)
         if self.params.scope == "tensor":
             return sums
-        result = {}
+        result: dict[str, Tensor] = {}
         for tensors in self._groups.values():
             missing = tensors.keys() - sums.keys()
             if missing and missing != tensors.keys():
@@ -175,11 +175,12 @@ class Spider(Method):
                     f"{sum(tensors.values())} or more, or train on engine=zero2."
                 )
             if not missing:
-                result |= dict.fromkeys(tensors, sum(sums[name] for name in tensors))
+                # For mypy a sum may be its start, the int 0. A group has at least one tensor.
+                result |= dict.fromkeys(tensors, sum(sums[name] for name in tensors))  # type: ignore[arg-type]
         return result
 
     def _group(self, name: str) -> str:
-        """Return what a tensor shares its statistics with: its own name, or that of its parameter group."""
+        """Return the name under which a tensor's statistics are pooled: its own, or its parameter group's."""
         if self.params.scope == "tensor":
             return name
         return "layers" if split_layer(name) else OUTSIDE
@@ -192,9 +193,9 @@ class Spider(Method):
         self._log.load_state_dict(state, {shard.name: shard.weight.device for shard in self.shards})
 
     def diagnostics(self) -> dict[str, float]:
-        """Return shares of elements with M != 0, with M == 1, and selected anew or no more; see methods/masks.py."""
+        """Return the shares of elements with M != 0, with M == 1, and whose selection changed; see methods/masks.py."""
         if not self._special:
             return {}
         if self.params.lag:
-            self._measure(self.shards)  # the mask of the last step has not been needed yet
+            self._measure(self.shards)  # nothing has needed the last step's mask yet
         return self._log.measure(self.shards, self.mask)

@@ -18,13 +18,13 @@ class SpiderPosthoc(Method):
     w = w_ft M + w* (1 - M), once.
 
     Granularity: element; statistics per tensor. Tensors: all trained. Acts: once, on a finished Full FT checkpoint.
-    Extra memory: 0 |M| in training; at the end w*, the fine-tuned and the new weights whole, one tensor's mask.
-    Source: ours, from SPIDER's equations. A checkpoint holds no gradients, so the accumulated gradient is replaced by
-    what it did, the total change: under plain gradient descent at a constant rate w_ft - w* is a multiple of the sum
-    of gradients, and the scale cancels in z (spider_code's mask); AdamW divides each element by its own scale.
+    Extra memory: 0 |M| in training; at the end all of w*, w_ft and the new weights, and one tensor's mask.
+    Source: ours, from SPIDER's equations. A checkpoint has no gradients, so the total change replaces the accumulated
+    gradient. Under plain gradient descent at a constant rate, w_ft - w* is a multiple of the sum of gradients, and the
+    scale cancels in z (this gives spider_code's mask); AdamW divides each element by its own scale.
     Disagreements: the paper masks at every step, so an element with M < 1 loses part of every update and moves at most
-    about M / (1 - M) steps; here it loses 1 - M of its total change once. Elements of unit mask are Full FT's.
-    Variants: none; it is itself one of SPIDER's.
+    about M / (1 - M) steps; here it loses 1 - M of its total change once. Elements with M = 1 keep Full FT's value.
+    Variants: none; this is itself a variant of SPIDER.
     Decided as in SPIDER: a tensor without a change is w*; w* = 0 keeps Full FT's weights; constant w* ranks 1/2.
     """
 

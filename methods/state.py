@@ -1,4 +1,4 @@
-"""Whether a method's state can be saved and resumed: what it holds beside what its functions save."""
+"""Checks that a method saves all of its state: what changes in it and is missing from `state_dict`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.base import Method
 
-GIVEN = frozenset(("params", "seed", "shards", "extra_step"))  # set by the suite, again at every start
+GIVEN = frozenset(("params", "seed", "shards", "extra_step"))  # the benchmark sets these at every start
 PLAIN = (str, bytes, int, float, complex, type(None), Enum)
 NO_STATE = (
     type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, property, classmethod,
@@ -23,12 +23,12 @@ NO_STATE = (
 
 
 def definer(cls: type, name: str) -> type:
-    """Return the class whose function of this name a class uses."""
+    """Return the class that defines the function of this name which a class uses."""
     return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def half_defined(cls: type[Method]) -> str | None:
-    """Return what is wrong if a class saves its state and does not load it, or the other way round; None if nothing."""
+    """Return the fault of a class that saves its state without loading it, or the other way round; else None."""
     save, load = (definer(cls, name) for name in ("state_dict", "load_state_dict"))
     if save is load:
         return None
@@ -41,17 +41,17 @@ def half_defined(cls: type[Method]) -> str | None:
 
 
 def held(method: Method, live: tuple[type, ...] = ()) -> dict[str, str]:
-    """Digest what a method holds that the functions for its state do not know of.
+    """Return a digest of each attribute that a method's state functions do not cover.
 
-    That is every attribute of the object, and of its classes below the one that defines `state_dict`, but those that
-    this class's own code mentions. None if the class says `stateless = True`.
+    These are the attributes of the object, and of its classes below the one that defines `state_dict`, except those
+    that the code of that class or of its bases mentions. Empty if the class says `stateless = True`.
 
     Args:
-        method: started.
-        live: types of objects that show the current weights; they are no state.
+        method: after `start`.
+        live: types of objects that show the current weights; they are not state.
 
     Returns:
-        Attribute name -> digest of all that it holds: tensors, numbers, texts, containers and objects of them.
+        Attribute name -> digest of its value: tensors, numbers, texts, and containers and objects of them.
     """
     if method.stateless:
         return {}
@@ -71,7 +71,7 @@ def held(method: Method, live: tuple[type, ...] = ()) -> dict[str, str]:
 
 
 def unsaved(method: Method, before: Mapping[str, str], live: tuple[type, ...] = ()) -> str | None:
-    """Return why a method's state must not be saved, and what to do; None if it may.
+    """Return why a method's state must not be saved, and what to do; None if it may be saved.
 
     Args:
         method: after some steps.
@@ -93,11 +93,11 @@ def unsaved(method: Method, before: Mapping[str, str], live: tuple[type, ...] = 
 
 
 def differences(saved: Mapping[str, Any], method: Method) -> list[str]:
-    """Return the keys of a saved state that a method has not taken back: its own state now is another.
+    """Return the keys of a saved state that a method has not restored: its state now differs there.
 
     Args:
-        saved: what `state_dict` returned when it was saved.
-        method: that has loaded it.
+        saved: what `state_dict` returned at the save.
+        method: after loading it.
     """
     now = method.state_dict()
     return [
@@ -107,7 +107,7 @@ def differences(saved: Mapping[str, Any], method: Method) -> list[str]:
 
 
 def _unreadable(method: Method) -> str | None:
-    """Return what of a state could be written and not read again; None if nothing."""
+    """Return which part of a state could be written but not read again; None if all can be read."""
     state, cls = method.state_dict(), type(method).__name__
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         return f"{cls}.state_dict must return a dict with texts as keys, not {_described(state)}. See methods/base.py."
@@ -126,12 +126,12 @@ def _unreadable(method: Method) -> str | None:
 
 
 def _emptied(leaf: Any) -> Any:
-    """Return a tensor without its elements, of which a test of the format needs none; anything else as it is."""
+    """Return a tensor without its elements, which a test of the format does not need; anything else unchanged."""
     return leaf[:0].clone() if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
 
 
 def _mentioned(value: Any) -> Iterator[str]:
-    """Return the names that a function's code uses, also within functions inside it."""
+    """Yield the names that a function's code uses, including functions nested in it."""
     code = getattr(getattr(value, "__func__", getattr(value, "fget", value)), "__code__", None)
     todo = [code] if code else []
     while todo:
@@ -142,13 +142,13 @@ def _mentioned(value: Any) -> Iterator[str]:
 
 def _digest(value: Any, method: Method, live: tuple[type, ...] = ()) -> str:
     total = hashlib.blake2b(digest_size=16)
-    seen: dict[int, Any] = {id(method): method}  # kept, so that no id is used twice
+    seen: dict[int, Any] = {id(method): method}  # values are kept, so that no id is reused
     _feed(total.update, value, seen, live)
     return total.hexdigest()
 
 
-def _feed(update: Callable[[bytes], None], value: Any, seen: dict[int, Any], live: tuple[type, ...]) -> None:
-    """Add all that a value holds to a digest."""
+def _feed(update: Callable[[Any], None], value: Any, seen: dict[int, Any], live: tuple[type, ...]) -> None:
+    """Add a value and everything inside it to a digest."""
     update(type(value).__name__.encode() + b";")
     if isinstance(value, PLAIN):
         update(repr(value).encode(errors="surrogatepass"))
@@ -169,7 +169,7 @@ def _feed(update: Callable[[bytes], None], value: Any, seen: dict[int, Any], liv
         inner = [*value, *getattr(value, "__dict__", {}).items()]
     elif isinstance(value, (set, frozenset)):
         inner = sorted(map(repr, value))
-    else:  # any other object, through what pickle would save of it
+    else:  # any other object: what pickle would save of it
         try:
             reduced = value.__reduce_ex__(4)
         except Exception:  # an open file, an iterator, a lock
@@ -183,7 +183,7 @@ def _feed(update: Callable[[bytes], None], value: Any, seen: dict[int, Any], liv
 
 
 def _described(value: Any) -> str:
-    """Return what a value is, in a few words."""
+    """Describe a value in a few words."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, (bool, int, float)):

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TailorParams:
-    """keep: share of elements that keep the fine-tuned value; salience, sensitivity: weights of the two
-    scores; block: columns that share one threshold; percdamp: damping as a share of the Hessian's mean
-    diagonal; samples: calibration samples from the target's training data; compensation: what is done to the columns
-    ahead with the error of a column that is reset (optimal brain surgery subtracts it); sensitive: the sensitivity is
-    of the weight or of its change; projector: its linear weights go back to w* or stay fine-tuned; count: a block keeps
-    exactly round(keep n) elements, or those whose score exceeds the one at place int((1 - keep) n), as in the released
-    code: n - int((1 - keep) n) - 1, or less with ties."""
+    """keep: share of elements that keep the fine-tuned value; salience, sensitivity: weights of the two scores; block:
+    columns that share one threshold; percdamp: damping as a share of the Hessian's mean diagonal; samples: calibration
+    samples from the target's training data; compensation: how a reset column's error is applied to the columns ahead
+    (optimal brain surgery subtracts it); sensitive: whether the sensitivity is that of the weight or of its change;
+    projector: whether its linear weights return to w* or stay fine-tuned; count: how many elements a block keeps:
+    "rounded" keeps round(keep n); "released" keeps those that score above the element at place int((1 - keep) n), as
+    the released code does: n - int((1 - keep) n) - 1 elements, or fewer with ties."""
 
     keep: float = 0.1
     salience: float = 0.5
@@ -49,7 +49,7 @@ class TailorParams:
             )
 
     def kept(self, size: int) -> int:
-        """Return how many of a block's `size` elements keep the fine-tuned value; if released, at most."""
+        """Return how many of a block's `size` elements keep the fine-tuned value (at most, if count=released)."""
         keep = exact(self.keep)
         if self.count == "released":
             return max(0, size - int(size * (1 - keep)) - 1)
@@ -64,8 +64,8 @@ def patch(pretrained: Tensor, finetuned: Tensor, gram: Tensor, params: TailorPar
 
     Args:
         pretrained, finetuned: (d_out, d_in).
-        gram: (d_in, d_in), 2 X^T X / n of the layer's inputs in n samples; its device computes. A factor cancels unless
-            an input is never active: its diagonal becomes 1, which also counts in the damping.
+        gram: (d_in, d_in), 2 X^T X / n of the layer's inputs in n samples, on the device that computes. Its scale
+            cancels unless an input is never active: that input's diagonal becomes 1, which also raises the damping.
         params: see `TailorParams`.
 
     Returns:
@@ -110,20 +110,20 @@ class Tailor(Method):
 
     Granularity: element; z-scores per row within a block (unbiased), threshold per block.
     Tensors: linear weights of the tuned decoder layers, layer by layer with the earlier ones patched;
-    linear weights of the projector go back to w*; norms and biases stay fine-tuned.
+    linear weights of the projector return to w*; norms and biases stay fine-tuned.
     Acts: once, on a finished Full FT checkpoint, in float64 inside.
-    Extra memory: 0 |M| in training. At the end w*, the fine-tuned and the new weights, and in float64 the d_in^2
-    Gram matrices of one layer with about four more of that size: 14 |M| where d_in is small, as Table 2 measures it.
+    Extra memory: 0 |M| in training. At the end w*, w_ft and the new weights, and in float64 the d_in^2 Gram matrices of
+    one layer with about four more of that size: 14 |M| where d_in is small, as Table 2 measures it.
     Source: Zhu et al., ICML 2024, and its released code; SPIDER's App. B gives 10 %.
-    Disagreements: the released code adds the compensation (SparseGPT subtracts), which is worse than none;
-    its main script weighs .8/.2, its second copy .5/.5; it calibrates on 128 batches with padding included
-    and resets one element more per block.
-    Variants: tailor_official: sign, fusion (.8/.2) and count of the released main script; the calibration stays ours.
-    tailor_no_compensation: the columns ahead stay as they are. tailor_change_sensitivity: (w - w*)^2 / U_ii^2, the
+    Disagreements: the released code adds the compensation (SparseGPT subtracts it), which is worse than no
+    compensation. Its main script weighs the scores .8/.2, its second copy .5/.5. It calibrates on 128 batches with
+    padding included and resets one more element per block.
+    Variants: tailor_official: sign, weights (.8/.2) and count of the released main script, with our calibration.
+    tailor_no_compensation: leaves the columns ahead alone. tailor_change_sensitivity: (w - w*)^2 / U_ii^2, the
     sensitivity of the change. tailor_keep_projector: the projector stays fine-tuned.
-    Decided: a row whose scores are all equal in a block scores 0 there (the released code: NaN, never reset); without
-    any change the result is w_ft = w*; of equal scores the first are kept, row by row, so a layer of one column is kept
-    or reset by position (count=released: reset).
+    Decided: a row whose scores are all equal in a block scores 0 there (the released code gets NaN and never resets
+    it); without any change the result is w_ft = w*; of equal scores the first are kept, row by row, so position decides
+    in a layer of one column (count=released: all are reset).
     """
 
     Params = TailorParams

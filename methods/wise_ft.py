@@ -30,10 +30,10 @@ class WiseFT(Method):
     """WiSE-FT: w = w* + alpha (w_ft - w*); w* at alpha 0 and w_ft at alpha 1, bit for bit.
 
     Granularity: whole model. Tensors: all trained. Acts: once, on a finished Full FT checkpoint.
-    Extra memory: 0 |M| in training; at the end w*, the fine-tuned and the new weights whole.
+    Extra memory: 0 |M| in training; at the end all of w*, w_ft and the new weights.
     Source: Wortsman et al., CVPR 2022 (weight-space ensemble); alpha 0.5 is its recommendation.
-    Use: the control for every trade-off claim. Full FT and one number give a whole curve between forgetting and
-    learning, method=wise_ft method.alpha=0.1,0.2,0.3; a method is worth its name only above that curve.
+    Use: the control for every claim about a trade-off. Full FT and one number give a whole curve between forgetting and
+    learning (method=wise_ft method.alpha=0.1,0.2,0.3). A method is worth using only if it lies above that curve.
     Disagreements: none. Variants: none.
     """
 

@@ -1,1 +1,1 @@
-"""How the shipped small models were made: language stage, vision tower, alignment, upstream instruction tuning."""
+"""Pretraining of the shipped small models: language, vision tower, alignment, instruction tuning on source sets."""

@@ -1,10 +1,13 @@
-"""Texts of the language stage and conversations of the alignment and instruction stages."""
+"""Texts for the language stage, and conversations for all later stages."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from benchmark.pocket.world import upstream
 from benchmark.pocket.world.draw import Picture, candidates
@@ -25,7 +28,7 @@ from benchmark.pocket.world.upstream import KNOWLEDGE, Question
 from benchmark.pocket.world.words import LETTERS, NUMBERS, SIGN_WORDS
 
 BRIEF = "Answer the question using a single word or phrase."
-"""The instruction of the four upstream sets (LLaVA's); tests check that it is theirs."""
+"""The instruction of the four source sets (LLaVA's); a test compares it with their prompts."""
 LETTER_INSTRUCTIONS = (
     "Reply with the letter of the correct choice.",
     "Answer with one letter.",
@@ -33,7 +36,7 @@ LETTER_INSTRUCTIONS = (
     "Answer with the letter of the option.",
     "Reply with the option's letter.",
 )
-"""Requests for a letter; none is a target's."""
+"""Requests for a letter; no target uses any of them."""
 LETTER_INSTRUCTION = LETTER_INSTRUCTIONS[0]
 INSTRUCTIONS = (
     "Describe everything in view.",
@@ -49,23 +52,23 @@ INSTRUCTIONS = (
         "Provide a one-sentence description", "Write a one-sentence caption",
     ) for link in ("of", "for") for view in ("the image", "this picture", "the provided picture")),
 )
-"""Requests of the generic descriptions; none is a target's prompt."""
+"""Requests for a generic description; none is a target's prompt."""
 TRANSCRIBE = "List everything."
-"""Request of the transcripts: what stands where, in reading order."""
+"""Request for a transcript: the content of each grid cell, in reading order."""
 LOOK_UP = "List all things."
-"""Request of the look-ups: short entries, each a kind, a key and what the picture shows for it."""
+"""Request for look-ups: short entries, each a kind, a key and what the picture shows for that key."""
 LETTERED = "List all choices."
-"""Request of the letter look-ups: options in random order, each with its letter."""
+"""Request for letter look-ups: options in random order, each with its letter."""
 OTHER_WORDS = "Tell me another word for all things in view."
-"""Request of the descriptions in synonyms."""
+"""Request for a description in synonyms."""
 QUIZ = "List questions and answers."
-"""Request of the quizzes: the upstream questions, each with its answer straight behind it."""
+"""Request for a quiz: questions of a source set, each directly followed by its answer."""
 LINKS = ("means", "equals", "is another word for", "resembles", "goes by the name of")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and answer about a picture, as the model sees them."""
+    """One prompt and its answer, as the model sees them."""
 
     prompt: str
     answer: str
@@ -73,7 +76,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A picture (or none) with several independent turns."""
+    """A picture, or None, with several independent turns."""
 
     picture: Picture | None
     turns: tuple[Turn, ...]
@@ -106,17 +109,17 @@ def sentence(rng: random.Random) -> str:
     return f"Maybe {first} {rng.choice(NEAR_PLACE[place])}, then {second}."
 
 
-def text_ids(tokenizer, seed: str, length: int, salad: float = 0.55) -> Iterator[list[int]]:
-    """Yield endless token sequences of the language stage.
+def text_ids(tokenizer: PreTrainedTokenizerBase, seed: str, length: int, salad: float = 0.55) -> Iterator[list[int]]:
+    """Yield an endless stream of token sequences for the language stage.
 
-    A share is sentences; the rest is runs of tokens drawn evenly from the whole vocabulary, so that every row of the
-    frozen output layer is trained often.
+    Some are sentences. The rest are runs of tokens drawn uniformly from the whole vocabulary, so that every row of the
+    output layer, which fine-tuning freezes, is trained often.
 
     Args:
         tokenizer: the stage's tokenizer.
         seed: of the stream.
         length: tokens per sequence, including <s>.
-        salad: share of sequences that are random runs.
+        salad: share of sequences that are random tokens.
     """
     rng = random.Random(seed)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -132,8 +135,8 @@ def text_ids(tokenizer, seed: str, length: int, salad: float = 0.55) -> Iterator
         yield ids[:length]
 
 
-def trained_ids(tokenizer) -> list[int]:
-    """Return all token ids except specials and bytes: those that drawn text can contain."""
+def trained_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token ids that generated text can contain: all except special tokens and bytes."""
     skip = set(tokenizer.all_special_ids)
     return [
         i
@@ -148,7 +151,7 @@ def choice_prompt(question: str, options: list[str], request: str) -> str:
 
 
 def _options(options: Sequence[str]) -> str:
-    """Return 'A. first', 'B. second' ... on lines of their own."""
+    """Return 'A. first', 'B. second' and so on, one per line."""
     return "\n".join(f"{LETTERS[k]}. {option}" for k, option in enumerate(options))
 
 
@@ -159,9 +162,9 @@ def _letter_list(options: Sequence[str], keys: Sequence[tuple[str, str]]) -> Tur
 
 
 def letter_look_ups(rng: random.Random) -> Turn:
-    """A text-only turn that lists lettered options again in random order, each followed by its letter.
+    """Return a text-only turn that lists lettered options again in random order, each followed by its letter.
 
-    The look-ups' counterpart for letters: from an option to the letter in front of it, straight after the option.
+    It is the look-up for letters: from an option to the letter in front of it.
     """
     pool = rng.choice(
         (
@@ -175,9 +178,9 @@ def letter_look_ups(rng: random.Random) -> Turn:
 
 
 def letter_keys(rng: random.Random) -> Turn:
-    """A text-only turn that lists keys of lettered options, each followed by the letter of the option it means.
+    """Return a text-only turn that lists keys of lettered options, each followed by the letter of its option.
 
-    The step after the plain look-ups: from a fact, a category or a synonym to a name (or back), from there to a letter.
+    It takes two steps: from a fact, a category or a synonym to a name (or back), and from there to a letter.
     """
     kind = rng.choice(("same", "fact", "fact", "name", "category", "synonym"))
     icons = rng.sample(ICONS, len(ICONS))
@@ -195,7 +198,7 @@ def letter_keys(rng: random.Random) -> Turn:
 
 
 def letter_things(rng: random.Random, scene: Scene) -> Turn:
-    """The same with keys that a scene answers: a place, a color, a sign."""
+    """Return such a turn with keys about a scene: places, things, colors, signs."""
     kinds: list[tuple[list[tuple[str, str]], list[str]]] = []
     names, colours = [icon.name for icon in ICONS], list(COLOURS)
     single = [t for t in scene.things if sum(o.icon == t.icon for o in scene.things) == 1]
@@ -211,7 +214,7 @@ def letter_things(rng: random.Random, scene: Scene) -> Turn:
 
 
 def _listed_letters(rng: random.Random, pairs: list[tuple[str, str]], pool: Sequence[str] = ()) -> Turn:
-    """Two to five different options, the first ones of pairs (key, option), then of the pool; keys with letters."""
+    """Return a turn with two to five options, from pairs (key, option) and then from the pool; it lists the keys."""
     most = rng.randrange(2, 6)
     keys: dict[str, list[str]] = {}
     for key, option in pairs:
@@ -221,9 +224,9 @@ def _listed_letters(rng: random.Random, pairs: list[tuple[str, str]], pool: Sequ
     others = [word for word in pool if word not in keys]
     options += rng.sample(others, min(len(others), most - len(options)))
     rng.shuffle(options)
-    asked = [(key, option) for option, some in keys.items() for key in rng.sample(some, 1)]
-    rng.shuffle(asked)
-    return _letter_list(options, asked)
+    listed = [(key, option) for option, alternatives in keys.items() for key in rng.sample(alternatives, 1)]
+    rng.shuffle(listed)
+    return _letter_list(options, listed)
 
 
 def _lettered(rng: random.Random, question: str, answer: str, others: list[str]) -> Turn:
@@ -233,12 +236,12 @@ def _lettered(rng: random.Random, question: str, answer: str, others: list[str])
 
 
 def knowledge_choice(rng: random.Random) -> Turn:
-    """A text-only multiple-choice turn: a word, a category or a fact, worded unlike the science target."""
+    """Return a text-only multiple-choice turn on a word, a category or a fact, worded unlike scienceqa."""
     icon = rng.choice(ICONS)
     group = [i for i in ICONS if i.category == icon.category and i is not icon]
     others = [i.name for i in ICONS if i.category != icon.category]
     kind = rng.choice(("word", "category", "fact", "fact"))
-    if kind == "word":  # a letter can only stand for an option once options can be found
+    if kind == "word":  # matching words comes first: a letter means nothing before the model can find options
         return _lettered(rng, f"Which word is {icon.name}?", icon.name, [i.name for i in group] + others)
     if kind == "category":
         return _lettered(rng, f"Find the {icon.category}.", icon.name, others)
@@ -250,10 +253,10 @@ def knowledge_choice(rng: random.Random) -> Turn:
 
 
 def transcript(picture: Picture) -> str:
-    """Return what a picture shows, in reading order, two words per grid cell of a scene.
+    """Return what a picture shows, in reading order; for a scene, two words per grid cell.
 
-    The fixed order is what teaches a language model without any sight to look at image positions: which patch an
-    answer word needs depends on the word's place alone. Questions, where it depends on the picture, come after.
+    The fixed order teaches a language model that has never seen an image to attend to image positions: the patch that a
+    word needs depends only on the word's position. In questions it depends on the picture, so they come later.
     """
     if isinstance(picture, Cover):
         return " ".join((*picture.title, *picture.author, picture.genre, picture.year))
@@ -268,14 +271,14 @@ def transcript(picture: Picture) -> str:
 def look_ups(rng: random.Random, picture: Scene, most: int = 10) -> str:
     """Return entries in random order such as 'color cat red; at top left cat; is pig no; sign red stop'.
 
-    After a transcript the language model finds what is at a place, but not the place of what a question names: that
-    needs attention by content, which a question trains with one or two words at its end. Here every third word is such
-    a look-up, straight after its key.
+    Transcripts teach the language model to find what is at a place, but not the place of what a question names. That
+    needs attention by content, which a question trains only with the one or two words of its answer. Here every third
+    word is such a look-up, directly after its key.
 
     Args:
         rng: seeded generator.
         picture: a scene.
-        most: entries.
+        most: largest number of entries.
     """
     things, entries = picture.things, []
     for thing in things:
@@ -304,22 +307,24 @@ def _spot(cell: tuple[int, int]) -> str:
     return "center" if cell == (1, 1) else f"{ROWS[cell[0]]} {COLUMNS[cell[1]]}"
 
 
-def quiz(rng: random.Random, name: str, picture: Picture, item: object, most: int = 7) -> str:
-    """Return questions of a picture with their answers in one text; between the look-ups and single questions.
+def quiz(rng: random.Random, name: str, picture: Picture, item: Any, most: int = 7) -> str:
+    """Return questions about a picture with their answers in one text, a step between look-ups and single questions.
 
     Args:
         rng: seeded generator.
-        name: upstream set or 'describe'.
-        picture: the picture, no diagram.
-        item: questions of the picture (upstream sets).
-        most: questions.
+        name: source set or 'describe'.
+        picture: a scene or a cover.
+        item: the picture's questions (source sets).
+        most: largest number of questions.
     """
-    if name == "textvqa":
-        pool = [q for _ in range(4) for q in upstream.sign_questions(rng, picture)]
-    elif name == "ocrvqa":
-        pool = list(item)  # type: ignore[call-overload]
+    if name == "ocrvqa":
+        pool = list(item)
     else:
-        pool = [q for _ in range(2) for q in upstream.gqa_questions(rng, picture)]
+        assert isinstance(picture, Scene)
+        if name == "textvqa":
+            pool = [q for _ in range(4) for q in upstream.sign_questions(rng, picture)]
+        else:
+            pool = [q for _ in range(2) for q in upstream.gqa_questions(rng, picture)]
         if name == "okvqa":
             pool += _knowledge(rng, picture)
     different = list({q.text: q for q in pool}.values())
@@ -327,16 +332,15 @@ def quiz(rng: random.Random, name: str, picture: Picture, item: object, most: in
 
 
 def _knowledge(rng: random.Random, scene: Scene) -> list[Question]:
-    """Two wordings of the fact question for each category that a scene shows."""
+    """Return two wordings of the fact question for each category in a scene."""
     icons = {ICON[thing.icon].category: ICON[thing.icon] for thing in scene.things}
     return [Question(text, icons[c].fact, c) for c in icons for text in rng.sample(KNOWLEDGE[c], 2)]
 
 
 def other_words(rng: random.Random, scene: Scene) -> str:
-    """A description in synonyms, as loose as the language stage's phrases.
+    """Return a description in synonyms, as loose as the phrases of the language stage.
 
-    The output layer is frozen in fine-tuning: a word that pretraining never says of a picture would have to be learned
-    against all of its habits.
+    Fine-tuning freezes the output layer. A word that pretraining never says about a picture would be hard to learn.
     """
     nouns = []
     for thing in rng.sample(scene.things, len(scene.things)):
@@ -346,40 +350,47 @@ def other_words(rng: random.Random, scene: Scene) -> str:
     return f"Perhaps {', '.join(nouns)}, {rng.choice(FAR_PLACE[scene.place])}; {scene.place}."
 
 
-def turns_of(name: str, picture: Picture, item: object, rng: random.Random, prompts: dict[str, str]) -> list[Turn]:
-    """Return the turns that pretraining trains on for one picture; the first is its transcript.
+def turns_of(name: str, picture: Picture, item: Any, rng: random.Random, prompts: dict[str, str]) -> list[Turn]:
+    """Return one picture's turns for training; the first is its transcript.
 
     Args:
-        name: upstream set or 'describe'.
+        name: source set or 'describe'.
         picture: the picture.
-        item: questions of the picture (upstream sets).
+        item: the picture's questions (source sets).
         rng: seeded generator.
         prompts: dataset id -> prompt template.
     """
     listed = Turn(TRANSCRIBE, transcript(picture))
     if name == "describe":
-        write = describe_diagram if isinstance(picture, Diagram) else describe_scene
-        return [listed, *(Turn(request, write(rng, picture)) for request in rng.sample(INSTRUCTIONS, 4))]
+        return [listed, *(Turn(request, _describe(rng, picture)) for request in rng.sample(INSTRUCTIONS, 4))]
+    if name == "ocrvqa":
+        return [listed, *_question_turns(prompts[name], item)]
+    assert isinstance(picture, Scene)
     if name == "textvqa":
         return [listed, *_sign_turns(rng, picture, prompts)]
-    questions: list[Question] = list(item)  # type: ignore[arg-type]
     if name == "gqa":
         questions = _by_kind(rng, [q for _ in range(3) for q in upstream.gqa_questions(rng, picture)])
-    elif name == "okvqa":
-        questions = _knowledge(rng, picture)
-    turns = [Turn(prompts[name].format(question=q.text), q.answer) for q in questions]
-    if name == "okvqa":
+        turns = [*_question_turns(prompts[name], questions), _lettered_scene(rng, picture)]
+    else:
+        turns = _question_turns(prompts[name], _knowledge(rng, picture))
         icons = {ICON[thing.icon].category: ICON[thing.icon] for thing in picture.things}
         for category in rng.sample(sorted(icons), min(2, len(icons))):
             others = [i.fact for i in ICONS if i.category == category and i is not icons[category]]
             turns.append(_lettered(rng, rng.choice(KNOWLEDGE[category]), icons[category].fact, others))
-    if name == "gqa":
-        turns.append(_lettered_scene(rng, picture))
     return [listed, *turns]
 
 
+def _describe(rng: random.Random, picture: Picture) -> str:
+    assert not isinstance(picture, Cover)
+    return describe_diagram(rng, picture) if isinstance(picture, Diagram) else describe_scene(rng, picture)
+
+
+def _question_turns(prompt: str, questions: Sequence[Question]) -> list[Turn]:
+    return [Turn(prompt.format(question=question.text), question.answer) for question in questions]
+
+
 def _sign_turns(rng: random.Random, scene: Scene, prompts: dict[str, str]) -> list[Turn]:
-    """Two questions per sign; half come without the OCR line, so that they cannot be answered from it."""
+    """Return two questions per sign. Half lack the OCR line, so that only the picture answers them."""
     turns = []
     for question in [q for _ in range(2) for q in upstream.sign_questions(rng, scene)]:
         template = prompts["textvqa"] if rng.random() < 0.5 else f"{{question}}\n{BRIEF}"
@@ -388,21 +399,21 @@ def _sign_turns(rng: random.Random, scene: Scene, prompts: dict[str, str]) -> li
 
 
 QUOTA = {"relation": 2, "count": 1, "colour": 2, "object": 3, "place": 1, "verify": 3}
-"""Questions of each kind per scene: what must be bound to an object needs many examples."""
+"""Questions of each kind per scene; binding an attribute to an object takes many examples."""
 
 
 def _by_kind(rng: random.Random, questions: list[Question]) -> list[Question]:
     """Return up to QUOTA different questions of each kind."""
     different = list({q.text: q for q in questions}.values())
-    found = []
+    chosen = []
     for kind, most in QUOTA.items():
         same = [q for q in different if q.kind == kind]
-        found += rng.sample(same, min(most, len(same)))
-    return found
+        chosen += rng.sample(same, min(most, len(same)))
+    return chosen
 
 
 def _lettered_scene(rng: random.Random, scene: Scene) -> Turn:
-    """A multiple-choice turn on what a scene shows: a thing, or a category of which it holds something."""
+    """Return a multiple-choice turn on what a scene shows: a thing, or the category of a thing."""
     present = {ICON[thing.icon] for thing in scene.things}
     shown = {icon.category for icon in present}
     absent = [category for category in CATEGORIES if category not in shown]
@@ -413,12 +424,12 @@ def _lettered_scene(rng: random.Random, scene: Scene) -> Turn:
 
 
 def scene_choices(rng: random.Random, scene: Scene, count: int) -> list[Turn]:
-    """Different multiple-choice turns on what a scene shows: things, categories, facts, colors, places, counts.
+    """Return different multiple-choice turns on a scene: things, categories, facts, colors, places, counts.
 
     Args:
         rng: seeded generator.
         scene: what the picture shows.
-        count: turns, fewer where the scene answers fewer.
+        count: number of turns; fewer if the scene does not answer as many.
     """
     pool = [_lettered_scene(rng, scene)]
     for thing in scene.things:
@@ -447,33 +458,33 @@ def scene_choices(rng: random.Random, scene: Scene, count: int) -> list[Turn]:
 
 
 MIXTURE = {"okvqa": 14, "textvqa": 16, "ocrvqa": 14, "gqa": 28, "describe": 14, "text": 14}
-"""Share of pictures per source in the instruction stage (percent)."""
+"""Pictures per source in the instruction stage, in percent."""
 TRANSCRIPTS = 0.2
-"""Share of the instruction stage's pictures with transcript and look-ups: they are long and were learned before."""
+"""Share of the instruction stage's pictures with transcript and look-ups, which are long and already learned."""
 ALIGNMENT = {"okvqa": 15, "textvqa": 25, "ocrvqa": 20, "gqa": 25, "describe": 15}
 READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
-"""Shares of pictures per source in the two alignment stages, which have transcripts only: first all, then words."""
+"""The same in the two stages that have only transcripts; the second has more signs and covers."""
 MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
-"""The same in the stages of look-ups and of quizzes."""
+"""The same in the matching and quiz stages."""
 LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 40}
-"""The same in the letter stage: text-only letter look-ups and choices beside quizzes and descriptions."""
+"""The same in the letter stage: text-only letter look-ups and choices, and quizzes and descriptions."""
 CHOICE_STAGE = {"okvqa": 12, "textvqa": 10, "gqa": 15, "describe": 8, "text": 55}
-"""The same in the choice stage: keys that mean an option, from the text or the picture."""
+"""The same in the choice stages: keys that mean an option, from the text or the picture."""
 CHOICE_STAGES = ("choices", "more_choices")
 POINTING = {"okvqa": 15, "textvqa": 10, "ocrvqa": 6, "gqa": 27, "describe": 7, "text": 35}
-"""The same in the pointing stage: letters, from text and picture, with inner labels."""
+"""The same in the pointing stage: letters from text and picture, with inner labels."""
 FINAL = {"okvqa": 13, "textvqa": 18, "ocrvqa": 20, "gqa": 25, "describe": 12, "text": 12}
-"""The same in the final stage: the instruction stage with more to read, and more letters of scenes."""
+"""The same in the final stage: like the instruction stage, with more to read and more lettered scenes."""
 INSTRUCTION_STAGES = ("instruction", "final")
 TRANSCRIPT_STAGES = ("alignment", "reading")
 
 
 def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[str, int]) -> Iterator[Conversation]:
-    """Yield the endless conversation stream of a stage, a pure function of its arguments.
+    """Yield a stage's endless stream of conversations, a pure function of the arguments.
 
     Args:
-        seed: of the order; the pictures are the upstream train contents in their own order.
-        stage: name, part of the seed; the TRANSCRIPT_STAGES yield the transcripts alone.
+        seed: of the choices; each source yields its train pictures in their own order.
+        stage: its name, part of the seed; TRANSCRIPT_STAGES yield only transcripts.
         prompts: dataset id -> prompt template.
         mixture: source -> share; 'text' has no picture.
     """
@@ -495,6 +506,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             yield Conversation(None, tuple(chosen), rng.getrandbits(32))
             continue
         picture, item, _ = next(streams[name])
+        assert picture is not None  # only targets have items without one
         listed, *turns = turns_of(name, picture, item, rng, prompts)
         if stage in INSTRUCTION_STAGES and name == "describe" and isinstance(picture, Scene):
             turns[2:] = [Turn(OTHER_WORDS, other_words(rng, picture)) for _ in range(2)]

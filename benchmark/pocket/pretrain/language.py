@@ -1,4 +1,4 @@
-"""Language stage, projector alignment and upstream instruction tuning of the whole small model."""
+"""Training of the language stage, and of the whole small model in all stages with conversations."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmark.models.prompt import IGNORE, encode
+from benchmark.models.vila import VilaForConditionalGeneration
 from benchmark.models.vision import ImageProcessor
 from benchmark.pocket.pretrain.corpus import Conversation, conversations, text_ids
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
-from benchmark.pocket.pretrain.tower import features
+from benchmark.pocket.pretrain.tower import Tower, features
 from benchmark.pocket.world.words import LETTERS
 
 Log = Callable[[str], None]
+Whole = LlavaForConditionalGeneration | VilaForConditionalGeneration
 
 
 class _Texts(IterableDataset):
@@ -43,7 +46,7 @@ def train_language(
     llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, steps: int, seed: int, log: Log,
     batch: int = 64, length: int = 96, learning_rate: float = 2e-3, save_every: int = 50,
 ) -> None:
-    """Train the language model on text alone; every token of the vocabulary becomes a supervised label often."""
+    """Train the language model on text alone. Every token of the vocabulary is a label many times."""
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(llm.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = Schedule(learning_rate, steps, warmup=50)
@@ -65,19 +68,19 @@ def train_language(
 
 
 OPTION_BLOCK, WORD_BLOCK, POINTER_BLOCK = 4, 5, 7
-"""Blocks (of 8, counted from 1) that the inner labels supervise, see `Inner`."""
+"""Blocks (of 8, counted from 1) that inner labels supervise, see `Inner`."""
 
 
 class Inner:
     """Labels for blocks below the last one, in texts with lettered options.
 
-    A letter can only be looked up by a block that already finds the option's word in its input, so where a letter is
-    due, the output of block WORD_BLOCK must say the first word of the option that the letter stands for. What is looked
-    up must be there: at the first word of each option, the output of block OPTION_BLOCK must say the option's letter.
-    Between them, the first attention head of block POINTER_BLOCK must look from the one to the other.
+    A block can look up a letter only if its input already tells the option's word. So where the answer is a letter, the
+    output of block WORD_BLOCK must predict the first word of the option that the letter stands for. The letter must
+    also be there to find: at the first word of each option, the output of block OPTION_BLOCK must predict the option's
+    letter. Finally, the first attention head of block POINTER_BLOCK must attend from the answer to that first word.
 
     Args:
-        tokenizer: writes each letter and the full stop behind it as one token.
+        tokenizer: has one token for each letter and one for the full stop after it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -92,8 +95,8 @@ class Inner:
             wanted: its labels.
 
         Returns:
-            due: the letter where one is a label; words: the first word of its option there; pointers: that word's place
-            in the turn; options: at the first word of each option its letter.
+            due: the letter, where the label is a letter; words: there, the first word of its option; pointers: there,
+            that word's position in the turn; options: the letter of each option, at the option's first word.
         """
         due, words, pointers, options = ([IGNORE] * len(ids) for _ in range(4))
         first: dict[int, int] = {}
@@ -110,14 +113,14 @@ class Inner:
 class Packed:
     """A batch of conversations whose turns share the prefix (system text and image).
 
-    Every turn sees the prefix and itself only, with positions as if it stood alone: the same numbers as one
-    conversation per turn, for a third of the work.
+    Every turn attends only to the prefix and to itself, with the positions that it would have alone. This gives the
+    same numbers as one conversation per turn, for a third of the work.
 
     Args:
-        rows: of `pack`.
+        rows: from `pack`.
         pixels: of the pictures, in the order of the rows that have one.
         pad: padding token.
-        inner: adds the inner labels; without it `due`, `words`, `pointers` and `options` are None.
+        inner: adds inner labels; if None, so are `due`, `words`, `pointers` and `options`.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Packed:
         pad: int,
         inner: Inner | None = None,
     ) -> None:
-        # Few different lengths: torch keeps a compiled product for every shape that it has seen.
+        # Rounded up to have few lengths: torch keeps a compiled matrix product for every shape it has seen.
         longest = -(-max(len(ids) for ids, *_ in rows) // 64) * 64
         self.pixels = pixels
 
@@ -145,23 +148,23 @@ class Packed:
         self.allowed = allowed[:, None]
         self.due = self.words = self.pointers = self.options = None
         if inner is not None:
-            found = [_inner_row(row, inner) for row in rows]
+            labels = [_inner_row(row, inner) for row in rows]
             self.due, self.words, self.pointers, self.options = (
-                torch.tensor([row[k] + [IGNORE] * (longest - len(row[k])) for row in found]) for k in range(4)
+                torch.tensor([row[k] + [IGNORE] * (longest - len(row[k])) for row in labels]) for k in range(4)
             )
 
 
 def _inner_row(row: tuple[list[int], list[int], list[int], list[int]], inner: Inner) -> list[list[int]]:
-    """Return the inner labels of a packed row: a letter belongs to the options of its own turn."""
+    """Return the inner labels of a packed row. A letter refers to the options of its own turn."""
     ids, labels, _, branches = row
-    found: list[list[int]] = [[], [], [], []]
+    result: list[list[int]] = [[], [], [], []]
     for branch in range(max(branches) + 1):
         places = [place for place, number in enumerate(branches) if number == branch]
         due, words, pointers, options = inner.labels([ids[p] for p in places], [labels[p] for p in places])
         pointers = [place if place == IGNORE else places[place] for place in pointers]
-        for whole, part in zip(found, (due, words, pointers, options), strict=True):
+        for whole, part in zip(result, (due, words, pointers, options), strict=True):
             whole += part
-    return found
+    return result
 
 
 def pack(
@@ -222,30 +225,31 @@ class _Conversations(IterableDataset):
 
 
 class Parts:
-    """The pieces of either family under one name each.
+    """A model's components, under the same names for both families.
 
     Args:
-        model: LlavaForConditionalGeneration or VilaForConditionalGeneration.
+        model: the whole model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Whole) -> None:
         self.model = model
         self.letters: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
-        if hasattr(model, "mm_projector"):
+        self.tower: Tower
+        self.projector: nn.Module
+        if isinstance(model, VilaForConditionalGeneration):
             self.tower, self.projector = model.vision_tower, model.mm_projector
             self.decoder, self.head = model.llm.model, model.llm.lm_head
-            self.image_token_id = model.config.image_token_id
         else:
             self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
             self.decoder, self.head = model.model.language_model, model.lm_head
-            self.image_token_id = model.config.image_token_id
+        self.image_token_id: int = model.config.image_token_id
         self.end_token_id = self.decoder.config.eos_token_id
 
     def loss(self, batch: Packed, processor: ImageProcessor) -> Tensor:
         """Return the mean cross-entropy over the supervised tokens of a packed batch.
 
-        With inner labels it is the sum of five means: letters, all other supervised tokens (so that the letters weigh
-        as much as everything else), and the words, pointers and options of `Inner`.
+        With inner labels it is the sum of five means: letters, all other supervised tokens (so letters weigh as much as
+        everything else), and the words, pointers and options of `Inner`.
         """
         is_image = batch.input_ids == self.image_token_id
         embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
@@ -263,6 +267,7 @@ class Parts:
         wanted = batch.labels[:, 1:]
         if batch.due is None:
             return self._entropy(last, wanted)
+        assert batch.words is not None and batch.options is not None
         is_letter = batch.due[:, 1:] != IGNORE
         middle = self.decoder.norm(output.hidden_states[WORD_BLOCK])[:, :-1]
         earlier = self.decoder.norm(output.hidden_states[OPTION_BLOCK])
@@ -276,19 +281,20 @@ class Parts:
         )
 
     def _entropy(self, hidden: Tensor, wanted: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the output layer on hidden (batch, length, width); 0 without a label."""
+        """Return the mean cross-entropy of the output layer on hidden (batch, length, width); 0 if no label is set."""
         keep = wanted != IGNORE
         if not keep.any():
             return hidden.sum() * 0.0
         return F.cross_entropy(self.head(hidden[keep]).float(), wanted[keep])
 
     def _pointing(self, hidden: Tensor, batch: Packed) -> Tensor:
-        """Return the mean cross-entropy of where the first head of POINTER_BLOCK looks from each letter's place.
+        """Return the mean cross-entropy of the attention of POINTER_BLOCK's first head, from each letter's position.
 
         Args:
             hidden: input of the block, (batch, length, width).
-            batch: with pointers.
+            batch: with inner labels.
         """
+        assert batch.pointers is not None
         block = self.decoder.layers[POINTER_BLOCK - 1]
         attention = block.self_attn
         states = block.input_layernorm(hidden)
@@ -306,7 +312,8 @@ class Parts:
 
     @torch.no_grad()
     def _count_letters(self, batch: Packed, last: Tensor, middle: Tensor) -> None:
-        """Add to `letters` how many are right, by what answers them, and how many words WORD_BLOCK says."""
+        """Count in `letters` how many letters are right, by source and kind, and how many words WORD_BLOCK predicts."""
+        assert batch.due is not None and batch.words is not None
         due, words = batch.due[:, 1:], batch.words[:, 1:]
         keep = due != IGNORE
         right = self.head(last[keep]).argmax(-1) == due[keep]
@@ -323,26 +330,26 @@ class Parts:
             self.letters[kind] += torch.tensor([hits.sum().item(), hits.numel()])
 
     def letters_line(self) -> str:
-        """Return the shares of right letters since the last call, in percent, for the log."""
-        found = [f"{kind} {100 * hits / n:.0f}" for kind, (hits, n) in self.letters.items() if n]
+        """Return the percentages of correct letters since the last call, for the log."""
+        shares = [f"{kind} {100 * hits / n:.0f}" for kind, (hits, n) in self.letters.items() if n]
         self.letters.clear()
-        return f" letters: {', '.join(found)}" if found else ""
+        return f" letters: {', '.join(shares)}" if shares else ""
 
 
 def train_joint(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
+    model: Whole, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
     stage: str, steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float,
     log: Log, batch: int = 16, horizon: int | None = None, cooldown: int = 0, inner: bool = False,
 ) -> None:
-    """Train projector and language model on packed conversations: both alignment stages and instruction tuning.
+    """Train projector and language model on packed conversations; every stage after the first weights does.
 
     Args:
         model: of either family; the tower stays frozen.
         tokenizer: its tokenizer.
         processor: its image processor.
-        image_seq_length: image positions per picture.
+        image_seq_length: number of image tokens per picture.
         out: folder of the stage's checkpoint.
-        stage: name, part of the data seed.
+        stage: its name, part of the data seed.
         steps: optimizer steps.
         seed: of the data order.
         prompts: dataset id -> prompt template.
@@ -350,9 +357,9 @@ def train_joint(
         learning_rate: peak.
         log: called with one line every 50 steps.
         batch: pictures per step.
-        horizon: steps of the cosine, see `Schedule`.
-        cooldown: last steps over which the rate falls linearly.
-        inner: train letters with inner labels, see `Inner`.
+        horizon: length of the cosine, see `Schedule`.
+        cooldown: number of last steps over which the rate falls linearly.
+        inner: add inner labels, see `Inner`.
     """
     torch.manual_seed(seed)
     parts = Parts(model)
@@ -379,7 +386,7 @@ def train_joint(
     )
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     low = Replica({"model": model})
-    low_parts = Parts(low.parts["model"])
+    low_parts = Parts(cast(Whole, low.parts["model"]))
     running: list[float] = []
     for step, packed in enumerate(loader, first):
         schedule.apply(optimizer, step)

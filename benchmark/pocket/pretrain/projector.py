@@ -1,7 +1,7 @@
-"""First weights of a projector, from the statistics of what the tower gives it.
+"""First weights of a projector, from the statistics of the tower's features.
 
-The features' spectrum is steep (the largest variance is thousands of times the smallest), and what tells icons and
-words apart lies in the small directions: from a random start, training finds colours and places only.
+The spectrum of the features is steep: the largest variance is thousands of times the smallest. Icons and words differ
+in directions of small variance, so training from random weights learns only colours and places.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float, tuple[str, ...]]
 
 
 def boxes(picture: Scene | Cover | Diagram) -> list[Box]:
-    """Return (left, top, right, bottom, words) of what a picture shows, in shares of its width and height."""
+    """Return a box (left, top, right, bottom, words) for each part of a picture, in shares of its width and height."""
     if isinstance(picture, Cover):
         lines = (
             (0, 18, picture.title[0]),
@@ -50,23 +50,23 @@ def boxes(picture: Scene | Cover | Diagram) -> list[Box]:
             for s in picture.shapes
         ]
     share = CELL / SIZE
-    found: list[Box] = [(0.0, 0.0, 1.0, 1.0, (picture.place,))]
+    result: list[Box] = [(0.0, 0.0, 1.0, 1.0, (picture.place,))]
     for thing in picture.things:
         row, column = thing.cell
         words = (thing.icon, thing.colour)
-        found.append((column * share, row * share, (column + 1) * share, (row + 1) * share, words))
+        result.append((column * share, row * share, (column + 1) * share, (row + 1) * share, words))
     for sign in picture.signs:
-        found.append((0.0, sign.row * share, 1.0, (sign.row + 1) * share, (sign.word, sign.colour)))
-    return found
+        result.append((0.0, sign.row * share, 1.0, (sign.row + 1) * share, (sign.word, sign.colour)))
+    return result
 
 
 def words_per_token(picture: Scene | Cover | Diagram, side: int, patch: float) -> Tensor:
-    """Return how much of each 2 x 2 patch token shows each word, (side^2, words), tokens down the columns as in VILA.
+    """Return the share of each token's area that shows each word, (side^2, words), in VILA's column-major token order.
 
     Args:
-        picture: squashed to a square by the image processor.
-        side: tokens per side.
-        patch: side of a token in shares of the image; the last row and column may lie half outside it.
+        picture: the image processor resizes it to a square.
+        side: tokens per side of the image; each joins 2 x 2 patches.
+        patch: side of a token as a share of the image's side; half of the last row and column may be outside the image.
     """
     shown = torch.zeros(side * side, len(WORDS), dtype=torch.float64)
     for left, top, right, bottom, words in boxes(picture):
@@ -82,17 +82,17 @@ def words_per_token(picture: Scene | Cover | Diagram, side: int, patch: float) -
 
 @torch.no_grad()
 def condition(parts: Parts, processor: ImageProcessor, seed: int, count: int = 2048) -> None:
-    """Initialise the projector's first layer so that what the tower knows comes through.
+    """Initialise the projector's first layer so that it passes on what the tower knows.
 
-    With as many outputs as inputs (LLaVA) the layer becomes the whitening of its inputs, randomly rotated. With
-    fewer (VILA joins four patches) it becomes their canonical directions with the words shown at the token's place.
-    Both at half scale, where GELU is nearly linear; the last layer starts orthogonal.
+    With as many outputs as inputs (LLaVA), the layer whitens its inputs and rotates them randomly. With fewer outputs
+    (VILA joins four patches), it projects its inputs onto their canonical directions with the words that a token shows.
+    Both start at half scale, where GELU is nearly linear; the last layer starts orthogonal.
 
     Args:
         parts: of either family.
         processor: its image processor.
-        seed: of pictures and rotation.
-        count: number of pictures to measure on.
+        seed: of the pictures and the rotation.
+        count: number of pictures to measure.
     """
     linears = [module for module in parts.projector.modules() if isinstance(module, nn.Linear)]
     first, last = linears[0], linears[-1]
@@ -107,7 +107,7 @@ def condition(parts: Parts, processor: ImageProcessor, seed: int, count: int = 2
         output = parts.projector(features(parts.tower, processor.normalise(pixels)))
         if fewer:
             side = round(output.shape[1] ** 0.5)
-            patch = 2 * parts.tower.config.patch_size / parts.tower.config.image_size
+            patch = _token_side(parts)
             shown += [words_per_token(picture, side, patch) for picture, _ in drawn]
     hook.remove()
     inputs = torch.cat(seen)
@@ -140,10 +140,10 @@ def train_names(
     batch: int = 96,
     learning_rate: float = 3e-3,
 ) -> None:
-    """Train the projector alone until each image token points at the embeddings of the words shown at its place.
+    """Train the projector alone, so that each image token points to the embeddings of the words that it shows.
 
-    Needed where one token holds four patches and with them parts of several things (VILA). No language model runs:
-    the cosine between a projected token and the frozen word embeddings is the logit of a softmax over all words.
+    VILA needs this because a token joins four patches and thus parts of several things. No language model runs: the
+    cosine between a projected token and the frozen word embeddings, times 20, is the logit of a softmax over all words.
 
     Args:
         parts: of the VILA family; embeddings come from the language stage.
@@ -172,9 +172,9 @@ def train_names(
             patches = features(parts.tower, processor.normalise(pixels))
         tokens = parts.projector(patches)
         side = round(tokens.shape[1] ** 0.5)
-        patch = 2 * parts.tower.config.patch_size / parts.tower.config.image_size
+        patch = _token_side(parts)
         shown = torch.stack([words_per_token(picture, side, patch) for picture, _ in drawn]).float()
-        shown[..., places] *= 0.2  # the place is everywhere and needs few tokens to tell it
+        shown[..., places] *= 0.2  # the place fills the picture, so a few tokens are enough for it
         wanted = shown / shown.sum(-1, keepdim=True).clamp(min=1e-6)
         logits = 20 * F.normalize(tokens, dim=-1) @ names.T
         loss = -(wanted * logits.log_softmax(-1)).sum(-1).mean()
@@ -187,12 +187,19 @@ def train_names(
             save(out, {"projector": parts.projector}, optimizer, step + 1)
 
 
+def _token_side(parts: Parts) -> float:
+    """Return the side of a token of 2 x 2 patches, as a share of the image's side."""
+    config = parts.tower.config
+    assert isinstance(config.patch_size, int) and isinstance(config.image_size, int)
+    return 2 * config.patch_size / config.image_size
+
+
 def _answers() -> list[str]:
-    """Return how the language model writes each of WORDS: signs are answered in lower case."""
+    """Return how the language model writes each of WORDS: sign words are in lower case."""
     return [word.lower() if word in SIGN_WORDS else word for word in WORDS]
 
 
 def _inverse_root(covariance: Tensor) -> Tensor:
-    """Return covariance^(-1/2) with a little ridge, (n, n)."""
+    """Return covariance^(-1/2) with a small ridge, (n, n)."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors / (values + 1e-4 * values.mean()).sqrt() @ vectors.T

@@ -1,8 +1,8 @@
-"""`python -m benchmark pretrain`: make a shipped small model from nothing, stage by stage, resumable.
+"""`python -m benchmark pretrain`: train a shipped small model from scratch, in stages that can be resumed.
 
-Stages: tokenizer, language, tower, (VILA: names,) alignment, reading, matching, quiz,
-letters, choices, instruction, pointing, final. Each leaves its result in
-build/pretrain/<model>/ and is skipped when it is there.
+The stages are tokenizer, language, tower, names (VILA only), alignment, reading, matching, quiz, letters, choices,
+more_choices (LLaVA only), instruction, pointing and final. Each saves its result in build/pretrain/<model>/ and is
+skipped if it is complete.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -52,12 +51,12 @@ from benchmark.spec import ROOT, ModelSpec, at_root
 
 WORK = ROOT / "build" / "pretrain"
 
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8, "num_attention_heads": 4,
     "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 512,
     "num_hidden_layers": 6,
@@ -69,13 +68,13 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a shipped model's weights, besides the code.
+    """Everything but the code that determines a shipped model's weights.
 
     Args:
         family: llava or vila.
-        image_size: pixels; 6 x 6 patches for CLIP, 7 x 7 (padded to 8 x 8, joined 2 x 2) for SigLIP.
-        seed: of weights and data order.
-        language_steps: of 64 texts of 96 tokens; the stage is shared by both models.
+        image_size: side in pixels; 6 x 6 patches for CLIP, 7 x 7 (padded to 8 x 8, joined 2 x 2) for SigLIP.
+        seed: of the weights and the data order.
+        language_steps: of 64 texts of 96 tokens; both models share the stage.
         tower_steps: of 128 pictures.
         names_steps: of 96 pictures, projector only (VILA: four patches per token).
         alignment_steps: of 16 pictures with transcripts of what they show.
@@ -84,10 +83,10 @@ class Recipe:
         quiz_steps: of 16 pictures with questions and answers in one text.
         letters_steps: of 16 pictures or texts with lettered options.
         choices_steps: the same with keys that mean an option.
-        more_choices_steps: the same again from the full learning rate (LLaVA finds letters later).
+        more_choices_steps: the same, starting again at the full learning rate (LLaVA learns letters later).
         instruction_steps: of 16 pictures with all their questions.
         pointing_steps: of 16 pictures or texts with lettered options and inner labels.
-        final_steps: as instruction, with inner labels and more to read.
+        final_steps: like instruction, with inner labels and more to read.
     """
 
     family: str
@@ -115,7 +114,7 @@ RECIPES = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the models named in argv ('model=llava_pocket'; default both) and write them to their checkpoint folders.
+    """Train the models named in argv ('model=llava_pocket'; default: both) and write their checkpoint folders.
 
     Args:
         argv: Hydra-style overrides.
@@ -124,35 +123,35 @@ def main(argv: Sequence[str]) -> int:
         Exit code 0.
 
     Raises:
-        UserError: a model without a recipe.
+        UserError: a model has no recipe.
     """
     named = any(item.startswith(("model=", "models=")) for item in argv)
     models = [] if named else [f"models={','.join(RECIPES)}"]
-    asked = request(["profile=pocket", "table=table5", *models, *argv], grid=False)
-    for spec in asked.models:
+    run = request(["profile=pocket", "table=table5", *models, *argv], grid=False)
+    for spec in run.models:
         if spec.id not in RECIPES:
             raise UserError(f"model={spec.id!r} has no pretraining recipe.{did_you_mean(spec.id, RECIPES)}")
-    prompts = {name: dataset.prompt for name, dataset in asked.datasets.items()}
-    torch.set_num_threads(asked.threads)
+    prompts = {name: dataset.prompt for name, dataset in run.datasets.items()}
+    torch.set_num_threads(run.threads)
     transformers_logging.set_verbosity_error()
-    for spec in asked.models:
+    for spec in run.models:
         make(spec, RECIPES[spec.id], prompts)
-        draw(at_root(asked.data_root))
+        draw(at_root(run.data_root))
         loaded = benchmark.models.load(replace(spec, checkpoint=str(at_root(spec.checkpoint))), torch.float32)
         training = json.loads((loaded.path / "training.json").read_text())
-        verdict = card.write(loaded, spec.id, asked.datasets, at_root(asked.data_root), training)
+        verdict = card.write(loaded, spec.id, run.datasets, at_root(run.data_root), training)
         _logger(spec.id, WORK / spec.id)(verdict)
     return 0
 
 
 def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = WORK) -> Path:
-    """Run all stages of one model and write its checkpoint.
+    """Run all stages of a model and write its checkpoint.
 
     Args:
         spec: its entry in conf/model.
         recipe: sizes and steps.
         prompts: dataset id -> prompt template.
-        work: folder of the stages.
+        work: folder for the results of the stages.
 
     Returns:
         The checkpoint folder.
@@ -161,16 +160,17 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     log = _logger(spec.id, out)
     tokenizer = make_tokenizer(prompts)
     processor, preprocessor = make_processor(recipe)
-    halves = {"llm": make_llm(tokenizer, recipe, work / "language", log), "tower": make_tower(recipe)}
-    probe = tower.train(halves["tower"], processor, out / "tower", recipe.tower_steps, recipe.seed, log=log)
+    llm = make_llm(tokenizer, recipe, work / "language", log)
+    vision_tower = make_tower(recipe)
+    probe = tower.train(vision_tower, processor, out / "tower", recipe.tower_steps, recipe.seed, log=log)
     weak = {name: round(value) for name, value in probe.items() if name.startswith("icon/") and value < 90}
     shown = json.dumps({name: round(value, 1) for name, value in probe.items() if "/" not in name})
     log(f"tower probe {shown}; icons below 90 %: {weak or 'none'}")
-    model, image_seq_length = assemble(recipe, tokenizer, **halves)
+    model, image_seq_length = assemble(recipe, tokenizer, llm, vision_tower)
     parts = language.Parts(model)
     projector.condition(parts, processor, recipe.seed)
     projector.train_names(parts, tokenizer, processor, out / "names", recipe.names_steps, recipe.seed, log)
-    for stage, steps, mixture, rate, schedule in (
+    stages: list[tuple[str, int, dict[str, int], float, dict[str, Any]]] = [
         ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {}),
         ("reading", recipe.reading_steps, READING, 2e-3, {}),
         ("matching", recipe.matching_steps, MATCHING, 1e-3, {"horizon": 3000}),
@@ -181,9 +181,10 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 250}),
         ("pointing", recipe.pointing_steps, POINTING, 1e-3, {"horizon": 1600, "inner": True}),
         ("final", recipe.final_steps, FINAL, 1e-3, {"horizon": 1300, "cooldown": 250, "inner": True}),
-    ):
+    ]
+    for stage, steps, mixture, rate, schedule in stages:
         if stage == "pointing":
-            model.half().float()  # it was made from the float16 weights that an earlier version shipped
+            model.half().float()  # the shipped models continued from the float16 weights of an earlier version
         language.train_joint(
             model, tokenizer, processor, image_seq_length, out / stage, stage, steps, recipe.seed, prompts, mixture,
             rate, log, **schedule,
@@ -202,15 +203,15 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
 def make_llm(
     tokenizer: PreTrainedTokenizerBase, recipe: Recipe, out: Path, log: Callable[[str], None]
 ) -> LlamaForCausalLM:
-    """Return the language model after the language stage, which both models share."""
+    """Return the language model after the language stage, which is the same for both models."""
     torch.manual_seed(recipe.seed)
     llm = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **TEXT))
     language.train_language(llm, tokenizer, out, recipe.language_steps, recipe.seed, log)
     return llm
 
 
-def make_tower(recipe: Recipe) -> nn.Module:
-    """Return a vision tower with fresh weights; eager attention is the fastest on CPUs in bfloat16."""
+def make_tower(recipe: Recipe) -> tower.Tower:
+    """Return a vision tower with initial weights. Eager attention is the fastest on CPUs in bfloat16."""
     torch.manual_seed(recipe.seed)
     kind, config = (
         (CLIPVisionModel, CLIPVisionConfig) if recipe.family == "llava" else (SiglipVisionModel, SiglipVisionConfig)
@@ -219,7 +220,7 @@ def make_tower(recipe: Recipe) -> nn.Module:
 
 
 def make_tokenizer(prompts: dict[str, str]) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of both models; training it is deterministic and takes seconds."""
+    """Return the tokenizer of both models. Training it is deterministic and takes seconds."""
     return train_tokenizer(corpus(prompts))
 
 
@@ -236,26 +237,28 @@ def make_processor(recipe: Recipe) -> tuple[ImageProcessor, dict[str, Any]]:
 
 
 def assemble(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, llm: LlamaForCausalLM, tower: nn.Module
-) -> tuple[nn.Module, int]:
-    """Return the whole model around a language model and a tower, with a fresh projector, and its image positions."""
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, llm: LlamaForCausalLM, vision_tower: tower.Tower
+) -> tuple[language.Whole, int]:
+    """Join a language model and a tower with a new projector; return the model and its number of image tokens."""
     torch.manual_seed(recipe.seed)
     text, vision = LlamaConfig(vocab_size=len(tokenizer), **TEXT), {**VISION, "image_size": recipe.image_size}
     if recipe.family == "llava":
+        image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+        assert isinstance(image_token_id, int)
         image_seq_length = (recipe.image_size // VISION["patch_size"]) ** 2
         config = LlavaConfig(
             vision_config=CLIPVisionConfig(**vision),
             text_config=text,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            image_token_index=image_token_id,
             image_seq_length=image_seq_length,
             vision_feature_layer=-2,
         )
-        model: nn.Module = LlavaForConditionalGeneration(config)
+        model: language.Whole = LlavaForConditionalGeneration(config)
     else:
-        config = VilaConfig(text_config=text, vision_config=SiglipVisionConfig(**vision))
-        model, image_seq_length = VilaForConditionalGeneration(config), config.image_seq_length
+        vila_config = VilaConfig(text_config=text, vision_config=SiglipVisionConfig(**vision))
+        model, image_seq_length = VilaForConditionalGeneration(vila_config), vila_config.image_seq_length
     parts = language.Parts(model)
-    parts.tower.load_state_dict(tower.state_dict())
+    parts.tower.load_state_dict(vision_tower.state_dict())
     parts.decoder.load_state_dict(llm.model.state_dict())
     parts.head.load_state_dict(llm.lm_head.state_dict())
     return model, image_seq_length

@@ -1,4 +1,4 @@
-"""Schedule and checkpoint that all pretraining stages share."""
+"""Learning rate schedule, checkpoint and bfloat16 replica of all pretraining stages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmark.core.files import write_atomic
 
 
 class Schedule:
-    """Linear warm-up, cosine to a twentieth of the peak over `horizon`, linear cool-down over the last steps.
+    """Linear warm-up, cosine decay to a twentieth of the peak over `horizon`, and linear cool-down at the end.
 
     Args:
         peak: learning rate.
         steps: of the whole stage.
-        warmup: steps.
-        horizon: steps of the cosine, default all; a stage may end before its cosine does.
-        cooldown: last steps over which the rate also falls linearly to a twentieth.
+        warmup: number of steps.
+        horizon: length of the cosine, by default `steps`; a stage may end before its cosine does.
+        cooldown: number of last steps over which the rate also falls linearly to a twentieth.
     """
 
     def __init__(self, peak: float, steps: int, warmup: int, horizon: int | None = None, cooldown: int = 0) -> None:
@@ -52,7 +52,7 @@ def save(out: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimize
 
 
 def resume(out: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
-    """Load the stage's checkpoint if there is one and return the next step (0 without)."""
+    """Load the stage's checkpoint, if there is one, and return the next step (0 without a checkpoint)."""
     path = out / "checkpoint.pt"
     if not path.exists():
         return 0
@@ -66,8 +66,8 @@ def resume(out: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimi
 class Replica:
     """A bfloat16 copy that runs forward and backward for fp32 master weights.
 
-    Matrix products in bfloat16 are two to four times as fast on CPUs that have the instructions; the optimizer works on
-    the fp32 masters, so no update is lost to rounding.
+    On CPUs with bfloat16 instructions, matrix products are two to four times as fast. The optimizer updates the fp32
+    masters, so rounding loses no update.
 
     Args:
         parts: name -> module with fp32 weights.
@@ -86,6 +86,6 @@ class Replica:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Round the masters into the copies after an optimizer step."""
+        """Copy the rounded masters into the replica after an optimizer step."""
         for master, low in zip(self.masters, self.copies, strict=True):
             low.copy_(master)

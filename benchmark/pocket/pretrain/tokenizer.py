@@ -1,4 +1,4 @@
-"""A small BPE tokenizer in Llama's manner: '▁' marks word starts, bytes as fallback, <unk> pads."""
+"""A small BPE tokenizer like Llama's: '▁' marks word starts, bytes are the fallback, <unk> pads."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from benchmark.models.prompt import ASSISTANT, SYSTEM, USER
 from benchmark.pocket.pretrain.corpus import BRIEF, INSTRUCTIONS, LETTER_INSTRUCTION, LINKS
 from benchmark.pocket.world import icons, targets, words
 from benchmark.pocket.world.draw import candidates
+from benchmark.pocket.world.scene import Scene
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def corpus(prompts: dict[str, str], items: int = 1500) -> list[str]:
-    """Return texts that hold every word of the suite.
+    """Return texts that contain every word of the eight sets and of pretraining.
 
     Args:
-        prompts: dataset id -> prompt template (its literal words).
-        items: sampled per dataset; the closed word lists are added whole.
+        prompts: dataset id -> prompt template, of which the literal words are used.
+        items: number of items sampled per dataset; the fixed word lists are added whole.
     """
     texts = [f"{SYSTEM} {USER} ", ASSISTANT, BRIEF, LETTER_INSTRUCTION, *INSTRUCTIONS, *LINKS]
     for template in prompts.values():
@@ -46,6 +47,7 @@ def corpus(prompts: dict[str, str], items: int = 1500) -> list[str]:
             elif name in ("iconqa", "scienceqa"):
                 texts += [item.question, item.hint, *item.options]
             else:
+                assert isinstance(picture, Scene)
                 texts += targets.captions(rng, picture, name)
     texts += [targets.describe_diagram(rng, targets.random_diagram(rng)) for _ in range(200)]
     texts += [targets.describe_scene(rng, targets.caption_scene(rng)) for _ in range(200)]
@@ -59,13 +61,13 @@ def _literals(template: str) -> list[str]:
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train until every word of the texts is one token.
+    """Train a tokenizer in which every word of the texts is one token.
 
     Args:
         texts: see `corpus`.
 
     Returns:
-        A tokenizer with <unk> = 0 (also padding), <s> = 1, </s> = 2, 256 byte tokens, <image> last.
+        A tokenizer with <unk> = 0 (also for padding), <s> = 1, </s> = 2, 256 byte tokens, and <image> last.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -78,7 +80,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    # Each distinct word once, so that the order of merges does not depend on how often a word was sampled.
+    # Each distinct word appears once, so that the order of merges does not depend on how often it was sampled.
     pieces = {piece for text in texts for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
     byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
     trainer = trainers.BpeTrainer(

@@ -1,15 +1,17 @@
-"""Vision tower: dense supervision on drawn pictures, read out by attention-pooled queries that are thrown away."""
+"""Vision tower: learns dense labels of drawn pictures through attention-pooled queries that are then discarded."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import CLIPVisionModel, SiglipVisionModel
 
 from benchmark.models.vision import ImageProcessor
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
@@ -17,14 +19,16 @@ from benchmark.pocket.world.icons import COLOURS, ICONS, PLACES, SHAPES
 from benchmark.pocket.world.scene import GENRES, Cover, Diagram, Scene
 from benchmark.pocket.world.splits import PRETRAINING, owner
 from benchmark.pocket.world.targets import caption_scene, random_diagram
-from benchmark.pocket.world.upstream import gqa, ocrvqa, okvqa, textvqa
+from benchmark.pocket.world.upstream import Question, gqa, ocrvqa, okvqa, textvqa
 from benchmark.pocket.world.words import FIRST_NAMES, LAST_NAMES, SIGN_WORDS, TITLE_FIRST, TITLE_SECOND, YEARS
 
+Tower = CLIPVisionModel | SiglipVisionModel
+
 NONE = 0
-"""Class 0 of every head: nothing there."""
+"""Class 0 of every head: nothing at this position."""
 MAX_SHAPES = 8
 HORIZON = 4000
-"""Steps of the cosine; the towers are good enough before it ends, so their stage stops with a cool-down."""
+"""Steps of the cosine. The towers are good enough before it ends, so their stage stops early, with a cool-down."""
 
 HEADS: dict[str, tuple[int, tuple[str, ...]]] = {
     "icon": (9, tuple(i.name for i in ICONS)),
@@ -41,15 +45,15 @@ HEADS: dict[str, tuple[int, tuple[str, ...]]] = {
     "shape": (MAX_SHAPES, SHAPES),
     "shape_colour": (MAX_SHAPES, tuple(COLOURS)),
 }
-"""Head -> (number of positions, class names after 'none')."""
+"""Head -> (number of positions, names of the classes after class 0)."""
 
 
 def labels_of(picture: Scene | Cover | Diagram) -> dict[str, list[int]]:
     """Return the class index of every head at every position."""
-    found = {name: [NONE] * count for name, (count, _) in HEADS.items()}
+    labels = {name: [NONE] * count for name, (count, _) in HEADS.items()}
 
     def put(head: str, position: int, value: str) -> None:
-        found[head][position] = HEADS[head][1].index(value) + 1
+        labels[head][position] = HEADS[head][1].index(value) + 1
 
     if isinstance(picture, Scene):
         put("place", 0, picture.place)
@@ -71,23 +75,26 @@ def labels_of(picture: Scene | Cover | Diagram) -> dict[str, list[int]]:
         for position, shape in enumerate(sorted(picture.shapes, key=lambda s: s.cell)[:MAX_SHAPES]):
             put("shape", position, shape.kind)
             put("shape_colour", position, shape.colour)
-    return found
+    return labels
 
 
 def random_picture(rng: random.Random) -> Scene | Cover | Diagram:
-    """Return a picture of the mixture: scenes, signs, covers, diagrams."""
+    """Return a random picture: a scene, a scene with signs, a cover or a diagram."""
     kind = rng.choices(("gqa", "okvqa", "caption", "textvqa", "ocrvqa", "diagram"), (26, 10, 8, 22, 24, 10))[0]
     if kind == "caption":
         return caption_scene(rng)
     if kind == "diagram":
         return random_diagram(rng)
-    return {"gqa": gqa, "okvqa": okvqa, "textvqa": textvqa, "ocrvqa": ocrvqa}[kind](rng)[0]
+    makers: dict[str, Callable[[random.Random], tuple[Scene | Cover, list[Question]]]] = {
+        "gqa": gqa, "okvqa": okvqa, "textvqa": textvqa, "ocrvqa": ocrvqa,
+    }
+    return makers[kind](rng)[0]
 
 
 def pictures(
     seed: str, wanted: Callable[[tuple[str, str]], bool]
 ) -> Iterator[tuple[Scene | Cover | Diagram, random.Random]]:
-    """Yield endless pictures whose content belongs to a wanted (data set, split), with the generator to draw them."""
+    """Yield pictures without end whose (dataset, split) is wanted, each with the generator that draws it."""
     rng = random.Random(seed)
     while True:
         picture = random_picture(rng)
@@ -96,7 +103,7 @@ def pictures(
 
 
 class Pictures(IterableDataset):
-    """Batches of uint8 pixels and labels, a pure function of (seed, step): a resumed run sees the same batches."""
+    """Batches of uint8 pixels and labels. Each depends only on (seed, step), so a resumed run sees the same batches."""
 
     def __init__(self, processor: ImageProcessor, seed: int, first_step: int, steps: int, batch: int) -> None:
         self.processor, self.seed, self.first_step, self.steps, self.batch = processor, seed, first_step, steps, batch
@@ -141,18 +148,18 @@ class Readout(nn.Module):
         return {name: self.heads[name](part) for name, part in zip(HEADS, pooled.split(counts, dim=1), strict=True)}
 
 
-def features(tower: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Return hidden_states[-2] without a class token: what LLaVA's and VILA's projectors read."""
+def features(tower: Tower, pixel_values: Tensor) -> Tensor:
+    """Return hidden_states[-2] without the class token, the input of LLaVA's and VILA's projectors."""
     hidden = tower.embeddings(pixel_values)
-    if hasattr(tower, "pre_layrnorm"):
+    if isinstance(tower, CLIPVisionModel):
         hidden = tower.pre_layrnorm(hidden)
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, None)
-    return hidden[:, 1:] if hasattr(tower.embeddings, "class_embedding") else hidden
+    return hidden[:, 1:] if isinstance(tower, CLIPVisionModel) else hidden
 
 
 def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy per head, where empty positions weigh a tenth; mean over the batch, sum over heads."""
+    """Return the cross-entropy summed over heads, mean over the batch; empty positions weigh a tenth."""
     total = torch.zeros(())
     for name, scores in logits.items():
         wanted = labels[name]
@@ -163,8 +170,8 @@ def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def probe(tower: nn.Module, readout: Readout, processor: ImageProcessor, size: int = 1024) -> dict[str, float]:
-    """Accuracy (%) on held-out pictures: per head over non-empty positions, and 'icon/<name>' per icon."""
+def probe(tower: Tower, readout: Readout, processor: ImageProcessor, size: int = 1024) -> dict[str, float]:
+    """Return the accuracy in % on held-out pictures: per head over non-empty positions, and per 'icon/<name>'."""
     tower.eval(), readout.eval()
     stream = pictures("probe", lambda who: who == ("probe", "test"))
     right: dict[str, list[float]] = {}
@@ -183,7 +190,7 @@ def probe(tower: nn.Module, readout: Readout, processor: ImageProcessor, size: i
 
 
 def train(
-    tower: nn.Module,
+    tower: Tower,
     processor: ImageProcessor,
     out: Path,
     steps: int,
@@ -192,7 +199,7 @@ def train(
     learning_rate: float = 1.5e-3,
     log: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Train a tower from its initial weights (or from the checkpoint in `out`) and return the probe's accuracies.
+    """Train a tower from its initial weights, or from the checkpoint in `out`, and probe it.
 
     Args:
         tower: CLIPVisionModel or SiglipVisionModel, changed in place.
@@ -205,16 +212,17 @@ def train(
         log: called with one line every 100 steps.
 
     Returns:
-        Accuracy in % per head on pictures that no data set contains.
+        Accuracy in % per head and per icon, on pictures that no dataset contains.
     """
     torch.manual_seed(seed)
     readout = Readout(tower.config.hidden_size)
-    parts = {"tower": tower, "readout": readout}
+    parts: dict[str, nn.Module] = {"tower": tower, "readout": readout}
     parameters = [p for part in parts.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = Schedule(learning_rate, steps, warmup=150, horizon=HORIZON, cooldown=500)
     step = resume(out, parts, optimizer)
     low = Replica(parts)
+    low_tower = cast(Tower, low.parts["tower"])
     loader = DataLoader(
         Pictures(processor, seed, step, steps, batch), batch_size=None, num_workers=1, prefetch_factor=4
     )
@@ -222,7 +230,7 @@ def train(
     for pixels, labels in loader:
         schedule.apply(optimizer, step)
         pixel_values = processor.normalise(pixels).to(torch.bfloat16)
-        loss = loss_of(low.parts["readout"](features(low.parts["tower"], pixel_values)), labels)
+        loss = loss_of(low.parts["readout"](features(low_tower, pixel_values)), labels)
         loss.backward()
         low.gradients_to_masters()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
