@@ -1,4 +1,4 @@
-"""How hard the targets are: the untuned models and Full FT held against the paper's rows (docs/pocket.md)."""
+"""How hard the targets are: the untuned models and Full FT held against the paper's rows (docs/calibration.md)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def run(overrides: Sequence[str]) -> int:
     """
     given = [name for item in overrides if (name := AXES.get(item.partition("=")[0], "")) in FIXED]
     if given:
-        raise UserError(f"The rule fixes {' and '.join(FIXED[name] for name in given)} (docs/pocket.md). Leave it out.")
+        fixed = " and ".join(FIXED[name] for name in given)
+        raise UserError(f"The rule fixes {fixed} (docs/calibration.md). Leave it out.")
     asked = cells_of(overrides)
     code = runner.run(asked)
     if code:
@@ -131,8 +132,8 @@ def table(asked: Request, found: Sequence[Line]) -> str:
     return "\n".join([
         f"# Calibration of {asked.profile.id}",
         "",
-        "The rule of docs/pocket.md, on *validation*. Start: A^T of the untuned model. Forgetting: points of A^S that",
-        f"Full FT loses, seed {SEED}, learning rate {', '.join(f'{rate:g} ({name})' for name, rate in rates.items())}.",
+        "The rule of docs/calibration.md, on *validation*. Start: A^T of the untuned model. Forgetting: points of A^S",
+        f"that Full FT loses, seed {SEED}, rate {', '.join(f'{rate:g} ({name})' for name, rate in rates.items())}.",
         "",
         "| rule | model | target | paper | allowed | got | met |",
         "| --- | --- | --- | --: | --: | --: | --- |",

@@ -1,4 +1,4 @@
-"""The suite at the paper's number of training rows, its targets as hard as in the paper (docs/pocket.md)."""
+"""The suite at the paper's number of training rows, its targets as hard as in the paper (docs/calibration.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNTS = {
     **{name: drawing.COUNTS[name] for name in UPSTREAM},
     **{name: {"train": ROWS, "validation": 200, "test": 500} for name in TARGETS},
 }
-DISTANCE = Distance(near_words=0.45, new_questions=0.5)  # by the rule of docs/pocket.md
+DISTANCE = Distance(near_words=0.45, new_questions=0.5)  # by the rule of docs/calibration.md
 CAPTIONS = "12345"  # an image has five
 BLOCK = 250  # rows that a process draws at a time
 
