@@ -16,6 +16,7 @@ from benchmark.core.files import digest_of, user_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from typing_extensions import TypeIs
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LABEL = 48  # characters of a cell's name for the settings that differ from the defaults
@@ -207,6 +208,18 @@ class CellSpec(PlaceSpec):
     def dataset(self, name: str) -> DatasetSpec:
         """Return one of the cell's datasets by its id."""
         return next(dataset for dataset in self.datasets if dataset.id == name)
+
+
+class TunedCell(CellSpec):
+    """The type of a cell that `is_tuned` accepts: what training needs is not None. Only type checkers use it."""
+
+    target: str
+    train: TrainSpec
+
+
+def is_tuned(cell: CellSpec) -> TypeIs[TunedCell]:
+    """Return whether a cell trains, unlike that of an untuned model."""
+    return cell.train is not None
 
 
 def at_root(path: str | Path) -> Path:

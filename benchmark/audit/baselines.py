@@ -41,9 +41,9 @@ def majority(train: Sequence[Record], test: Sequence[Record]) -> Answers:
     known = train or test
     by_template: dict[Hashable, list[str]] = defaultdict(list)
     for record in known:
-        by_template[template(record)].append(record.target)
+        by_template[template(record)].append(_target(record))
     answer = {key: _commonest(answers) for key, answers in by_template.items()}
-    overall = _commonest([record.target for record in known])
+    overall = _commonest([_target(record) for record in known])
     return {record.item_id: answer.get(template(record), overall) for record in test}
 
 
@@ -68,25 +68,28 @@ def lookup(train: Sequence[Record], test: Sequence[Record]) -> Answers:
         counts = seen.get(record.meta["question"])
         if not counts:
             continue
-        if record.options is None:
+        if (options := record.options) is None:
             answers[record.item_id] = min(counts, key=lambda answer: (-counts[answer], answer))
-        elif max(counts[option] for option in record.options) > 0:
-            best = max(range(len(record.options)), key=lambda index: counts[record.options[index]])
+        elif max(counts[option] for option in options) > 0:
+            best = options.index(max(options, key=counts.__getitem__))
             # Any other letter is a wrong answer, whatever form the target has.
-            answers[record.item_id] = record.target if best == _gold(record) else letter(best)
+            answers[record.item_id] = _target(record) if best == _gold(record) else letter(best)
     return answers
+
+
+def _target(record: Record) -> str:
+    """Return the right answer; records that are never trained on may have only references."""
+    return _commonest(record.references) if record.target is None else record.target
 
 
 def _content(record: Record) -> str:
     """Return the text of the right answer: the option's text behind a letter, else the target."""
-    if record.options is None:
-        return record.target
-    return record.options[_gold(record)]
+    return _target(record) if record.options is None else record.options[_gold(record)]
 
 
 def _gold(record: Record) -> int:
     """Return the position of the right option."""
-    return next(index for index in range(len(record.options)) if letter(index) == record.meta["gold"])
+    return next(index for index in range(len(record.options or ())) if letter(index) == record.meta["gold"])
 
 
 def each_reference(records: Sequence[Record]) -> list[Answers]:

@@ -22,22 +22,23 @@ from benchmark.audit.data_report import Report, markdown, tables, verdict
 from benchmark.core.errors import UserError
 from benchmark.core.files import sha256_file, write_atomic
 from benchmark.core.progress import StageTold, long_work
-from benchmark.data import SPLITS, DatasetLike, load, reader_of
+from benchmark.data import SPLITS, load, reader_of
 from benchmark.data.layout import Absent, read_json
 from benchmark.data.record import Record, check_images, find_image, open_image
+from benchmark.spec import DatasetSpec
 from eval.score import score, value
 
 if TYPE_CHECKING:
     from benchmark.models import LoadedModel
 
-Answerer = Callable[[DatasetLike, list[Record]], Mapping[str, str]]
+Answerer = Callable[[DatasetSpec, list[Record]], Mapping[str, str]]
 Splits = dict[tuple[str, str], list[Record]]
 
 SCENE_KEYS = "scene_keys.json"
 
 
 def audit(
-    specs: Sequence[DatasetLike], root: Path, bases: Mapping[str, Answerer] | None = None,
+    specs: Sequence[DatasetSpec], root: Path, bases: Mapping[str, Answerer] | None = None,
     split: str = "test", told: StageTold | None = None,
 ) -> Report:
     """Check all splits that are on disk and compute the baselines of one.
@@ -82,7 +83,7 @@ def audit(
 
 
 def read_splits(
-    specs: Iterable[DatasetLike], root: Path, report: Report, told: StageTold | None = None
+    specs: Iterable[DatasetSpec], root: Path, report: Report, told: StageTold | None = None
 ) -> Splits:
     """Read every split that is required or on disk; note the faults of each.
 
@@ -133,11 +134,11 @@ def check_disjoint(splits: Splits, root: Path, report: Report) -> None:
     """
     places: dict[str, dict[str, str]] = defaultdict(dict)
     for (reader, split), records in splits.items():
-        images = {record.group: record for record in records if record.image is not None}
+        images = {record.group: record.image for record in records if record.image is not None}
         path = root / reader / SCENE_KEYS
         named = read_json(path).get(split, {}) if path.is_file() else None
         if named is None:
-            keys = {group: sha256_file(find_image(record.image)) for group, record in images.items()}
+            keys = {group: sha256_file(find_image(image) or image) for group, image in images.items()}
         else:
             keys = {group: str(named[group]) for group in images if group in named}
             without = sorted(set(images) - set(keys))
@@ -160,7 +161,7 @@ def check_disjoint(splits: Splits, root: Path, report: Report) -> None:
 
 
 def question_rows(
-    spec: DatasetLike, train: Sequence[Record], test: Sequence[Record], bases: Mapping[str, Answerer]
+    spec: DatasetSpec, train: Sequence[Record], test: Sequence[Record], bases: Mapping[str, Answerer]
 ) -> list[dict[str, Any]]:
     """Score the baselines of a question set, all items and, if some have no image, the image items alone.
 
@@ -204,7 +205,7 @@ def question_rows(
 
 
 def caption_row(
-    spec: DatasetLike, train: Sequence[Record], test: Sequence[Record], bases: Mapping[str, Answerer]
+    spec: DatasetSpec, train: Sequence[Record], test: Sequence[Record], bases: Mapping[str, Answerer]
 ) -> dict[str, Any]:
     """Score the baselines of a captioning set.
 
@@ -237,7 +238,7 @@ def caption_row(
 
 
 def _with_and_without(
-    spec: DatasetLike, records: Sequence[Record], base: Answerer
+    spec: DatasetSpec, records: Sequence[Record], base: Answerer
 ) -> dict[str, Mapping[str, str]]:
     """Return a model's answers when it sees the mean colour of all images, and when it sees the images."""
     with tempfile.TemporaryDirectory() as folder:
@@ -260,11 +261,8 @@ def mean_colour(records: Sequence[Record], folder: Path) -> list[Record]:
     shown = {record.image: record for record in records if record.image is not None}
     if not shown:
         return list(records)
-    means, size = [], None
-    for record in shown.values():
-        image = open_image(record)
-        size = size or image.size
-        means.append(ImageStat.Stat(image).mean)
+    size = open_image(next(iter(shown.values()))).size
+    means = [ImageStat.Stat(open_image(record)).mean for record in shown.values()]
     colour = tuple(round(sum(channel) / len(means)) for channel in zip(*means, strict=True))
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, format="PNG")
@@ -284,7 +282,7 @@ def answerer(loaded: LoadedModel, batch_size: int = 64) -> Answerer:
     """
     from benchmark.training.generate import generate  # torch is needed only when a model is shown the data
 
-    def answer(spec: DatasetLike, records: list[Record]) -> dict[str, str]:
+    def answer(spec: DatasetSpec, records: list[Record]) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "answers.jsonl"
             generate(loaded, records, spec, path, batch_size, None)
@@ -295,7 +293,7 @@ def answerer(loaded: LoadedModel, batch_size: int = 64) -> Answerer:
 
 
 def main(
-    specs: Sequence[DatasetLike], root: Path, bases: Mapping[str, Answerer] | None = None,
+    specs: Sequence[DatasetSpec], root: Path, bases: Mapping[str, Answerer] | None = None,
     out: Path | None = None, split: str = "test", console: Console | None = None,
 ) -> int:
     """Audit, write audit.json and audit.md if asked, and print.

@@ -110,8 +110,8 @@ def sample(
         supervised = [token for token, label in zip(ids, labels, strict=True) if label != IGNORE]
         if family.encode is not encode:  # another conversation: its text is what its tokens say
             runs = itertools.groupby(ids[: len(ids) - len(supervised)], image.__eq__)
-            asked = "".join(IMAGE_TAG if is_image else tokenizer.decode(list(run)) for is_image, run in runs)
-        answer = " " + tokenizer.decode(supervised) if supervised else ""
+            asked = "".join(IMAGE_TAG if is_image else _text(tokenizer, list(run)) for is_image, run in runs)
+        answer = " " + _text(tokenizer, supervised) if supervised else ""
         whole = asked + answer
     text = Text(whole[: len(whole) - len(answer)])
     text.append(f"«{answer}»" if marks and answer else answer, style=SUPERVISED)
@@ -120,7 +120,14 @@ def sample(
     return text
 
 
-def _tokenizer(model: ModelSpec | None) -> tuple[object | None, str]:
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Return the text of one list of ids; `decode` takes several lists too."""
+    text = tokenizer.decode(ids)
+    assert isinstance(text, str)
+    return text
+
+
+def _tokenizer(model: ModelSpec | None) -> tuple[PreTrainedTokenizerBase | None, str]:
     """Return the model's tokenizer if its checkpoint is here, and a line on what the colour means."""
     legend = "On green: what the loss sees. "
     if model is not None:

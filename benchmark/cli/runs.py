@@ -70,20 +70,21 @@ def plan(arguments: list[str]) -> int:
     store = Store(asked.results)
     sbatch = "--sbatch" in arguments
     planned = planning.make(asked, store, compute=sbatch)  # a plan takes no time; jobs are for what is really missing
+    on_gpus = None
     if asked.gpu is None:
         costs = Costs(store, asked.profile)
     else:
         from benchmark.planning import forecast
 
-        costs = forecast.Forecast(store, asked, asked.gpu)
+        costs = on_gpus = forecast.Forecast(store, asked, asked.gpu)
     if sbatch:
         from benchmark.running.slurm import script
 
         print(script(planned, asked, costs, overrides, " ".join(flags)), end="")
         return 0
     print(planning.describe(planned, asked, costs))
-    if asked.gpu is not None:
-        print(forecast.describe(planned, asked, costs))
+    if on_gpus is not None:
+        print(forecast.describe(planned, asked, on_gpus))
     elif any(model.architecture for model in asked.models):
         print("Add gpu=4090x8 (make: GPU=4090x8) for hours, memory and disk on such cards.")
     return 0

@@ -7,7 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmark.core.errors import UserError, did_you_mean
 
@@ -86,7 +86,16 @@ def one_name(spec: DatasetLike, split: str, default: Mapping[str, Any]) -> str:
     return names[0]
 
 
-def render(spec: DatasetLike, **fields: str) -> str:
+class Template(Protocol):
+    """What `render` needs of a dataset's spec."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+
+
+def render(spec: Template, **fields: str) -> str:
     """Fill the spec's prompt template.
 
     Args:

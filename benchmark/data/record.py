@@ -76,7 +76,7 @@ def _read(path: Path, transparency: str = "drop") -> Image.Image:
         raise FileNotFoundError("the file does not exist")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
-        image = Image.open(found, formats=FORMATS)
+        image: Image.Image = Image.open(found, formats=FORMATS)
     with image, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PIL would have a transparent palette as RGBA
         short, long = sorted(image.size)
@@ -136,11 +136,11 @@ def check_images(records: Iterable[Record], told: Callable[[int, int], None] | N
     for record in records:
         if record.image is not None:
             seen.setdefault(record.image, record)
-    for done, record in enumerate(seen.values(), 1):
+    for done, (path, record) in enumerate(seen.items(), 1):
         try:
-            _read(record.image)
+            _read(path)
         except Exception as error:  # as in open_image
-            faults.append(f"  {record.image} ({_where(record)}): {error}")
+            faults.append(f"  {path} ({_where(record)}): {error}")
         if told is not None:
             told(done, len(seen))
     if faults:
@@ -168,19 +168,18 @@ def digest(records: Sequence[Record]) -> str:
     total = hashlib.sha256()
     for record in records:
         content = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "image"}
-        content["image"] = None if record.image is None else _image_digest(record, hashes)
+        content["image"] = None if record.image is None else _image_digest(record.image, record, hashes)
         total.update(canonical_json(content).encode() + b"\n")
     return total.hexdigest()
 
 
-def _image_digest(record: Record, known: dict[Path, str]) -> str:
+def _image_digest(image: Path, record: Record, known: dict[Path, str]) -> str:
     """Return the SHA-256 of a record's image file, read once per file."""
-    if record.image not in known:
-        found = find_image(record.image)
+    if image not in known:
         try:
-            known[record.image] = sha256_file(found or record.image)
+            known[image] = sha256_file(find_image(image) or image)
         except OSError as error:
             raise UserError(
-                f"Cannot read the image {record.image} ({_where(record)}): {error.strerror}. {FIX}"
+                f"Cannot read the image {image} ({_where(record)}): {error.strerror}. {FIX}"
             ) from error
-    return known[record.image]
+    return known[image]

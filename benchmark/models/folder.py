@@ -38,7 +38,8 @@ def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> 
     safetensors_files(folder)
     try:
         with quiet():
-            model, info = cls.from_pretrained(
+            # With output_loading_info it returns a pair, which transformers does not declare.
+            model, info = cls.from_pretrained(  # type: ignore[misc]
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -50,8 +51,10 @@ def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> 
         raise UserError(
             f"Checkpoint {folder} does not load as {cls.__name__}: {_first_line(error)}. {FIX}"
         ) from None
-    refuse_mismatch(folder, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
-    return model
+    refuse_mismatch(
+        folder, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]  # type: ignore[has-type]
+    )
+    return model  # type: ignore[has-type]
 
 
 def refuse_mismatch(folder: Path, missing: Any, unexpected: Any, mismatched: Any = ()) -> None:

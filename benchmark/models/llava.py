@@ -1,5 +1,8 @@
 """LLaVA-1.5: CLIP tower, two-layer MLP, Llama, in llava-hf's layout or LLaVA's own (facts: arXiv 2310.03744)."""
 
+# mypy: allow-redefinition
+# (`load` has the file's and the model's configuration under one name)
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedTokenizerBase
+from transformers import (
+    CLIPVisionConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -35,7 +43,10 @@ class FrozenTowerLlava(LlavaModel):
         """Return projected features of pixels (4 dimensions) or of tower features (3 dimensions)."""
         if pixel_values.dim() == 4:
             return super().get_image_features(pixel_values=pixel_values, **kwargs)
-        return BaseModelOutputWithPooling(pooler_output=list(self.multi_modal_projector(pixel_values)))
+        return BaseModelOutputWithPooling(
+            # One tensor per image, as in LlavaModel.
+            pooler_output=list(self.multi_modal_projector(pixel_values))  # type: ignore[arg-type]
+        )
 
     def get_tower_features(self, pixel_values: Tensor) -> Tensor:
         """Return (images, patches, channels), what the projector takes, from (images, 3, H, W)."""
@@ -79,10 +90,10 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
     tower_path = None
     if places.is_original(config):
         tower_path = places.tower(path, config, spec.vision_tower)
-        model = original.read(path, config, tower_path, dtype)
+        model: LlavaForConditionalGeneration = original.read(path, config, tower_path, dtype)
         rows = spec.vocab_size or config["vocab_size"]
     elif config.get("model_type") == "llava" and "text_config" in config:
-        model = folders.load_pretrained(
+        model = folders.load_pretrained(  # type: ignore[assignment]  # of the class that it is given
             LlavaForConditionalGeneration, path, dtype=dtype, attn_implementation="sdpa"
         )
         rows = spec.vocab_size
@@ -98,13 +109,14 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
     if rows is not None:
         limit(model, rows, path)
     config = model.config
-    vision = config.vision_config
+    vision: CLIPVisionConfig = config.vision_config  # type: ignore[assignment]  # a loaded model has it as an object
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(
             f"{path / 'config.json'}: vision_feature_layer={config.vision_feature_layer} joins several layers, "
             "which is not LLaVA-1.5. Use a LLaVA-1.5 checkpoint."
         )
-    patches = (vision.image_size // vision.patch_size) ** 2
+    # CLIP's sizes are whole numbers; the class allows others.
+    patches = (vision.image_size // vision.patch_size) ** 2  # type: ignore[operator]
     length = patches + (config.vision_feature_select_strategy == "full")
     if config.image_seq_length != length:
         raise UserError(
@@ -119,20 +131,23 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
         )
     return {
         "model": model,
-        "tokenizer": folders.load_tokenizer(path, config.text_config.vocab_size),
+        "tokenizer": folders.load_tokenizer(path, config.text_config.vocab_size),  # type: ignore[union-attr]
         "image_processor": processor,
         "image_token_id": config.image_token_id,
         "image_seq_length": length,
         "tower": model.model.get_tower_features,
         "feature_shape": (length, vision.hidden_size),
-        "vocab_size": rows or config.text_config.vocab_size,
+        "vocab_size": rows or config.text_config.vocab_size,  # type: ignore[union-attr]  # likewise
         "tower_path": tower_path,
     }
 
 
 def blocks(model: LlavaForConditionalGeneration) -> tuple[str, list[str]]:
     """Return the prefixes of parameter names of the projector, and of each block of the language model in order."""
-    return PROJECTOR_PREFIX, [f"{BLOCK_PREFIX}{i}." for i in range(model.config.text_config.num_hidden_layers)]
+    return PROJECTOR_PREFIX, [
+        f"{BLOCK_PREFIX}{i}."
+        for i in range(model.config.text_config.num_hidden_layers)  # type: ignore[union-attr]  # a loaded model has one
+    ]
 
 
 def limit(model: LlavaForConditionalGeneration, rows: int, path: Path) -> None:

@@ -67,7 +67,7 @@ def read(path: Path, config: dict[str, Any], tower: Path, dtype: torch.dtype) ->
         )
     vision = read_json(tower / "config.json")
     vision = vision.get("vision_config", vision)
-    words = config.get("vocab_size")
+    words: int = config.get("vocab_size")  # type: ignore[assignment]  # what is not an int is missing, see below
     needed = ("vocab_size", "hidden_size", "num_hidden_layers")
     missing = [name for name in needed if not isinstance(config.get(name), int)]
     if missing:
@@ -80,7 +80,8 @@ def read(path: Path, config: dict[str, Any], tower: Path, dtype: torch.dtype) ->
         vision_config=sizes.to_dict(),
         text_config=LlamaConfig(**language | {"vocab_size": padded_vocabulary(words)}).to_dict(),
         image_token_index=words,
-        image_seq_length=(sizes.image_size // sizes.patch_size) ** 2,
+        # CLIP's sizes are whole numbers; the class allows others.
+        image_seq_length=(sizes.image_size // sizes.patch_size) ** 2,  # type: ignore[operator]
         tie_word_embeddings=False,
     )
     state = dict(_renamed(path))
@@ -91,12 +92,15 @@ def read(path: Path, config: dict[str, Any], tower: Path, dtype: torch.dtype) ->
             state[name] = _padded(path, name, state[name], words)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     with folders.quiet():
-        model, info = LlavaForConditionalGeneration.from_pretrained(
+        # With output_loading_info it returns a pair, which transformers does not declare.
+        model, info = LlavaForConditionalGeneration.from_pretrained(  # type: ignore[misc]
             None, config=full, state_dict=state, dtype=dtype, attn_implementation="sdpa", output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )
-    folders.refuse_mismatch(path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
-    return model.eval()
+    folders.refuse_mismatch(
+        path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]  # type: ignore[has-type]
+    )
+    return model.eval()  # type: ignore[has-type]
 
 
 def _renamed(path: Path) -> Iterator[tuple[str, Tensor]]:

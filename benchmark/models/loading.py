@@ -36,7 +36,7 @@ def load_model(model: ModelSpec, dtype: str, device: str, then: str | None = Non
             f"The checkpoint {path} does not load: {type(error).__name__}: {shorten(str(error), 300)}. Fetch it again, "
             "or correct model.checkpoint."
         ) from error
-    loaded.model.to(device)
+    loaded.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's `to` without its types
     if then not in (None, dtype):
         # Only weights: the tables of rotary embeddings stay in float32, as from_pretrained leaves them.
         for parameter in loaded.model.parameters():

@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from benchmark.core.errors import UserError
 
 if TYPE_CHECKING:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at run time
 
 SPACE = "\u2581"  # how sentencepiece writes a space
 
@@ -29,7 +29,7 @@ def read(path: Path) -> ModelProto:
         UserError: the file cannot be read.
     """
     from google.protobuf.message import DecodeError
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at run time
 
     try:
         model = ModelProto.FromString(path.read_bytes())
@@ -90,7 +90,7 @@ def install(model: ModelProto, backend: Tokenizer) -> None:
         vocabulary(model), [pair for *_, pair in merges], unk_token=unknown, byte_fallback=True, fuse_unk=True
     )
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
-    backend.pre_tokenizer = None  # type: ignore[assignment]
+    backend.pre_tokenizer = None
     backend.decoder = decoders.Sequence([
         decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
     ])

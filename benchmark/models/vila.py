@@ -71,7 +71,8 @@ class VilaConfig(PreTrainedConfig):
     @property
     def image_seq_length(self) -> int:
         """Number of image positions: the patch grid, padded to an even side, halved in both directions."""
-        return ((self.vision_config.image_size // self.vision_config.patch_size + 1) // 2) ** 2
+        # SigLIP's sizes are whole numbers; the class allows others.
+        return ((self.vision_config.image_size // self.vision_config.patch_size + 1) // 2) ** 2  # type: ignore[operator]
 
 
 class Downsample(nn.Module):
@@ -113,7 +114,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config: VilaConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]  # as LlavaForConditionalGeneration has it
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -184,8 +185,11 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: the number of image positions differs from the number of image features.
         """
         if inputs_embeds is None:
-            is_image = input_ids == self.config.image_token_id
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+            # Without inputs_embeds there are input_ids.
+            is_image: Tensor = input_ids == self.config.image_token_id  # type: ignore[assignment]
+            inputs_embeds = self.get_input_embeddings()(
+                input_ids.masked_fill(is_image, 0)  # type: ignore[union-attr]
+            )
             features = None if pixel_values is None else self.get_image_features(pixel_values)
             positions = int(is_image.sum())
             found = 0 if features is None else features.shape[0] * features.shape[1]
@@ -209,7 +213,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # transformers' options are those of its own layout
         cls, path: str | Path, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
     ) -> VilaForConditionalGeneration:
         """Load VILA's folder: config.json with the three *_cfg, llm/, vision_tower/, mm_projector/.
@@ -232,7 +236,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tower = folders.load_pretrained(
             SiglipVisionModel, root / "vision_tower", config=config.vision_config, **options
         )
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for file in safetensors_files(root / "mm_projector"):
             weights |= load_file(file)
         with torch.device("meta"):
@@ -272,7 +276,9 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return VilaConfig(text_config=parts["llm_cfg"], vision_config=parts["vision_tower_cfg"])
 
-    def save_pretrained(self, path: str | Path, **_: Any) -> None:
+    def save_pretrained(  # type: ignore[override]  # transformers' options are those of its own layout
+        self, path: str | Path, **_: Any
+    ) -> None:
         """Write VILA's folder layout (without tokenizer and preprocessor: see save).
 
         Args:
@@ -335,7 +341,10 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
         "image_token_id": config.image_token_id,
         "image_seq_length": config.image_seq_length,
         "tower": model.get_tower_features,
-        "feature_shape": ((vision.image_size // vision.patch_size) ** 2, vision.hidden_size),
+        "feature_shape": (
+            (vision.image_size // vision.patch_size) ** 2,  # type: ignore[operator]  # as in VilaConfig
+            vision.hidden_size,
+        ),
         "vocab_size": config.text_config.vocab_size,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import (
@@ -14,14 +15,15 @@ from transformers import (
 )
 
 from benchmark.config.compose import request
-from benchmark.models import LoadedModel, llava, vila
+from benchmark.models import LoadedModel, family_of, llava, vila
 from benchmark.models import folder as folders
-from benchmark.models.sizes import Architecture
+from benchmark.models.sizes import Architecture, Tower
 from benchmark.models.vision import ImageProcessor
 from benchmark.spec import at_root
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 LLAVA_WORDS = 32000
+TowerConfig = TypeVar("TowerConfig", CLIPVisionConfig, SiglipVisionConfig)
 
 
 def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
@@ -37,26 +39,23 @@ def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
         num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
         max_position_embeddings=4096, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )
-    tower = {
-        "hidden_size": sizes.tower.hidden, "intermediate_size": sizes.tower.intermediate,
-        "num_hidden_layers": sizes.tower.layers, "num_attention_heads": sizes.tower.heads,
-        "image_size": sizes.tower.image, "patch_size": sizes.tower.patch,
-    }
+    cls: type[LlavaForConditionalGeneration | vila.VilaForConditionalGeneration]
+    config: LlavaConfig | vila.VilaConfig
     if sizes.family == "llava":
-        cls, family, mode = LlavaForConditionalGeneration, llava, "pad"
+        cls, mode = LlavaForConditionalGeneration, "pad"
         config = LlavaConfig(
-            vision_config=CLIPVisionConfig(**tower), text_config=text, image_token_index=LLAVA_WORDS,
+            vision_config=_tower(CLIPVisionConfig, sizes.tower), text_config=text, image_token_index=LLAVA_WORDS,
             image_seq_length=sizes.image_tokens,
         )
     else:
-        cls, family, mode = vila.VilaForConditionalGeneration, vila, "resize"
-        config = vila.VilaConfig(text_config=text, vision_config=SiglipVisionConfig(**tower))
+        cls, mode = vila.VilaForConditionalGeneration, "resize"
+        config = vila.VilaConfig(text_config=text, vision_config=_tower(SiglipVisionConfig, sizes.tower))
     with torch.device(device):
         model = cls._from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
-    if sizes.family == "llava":
+    if isinstance(model, LlavaForConditionalGeneration):
         model.model.__class__ = llava.FrozenTowerLlava
         llava.limit(model, LLAVA_WORDS, Path("random"))
-    projector, blocks = family.blocks(model)
+    projector, blocks = family_of(sizes.family).blocks(model)
     side = sizes.tower.image
     loaded = LoadedModel(
         model=model,
@@ -74,6 +73,13 @@ def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
     )
     loaded.__dict__["digest"] = "random"  # no checkpoint stands behind it
     return loaded
+
+
+def _tower(cls: type[TowerConfig], sizes: Tower) -> TowerConfig:
+    return cls(
+        hidden_size=sizes.hidden, intermediate_size=sizes.intermediate, num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads, image_size=sizes.image, patch_size=sizes.patch,
+    )
 
 
 def _tokenizer(family: str) -> Path:

@@ -20,6 +20,7 @@ from benchmark.core.files import canonical_json, unfinished_folder, write_atomic
 from benchmark.models import LoadedModel
 from benchmark.models.loading import load_model
 from benchmark.models.prompt import IMAGE_TAG
+from benchmark.models.vila import VilaForConditionalGeneration
 from benchmark.spec import CellSpec, answering_dtype, plain
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
@@ -147,8 +148,10 @@ def _write_llava(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
 
 
 def _write_vila(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
-    loaded.model.llm.generation_config = _generation(loaded)
-    models.save("vila", loaded.model, loaded.tokenizer, _preprocessor(loaded, cell), path)
+    model = loaded.model
+    assert isinstance(model, VilaForConditionalGeneration)
+    model.llm.generation_config = _generation(loaded)
+    models.save("vila", model, loaded.tokenizer, _preprocessor(loaded, cell), path)
     # The public files are of an older transformers: its names, and its configuration files as the base has them.
     weights = path / "vision_tower" / "model.safetensors"
     tensors = load_file(weights)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from benchmark.reporting.radar import MATH, STYLE, save, styles
+from benchmark.reporting.radar import MATH, STYLE, Style, save, styles
 
 METRICS = ("A_S", "A_T", "H")
 LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
@@ -66,7 +69,10 @@ def lines(
         return save(figure, frame.loc[frame["metric"].isin(METRICS), columns], stem)
 
 
-def _line_panel(plot, points: pd.DataFrame, key: str, places: Mapping, chosen: Mapping, names: Mapping, log: bool):
+def _line_panel(
+    plot: Axes, points: pd.DataFrame, key: str, places: Mapping[Any, float], chosen: Mapping[str, Style],
+    names: Mapping[str, str], log: bool,
+) -> None:
     """Draw one metric: a line per method, moved aside a little so that intervals do not hide each other."""
     spots = np.array(list(places.values()), dtype=float)
     gap = np.min(np.diff(np.sort(spots))) if len(spots) > 1 else 1.0
@@ -92,9 +98,9 @@ def _line_panel(plot, points: pd.DataFrame, key: str, places: Mapping, chosen: M
 
 def tick(value: object) -> str:
     """Return a value as a label that says just this value; learning rates as 5e-4."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return str(value)
-    if 0 < abs(value) < 0.01:
+    if 0 < abs(float(value)) < 0.01:
         return np.format_float_scientific(float(value), trim="-", exp_digits=1)
     text = f"{value:g}"
     return text if float(text) == value else str(value)
@@ -133,7 +139,7 @@ def plane(
         figure, grid = plt.subplots(
             rows, columns, figsize=(4.0 * columns + 1.6, 3.7 * rows), squeeze=False, layout="constrained"
         )
-        handles: dict[str, object] = {}
+        handles: dict[str, ErrorbarContainer] = {}
         for plot, (name, (points, curve)) in zip(grid.flat, panels.items(), strict=False):
             _plane_panel(plot, points, curve, curve_name, key, handles)
             plot.set_title(name)
@@ -141,7 +147,9 @@ def plane(
             plot.set_ylabel(f"{MATH['A_T']} (learned)", parse_math=True)
         for plot in list(grid.flat)[len(panels) :]:
             plot.set_visible(False)
-        figure.legend(handles.values(), handles.keys(), loc="outside right center")
+        figure.legend(  # type: ignore[call-overload]  # containers are handles too, which the stub forgets
+            handles.values(), handles.keys(), loc="outside right center"
+        )
         below = f"{curve_name}: with its {_axis_name(key)}. " if key else ""
         figure.suptitle(f"{title}. {below}Bars: 95 % intervals; grey: equal H", fontsize=10)
         drawn = [
@@ -151,7 +159,7 @@ def plane(
         return save(figure, pd.concat([part for part in drawn if not part.empty], ignore_index=True), stem)
 
 
-def _curve(plot, curve: pd.DataFrame, key: str) -> object:
+def _curve(plot: Axes, curve: pd.DataFrame, key: str) -> ErrorbarContainer:
     """Draw WiSE-FT's way with its intervals, and the values of its key beside its points, but not at its known ends."""
     look = styles(["wise_ft"])["wise_ft"]
     errors = [[(curve[m] - curve[f"{m}_low"]).abs(), (curve[f"{m}_high"] - curve[m]).abs()] for m in ("A_S", "A_T")]
@@ -172,7 +180,8 @@ def _curve(plot, curve: pd.DataFrame, key: str) -> object:
 
 
 def _plane_panel(
-    plot, points: pd.DataFrame, curve: pd.DataFrame, curve_name: str, key: str, handles: dict[str, object]
+    plot: Axes, points: pd.DataFrame, curve: pd.DataFrame, curve_name: str, key: str,
+    handles: dict[str, ErrorbarContainer],
 ) -> None:
     both = pd.concat([part for part in (points, curve) if not part.empty])
     limits = []

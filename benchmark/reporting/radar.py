@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.projections.polar import PolarAxes  # noqa: E402
 
 from benchmark.core.files import write_atomic  # noqa: E402
 from benchmark.reporting import lettering  # noqa: E402
@@ -188,19 +189,21 @@ def radar(
         lines.pivot(index="method", columns="axis", values=what).reindex(index=list(names), columns=list(axes))
         for what in ("value", "low", "high")
     )
-    unit, dropped = "points", []
+    unit, dropped, full = "points", [], ""
     if reference is not None:
+        full = names.get(reference, reference)
         base = values.loc[reference] if reference in values.index else pd.Series(np.nan, index=list(axes))
         dropped = [axis for axis in axes if not base[axis] > 0]
         axes = {axis: name for axis, name in axes.items() if axis not in dropped}
         values, lows, highs = (100 * frame[list(axes)] / base[list(axes)] for frame in (values, lows, highs))
-        unit = f"% of {names.get(reference, reference)}"
+        unit = f"% of {full}"
     complete = [method for method in values.index if axes and values.loc[method].notna().all()]
     angles = np.linspace(0, 2 * np.pi, max(1, len(axes)), endpoint=False)
     around = [*angles, angles[0]]
 
     with plt.rc_context(STYLE):
         figure, plot = plt.subplots(figsize=(6.4, 4.6), subplot_kw={"projection": "polar"})
+        assert isinstance(plot, PolarAxes)
         plot.set_theta_zero_location("N")
         plot.set_theta_direction(-1)
         _radar_grid(plot, angles, axes, rim)
@@ -228,7 +231,7 @@ def radar(
         plot.legend(loc="center left", bbox_to_anchor=(1.24, 0.5), handlelength=5, labelspacing=0.8)
         note = f"All axes: 0 to {rim:g} {unit}. Bands: 95 % intervals."
         if dropped:
-            note += f"\nWithout {', '.join(dropped)}: {names.get(reference, reference)} has no score above 0 there."
+            note += f"\nWithout {', '.join(dropped)}: {full} has no score above 0 there."
         plot.text(0.5, -0.09, note, transform=plot.transAxes, ha="center", va="top", color="0.35", fontsize=8)
         frames = {"": values, "_low": lows, "_high": highs}
         parts = [frame[[axis]].add_suffix(end) for axis in axes for end, frame in frames.items()]
@@ -237,7 +240,7 @@ def radar(
         return save(figure, data.assign(unit=unit, rim=rim), stem)
 
 
-def _radar_grid(plot, angles: np.ndarray, axes: Mapping[str, str], rim: float) -> None:
+def _radar_grid(plot: PolarAxes, angles: np.ndarray, axes: Mapping[str, str], rim: float) -> None:
     """Draw spokes, rings with their numbers, and the names of the axes."""
     plot.set_ylim(0, rim)
     plot.set_xticks(angles, [])
@@ -282,15 +285,17 @@ def radars(
     for (model, target), block in table.frame.groupby(["model", "target"], sort=False):
         first = block.iloc[0]
         axes = {**table.upstream, "A_T": f"{first['target_name']} (target)"}
-        rim = CIDER_RIM if cider & {target, *table.upstream} else ACCURACY_RIM
-        relative = {} if scale == POINTS else {"rim": RELATIVE_RIM, "reference": scale}
-        named = stem if scale == POINTS else f"{stem}_of_{scale}"
+        if scale == POINTS:
+            rim, reference, named = CIDER_RIM if cider & {target, *table.upstream} else ACCURACY_RIM, None, stem
+        else:
+            rim, reference, named = RELATIVE_RIM, scale, f"{stem}_of_{scale}"
         paths += radar(
             f"{first['model_name']}, fine-tuned on {first['target_name']}",
             axes,
             block.loc[block["metric"].isin(list(axes))].rename(columns={"metric": "axis"}),
             dict(zip(block["method"], block["method_name"], strict=True)),
             Path(folder) / f"{named}_{model}_{target}",
-            **{"rim": rim, **relative},
+            rim,
+            reference,
         )
     return paths

@@ -20,7 +20,7 @@ from benchmark.core.progress import Told, images_told
 from benchmark.core.variables import neutralise_process
 from benchmark.running.endings import Ending, How, note, noted, of_error
 from benchmark.running.multi_process import GRACE, IMAGES, PATIENCE, POLL, STOP, answer_lines
-from benchmark.spec import CellSpec, EvalSpec, at_root
+from benchmark.spec import CellSpec, EvalSpec, at_root, is_tuned
 from benchmark.store.cells import is_held, read_cell, read_lock
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _train(cell: CellSpec, folder: Path) -> None:
     from benchmark.running.worker import method_of
     from benchmark.training.train import train
 
-    assert cell.train is not None and cell.target is not None
+    assert is_tuned(cell)
     method = method_of(cell)
     records = data.load(cell.dataset(cell.target), at_root(cell.data_root), "train", cell.train.limit)
     loaded = load_model(cell.model, cell.dtype, cell.device)

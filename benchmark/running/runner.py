@@ -152,7 +152,10 @@ def _run(request: Request, show: Progress | None) -> int:
         return PREEMPTED if isinstance(stop, signals.Terminated) else INTERRUPTED
     finally:
         show.end()
-    deleted = [item.id for item in plan if item.id in schedule.finished and store.missing(item.cell, item.keys)]
+    deleted = [
+        item.id for item in plan
+        if item.id in schedule.finished and item.keys is not None and store.missing(item.cell, item.keys)
+    ]
     reason = Failure("finished, but its results were deleted while other cells ran", user=True)
     return _verdict(schedule.failures | dict.fromkeys(deleted, reason), store)
 

@@ -21,7 +21,7 @@ from benchmark.core.files import write_atomic
 from benchmark.core.progress import Told, images_told
 from benchmark.core.variables import neutralise_process
 from benchmark.models.loading import how_to_load, load_model
-from benchmark.spec import CellSpec, ModelSpec, at_root
+from benchmark.spec import CellSpec, ModelSpec, TunedCell, at_root, is_tuned
 from benchmark.store.cells import Store
 from benchmark.store.keys import Keys
 from eval.java import find_java
@@ -214,6 +214,7 @@ class Worker:
         kind, _, dataset = stage.partition("/")
         step(stage, 0, 1, "")
         if kind == "train":
+            assert is_tuned(cell)
             self._posthoc(cell, full_ft, step) if cell.method.posthoc else self._train(cell, step)
         elif kind == "generate":
             self._generate(cell, dataset, step)
@@ -222,7 +223,7 @@ class Worker:
         else:
             self._summarise(cell)
 
-    def _train(self, cell: CellSpec, step: Step) -> None:
+    def _train(self, cell: TunedCell, step: Step) -> None:
         def told(done: int, total: int, row: Mapping[str, Any]) -> None:
             step("train", done, total, f"loss {row['loss']:.3f}" if "loss" in row else "")
 
@@ -231,7 +232,6 @@ class Worker:
             from benchmark.running.multi_process import train_together
 
             self._free()  # the processes need this one's GPU memory
-            assert cell.train is not None
             steps = cell.train.epochs * math.ceil(len(records) / cell.train.batch_size)
             train_together(cell, folder, VISIBLE, steps, told, _images("train", step))
             return
@@ -241,7 +241,7 @@ class Worker:
         with self._base(cell), images_told(_images("train", step)):
             train(cell, self._load(cell), records, method, folder, told)
 
-    def _posthoc(self, cell: CellSpec, full_ft: CellSpec | None, step: Step) -> None:
+    def _posthoc(self, cell: TunedCell, full_ft: CellSpec | None, step: Step) -> None:
         from benchmark.training.posthoc import transform
 
         assert full_ft is not None
@@ -268,7 +268,7 @@ class Worker:
                 return
         loaded = self._load(cell, answering=True)
         path = folder / "answers" / f"{dataset}.jsonl"
-        kept = self._base(cell, answering=True) if cell.train else contextlib.nullcontext()
+        kept = self._base(cell, answering=True) if is_tuned(cell) else contextlib.nullcontext()
         with kept, images_told(_images(label, step)):
             answer(cell, loaded, records, dataset, folder, path, told)
 
@@ -332,12 +332,11 @@ class Worker:
         torch.cuda.empty_cache()
 
     @contextlib.contextmanager
-    def _base(self, cell: CellSpec, answering: bool = False) -> Iterator[dict[str, Tensor]]:
+    def _base(self, cell: TunedCell, answering: bool = False) -> Iterator[dict[str, Tensor]]:
         """Yield the base values of all tensors that the cell may change; restore them at the end."""
         from benchmark.models import trainable_names
         from benchmark.training.checkpoint import apply_delta, snapshot
 
-        assert cell.train is not None
         loaded = self._load(cell, answering)
         base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
         try:
@@ -352,7 +351,7 @@ class Worker:
 
         splits = ((dataset.id, cell.eval.split, cell.eval.limit) for dataset in cell.datasets)
         used: list[tuple[str, str, int | None]] = [*splits]
-        if cell.train is not None and cell.target is not None:
+        if is_tuned(cell):
             used.append((cell.target, "train", cell.train.limit))
         items: dict[str, Any] = {}
         for name, split, limit in used:
@@ -363,8 +362,7 @@ class Worker:
             items[dataset.id][cell.eval.split] |= odd_answers(path, dataset.max_new_tokens)
         return items
 
-    def _training_records(self, cell: CellSpec) -> list[Record]:
-        assert cell.target is not None and cell.train is not None
+    def _training_records(self, cell: TunedCell) -> list[Record]:
         return self.records(cell, cell.target, "train", cell.train.limit)
 
     def records(self, cell: CellSpec, dataset: str, split: str, limit: int | None) -> list[Record]:

@@ -21,7 +21,7 @@ from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import Item, Items
 from benchmark.models.prompt import IGNORE
 from benchmark.running.worker import Worker
-from benchmark.spec import CellSpec, DatasetSpec, ModelSpec, plain
+from benchmark.spec import DatasetSpec, ModelSpec, TunedCell, plain
 from benchmark.store import code_version, keys
 from benchmark.training.train import batch_loss, training_batch
 
@@ -57,7 +57,9 @@ def measure(asked: Request, model: ModelSpec, worker: Worker, folder: Path) -> p
     Raises:
         UserError: data or checkpoint missing, or a set too small for 20 shards.
     """
-    cell = next(cell for cell in asked.cells if cell.train is not None and cell.model.id == model.id)
+    cell: TunedCell = next(  # type: ignore[assignment]  # the condition is that of is_tuned
+        cell for cell in asked.cells if cell.train is not None and cell.model.id == model.id
+    )
     used = [asked.datasets[name] for name in (*asked.profile.upstream, *asked.profile.targets)]
     digests = keys.Digests(asked.results / "digests.json")
     key = digest_of({
@@ -76,7 +78,7 @@ def measure(asked: Request, model: ModelSpec, worker: Worker, folder: Path) -> p
     return pd.DataFrame(known["lines"])
 
 
-def _lines(cell: CellSpec, used: Sequence[DatasetSpec], worker: Worker) -> list[dict[str, Any]]:
+def _lines(cell: TunedCell, used: Sequence[DatasetSpec], worker: Worker) -> list[dict[str, Any]]:
     loaded = worker._load(cell)
     pools = {}
     for spec in used:
@@ -138,7 +140,7 @@ def _supervised(pair: tuple[list[int], list[int]]) -> int:
     return sum(label != IGNORE for label in pair[1])
 
 
-def _parts(loaded: LoadedModel, cell: CellSpec) -> dict[str, list[str]]:
+def _parts(loaded: LoadedModel, cell: TunedCell) -> dict[str, list[str]]:
     """Return the parts of the model by name, each with its parameters."""
     everything = trainable_names(loaded, "all", 1)
     parts = {"tuned": trainable_names(loaded, cell.train.scope, cell.train.last_layers)}
@@ -167,7 +169,7 @@ def _shards(items: Items, tokens: int) -> Iterator[list[Item]]:
         yield shard
 
 
-def _gradient(loaded: LoadedModel, shard: Sequence[Item], names: Sequence[str], cell: CellSpec) -> dict[str, Tensor]:
+def _gradient(loaded: LoadedModel, shard: Sequence[Item], names: Sequence[str], cell: TunedCell) -> dict[str, Tensor]:
     """Return the gradient of the mean token loss at w*, flat, on the CPU."""
     model, size = loaded.model, cell.train.micro_batch_size
     total = sum(sum(label != IGNORE for label in item.labels) for item in shard)
@@ -185,8 +187,9 @@ def _gradient(loaded: LoadedModel, shard: Sequence[Item], names: Sequence[str], 
             )
             loss.backward()
         return {
-            name: (torch.zeros_like(parameters[name]) if parameters[name].grad is None else parameters[name].grad)
-            .detach().flatten().float().cpu()
+            name: (  # type: ignore[union-attr]  # mypy does not see that both are one gradient, here not None
+                torch.zeros_like(parameters[name]) if parameters[name].grad is None else parameters[name].grad
+            ).detach().flatten().float().cpu()
             for name in names
         }
     finally:

@@ -25,7 +25,7 @@ from benchmark.planning.plan import Planned
 from benchmark.reporting import outputs
 from benchmark.running import runner
 from benchmark.running.worker import Worker, method_of, prepare_process
-from benchmark.spec import CellSpec
+from benchmark.spec import CellSpec, TunedCell, is_tuned
 from benchmark.store.cells import Store
 
 
@@ -53,7 +53,7 @@ def run(asked: Request, show: Progress | None = None) -> int:
         return code
     store, show = Store(asked.results), show or Lines()
     plan = planning.make(asked, store)
-    trained = [item for item in plan if item.cell.train is not None]
+    trained = [item for item in plan if is_tuned(item.cell)]
     place = asked.cells[0]
     prepare_process(place.threads, place.device, asked.gpus[0] if asked.gpus else None)
     worker = Worker(store)
@@ -61,7 +61,7 @@ def run(asked: Request, show: Progress | None = None) -> int:
         if not _kept(item, store):
             show.note(f"{item.id}: trained once more to keep the weights of every epoch")
             _keep(item, store, worker)
-    for epoch in range(1, trained[0].cell.train.epochs if trained else 1):
+    for epoch in range(1, _epochs(asked)):
         own = replace(asked.of(item.cell for item in trained), results=store_of(store.root, epoch).root)
         digests = store.root / "digests.json"
         if digests.is_file():  # else every store would decode every image once
@@ -78,7 +78,7 @@ def check(asked: Request) -> None:
     Raises:
         UserError: see `run`.
     """
-    cells = [cell for cell in asked.cells if cell.train is not None]
+    cells = [cell for cell in asked.cells if is_tuned(cell)]
     if wrong := sorted({cell.method.id for cell in cells if cell.method.posthoc}):
         raise UserError(f"{', '.join(wrong)}: made after training, without epochs. Leave them out of methods=.")
     if len({cell.train.epochs for cell in cells}) > 1:
@@ -89,15 +89,16 @@ def check(asked: Request) -> None:
 
 def _kept(item: Planned, store: Store) -> bool:
     """Return whether the weights of every earlier epoch are there, under the cell's present key."""
-    epochs = range(1, item.cell.train.epochs)
-    return all("train" not in store_of(store.root, epoch).missing(item.cell, item.keys) for epoch in epochs)
+    cell, keys = item.cell, item.keys
+    assert is_tuned(cell) and keys is not None
+    return all("train" not in store_of(store.root, epoch).missing(cell, keys) for epoch in range(1, cell.train.epochs))
 
 
 @dataclass
 class _Keeper:
     """Writes the delta at the end of every epoch but the last; called by the training after each step."""
 
-    cell: CellSpec
+    cell: TunedCell
     model: Any
     base: Mapping[str, Any]
     digest: str
@@ -123,7 +124,8 @@ def _keep(item: Planned, store: Store, worker: Worker) -> None:
     from benchmark.training.checkpoint import read_metadata
     from benchmark.training.train import train
 
-    cell, scratch = item.cell, store.root / "epochs" / f".{item.id}"
+    cell, keys, scratch = item.cell, item.keys, store.root / "epochs" / f".{item.id}"
+    assert is_tuned(cell) and keys is not None and keys.train is not None
     loaded, records = worker._load(cell), worker._training_records(cell)
     with (
         store.lock(cell), worker._base(cell) as base, long_work(item.id) as told,
@@ -144,19 +146,24 @@ def _keep(item: Planned, store: Store, worker: Worker) -> None:
     for epoch in range(1, cell.train.epochs):
         own = store_of(store.root, epoch)
         own.begin(cell)
-        own.start_stage(cell, "train", item.keys.train)
+        own.start_stage(cell, "train", keys.train)
         (scratch / f"{epoch}.safetensors").replace(own.folder(cell) / "delta.safetensors")
-        own.finish_stage(cell, "train", item.keys.train, 0.0)
+        own.finish_stage(cell, "train", keys.train, 0.0)
         own.finish(cell, "interrupted")
     shutil.rmtree(scratch)
+
+
+def _epochs(asked: Request) -> int:
+    """Return the number of epochs, which all trained cells share; 0 without one."""
+    return next((cell.train.epochs for cell in asked.cells if cell.train is not None), 0)
 
 
 def tidy(asked: Request) -> pd.DataFrame:
     """Return the table lines of every epoch, from what is finished; epoch 0 is the untuned model."""
     store = Store(asked.results)
-    trained = tuple(cell for cell in asked.cells if cell.train is not None)
+    trained = tuple(cell for cell in asked.cells if is_tuned(cell))
     untuned = tuple(cell for cell in asked.cells if cell.train is None)
-    epochs = trained[0].train.epochs if trained else 0
+    epochs = _epochs(asked)
     frames = []
     for epoch in range(1, epochs + 1):
         own = store if epoch == epochs else store_of(store.root, epoch)

@@ -239,6 +239,7 @@ def _lead(done: Mapping[str, ScoredCell], outside: Sequence[ScoredCell], damaged
 
 def _curve(part: Part, every: Sequence[ScoredCell]) -> Group:
     """Return the cells of a sweep of the paper, or of the plane's curve."""
+    assert part.key is not None
     title = named_figures.read(part.name)["title"]
     if part.name == "plane":
         title = f"{title}: the curve of {outputs.name_of(named_figures.read('plane')['curve']['method'])}"
@@ -291,10 +292,10 @@ def _part(name: str, asked: Request, store: Store, whole: bool) -> Part:
     """Return a table or sweep with what is finished of it."""
     asked, plan = _planned(asked, store, whole)
     if name in TABLES:
-        rows = [(None, row) for row in outputs.build_rows(asked, plan, store)]
-        return Part(name, asked, plan, rows, None, _places(asked, plan, store))
+        whole_rows = [(None, row) for row in outputs.build_rows(asked, plan, store)]
+        return Part(name, asked, plan, whole_rows, None, _places(asked, plan, store))
     key = named_figures.read("plane")["curve"]["key"] if name == "plane" else sweep.axes(asked)[0]
-    rows = []
+    rows: list[tuple[Point, RowResult]] = []
     for value in dict.fromkeys(entry.settings[key] for entry in asked.grid):
         point = replace(asked, grid=tuple(entry for entry in asked.grid if entry.settings[key] == value))
         rows += [((key, value), row) for row in outputs.build_rows(point, plan, store)]
@@ -327,6 +328,7 @@ def _evidence(parts: Sequence[Part], base: Request, store: Store) -> Evidence:
                 names |= {row.model: row.model_name, row.target: row.target_name}
                 names.setdefault(row.method, outputs.name_of(row.method))
                 continue
+            assert part.key is not None
             points.setdefault(part.key, {})[point[1]] = None
             if part.name in SWEEPS:
                 swept.setdefault(part.key, {})[row.model, row.target] = None

@@ -156,7 +156,8 @@ def attach(
                 shape=fragment.shape,
                 numel=fragment.shape.numel(),
                 weight=fragment.view(fragment.buffer),
-                grad=fragment.view(fragment.buffer.grad) if with_grad else None,
+                # `before` gave every buffer a gradient.
+                grad=fragment.view(fragment.buffer.grad) if with_grad else None,  # type: ignore[arg-type]
                 source=sources[names[id(fragment.parameter)]],
                 offset=fragment.offset,
             )

@@ -138,7 +138,8 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy())
+        # An array is a buffer; before 3.12 Python has no class that says so.
+        total.update(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
     return total.hexdigest()
 
 

@@ -102,7 +102,7 @@ def _joined(groups: list[list[Parameter]], buffers: list[Tensor]) -> Iterator[Fr
     """ZeRO-1 and 2: the tensors of a parameter group are joined, and cut into one piece per process."""
     for group, buffer in zip(groups, buffers, strict=True):
         for parameter in group:
-            mapping = parameter._hp_mapping
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed sets it
             if mapping is None:  # this process has no part of it
                 yield Fragment(parameter, buffer, 0, 0, 0)
             else:

@@ -125,8 +125,9 @@ def generate(
     lengths = [len(ids) for ids, _ in items.encoded]
     batches = cut(lengths, [record.image if share_images else None for record in records], batch_size)
     batches = [batch for batch in batches if not all(records[index].item_id in answered for index in batch)]
-    loader = DataLoader(
-        items, batch_sampler=batches, collate_fn=list, num_workers=items.workers,
+    loader: DataLoader[Item] = DataLoader(
+        items,  # type: ignore[arg-type]  # __len__ and __getitem__ are all that it needs
+        batch_sampler=batches, collate_fn=list, num_workers=items.workers,
         timeout=READ_SECONDS if items.workers else 0,
     )
     loaded.model.eval()
@@ -208,7 +209,7 @@ def answer_batch(
     if "pixel_values" in batch:
         inputs["pixel_values"] = batch["pixel_values"].to(model.dtype)
     watch, ended = _Watch(), _Stop(loaded.tokenizer, stop, inputs["input_ids"].shape[1])
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]  # of GenerationMixin, which PreTrainedModel need not have
         **inputs,
         logits_processor=LogitsProcessorList([watch]),
         stopping_criteria=StoppingCriteriaList([ended] if stop else []),
@@ -222,7 +223,11 @@ def answer_batch(
             bos_token_id=loaded.tokenizer.bos_token_id,
         ),
     )
-    lost = [item.item_id for item, bad in zip(items, watch.bad.tolist(), strict=True) if bad]
+    lost = [
+        item.item_id
+        for item, bad in zip(items, watch.bad.tolist(), strict=True)  # type: ignore[union-attr]  # generate called it
+        if bad
+    ]
     if lost:
         raise NotANumber(
             f"The model's output is not a number for {len(lost)} items, {', '.join(lost[:20])}. Its weights or its "
@@ -232,7 +237,10 @@ def answer_batch(
     answers = []
     for index, row in enumerate(output[:, ended.start :].tolist()):
         ids = row[: row.index(loaded.eos_token_id)] if loaded.eos_token_id in row else row
-        text = before_stop(loaded.tokenizer.decode(ids, skip_special_tokens=True), stop)
+        text = before_stop(
+            loaded.tokenizer.decode(ids, skip_special_tokens=True),  # type: ignore[arg-type]  # one list, so one text
+            stop,
+        )
         answers.append((text.strip(), ended.tokens.get(index, len(ids))))
     return answers
 

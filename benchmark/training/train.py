@@ -32,7 +32,7 @@ from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_start, start_cache
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
-from benchmark.spec import CellSpec, cell_id, training_form
+from benchmark.spec import TunedCell, cell_id, training_form
 from benchmark.training import trackers
 from benchmark.training.attach import Attachment, attach
 from benchmark.training.checkpoint import StateFolder, apply_delta, save_delta, snapshot
@@ -69,7 +69,7 @@ class Run:
         attachment: the method, hooked to the optimizer.
     """
 
-    cell: CellSpec
+    cell: TunedCell
     loaded: LoadedModel
     method: Method
     trained: dict[str, Parameter]
@@ -79,11 +79,11 @@ class Run:
     log: Path
     on_progress: Progress | None
     signals: list[int] = field(default_factory=list)
-    attachment: Attachment | None = None
+    attachment: Attachment = None  # type: ignore[assignment]  # start_method sets it before the first step
 
 
 def train(
-    cell: CellSpec,
+    cell: TunedCell,
     loaded: LoadedModel,
     records: Sequence[Record],
     method: Method,
@@ -172,7 +172,7 @@ def train(
         tuned = {name: tensor.to(pretrained[name].dtype) for name, tensor in tuned.items()}
         save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
     if sharded:
-        trainer.model_wrapped.destroy()
+        trainer.model_wrapped.destroy()  # type: ignore[operator]  # DeepSpeed's engine, which has no types
         meet()
     else:
         for name, parameter in trained.items():
@@ -341,7 +341,7 @@ class CellTrainer(Trainer):
         self.items = items
         self.settings = settings
         self.batch_ids: list[str] = []
-        self.rows: TextIO | None = None
+        self.rows: TextIO = None  # type: ignore[assignment]  # run_cell opens it in process 0, which alone writes
         self.waited = 0.0  # seconds of waiting for data
         self.began = time.monotonic()
         self.first_step = 0
@@ -433,7 +433,7 @@ class CellTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(
-            self.train_dataset,
+            self.train_dataset,  # type: ignore[arg-type]  # our TrainingSet; the Trainer declares every kind it takes
             batch_size=self.args.per_device_train_batch_size,
             sampler=Share(self.run.order, self.settings.micro_batch_size, self.rank, self.processes)
             if self.sharded else self.run.order,
@@ -566,9 +566,14 @@ class CellTrainer(Trainer):
             torch.save(self.run.attachment.state_dict(), folder / f"method{self.rank}.pt")
             if self.sharded:
                 # Unlike the Trainer's call, this one leaves out the frozen weights.
-                self.model_wrapped.save_checkpoint(folder, exclude_frozen_parameters=True)
+                self.model_wrapped.save_checkpoint(  # type: ignore[operator]  # DeepSpeed's engine
+                    folder, exclude_frozen_parameters=True
+                )
                 if self.rank == 0:
-                    torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+                    torch.save(
+                        self.lr_scheduler.state_dict(),  # type: ignore[union-attr]  # set when training begins
+                        folder / SCHEDULER_NAME,
+                    )
             else:
                 save_file({name: weight.contiguous() for name, weight in self.weights().items()}, folder / WEIGHTS)
                 self._save_optimizer_and_scheduler(str(folder))
@@ -581,14 +586,19 @@ class CellTrainer(Trainer):
         meet()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        apply_delta(self.model, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+        # __init__ gave the Trainer its model.
+        apply_delta(self.model, load_file(Path(resume_from_checkpoint) / WEIGHTS))  # type: ignore[arg-type]
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         path = None if self.sharded else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, path)
         if self.sharded and resume_from_checkpoint is not None:
-            self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
-            self.lr_scheduler.load_state_dict(torch.load(Path(resume_from_checkpoint) / SCHEDULER_NAME))
+            self.model_wrapped.load_checkpoint(  # type: ignore[operator]  # DeepSpeed's engine
+                resume_from_checkpoint, load_module_strict=False
+            )
+            self.lr_scheduler.load_state_dict(  # type: ignore[union-attr]  # super() has made it
+                torch.load(Path(resume_from_checkpoint) / SCHEDULER_NAME)
+            )
         return prepared
 
     def start_method(self) -> None:
@@ -633,7 +643,7 @@ class CellCallback(TrainerCallback):
         control.should_training_stop = stop
 
 
-def _fingerprint(cell: CellSpec, loaded: LoadedModel, items: Items) -> str:
+def _fingerprint(cell: TunedCell, loaded: LoadedModel, items: Items) -> str:
     texts = [(record.item_id, *pair) for record, pair in zip(items.records, items.encoded, strict=True)]
     spec = {
         "train": training_form(cell.train),

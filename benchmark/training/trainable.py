@@ -18,7 +18,8 @@ def trainable_table(loaded: LoadedModel, names: list[str]) -> str:
     Returns:
         One line per part, and their sum.
     """
-    chosen, rows = set(names), {}
+    chosen = set(names)
+    rows: dict[str, list[int]] = {}  # part -> parameters, trained parameters, trained tensors
     blocks = {prefix: number for number, prefix in enumerate(loaded.block_prefixes)}
     first = next((number for prefix, number in blocks.items() if any(n.startswith(prefix) for n in names)), len(blocks))
     for name, parameter in loaded.model.named_parameters():

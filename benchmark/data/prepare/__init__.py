@@ -104,7 +104,8 @@ def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path)
         )
     known = list(dict.fromkeys(data.reader_of(spec) for spec in specs.values()))
     names = [name for item in given.names for name in item.split(",")] or known
-    places, own, ids = [], {}, {}
+    places, ids = [], {}
+    own: dict[str, tuple[Path, ...]] = {}
     for text in given.places:
         name, equals, rest = text.partition("=")
         if equals and name in known:
@@ -492,8 +493,8 @@ def _place_images(
             if row.stored is not None:
                 stored.setdefault((part, str(row.image) if name in BY_IMAGE else row.id), []).append(row)
     wanted: dict[Path, tuple[str, str]] = {}
-    for split, rows in records.items():
-        for record in rows:
+    for split, used in records.items():
+        for record in used:
             if record.image is not None:
                 wanted.setdefault(record.image, (split, str(record.meta["image_id"])))
     missing, began = [], time.monotonic()
@@ -523,16 +524,17 @@ def _place_images(
 
 def _write_stored(name: str, path: Path, rows: Sequence[Row]) -> None:
     """Write the image that rows of a table share."""
+    (first, source), *others = [(row.id, row.stored) for row in rows if row.stored is not None]
     try:
-        content = rows[0].stored.read()
-        for row in rows[1:]:
-            if row.stored != rows[0].stored and row.stored.read() != content:
+        content = source.read()
+        for item, other in others:
+            if other != source and other.read() != content:
                 raise UserError(
-                    f"{name}: items {rows[0].id} and {row.id} should share the image {path}, but the table has "
+                    f"{name}: items {first} and {item} should share the image {path}, but the table has "
                     "two different ones. Use the official files."
                 )
     except OSError as error:
-        raise UserError(f"{name}: item {rows[0].id} has no image in its table ({error}).") from None
+        raise UserError(f"{name}: item {first} has no image in its table ({error}).") from None
     write_atomic(path, content)
 
 

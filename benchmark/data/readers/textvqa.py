@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.core.errors import UserError
 from benchmark.data import check
-from benchmark.data.layout import FIX, commonest, need, one_name, read_json, render
+from benchmark.data.layout import FIX, Template, commonest, need, one_name, read_json, render
 from benchmark.data.record import Record
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
     path = folder / f"TextVQA_0.5.1_{name}.json"
     ocr_file = folder / f"TextVQA_Rosetta_OCR_v0.2_{name}.json"
     with_ocr = spec.options.get("ocr_tokens", True)
-    template, tokens = spec, {}
+    template: Template = spec
+    tokens = {}
     if with_ocr:
         tokens = _tokens(ocr_file)
     else:

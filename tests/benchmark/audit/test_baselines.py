@@ -50,6 +50,11 @@ def test_majority_of_the_test_answers_without_training_answers():
     assert majority([], TEST) == {"7": "blue", "8": "blue", "9": "2", "10": "square"}
 
 
+def test_test_items_without_targets_are_answered_by_their_references():
+    test = [dataclasses.replace(ask(number, "Q?", "a"), target=None, references=("b", "a", "b")) for number in (1, 2)]
+    assert majority([], test) == {"1": "b", "2": "b"}
+
+
 def test_lookup_by_question_falls_back_to_majority():
     assert lookup(TRAIN, TEST) == {"7": "red", "8": "blue", "9": "2", "10": "red"}
 
