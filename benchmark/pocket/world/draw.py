@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmark.core.errors import UserError
 from benchmark.core.files import unfinished_folder, write_atomic
-from benchmark.pocket.world import icons, scene, splits, targets, upstream, words
+from benchmark.pocket.world import icons, targets, upstream
 from benchmark.pocket.world.scene import Cover, Diagram, Scene
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM, owner
 from benchmark.pocket.world.targets import FIRST, Choice, Distance, captions, letter
@@ -83,7 +83,9 @@ def distinct(
     seen: set[str] = set()
     misses = 0
     for picture, item, rng in candidates(dataset, split, distance):
-        key = item.key() if isinstance(item, Choice) else picture.key()
+        with_key = item if isinstance(item, Choice) else picture
+        assert with_key is not None  # only a Choice may have no picture
+        key = with_key.key()
         if key in seen:
             misses += 1
             if misses > 200_000:
@@ -151,9 +153,9 @@ def draw_dataset(name: str, folder: Path, stamp: Stamp, write: Callable[[Path, s
 def code_version() -> str:
     """Return a digest of the drawing code and of the packages that decide the pixels."""
     total = hashlib.sha256()
-    for module in (icons, scene, splits, targets, upstream, words):
-        total.update(Path(module.__file__).read_bytes())
-    total.update(Path(__file__).read_bytes())
+    folder = Path(__file__).parent
+    for name in ("icons", "scene", "splits", "targets", "upstream", "words", "draw"):
+        total.update((folder / f"{name}.py").read_bytes())
     total.update("".join(version(p) for p in ("pillow", "matplotlib", "fonticon-fontawesome6")).encode())
     return total.hexdigest()[:16]
 
@@ -178,7 +180,10 @@ class Folder:
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         image: Image.Image = picture.draw(rng)
-        image.save(target, **({"quality": 95, "subsampling": 0} if path.endswith(".jpg") else {"compress_level": 1}))
+        if path.endswith(".jpg"):
+            image.save(target, quality=95, subsampling=0)
+        else:
+            image.save(target, compress_level=1)
 
     def json(self, path: str, value: Any) -> None:
         """Write a JSON file below the folder."""
@@ -195,6 +200,7 @@ def _questions(name: str, split: str) -> Iterator[tuple[int, Picture, list[Quest
     """Yield (picture number, picture, kept questions, generator, key) until the split's count is reached."""
     left = COUNTS[name][split]
     for number, (picture, questions, rng, key) in enumerate(distinct(name, split)):
+        assert picture is not None
         kept = kept_questions(name, questions, rng)[: min(PER_PICTURE[name], left)]
         if not kept:
             continue
@@ -262,6 +268,7 @@ def _textvqa(root: Path, name: str) -> None:
             out.picture(f"train_images/{image_id}.jpg", picture, rng)
             out.keys[split][image_id] = key
             (question,) = questions
+            assert isinstance(picture, Scene)
             asked.append(
                 {
                     "image_id": image_id, "question_id": BASE[split] + number, "question": question.text,
@@ -281,6 +288,7 @@ def _ocrvqa(root: Path, name: str) -> None:
     for split, official in (("train", 1), ("validation", 2), ("test", 3)):
         for number, cover, questions, rng, key in _questions(name, split):
             book = str(BASE[split] + number)
+            assert isinstance(cover, Cover)
             out.picture(f"images/{book}.jpg", cover, rng)
             out.keys[split][book] = key
             books[book] = {
@@ -354,7 +362,7 @@ def target_item(
     official = OFFICIAL[split]
     if name in ("flickr30k", "coco"):
         rows = [{"tokens": text.rstrip(".").split(), "raw": text, "imgid": number}
-                for text in captions(rng, picture, name, distance)]
+                for text in captions(rng, item, name, distance)]
         entry: Entry = {"imgid": number, "sentences": rows, "split": official}
         if name == "coco":
             folder = "train2014" if split == "train" else "val2014"
@@ -362,7 +370,7 @@ def target_item(
         else:
             folder = "flickr30k-images"
             entry |= {"filename": f"{number}.jpg"}
-        out.picture(f"{folder}/{entry['filename']}", picture, rng)
+        out.picture(f"{folder}/{entry['filename']}", item, rng)
         return entry
     if name == "iconqa":
         entry = {
@@ -370,6 +378,7 @@ def target_item(
             "ques_type": "choose_txt", "grade": "prek", "label": item.kind,
         }
         folder = f"iconqa_data/iconqa/{official}/choose_txt/{number}"
+        assert picture is not None
         out.picture(f"{folder}/image.png", picture, rng)
         out.json(f"{folder}/data.json", entry)
         return {**entry, "split": official, "number": number}
