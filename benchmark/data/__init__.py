@@ -1,4 +1,4 @@
-"""Eight datasets behind one function: `load` returns records, whatever the official files look like."""
+"""Eight datasets behind one function: `load` turns the official files of any of them into records."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class DatasetLike(Protocol):
-    """What the readers need of a dataset's spec (benchmark.spec.DatasetSpec has it)."""
+    """The part of a dataset's spec that the readers use; benchmark.spec.DatasetSpec provides it."""
 
     @property
     def id(self) -> str: ...
@@ -50,10 +50,10 @@ class DatasetLike(Protocol):
 
 
 def reader_of(spec: DatasetLike) -> str:
-    """Return the folder below the data root, which for our own datasets is also the id of the reader.
+    """Return the name of the dataset's folder below the data root. For our datasets it is also the id of the reader.
 
-    A named protocol variant (TextVQA without OCR tokens, say) has its own id and `options.reader`; a user's own
-    dataset has its module there, and its id is its folder.
+    A protocol variant, such as TextVQA without OCR tokens, has a separate id and names its reader in `options.reader`.
+    A user's own dataset names its module there, and its folder is called by its id.
     """
     reader = str(spec.options.get("reader", spec.id))
     return reader if reader in DATASETS else spec.id
@@ -64,13 +64,13 @@ def own_target(module: str) -> dict[str, Any]:
 
     Args:
         module: name of a module with `DATASET`, a dict of DatasetSpec fields (id, name, metric, prompt,
-            max_new_tokens; the rest has defaults), and `load(root, split, spec)` returning records.
+            max_new_tokens; the other fields have defaults), and `load(root, split, spec)`, which returns records.
 
     Returns:
         All fields of a DatasetSpec.
 
     Raises:
-        UserError: the module cannot be imported, or lacks one of the two.
+        UserError: the module cannot be imported, or lacks `DATASET` or `load`.
     """
     found = _import(module)
     if not isinstance(getattr(found, "DATASET", None), dict) or not callable(getattr(found, "load", None)):
@@ -85,7 +85,7 @@ def own_target(module: str) -> dict[str, Any]:
 
 
 def _import(module: str) -> Any:
-    """Import a reader of ours or of the user's."""
+    """Import one of our readers or one of the user's."""
     try:
         return importlib.import_module(module)
     except Exception as error:  # a user's file can fail in any way while it is imported
@@ -100,13 +100,13 @@ def _import(module: str) -> Any:
 def subset(records: Sequence[Record], limit: int | None, seed: int = 0) -> list[Record]:
     """Keep a prefix of a seeded permutation, in the original order.
 
-    Items are permuted by the hash of seed, dataset and item id, so that subsets of one seed nest and an
-    item's place does not depend on any library's random generator.
+    Items are ordered by the hash of seed, dataset and item id. Subsets of one seed therefore nest, and the order does
+    not depend on the random generator of any library.
 
     Args:
         records: all records of one split.
-        limit: number to keep; None or more than there are keeps all.
-        seed: another seed, another permutation.
+        limit: number to keep; None, or more than there are, keeps all.
+        seed: seed of the permutation.
 
     Returns:
         The kept records.
@@ -132,22 +132,22 @@ def load(
 ) -> list[Record]:
     """Read one split of a dataset from its official files below `root`/<dataset id>.
 
-    `options.sample = {split: n}` (with `options.sample_seed`, default 0) makes a fixed subset the protocol,
-    as in 2,000 questions of OCR-VQA; a file ids_<split>.txt beside the data, one item id per line, takes its place.
-    `counts` is asserted after it; `limit` comes last and is not part of the protocol.
+    `options.sample = {split: n}` (with `options.sample_seed`, default 0) makes a fixed subset part of the protocol,
+    such as the 2,000 questions of OCR-VQA. A file ids_<split>.txt in the dataset's folder, one item id per line,
+    replaces that sample. `counts` is checked after sampling. `limit` is applied last and is not part of the protocol.
 
     Args:
         dataset_spec: a benchmark.spec.DatasetSpec.
         root: data folder.
         split: train, validation or test.
-        limit: keep only so many items, see `subset`.
-        seed: of the limit.
+        limit: number of items to keep, see `subset`.
+        seed: seed of the limit.
 
     Returns:
         Records in file order.
 
     Raises:
-        UserError: unknown dataset or split, missing or broken files, or another count than the spec's.
+        UserError: unknown dataset or split, missing or broken files, or a count that differs from the spec's.
     """
     reader = str(dataset_spec.options.get("reader", dataset_spec.id))
     if reader not in DATASETS and "reader" not in dataset_spec.options:
@@ -159,14 +159,14 @@ def load(
         records = _import(DATASETS.get(reader, reader)).load(Path(root), split, dataset_spec)
     except UserError:
         raise
-    except FileNotFoundError as error:  # of a user's own reader
+    except FileNotFoundError as error:  # raised by a user's own reader
         raise Absent(f"{error.filename} does not exist. {FIX}") from error
     except Exception as error:
         if reader not in DATASETS:
             raise UserError(_own_fault(error, reader, folder, split)) from error
         if not isinstance(error, AttributeError | LookupError | TypeError | ValueError):
             raise
-        # The readers name missing keys; here ends what has a key but no value of the right kind.
+        # The readers report missing keys themselves; this handles keys whose values are of the wrong kind.
         raise UserError(
             f"The files in {folder} are not in the official layout of {reader} "
             f"({type(error).__name__}: {error}). {FIX}"
@@ -186,15 +186,15 @@ def load(
 
 
 def ids_digest(records: Sequence[Record]) -> str:
-    """Return the SHA-256 of the item ids, sorted, one per line: equal digests, equal items."""
+    """Return the SHA-256 of the sorted item ids, one per line. Equal digests mean equal items."""
     return hashlib.sha256("".join(f"{name}\n" for name in sorted(r.item_id for r in records)).encode()).hexdigest()
 
 
 def _listed(records: list[Record], path: Path) -> list[Record]:
-    """Keep the records whose ids a file lists, in file order of the dataset.
+    """Keep the records whose ids a file lists, in the order of the dataset's file.
 
     Raises:
-        UserError: the file lists an id that the data do not have, or one twice.
+        UserError: the file lists an id that the data do not have, or lists an id twice.
     """
     ids = path.read_text(encoding="utf-8").split()
     wanted = set(ids)
@@ -206,7 +206,7 @@ def _listed(records: list[Record], path: Path) -> list[Record]:
 
 
 def _check_places(records: Sequence[Record], root: Path) -> None:
-    """Raise UserError if an id or a file name leads out of the data folder; links that a user made are followed."""
+    """Raise UserError if an id or a file name leads out of the data folder. Symbolic links of the user are allowed."""
     inside = os.path.join(os.path.abspath(root), "")
     for record in records:
         if record.image is not None and not os.path.abspath(record.image).startswith(inside):
@@ -217,7 +217,7 @@ def _check_places(records: Sequence[Record], root: Path) -> None:
 
 
 def _own_fault(error: Exception, reader: str, folder: Path, split: str) -> str:
-    """Return what failed in a user's own reader, and at which of its lines."""
+    """Return what failed in a user's own reader, and the line of the reader where it failed."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     name = getattr(_import(reader), "__file__", None)
     for other in traceback.extract_tb(error.__traceback__):
@@ -230,7 +230,7 @@ def _own_fault(error: Exception, reader: str, folder: Path, split: str) -> str:
 
 
 def _own_records(records: Any, reader: str, split: str) -> list[Record]:
-    """Return what a user's own reader made if it is a list of records."""
+    """Return what a user's own reader returned, as a list; raise UserError unless every item is a record."""
     made = list(records) if isinstance(records, Iterable) else [records]
     wrong = next((item for item in made if not isinstance(item, Record)), None)
     if wrong is not None or not isinstance(records, Iterable):
@@ -241,7 +241,7 @@ def _own_records(records: Any, reader: str, split: str) -> list[Record]:
 
 
 def _check_kinds(record: Record, spec: DatasetLike, folder: Path, split: str) -> None:
-    """Raise UserError if a field is of another kind: a text in place of a tuple would fall apart into its letters."""
+    """Raise UserError if a field has the wrong type: a string in place of a tuple would be read letter by letter."""
     texts = {"item_id": record.item_id, "prompt": record.prompt, "group": record.group}
     tuples = {"references": record.references} | ({} if record.options is None else {"options": record.options})
     wrong = [f"{name}={value!r}, expected text" for name, value in texts.items() if not isinstance(value, str)]
@@ -262,7 +262,7 @@ def _check_kinds(record: Record, spec: DatasetLike, folder: Path, split: str) ->
 
 
 def _check_scorable(record: Record, spec: DatasetLike, folder: Path, split: str) -> None:
-    """Raise UserError if the dataset's metric could not score an item, before anything is trained."""
+    """Raise UserError, before anything is trained, if the dataset's metric could not score an item."""
     metric = getattr(spec, "metric", None)
     reason = lacking(metric, record) if metric is not None and split != "train" else None
     if reason:
@@ -273,7 +273,7 @@ def _check_scorable(record: Record, spec: DatasetLike, folder: Path, split: str)
 
 
 def _check_texts(record: Record, spec: DatasetLike) -> None:
-    """Raise UserError if a text is no Unicode: JSON can hold half a character, which nothing can write."""
+    """Raise UserError if a string is not valid Unicode: JSON can hold lone surrogates, which cannot be written."""
     try:
         for text in (record.item_id, record.group, record.prompt, record.target or "", *record.references):
             text.encode()
@@ -284,7 +284,7 @@ def _check_texts(record: Record, spec: DatasetLike) -> None:
 
 
 def _check(records: list[Record], spec: DatasetLike, folder: Path, split: str) -> None:
-    """Raise UserError if the number of records is not the spec's or an item id occurs twice."""
+    """Raise UserError if the number of records differs from the spec's, a record is faulty or an item id repeats."""
     expected = (spec.counts or {}).get(split)
     if expected is not None and len(records) != expected:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Files of strangers, read with suspicion: every fault is one message with the file, the row and the reason."""
+"""Strict readers for untrusted files: every fault is one message with the file, the row and the reason."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ REQUIRED = object()
 
 
 def read(path: Path) -> Any:
-    """Parse a JSON file in which no object has a key twice.
+    """Parse a JSON file; no object in it may repeat a key.
 
     Raises:
-        UserError: it cannot be read, is not UTF-8 or not JSON, or an object repeats a key.
+        UserError: the file cannot be read, is not UTF-8 or not JSON, or an object repeats a key.
     """
     text = read_text(path)
     try:
@@ -34,13 +34,13 @@ def read_lines(path: Path) -> list[tuple[str, Any]]:
     """Parse a file of JSON lines; blank lines are skipped.
 
     Returns:
-        (where: "line 3", parsed line) of each.
+        (where, parsed line) for each line; `where` is "line 3".
 
     Raises:
-        UserError: as `read`, naming the line.
+        UserError: as in `read`; the message names the line.
     """
     rows = []
-    # Not splitlines: U+2028 may stand in a string.
+    # Not splitlines: a string may contain U+2028.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
@@ -54,7 +54,7 @@ def read_text(path: Path) -> str:
     """Return a file's text without a byte order mark.
 
     Raises:
-        UserError: it cannot be read or is not UTF-8.
+        UserError: the file cannot be read or is not UTF-8.
     """
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -95,10 +95,10 @@ def rows(value: Any, path: Path, where: str) -> list[Any]:
 def text(
     entry: Any, key: str, path: Path, where: str, default: Any = REQUIRED, blank: bool = False, null: bool = False
 ) -> Any:
-    """Return a text field; a null or missing one is the default if there is one, an empty one is allowed there too.
+    """Return a string field. If there is a default, it replaces a null or missing value, and "" is allowed too.
 
-    With `blank` an empty one is allowed where none may be missing: an annotator may have answered nothing. With `null`
-    a null is allowed where the key may not be missing.
+    `blank` allows an empty string although the key is required: an annotator may have left the answer empty. `null`
+    allows a null although the key is required.
     """
     value = _get(entry, key, path, where, default)
     if value is None and null:
@@ -113,7 +113,7 @@ def text(
 
 
 def identifier(entry: Any, key: str, path: Path, where: str) -> str:
-    """Return an id as text; files write the same id as a number or as text."""
+    """Return an id as a string; files write the same id as a number or as a string."""
     value = _get(entry, key, path, where)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise UserError(f"{path}: {where} has {key}={_kind(value)}, expected an id. {FIX}")
@@ -124,7 +124,7 @@ def identifier(entry: Any, key: str, path: Path, where: str) -> str:
 
 
 def number(entry: Any, key: str, path: Path, where: str) -> int:
-    """Return a whole number, also one that is written as text."""
+    """Return a whole number; it may be written as a string."""
     value = identifier(entry, key, path, where)
     if not value.isdecimal() or not value.isascii():
         raise UserError(f"{path}: {where} has {key}={value!r}, expected a whole number. {FIX}")
@@ -132,9 +132,9 @@ def number(entry: Any, key: str, path: Path, where: str) -> int:
 
 
 def texts(entry: Any, key: str, path: Path, where: str, least: int = 1) -> list[str]:
-    """Return a list of texts with at least `least` members."""
+    """Return a list of at least `least` strings."""
     found = rows(_get(entry, key, path, where), path, f"{key} of {where}")
-    wrong = [item for item in found if not isinstance(item, str)]  # a null is wrong too
+    wrong = [item for item in found if not isinstance(item, str)]  # null is not allowed either
     if wrong:
         raise UserError(f"{path}: {key} of {where} holds {_kind(wrong[0])}, expected texts. {FIX}")
     if len(found) < least:
@@ -143,7 +143,7 @@ def texts(entry: Any, key: str, path: Path, where: str, least: int = 1) -> list[
 
 
 def distinct(ids: Iterable[str], path: Path, what: str) -> None:
-    """Refuse an id that occurs twice."""
+    """Raise UserError if an id occurs twice."""
     seen: set[str] = set()
     for name in ids:
         if name in seen:
@@ -161,7 +161,7 @@ def _get(entry: Any, key: str, path: Path, where: str, default: Any = REQUIRED) 
 
 
 def _kind(value: Any) -> str:
-    """Return what a value is, for a message: its kind and, if short, the value."""
+    """Describe a value for a message: its type and, if it is short, the value."""
     names = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
     shown = repr(value)
     if value is None:

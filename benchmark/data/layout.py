@@ -1,4 +1,4 @@
-"""What the readers share: JSON with clear errors, official split names, prompts, options as letters."""
+"""Helpers that the readers share: JSON with clear errors, official split names, prompts, options as letters."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ FIX = "Fetch or draw the dataset again, or point data_root to where it is."
 
 
 class Absent(UserError):
-    """The dataset has no such split, or it is not on disk (an audit goes on without it)."""
+    """The dataset has no such split, or it is not on disk. An audit continues without it."""
 
 
 def read_json(path: Path) -> Any:
     """Parse one of a dataset's official JSON files.
 
     Raises:
-        UserError: it is missing (Absent), unreadable or truncated; the message names the file.
+        Absent: the file does not exist.
+        UserError: the file is unreadable or truncated; the message names it.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -43,11 +44,11 @@ def need(entry: Any, key: str, path: Path, where: str = "the file") -> Any:
     Args:
         entry: a JSON object.
         key: one of its official keys.
-        path: the file that it comes from, for the message.
-        where: the place in the file, for the message.
+        path: the file that the entry comes from, for the message.
+        where: the position in the file, for the message.
 
     Raises:
-        UserError: no such key, or the entry is no JSON object.
+        UserError: the entry has no such key, or is not a JSON object.
     """
     if not isinstance(entry, Mapping):
         raise UserError(f"{path}: {where} is a {type(entry).__name__}, expected a JSON object. {FIX}")
@@ -57,12 +58,12 @@ def need(entry: Any, key: str, path: Path, where: str = "the file") -> Any:
 
 
 def official_names(spec: DatasetLike, split: str, default: Mapping[str, Any]) -> list[str]:
-    """Return the official names of a split: the spec's if it has any, else the module's default.
+    """Return the official names of a split, from the spec if it has any, else from the reader's defaults.
 
     Args:
         spec: its `splits` maps train, validation, test to a name or a list of names.
         split: train, validation or test.
-        default: the module's own map.
+        default: the reader's map of the same form.
 
     Raises:
         Absent: the dataset has no such split.
@@ -100,10 +101,10 @@ def render(spec: Template, **fields: str) -> str:
 
     Args:
         spec: its `prompt` is a str.format template.
-        fields: everything that the template may name.
+        fields: values of all fields that the template may name.
 
     Raises:
-        UserError: the template names another field or cannot be parsed.
+        UserError: the template names an unknown field or cannot be parsed.
     """
     try:
         return spec.prompt.format_map(fields)
@@ -119,7 +120,7 @@ def render(spec: Template, **fields: str) -> str:
 
 
 def commonest(answers: Sequence[str]) -> str:
-    """Return the most frequent answer; of equally frequent ones, the first."""
+    """Return the most frequent answer; ties go to the first."""
     return Counter(answers).most_common(1)[0][0]
 
 
@@ -134,10 +135,10 @@ def option_lines(options: Sequence[str]) -> str:
 
 
 def answer_format(spec: DatasetLike, index: int, options: Sequence[str]) -> str:
-    """Return a right option in the form of `options.target_format` (default '{letter}').
+    """Return the correct option in the form of `options.target_format` (default '{letter}').
 
     Raises:
-        UserError: the template is none, or names something else than {letter} and {answer}.
+        UserError: the template is invalid, or names a field other than {letter} and {answer}.
     """
     template = spec.options.get("target_format", "{letter}")
     try:
@@ -150,13 +151,13 @@ def answer_format(spec: DatasetLike, index: int, options: Sequence[str]) -> str:
 
 
 def choice(entry: Any, path: Path, where: str) -> tuple[tuple[str, ...], int]:
-    """Return the options of a multiple-choice problem and the index of the right one.
+    """Return the options of a multiple-choice problem and the index of the correct one.
 
     Raises:
         UserError: a key is missing or the index is out of range.
     """
     given = need(entry, "choices", path, where)
-    # Numbers are options too; a text would fall apart into its letters.
+    # Numbers are valid options; a string would be read as a list of letters.
     plain = isinstance(given, list) and all(isinstance(o, str | int | float) and not isinstance(o, bool) for o in given)
     if not plain:
         raise UserError(f"{path}: {where} has choices {given!r}, expected a list of texts or numbers. {FIX}")

@@ -1,4 +1,4 @@
-"""The one form of an example, whatever dataset it comes from, and what can be asked of its image."""
+"""The record, the common form of an item of any dataset, and functions that read and check its image."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from PIL import Image
 from benchmark.core.errors import UserError
 from benchmark.core.files import canonical_json, sha256_file
 
-# What the datasets come in; PIL also knows formats that start other programs.
+# The formats that the datasets use. Some other formats make PIL start external programs.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
-MOST_PIXELS = 2**26  # of a decoded image; a file of some kilobytes can hold more than the memory
+MOST_PIXELS = 2**26  # of a decoded image: a file of a few kilobytes can decode to more than fits in memory
 LONGEST_SIDE = 2**14
-LONGEST_RATIO = 200   # a strip is padded to a square, or its short edge stretched
+LONGEST_RATIO = 200   # preprocessing pads a strip to a square or stretches its short edge
 SUFFIXES = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FIX = "Restore the file (fetch or draw the dataset again); items are never skipped."
 
 
 @dataclass(frozen=True)
 class Record:
-    """One question (or one image to describe) with everything that training and scoring need.
+    """One question, or one image to describe, with everything that training and scoring need.
 
     Attributes:
         item_id: unique within a dataset's split.
@@ -34,9 +34,9 @@ class Record:
         split: train, validation or test.
         image: image file, or None for a text-only item.
         prompt: the user's text as the model reads it, without an image tag.
-        target: the answer to train on.
-        references: ten annotators' answers, or the captions, or the one gold answer.
-        options: the answers to choose from, where there are some.
+        target: the answer to train on; None if there is none.
+        references: the annotators' ten answers, the captions, or the single gold answer.
+        options: the answers to choose from, or None for an open question.
         group: the image or scene that items share (the bootstrap resamples groups).
         meta: question, question_type and the official ids; JSON values only.
     """
@@ -59,9 +59,9 @@ def _where(record: Record) -> str:
 
 
 def find_image(path: Path) -> Path | None:
-    """Return the file that holds an image: the official name, or the same stem with another suffix, in any case.
+    """Return the file of an image: the official name, or the same stem with another suffix in upper or lower case.
 
-    OCR-VQA calls every cover .jpg although some were downloaded as .gif, hence the second look.
+    Other suffixes are needed because OCR-VQA calls every cover .jpg although some were downloaded as .gif.
     """
     if path.is_file():
         return path
@@ -78,7 +78,7 @@ def _read(path: Path, transparency: str = "drop") -> Image.Image:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
         image: Image.Image = Image.open(found, formats=FORMATS)
     with image, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # PIL would have a transparent palette as RGBA
+        warnings.simplefilter("ignore", UserWarning)  # PIL recommends RGBA for a transparent palette
         short, long = sorted(image.size)
         if short * long > MOST_PIXELS or long > LONGEST_SIDE or long > LONGEST_RATIO * short:
             raise ValueError(
@@ -90,7 +90,7 @@ def _read(path: Path, transparency: str = "drop") -> Image.Image:
             raise ValueError("its pixels are floating point numbers of unknown range")
         if transparency == "white" and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        # Nothing else by default: the original pipelines call this and no more, also for 16-bit greys and EXIF.
+        # No further conversion by default, for 16-bit greys and EXIF too: the original pipelines call only this.
         return image.convert("RGB")
 
 
@@ -99,20 +99,20 @@ def open_image(record: Record, transparency: str = "drop") -> Image.Image:
 
     Args:
         record: a record whose `image` is not None.
-        transparency: "drop" shows the colours under it, as PIL's convert("RGB") and so the original pipelines do;
-            "white" puts the image on white.
+        transparency: "drop" ignores the alpha channel, as PIL's convert("RGB") and the original pipelines do; "white"
+            puts the image on a white background.
 
     Returns:
         PIL image, mode RGB.
 
     Raises:
-        UserError: the file is missing, truncated or no image; the message names item and file.
+        UserError: the file is missing, truncated or not an image; the message names item and file.
     """
     if record.image is None:
         raise ValueError(f"item {record.item_id} of {record.dataset} has no image")
     try:
         return _read(record.image, transparency)
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more for broken files
+    except Exception as error:  # for broken files PIL raises OSError, SyntaxError, ValueError and others
         raise UserError(
             f"Cannot read the image {record.image} ({_where(record)}): {error}. {FIX}"
         ) from error
@@ -122,14 +122,14 @@ def check_images(records: Iterable[Record], told: Callable[[int, int], None] | N
     """Decode the image of every record once.
 
     Args:
-        records: any records; those without an image are passed over.
-        told: called after each image with (images decoded, images in all).
+        records: any records; those without an image are skipped.
+        told: called after each image with (images decoded, total images).
 
     Returns:
         Number of distinct image files read.
 
     Raises:
-        UserError: some cannot be read; the message counts all and names the first five.
+        UserError: some images cannot be read; the message counts them and names the first five.
     """
     seen: dict[Path, Record] = {}
     faults: list[str] = []
@@ -153,10 +153,10 @@ def check_images(records: Iterable[Record], told: Callable[[int, int], None] | N
 
 
 def digest(records: Sequence[Record]) -> str:
-    """Return the SHA-256 that changes with any field or any image byte, and not with where the files lie.
+    """Return a SHA-256 that depends on every field and every image byte, but not on the location of the files.
 
     Args:
-        records: in the order in which they are used.
+        records: in the order of use.
 
     Returns:
         Hex digest.
@@ -174,7 +174,7 @@ def digest(records: Sequence[Record]) -> str:
 
 
 def _image_digest(image: Path, record: Record, known: dict[Path, str]) -> str:
-    """Return the SHA-256 of a record's image file, read once per file."""
+    """Return the SHA-256 of a record's image file. Each file is read once."""
     if image not in known:
         try:
             known[image] = sha256_file(find_image(image) or image)

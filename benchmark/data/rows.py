@@ -1,4 +1,4 @@
-"""JSON lines for a user's own target: every wrong row gives one message with file, line and reason."""
+"""JSON lines for a user's own target; an error names the file, the line and the reason."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class JsonRow:
 
     Attributes:
         path: the file.
-        where: the place in it, "line 3".
-        content: what it holds, a JSON object.
+        where: the position in it, "line 3".
+        content: the parsed line, a JSON object.
     """
 
     path: Path
@@ -25,18 +25,18 @@ class JsonRow:
     content: Any
 
     def text(self, key: str) -> str:
-        """Return a text; raises UserError if it is missing, blank or something else."""
+        """Return a string; raise UserError if it is missing, blank or of another type."""
         return check.text(self.content, key, self.path, self.where)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """Return a list of one or more texts; raises UserError if it is something else."""
+        """Return a list of one or more strings; raise UserError if it is anything else."""
         return tuple(check.texts(self.content, key, self.path, self.where))
 
     def image(self, key: str) -> Path | None:
-        """Return an image file, named relative to the file with the rows; None for null.
+        """Return an image file, named relative to the file of the rows; None for null.
 
         Raises:
-            UserError: it is missing, no text, or there is no such file.
+            UserError: the name is missing or not a string, or the file does not exist.
         """
         name = check.text(self.content, key, self.path, self.where, null=True)
         if name is None:
@@ -48,7 +48,7 @@ class JsonRow:
 
 
 def json_rows(path: Path) -> list[JsonRow]:
-    """Read a file with a JSON object per line; blank lines are skipped, only a line feed ends a line.
+    """Read a file with one JSON object per line. Blank lines are skipped; only a line feed ends a line.
 
     Args:
         path: a UTF-8 file.
@@ -57,6 +57,6 @@ def json_rows(path: Path) -> list[JsonRow]:
         Its rows.
 
     Raises:
-        UserError: the file cannot be read, or a line is no JSON object; the message names file and line.
+        UserError: the file cannot be read, or a line is not a JSON object; the message names file and line.
     """
     return [JsonRow(path, where, check.mapping(row, path, where)) for where, row in check.read_lines(path)]

@@ -1,9 +1,9 @@
-"""From nothing, or from files the user has, to the paper's training and evaluation sets: checked, counted, in one form.
+"""Prepare the paper's training and evaluation sets, from the user's files or from hub tables, checked and counted.
 
-For each dataset the first source that has a split gives it: official files, the group's JSON files, hub tables. What
-comes out are the official annotation files, cut to what is used, and the images as links to the user's files or as
-the undecoded bytes of a table, so that one set of readers serves every source. Rows of a table are written out once
-because training reads images in random order, for which parquet would be read group by group.
+Each split comes from the first source that has it: official files, the group's JSON files, hub tables. The output is
+the official annotation files, reduced to the fields in use, and the images: links to the user's files, or the undecoded
+bytes of a table. One set of readers therefore serves every source. Images of a table are written to files once because
+training reads them in random order, and parquet would have to read a whole row group for each.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ Say = Callable[[str], None]
 SOURCES = Path(__file__).resolve().parents[3] / "conf" / "sources.yaml"
 MANIFEST, MARKER, UNPACKED, KNOWN, LISTED = "prepared.json", ".preparing", ".unpacked", "ids.json", "ids_test.txt"
 LOCK = ".lock"
-TABLES = ".tables"  # what `datasets` makes of tables where its own cache cannot be written
-BY_IMAGE = ("okvqa", "textvqa", "gqa")  # several questions share an image: images are filed under their own id
+TABLES = ".tables"  # cache of `datasets` if its default cache is not writable
+BY_IMAGE = ("okvqa", "textvqa", "gqa")  # several questions share an image, so its file is named by the image's id
 PROGRESS_SECONDS = 10.0
 GROUP = "the group's files"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user wants prepared.
+    """The user's request to `data prepare`.
 
     Attributes:
         places: folders to search for any dataset.
-        own: dataset -> folders of that dataset alone.
+        own: dataset -> folders that hold only that dataset.
         hub: whether hub tables may be downloaded.
-        splits: further splits besides those that the tables need.
+        splits: splits to prepare in addition to those that the tables need.
         ids: dataset -> file with the item ids to use in the test split, one per line.
-        group_first: take what the group's files have from them, even where official files or tables have it too: its
-            2,000 questions of OCR-VQA and 10,000 rows of IconQA are samples that no seed of ours gives.
+        group_first: prefer the group's files to official files and tables. The group's 2,000 questions of OCR-VQA and
+            10,000 rows of IconQA are samples that no seed of ours reproduces.
     """
 
     places: tuple[Path, ...] = ()
@@ -74,10 +74,10 @@ def sources() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path) -> int:
-    """Parse the options of `data prepare`, prepare, print what came out.
+    """Parse the options of `data prepare`, prepare the datasets and print a summary.
 
     Args:
-        argv: names of datasets (default: all that the profile uses) and options.
+        argv: names of datasets (default: all datasets of the profile) and options.
         specs: the profile's datasets by id.
         root: data folder.
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path)
         Exit code 0.
 
     Raises:
-        UserError: a dataset could not be prepared; every reason at once.
+        UserError: a dataset could not be prepared; the message lists every reason.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmark data prepare", exit_on_error=False)
     parser.add_argument("names", nargs="*")
@@ -129,16 +129,16 @@ def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path)
 
 
 def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say: Say) -> None:
-    """Prepare datasets one after another; one that fails does not keep the others from being done.
+    """Prepare datasets one after another. If one fails, the others are still prepared.
 
     Args:
         specs: reader -> spec of the datasets to prepare.
-        root: data folder; gets a folder per dataset, and ids.json with the digests of all item ids ever prepared.
+        root: data folder; receives a folder per dataset, and ids.json with the digests of all item ids ever prepared.
         asked: where to look.
-        say: told what happens, a line at a time.
+        say: called with each line of progress.
 
     Raises:
-        UserError: some could not be prepared; every reason at once.
+        UserError: some datasets could not be prepared; the message lists every reason.
     """
     @cache
     def online() -> bool:
@@ -173,9 +173,9 @@ def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say
 
 @contextlib.contextmanager
 def _alone(root: Path, say: Say) -> Iterator[None]:
-    """Keep other prepares from a data folder: two would write the same files, and each the other's ids.json away."""
+    """Lock a data folder: two commands would write the same files and overwrite each other's ids.json."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # one that cannot be written is only checked, or refused dataset by dataset
+        with contextlib.suppress(OSError):  # a read-only folder is checked, or refused per dataset
             root.mkdir(parents=True, exist_ok=True)
             if os.access(root, os.W_OK):
                 file = stack.enter_context(open(root / LOCK, "a"))
@@ -184,7 +184,7 @@ def _alone(root: Path, say: Say) -> Iterator[None]:
 
 
 def wanted_splits(spec: data.DatasetLike, more: Sequence[str] = ()) -> list[str]:
-    """Return our names of the splits that tables need: test, and train of targets; others on request."""
+    """Return the splits that the tables need (test; for targets also train) and those in `more`, by our names."""
     needed = {"test", *more} | ({"train"} if getattr(spec, "role", "target") == "target" else set())
     return [split for split in data.SPLITS if split in needed]
 
@@ -192,11 +192,11 @@ def wanted_splits(spec: data.DatasetLike, more: Sequence[str] = ()) -> list[str]
 def _prepare(
     name: str, spec: data.DatasetLike, root: Path, asked: Asked, online: Callable[[], bool], say: Say
 ) -> list[str]:
-    """Prepare one dataset; return what to tell about it. `online` is asked only where a table may be downloaded."""
+    """Prepare one dataset; return the lines of its summary. `online` is called only when a download may be needed."""
     folder = root / name
     before = _manifest(folder)
     splits = wanted_splits(spec, (*asked.splits, *(before or {}).get("splits", {})))
-    # What was asked for once stays: a later prepare without the option must not quietly take other items.
+    # Keep the earlier options: a later prepare without them must not silently choose other items.
     kept = folder / LISTED if before is not None and before["written"] and (folder / LISTED).is_file() else None
     ids = _listed(asked.ids.get(name, kept))
     asked = replace(asked, group_first=asked.group_first or bool((before or {}).get("group_first")))
@@ -240,7 +240,7 @@ def _module(name: str) -> Any:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """Return what an earlier prepare recorded about a dataset."""
+    """Return the manifest that an earlier prepare wrote for a dataset, or None."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return content if {"choice", "splits", "written"} <= content.keys() else None
@@ -249,7 +249,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _listed(path: Path | None) -> list[str]:
-    """Return the ids in a file: one per line, or the group's JSON lines (image and question index unknown: refused)."""
+    """Return the ids in a file, one per line. The group's JSON lines are refused: they have no item ids."""
     if path is None:
         return []
     from benchmark.data.check import read_text
@@ -271,7 +271,7 @@ def _rows(
     name: str, spec: data.DatasetLike, splits: Sequence[str], asked: Asked, root: Path, online: Callable[[], bool],
     say: Say,
 ) -> tuple[Index, dict[str, list[Row]], dict[str, str], list[str]]:
-    """Return the user's files, rows per official split, where each of our splits is from, and notes."""
+    """Return the index of the user's files, rows per official split, the source of each of our splits, and notes."""
     about = sources()[name]
     places = [Place(path) for path in asked.places] + [Place(path, own=True) for path in asked.own.get(name, ())]
     index = Index(places, about["images"])
@@ -279,7 +279,7 @@ def _rows(
     for path in archives:
         say(f"  unpacking {path} (once)")
         inside = unpack(path, root / UNPACKED)
-        # What came out of gqa/images.zip is GQA's, although no path inside says so.
+        # The content of gqa/images.zip belongs to GQA although no path inside says so.
         places.append(Place(inside, own=_hinted(path, about["images"], places)))
     if archives:
         index = Index(places, about["images"])
@@ -304,7 +304,7 @@ def _rows(
             if left() and parts and not all(part in found for part in parts):
                 take(load(name, parts, index), source)
     for split, parts in left().items():
-        # A hub split is whole: for COCO it gives train without restval, which is what train alone means.
+        # A hub table holds one official split. For COCO, train alone means train without restval.
         if len(parts) > 1:
             tries.append(f"{split}: the hub has no table for {'+'.join(parts)}")
             continue
@@ -323,7 +323,7 @@ def _rows(
 
 
 def _belongs(archive: Path, about: Mapping[str, Any], places: Sequence[Place]) -> bool:
-    """Return whether an archive may hold this dataset, from its name and folder."""
+    """Return whether an archive's name or folder suggests that it holds this dataset."""
     name = archive.name.lower()
     return _hinted(archive, about["images"], places) or any(
         fnmatch.fnmatch(name, text.lower()) for text in about["archives"]
@@ -331,7 +331,7 @@ def _belongs(archive: Path, about: Mapping[str, Any], places: Sequence[Place]) -
 
 
 def _hinted(path: Path, pattern: str, places: Sequence[Place]) -> bool:
-    """Return whether a path below one of the folders says that it belongs to the dataset."""
+    """Return whether a path below one of the folders suggests that it belongs to the dataset."""
     for place in places:
         if path.is_relative_to(place.path):
             inside = f"{place.path.name}/{path.relative_to(place.path).as_posix()}"
@@ -344,13 +344,13 @@ def _sample_books(
     spec: data.DatasetLike, found: dict[str, list[Row]], splits: Sequence[str], ids: Sequence[str], root: Path,
     index: Index,
 ) -> tuple[dict[str, list[Row]], dict[str, list[data.Record]], list[str]]:
-    """Draw OCR-VQA's questions among the books whose cover is there and can be decoded; return rows, records, notes.
+    """Sample OCR-VQA's questions from books whose cover exists and can be decoded; return rows, records, notes.
 
-    Only covers of drawn questions are decoded: the sample is a prefix of a fixed order of the questions, so leaving a
-    bad one out and drawing again gives the prefix without any.
+    Only the covers of sampled questions are decoded. The sample is a prefix of a fixed order of questions. Leaving out
+    a bad cover and sampling again therefore gives the prefix of the good ones.
 
     Raises:
-        UserError: too few questions are left; what was left out is said.
+        UserError: too few questions are left; the message says what was left out.
     """
     folder = root / "ocrvqa"
     found, notes = _drop_books(found, index, folder)
@@ -375,7 +375,7 @@ def _sample_books(
 
 
 def _decodes(record: data.Record, index: Index) -> bool:
-    """Return whether the cover of a record can be read; those inside a table are checked once they are written."""
+    """Return whether the cover of a record can be read. Covers inside a table are checked after they are written."""
     assert record.image is not None
     path = index.image(record.image) or data.find_image(record.image)
     if path is None:
@@ -390,7 +390,7 @@ def _decodes(record: data.Record, index: Index) -> bool:
 def _drop_books(
     found: Mapping[str, list[Row]], index: Index, folder: Path
 ) -> tuple[dict[str, list[Row]], list[str]]:
-    """Take books without a cover out before questions are sampled: many of Amazon's addresses are dead."""
+    """Remove books without a cover before questions are sampled: many of Amazon's links are dead."""
     kept, notes = {}, []
     for part, rows in found.items():
         there = [row for row in rows if row.stored or _cover(row, index, folder)]
@@ -414,12 +414,12 @@ def _cover(row: Row, index: Index, folder: Path) -> Path | None:
 def _check_rows(
     name: str, spec: data.DatasetLike, found: Mapping[str, list[Row]], origin: Mapping[str, str]
 ) -> None:
-    """Refuse a split with more or fewer rows than the official one: a sample of it would be other items.
+    """Refuse a split whose row count differs from the official one: a sample of it would hold other items.
 
-    The group's files are not whole splits, but samples of them.
+    The group's files are exempt because they are samples of splits.
 
     Raises:
-        UserError: names the split, its source and both counts.
+        UserError: the counts differ; the message names the split, its source and both counts.
     """
     for split, source in origin.items():
         expected = (spec.counts or {}).get(f"{split}_rows")
@@ -433,7 +433,7 @@ def _check_rows(
 
 
 def _check_image_counts(spec: data.DatasetLike, records: Mapping[str, Sequence[data.Record]]) -> None:
-    """Refuse another number of images than the split's `counts.<split>_images`: the right number of other questions."""
+    """Check `counts.<split>_images`: the right number of questions can still be the wrong questions."""
     for split, rows in records.items():
         expected = (spec.counts or {}).get(f"{split}_images")
         images = len({record.image for record in rows} - {None})
@@ -448,7 +448,7 @@ def _load_checked(
     name: str, spec: data.DatasetLike, found: Mapping[str, list[Row]], splits: Sequence[str], ids: Sequence[str],
     root: Path,
 ) -> dict[str, list[data.Record]]:
-    """Return the records that will be used; counts and ids are checked before anything is written."""
+    """Return the records to be used. Counts and ids are checked before anything is written."""
     _made(root)
     with tempfile.TemporaryDirectory(dir=root, prefix=".checking-") as temporary:
         forms.write(name, Path(temporary) / name, found)
@@ -456,13 +456,13 @@ def _load_checked(
             write_atomic(Path(temporary) / name / LISTED, "".join(f"{item}\n" for item in ids))
         try:
             records = {split: data.load(spec, temporary, split) for split in splits}
-        except UserError as error:  # the user's own folder is the one to name
+        except UserError as error:  # the message must name the user's folder
             raise UserError(str(error).replace(temporary, str(root))) from None
         return {split: [_moved(record, Path(temporary), root) for record in rows] for split, rows in records.items()}
 
 
 def _made(root: Path) -> None:
-    """Make the data folder; raises UserError if it cannot be written."""
+    """Create the data folder; raise UserError if it is not writable."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=root).close()
@@ -482,10 +482,10 @@ def _place_images(
     name: str, records: Mapping[str, Sequence[data.Record]], found: Mapping[str, list[Row]], index: Index,
     spec: data.DatasetLike, root: Path, say: Say,
 ) -> None:
-    """Put the image of every record in its official place; what is there already is kept.
+    """Put the image of every record at its official path. Existing files are kept.
 
     Raises:
-        UserError: images are missing; all are counted, the first named.
+        UserError: images are missing; the message counts them and names the first.
     """
     stored: dict[tuple[str, str], list[Row]] = {}
     for part, rows in found.items():
@@ -515,7 +515,7 @@ def _place_images(
         else:
             missing.append(path)
     if missing:
-        about, first = sources()[name], missing[0].relative_to(root / name)  # image.png alone would not say which
+        about, first = sources()[name], missing[0].relative_to(root / name)  # the name image.png alone is ambiguous
         raise UserError(
             f"{len(missing)} of {len(wanted)} images are missing, the first is {first}. Put them below the "
             f"folder that --from names ({about['get']}), or name a folder of this dataset alone: --from {name}=DIR."
@@ -523,7 +523,7 @@ def _place_images(
 
 
 def _write_stored(name: str, path: Path, rows: Sequence[Row]) -> None:
-    """Write the image that rows of a table share."""
+    """Write an image of a table, which several rows may share."""
     (first, source), *others = [(row.id, row.stored) for row in rows if row.stored is not None]
     try:
         content = source.read()
@@ -539,7 +539,7 @@ def _write_stored(name: str, path: Path, rows: Sequence[Row]) -> None:
 
 
 def _link(path: Path, source: Path) -> None:
-    """Link to a user's file; a link of ours that leads nowhere any more is replaced."""
+    """Link to a user's file. A broken link from an earlier prepare is replaced."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
@@ -557,7 +557,7 @@ def _finish(
     name: str, spec: data.DatasetLike, root: Path, records: Mapping[str, list[data.Record]], choice: str,
     origin: Mapping[str, str], written: bool, notes: Sequence[str], say: Say, group_first: bool = False,
 ) -> list[str]:
-    """Decode every image, hold the ids against those of earlier times, record what was made."""
+    """Decode every image, compare the ids with those of earlier prepares and write the manifest."""
     every = [record for rows in records.values() for record in rows]
     say(f"  decoding {len({record.image for record in every} - {None})} images")
     with long_work(name) as told:
@@ -573,7 +573,7 @@ def _finish(
         },
     }
     folder = root / name
-    if not written and not os.access(folder, os.W_OK):  # data of another owner are checked, which needs no record
+    if not written and not os.access(folder, os.W_OK):  # the user's data are only checked: no manifest to write
         return [*_summary(content), "the folder is read-only: nothing is noted in it"]
     _compare_ids(name, root, choice, records, keep=True)
     write_atomic(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
@@ -591,14 +591,14 @@ def _summary(content: Mapping[str, Any]) -> list[str]:
 def _compare_ids(
     name: str, root: Path, choice: str, records: Mapping[str, list[data.Record]], keep: bool = False
 ) -> None:
-    """Refuse other items than those that the same settings gave before; the first prepare decides.
+    """Refuse items that differ from those that the first prepare chose with the same settings.
 
     Args:
         name: the dataset.
         root: data folder with ids.json.
         choice: digest of the settings.
         records: by split.
-        keep: also note those of a first time.
+        keep: also record the ids of a first prepare.
 
     Raises:
         UserError: the ids differ.

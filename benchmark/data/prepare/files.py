@@ -1,4 +1,4 @@
-"""What lies in the user's folders: an index by name, safe unpacking of archives, images found by their place."""
+"""The user's files: an index by name, safe unpacking of archives, and a search for images by path."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that the user names.
+    """A folder that the user named.
 
     Attributes:
         path: where it is.
-        own: it holds one dataset only, so every image below it belongs to that one.
+        own: whether it holds a single dataset, so that every image below it belongs to that dataset.
     """
 
     path: Path
@@ -36,11 +36,11 @@ class Place:
 
 
 class Index:
-    """All files below some folders, found by name. Hidden files are not seen.
+    """An index by name of all files below some folders. Hidden files are skipped.
 
     Args:
         places: the folders.
-        pattern: an image of the dataset has a path (from a shared folder's name on) that matches this.
+        pattern: matches the path of an image of the dataset, from the name of a shared folder on.
 
     Raises:
         UserError: a folder does not exist.
@@ -69,10 +69,11 @@ class Index:
 
         Args:
             name: file name.
-            accept: which of several files of this name are meant.
+            accept: selects among several files of this name.
 
         Raises:
-            UserError: several that differ are left; copies, as of an archive beside what came out of it, are one file.
+            UserError: several files with different content remain. Copies count as one file, for example an archive's
+                member beside its unpacked copy.
         """
         found = sorted({path.resolve(): path for path in self._names.get(name, ()) if accept(path)}.values())
         if len(found) > 1 and not all(_same(found[0], other) for other in found[1:]):
@@ -86,11 +87,11 @@ class Index:
         """Return the one file whose whole name matches a regular expression, or None.
 
         Args:
-            pattern: of the name, in any case.
-            accept: which of several files with such names are meant.
+            pattern: regular expression for the name; case is ignored.
+            accept: selects among several files with such names.
 
         Raises:
-            UserError: several match.
+            UserError: several files match.
         """
         names = sorted(
             name for name, paths in self._names.items()
@@ -101,10 +102,10 @@ class Index:
         return self.file(names[0], accept) if names else None
 
     def image(self, path: Path) -> Path | None:
-        """Return the user's file for an image, by its stem (image.png: by its folder); another suffix will do.
+        """Return the user's file for an image, by its stem (image.png: by its folder). Other suffixes are accepted.
 
         Raises:
-            UserError: several different files could be meant.
+            UserError: several different files match.
         """
         found = sorted({other.resolve(): other for other in self._images.get(_image_key(path), ())}.values())
         if len(found) > 1:
@@ -121,7 +122,7 @@ class Index:
 
 
 def _image_key(path: Path) -> str:
-    """Return what identifies an image: its stem, for image.png also the folders above it."""
+    """Return what identifies an image: its stem and, for image.png, also the folders above it."""
     if path.stem == "image":
         parts = path.parts
         return "/".join((*[part for part in parts[-4:-2] if part in ("train", "val", "test")], parts[-2]))
@@ -129,7 +130,7 @@ def _image_key(path: Path) -> str:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Return whether two files have the same content; an unreadable one is refused where it is read."""
+    """Return whether two files have the same content. An unreadable file is reported later, where it is read."""
     try:
         return filecmp.cmp(one, other, shallow=False)
     except OSError:
@@ -137,12 +138,12 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, in order of names."""
+    """Yield every file below a folder, sorted by name."""
     for root, folders, names in os.walk(folder, followlinks=True):
         real = Path(root).resolve()
         folders[:] = sorted(
             name for name in folders
-            # A link to a folder above would be walked again and again.
+            # A link to a parent folder would be walked forever.
             if not name.startswith(".") and not (
                 os.path.islink(link := os.path.join(root, name)) and real.is_relative_to(Path(link).resolve())
             )
@@ -155,18 +156,18 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack an archive beside others, once; an interrupted unpacking starts anew.
+    """Unpack an archive once into a folder of unpacked archives. An interrupted unpacking starts again.
 
     Args:
-        archive: .zip, .tar, .tar.gz or .tgz; it is left as it is.
+        archive: .zip, .tar, .tar.gz or .tgz; it is not changed.
         folder: where the unpacked archives are kept.
 
     Returns:
         The folder with its content.
 
     Raises:
-        UserError: it is damaged, a member would leave the folder or is not a plain file or folder, or disk space is
-            too small.
+        UserError: the archive is damaged, a member would leave the folder or is not a plain file or folder, or there is
+            too little disk space.
     """
     state = archive.stat()
     name = digest_of([str(archive.resolve()), state.st_size, state.st_mtime_ns])[:12]
@@ -186,7 +187,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def _inside(archive: Path, name: str) -> str:
-    """Return a member's path with slashes (tools of Windows write back slashes); refuse one that leads elsewhere."""
+    """Return a member's path with forward slashes (Windows writes backslashes); refuse one outside the folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", name) or "\0" in name:
         raise UserError(f"{archive} holds the member {name!r}, which would leave its folder. It is not unpacked.")

@@ -1,7 +1,7 @@
-"""The one form that every source is brought into, and the official files that are written from it.
+"""The common form of all sources, and the official files that are written from it.
 
-A source yields rows per official split. Whatever it was, the same content gives the same files, byte for byte: rows
-are sorted by id, and only what the readers use is written.
+A source yields rows per official split. The same content gives the same files byte for byte, whatever the source: rows
+are sorted by id, and only the fields that the readers use are written.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from benchmark.core.files import write_atomic
 
 
 class Stored(Protocol):
-    """An image inside a table: its undecoded bytes are read when they are asked for."""
+    """An image inside a table. Its undecoded bytes are read on demand."""
 
     def read(self) -> bytes:
-        """Return the bytes."""
+        """Return the undecoded bytes."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Row:
 
     Attributes:
         id: the official id; unique in its split.
-        image: name under which its image is filed; None for an item without an image.
+        image: name of its image file; None for an item without an image.
         fields: the official fields, see `FIELDS`.
-        stored: where the image's bytes are, if not in a file.
+        stored: the image's bytes in a table, if the image is not a file.
     """
 
     id: str
@@ -54,7 +54,7 @@ FIELDS = {
 
 
 def by_id(rows: Sequence[Row]) -> list[Row]:
-    """Return rows sorted by id, numbers as numbers."""
+    """Return rows sorted by id; numeric ids are compared as numbers."""
     return sorted(rows, key=lambda row: (not row.id.isdecimal(), int(row.id) if row.id.isdecimal() else 0, row.id))
 
 

@@ -1,8 +1,8 @@
 """Source (c): JSON files of the paper's group (LLaVA's eval.zip, LLaVA-HR's eval_aug, DataOptim, LoRASculpt).
 
-They hold finished prompts. A question is taken out of its prompt again, so that one place, the YAML, decides what a
-model reads; `verify` then compares every prompt that we make with the one in the group's file. OKVQA, GQA and
-ScienceQA have their answers in the official files only, so there the group's file is compared and no more.
+They hold finished prompts. We extract the question from each prompt, so that the YAML alone decides what a model reads.
+`verify` then compares each of our prompts with the one in the group's file. The answers of OK-VQA, GQA and ScienceQA
+are only in the official files, so the group's files of these sets serve for comparison alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 OCR = "\nReference OCR token: "
 _OPTION = re.compile(r"([A-Z])\. (.*)")
 
-# Evaluation files by dataset, as a regular expression on the file's name.
+# Evaluation files: dataset -> regular expression for the file's name.
 QUESTIONS = {
     "okvqa": r"okvqa_(val|test)\.jsonl",
     "textvqa": r"llava_textvqa_val_v051_ocr\.jsonl",
@@ -44,27 +44,27 @@ TRAINING = {
 
 
 def _is_conversations(path: Path) -> bool:
-    """Return whether a file begins like LLaVA's training files: OK-VQA's and LAVIS's are called much the same."""
+    """Return whether a file begins like LLaVA's training files. Files of OK-VQA and LAVIS have similar names."""
     try:
         with path.open("rb") as file:
             return b'"conversations"' in file.read(2**16)
     except OSError:
-        return True  # reading it says what is wrong
+        return True  # the reader reports the error
 
 
 def load(dataset: str, names: Sequence[str], index: Index) -> Rows | None:
-    """Read what the group's files give of a dataset.
+    """Read a dataset from the group's files.
 
     Args:
         dataset: one of the eight.
-        names: official names of the splits that are wanted.
+        names: official names of the requested splits.
         index: the user's files.
 
     Returns:
-        Rows per official split, or None if the files are not there.
+        Rows per official split, or None if there are no such files.
 
     Raises:
-        UserError: a file is damaged, or a prompt is not of its known form; the message names file and row.
+        UserError: a file is damaged, or a prompt does not have the expected form; the message names file and row.
     """
     loader = _LOADERS.get(dataset)
     splits = {} if loader is None else {name: loader(name, index) for name in names}
@@ -82,7 +82,7 @@ def verify(dataset: str, records: Sequence[Record], index: Index) -> list[str]:
         index: the user's files.
 
     Returns:
-        What was found, one line each; nothing if the group's file is not there.
+        Findings, one line each; empty if there is no such file.
     """
     path = index.like(QUESTIONS[dataset]) if dataset in QUESTIONS else None
     if path is None:
@@ -113,7 +113,7 @@ def verify(dataset: str, records: Sequence[Record], index: Index) -> list[str]:
 
 
 def _entries(path: Path) -> list[tuple[str, Any]]:
-    """Return (where, entry) of a file of JSON lines or a JSON list."""
+    """Return (where, entry) for each entry of a file of JSON lines or a JSON list."""
     if path.suffix == ".jsonl":
         return check.read_lines(path)
     found = check.rows(check.read(path), path, "the file")
@@ -121,7 +121,7 @@ def _entries(path: Path) -> list[tuple[str, Any]]:
 
 
 def _key_and_text(dataset: str, entry: Any, path: Path, where: str) -> tuple[str, str]:
-    """Return the id and the prompt of a line of an evaluation file."""
+    """Return the id and the prompt from a line of an evaluation file."""
     if dataset == "scienceqa":
         return check.identifier(entry, "id", path, where), _turns(entry, path, where)[0] + LETTER
     text = check.text(entry, "text", path, where)
@@ -146,7 +146,7 @@ def _turns(entry: Any, path: Path, where: str) -> tuple[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Datasets whose rows these files hold
+# Datasets whose rows come from these files
 
 
 def _textvqa(name: str, index: Index) -> list[Row] | None:
@@ -210,7 +210,7 @@ def _iconqa(name: str, index: Index) -> list[Row] | None:
 
 
 def _options(text: str, path: Path, where: str) -> tuple[str, list[str]]:
-    """Take 'A. x' lines off the end of a prompt."""
+    """Split the 'A. x' lines off the end of a prompt."""
     lines = text.split("\n")
     choices: list[re.Match[str]] = []
     while lines and (found := _OPTION.fullmatch(lines[-1])):

@@ -1,8 +1,8 @@
-"""Source (b): parquet tables of the Hugging Face hub, or the same tables in a folder of the user's.
+"""Source (b): parquet tables of the Hugging Face hub, or the same tables in one of the user's folders.
 
-Tables are read by `datasets`, which keeps one cache (HF_HOME). Nothing that is downloaded is executed: ids whose
-repository is a loading script are refused by that library, and the message says what to use instead. Image bytes are
-not decoded and only those of the rows that are used are read.
+`datasets` reads the tables and keeps one cache (HF_HOME). Downloaded code is never executed: the library refuses
+repositories with a loading script, and the message says what to use instead. Image bytes are not decoded, and only
+those of the rows in use are read.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from benchmark.data.prepare.files import Place
 from benchmark.data.prepare.forms import Row
 
 Rows = dict[str, list[Row]]
-REACH_SECONDS = 5.0  # for the hub's first answer; a look-up of the client's own goes on for 20 seconds and more
+REACH_SECONDS = 5.0  # for the hub's first answer; a look-up by the client takes 20 seconds or more to fail
 
-# Tables that look right and are not.
+# Tables that look right but are not.
 REFUSED = {
     "lmms-lab/flickr30k": "its 'test' is the whole corpus, 31,783 images with the training ones among them",
     "lmms-lab-encoder/flickr30k": "its 'test' is the whole corpus, 31,783 images with the training ones among them",
@@ -32,7 +32,7 @@ REFUSED = {
 
 
 class Unavailable(Exception):
-    """A table could not be had under any of its ids; the message says why, id by id."""
+    """A table is not available under any of its ids; the message gives the reason for each id."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Table:
-    """A table without its images, and where they are."""
+    """A table without its images, and the location of the images."""
 
     name: str
     rows: Any
@@ -68,23 +68,23 @@ class Table:
         return None if self.image_column is None else Packed(self.whole, index, self.image_column)
 
     def empty(self) -> list[bool]:
-        """Return for every row whether its image cell is empty, without reading an image."""
+        """Return for every row whether its image cell is empty; no image is read."""
         if self.image_column is None:
             return [False] * len(self.whole)
         return self.whole.data.column(self.image_column).is_null().to_pylist()
 
 
 def reachable() -> bool:
-    """Return whether the hub answers at all; asked once, before the look-ups, which are slow to fail one by one.
+    """Return whether the hub answers. Called once before the look-ups, because each of them is slow to fail.
 
-    The client's own session is used, so that its proxies, its endpoint and HF_HUB_OFFLINE count.
+    The request uses the client's session and so respects its proxies, its endpoint and HF_HUB_OFFLINE.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
-    except Exception:  # the client's HTTP library differs with its version, and so do its errors
+    except Exception:  # the HTTP library and its errors depend on the client's version
         return False
     return True
 
@@ -100,14 +100,14 @@ def load(
         names: our split -> official name.
         source: the dataset's `hub` entry in conf/sources.yaml.
         places: folders that may hold the tables, see `local`.
-        online: whether a table that is in none of them may be downloaded; the hub client's cache is read either way.
-        spare: cache of `datasets` where its own (HF_HOME) cannot be written.
+        online: whether to download a table that no folder holds; the hub client's cache is read in either case.
+        spare: cache of `datasets` if its default (HF_HOME) is not writable.
 
     Returns:
         Rows per official split.
 
     Raises:
-        Unavailable: a split has no table, or none of its ids can be had.
+        Unavailable: a split has no table, or none of its ids is available.
         UserError: a table is refused, or lacks a column; the message names table and row.
     """
     splits: Rows = {}
@@ -136,7 +136,7 @@ def local(ident: str, places: Sequence[Place], alone: bool = False) -> Path | No
         ident: id of the table, <org>/<name>.
         places: folders to look in: for <org>/<name>, for <name>, and for the newest snapshot in the layout of the hub
             client's cache; a folder called <name> may be the table itself.
-        alone: the dataset has tables of this name only, so that a folder of the dataset alone may be the table too.
+        alone: whether all tables of the dataset have this name, so that a folder of the dataset may be the table.
 
     Returns:
         A folder with parquet files, or None.
@@ -155,7 +155,7 @@ def local(ident: str, places: Sequence[Place], alone: bool = False) -> Path | No
 
 
 def _cached(ident: str) -> Path | None:
-    """Return the snapshot of a table in the hub client's cache, which `datasets` does not read without a network."""
+    """Return the snapshot of a table in the hub client's cache, which `datasets` does not read when offline."""
     from huggingface_hub import constants
 
     return local(ident, [Place(Path(constants.HF_HUB_CACHE))])
@@ -164,7 +164,7 @@ def _cached(ident: str) -> Path | None:
 def _table(
     entry: Mapping[str, Any], places: Sequence[Place], alone: bool, online: bool, spare: Path | None
 ) -> Table:
-    """Open the first of a table's ids that can be had: from the user's folders, the network or the client's cache."""
+    """Open the first available id of a table: from the user's folders, the network or the client's cache."""
     reasons = []
     for ident in entry["ids"]:
         if ident in REFUSED:
@@ -178,7 +178,7 @@ def _table(
                 return _open(str(path), ident, entry.get("config"), entry["split"], spare)
             except UserError:
                 raise
-            except Exception as error:  # what datasets, the hub client and the network raise has no common base
+            except Exception as error:  # errors of datasets, the hub client and the network have no common base
                 reasons.append(f"{path}: {_reason(error)}")
         if not paths:
             reasons.append(f"{ident}: neither below --from nor in the hub client's cache")
@@ -186,7 +186,7 @@ def _table(
 
 
 def _cache(spare: Path | None) -> str | None:
-    """Return the cache for `datasets` to write to; None for its own, which a shared home may not let us write."""
+    """Return the cache for `datasets`: None for its default, or `spare` where the default is not writable."""
     from datasets import config
 
     own = Path(config.HF_DATASETS_CACHE)
@@ -204,7 +204,7 @@ def _open(path: str, ident: str, config: str | None, split: str, spare: Path | N
     options = {} if config in (None, "default") else {"name": config}
     whole = datasets.load_dataset(path, split=split, cache_dir=_cache(spare), **options)
     images = [name for name, feature in whole.features.items() if isinstance(feature, datasets.Image)]
-    # A table that was written without the hub's metadata has its images as {bytes, path}.
+    # A table without the hub's metadata stores its images as {bytes, path}.
     images += [
         name for name, feature in whole.features.items()
         if isinstance(feature, dict) and set(feature) == {"bytes", "path"}
@@ -232,14 +232,14 @@ def _rows(dataset: str, table: Table, name: str) -> list[Row]:
             continue
         if not empty[index]:
             row = Row(row.id, row.image, row.fields, table.packed(index))
-        elif dataset == "scienceqa":  # a text-only problem; elsewhere the missing image is reported
+        elif dataset == "scienceqa":  # a text-only problem; other datasets report the missing image
             row = Row(row.id, None, row.fields)
         rows.append(row)
     return rows
 
 
 def _join(rows: list[Row], images: Table, key: str, dataset: str) -> list[Row]:
-    """Give rows the images of a second table, by the image's id."""
+    """Attach the images of a second table to rows, by the image's id."""
     path = Path(images.name)
     if images.image_column is None:
         raise UserError(f"{path} has no column with images. Take another id in conf/sources.yaml.")
@@ -259,7 +259,7 @@ def _join(rows: list[Row], images: Table, key: str, dataset: str) -> list[Row]:
 
 def _okvqa(entry: Any, path: Path, where: str, index: int, name: str) -> Row:
     key = str(check.number(entry, "question_id", path, where))
-    # The id of a VQA question is its image's id with one more digit.
+    # The id of a VQA question is its image's id and one more digit.
     return Row(key, str(int(key) // 10), {
         "question": check.text(entry, "question", path, where), "answers": check.texts(entry, "answers", path, where),
         "question_type": check.text(entry, "question_type", path, where, default=""),

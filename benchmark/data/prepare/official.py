@@ -1,4 +1,4 @@
-"""Source (a): the official files, wherever they lie below the user's folders."""
+"""Source (a): the official files, anywhere below the user's folders."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def load(dataset: str, names: Sequence[str], index: Index) -> Rows | None:
 
     Args:
         dataset: one of the eight.
-        names: official names of the splits that are wanted.
+        names: official names of the requested splits.
         index: the user's files.
 
     Returns:
-        Rows per official split, or None if the files are not there.
+        Rows per official split, or None if there are no such files.
 
     Raises:
         UserError: a file is damaged; the message names file, row and reason.
@@ -121,7 +121,7 @@ def books(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def is_ocrvqa(path: Path) -> bool:
-    """Return whether a dataset.json is OCR-VQA's: it begins with a book."""
+    """Return whether a dataset.json is OCR-VQA's, that is, begins with a book."""
     with path.open("rb") as file:
         start = file.read(4096)
     return any(word in start for word in (b"imageURL", b"authorName", b"questions"))
@@ -202,7 +202,7 @@ def problem(entry: Any, path: Path, where: str) -> dict[str, Any]:
 
 
 def _split_file(index: Index, key: str) -> tuple[Path, Path] | None:
-    """Return problems.json and the pid_splits.json beside it that has this key: two datasets use these names."""
+    """Return problems.json and its pid_splits.json with this key. Two datasets use the same file names."""
     def has_key(path: Path) -> bool:
         keys = check.mapping(check.read(path), path, "the file")
         other = not key.startswith("choose_txt_") and any(name.startswith("choose_txt_") for name in keys)
@@ -257,7 +257,7 @@ def _scienceqa(names: Sequence[str], index: Index) -> Rows | None:
 
 
 def _list(path: Path, key: str) -> list[tuple[str, Any]]:
-    """Return (where, entry) of the list that a file holds under a key."""
+    """Return (where, entry) for each entry of the list under a key of a file."""
     content = check.mapping(check.read(path), path, "the file")
     if key not in content:
         raise UserError(f"{path}: the file lacks the key {key!r}. {check.FIX}")

@@ -1,1 +1,1 @@
-"""One reader for each of the eight datasets, from its official files to records."""
+"""One reader per dataset, each of which turns official files into records."""

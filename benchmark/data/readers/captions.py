@@ -1,4 +1,4 @@
-"""What Flickr30k and COCO share: captions in Karpathy's split files (Karpathy and Fei-Fei 2015)."""
+"""The reader that Flickr30k and COCO share: captions in Karpathy's split files (Karpathy and Fei-Fei 2015)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def sampled(captions: Sequence[str], image_id: str, count: int, seed: int) -> list[int]:
-    """Return which `count` captions of an image are trained on, by a hash of seed, image and position.
+    """Choose the `count` captions of an image to train on, by a hash of seed, image and position.
 
     Args:
         captions: all captions of the image.
         image_id: official id of the image; the choice depends on no other image.
-        count: how many; more than there are means all.
-        seed: another seed, another choice.
+        count: number of captions; more than there are means all.
+        seed: seed of the choice.
 
     Returns:
-        Positions, the first one being the choice for count 1.
+        Positions; the first one is the choice for count 1.
     """
     def rank(index: int) -> str:
         return hashlib.sha256(f"{seed}\0{image_id}\0{index}".encode()).hexdigest()
@@ -35,7 +35,7 @@ def sampled(captions: Sequence[str], image_id: str, count: int, seed: int) -> li
 
 
 def _drawn(prompts: Sequence[str], image_id: str, position: int, seed: int) -> str:
-    """Return one of several prompts, the same for an item every time."""
+    """Choose one of several prompts; the choice for an item never changes."""
     place = hashlib.sha256(f"prompt\0{seed}\0{image_id}\0{position}".encode()).digest()
     return prompts[int.from_bytes(place[:8], "big") % len(prompts)]
 
@@ -48,19 +48,19 @@ def karpathy(
 
     Evaluation splits give one record per image with all captions as references. The training split gives
     `options.captions_per_image` (default 1) records per image, each with one caption as its target, chosen
-    by `sampled` with `options.caption_seed` (default 0). With `options.train_prompts`, a training record's prompt is
-    one of these, by a hash of seed, image and caption.
+    by `sampled` with `options.caption_seed` (default 0). `options.train_prompts` lists prompts for training records;
+    a hash of seed, image and caption chooses one for each record.
 
     Args:
         path: dataset_*.json.
         names: official splits to take.
         id_key: key of the image's id.
-        image_of: from an image's entry to its file.
+        image_of: function from an image's entry to its file.
         split: train, validation or test.
         spec: the prompt has no fields.
 
     Returns:
-        Records in file order; item ids are the image's id, in training with '_<position of the caption>'.
+        Records in file order. The item id is the image's id, in training followed by '_<position of the caption>'.
 
     Raises:
         UserError: the file or a key is missing, or an image has no captions.

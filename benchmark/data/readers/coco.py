@@ -1,4 +1,4 @@
-"""COCO captions: five or more per photograph (Chen et al. 2015), Karpathy's splits, train with restval.
+"""COCO captions: five or more per photograph (Chen et al. 2015), Karpathy's splits; train includes restval.
 
 Files below coco/: dataset_coco.json, <filepath>/<filename>.
 """

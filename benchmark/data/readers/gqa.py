@@ -20,7 +20,7 @@ SPLITS = {"train": "train", "validation": "val", "test": "testdev"}
 
 
 def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
-    """Read a split; `options.type_key` (structural, semantic or, by default, detailed) is the type scored by.
+    """Read a split; `options.type_key` (structural, semantic or detailed, the default) names the type to score by.
 
     Args:
         root: data folder.

@@ -1,4 +1,4 @@
-"""IconQA, sub-task choose_txt: questions about abstract diagrams with options as text (Lu et al. 2021).
+"""IconQA, sub-task choose_txt: questions about abstract diagrams with text options (Lu et al. 2021).
 
 Files below iconqa/iconqa_data/: problems.json, pid_splits.json, iconqa/<name>/choose_txt/<pid>/image.png.
 """
@@ -19,7 +19,7 @@ SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
-    """Read a split; target and reference are the right option in `options.target_format` ('{letter}').
+    """Read a split; target and reference are the correct option in `options.target_format` ('{letter}').
 
     Args:
         root: data folder.

@@ -68,7 +68,7 @@ def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
 
 
 def _kind(answer: str, entry: dict[str, Any]) -> str:
-    """Return what a question asks for, found by comparing its answer with the book's fields."""
+    """Infer what a question is about by comparing its answer with the book's fields."""
     if answer.lower() in ("yes", "no"):
         return "yes/no"
     for field, kind in (("title", "title"), ("authorName", "author"), ("genre", "genre")):

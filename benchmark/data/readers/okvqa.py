@@ -1,7 +1,7 @@
-"""OK-VQA: questions that need knowledge from outside the picture, ten answers each (Marino et al. 2019).
+"""OK-VQA: questions that need outside knowledge, ten answers each (Marino et al. 2019).
 
 Files below okvqa/: OpenEnded_mscoco_<name>_questions.json, mscoco_<name>_annotations.json,
-<name>/COCO_<name>_<12 digits>.jpg. The official set has no third split; a spec may map one to its own name.
+<name>/COCO_<name>_<12 digits>.jpg. The official set has two splits; a spec may map a third to a name of its choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPLITS = {"train": "train2014", "test": "val2014"}
 
 
 def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
-    """Read a split; the target is the commonest of the annotators' answers.
+    """Read a split; the target is the annotators' most frequent answer.
 
     Args:
         root: data folder.

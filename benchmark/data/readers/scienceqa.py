@@ -19,15 +19,15 @@ SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
-    """Read a split, items with and without an image; the reference is the letter of the right option.
+    """Read a split, items with and without an image; the reference is the letter of the correct option.
 
-    The target is the same in the form of `options.target_format` ('{letter}'). With `options.single_spaces` the prompt
-    is treated as LLaVA's conversion does: two spaces become one, outer white space goes.
+    The target is the same option in the form of `options.target_format` ('{letter}'). `options.single_spaces` treats
+    the prompt as LLaVA's conversion does: two spaces become one, and surrounding white space is removed.
 
     Args:
         root: data folder.
         split: train, validation or test.
-        spec: prompt fields: context ('Context: <hint>' and a line break, or nothing), context_or_na (the hint or
+        spec: prompt fields: context ('Context: <hint>' and a line break, or empty), context_or_na (the hint or
             'N/A'), question, options (lines 'A. x'), options_inline ('(A) x (B) y').
 
     Returns:

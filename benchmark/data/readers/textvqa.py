@@ -1,7 +1,7 @@
-"""TextVQA: questions about words in the picture, ten annotators' answers, OCR tokens (Singh et al. 2019).
+"""TextVQA: questions about words in the picture, ten answers each, OCR tokens (Singh et al. 2019).
 
 Files below textvqa/: TextVQA_0.5.1_<name>.json, TextVQA_Rosetta_OCR_v0.2_<name>.json,
-train_images/<image_id>.jpg (the official validation images lie in train_images too).
+train_images/<image_id>.jpg (train_images also holds the official validation images).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class _Template:
 
 
 def load(root: Path, split: str, spec: DatasetLike) -> list[Record]:
-    """Read a split; the target is the commonest of the annotators' answers.
+    """Read a split; the target is the annotators' most frequent answer.
 
-    `options.ocr_tokens` (default true) false is the protocol without OCR: the prompt's line that names
-    {ocr_tokens} is dropped and the OCR file is not needed.
+    `options.ocr_tokens: false` (default true) selects the protocol without OCR: the prompt's line with {ocr_tokens} is
+    dropped, and the OCR file is not needed.
 
     Args:
         root: data folder.
