@@ -106,7 +106,7 @@ def test_audit_protocol_renders_a_sample_of_each_dataset(place):
     done = run(place, "audit", "protocol", *real_layouts.overrides(), "models=llava15_7b")
     assert done.returncode == 0, done.stderr
     out = done.stdout
-    assert "On green: what the loss sees. Tokens of LLaVA-1.5-7B." in out
+    assert "Green: the tokens that the loss sees. Tokens of LLaVA-1.5-7B." in out
     assert out.count("evaluation prompt, item ") == 8 and out.count("training sample, item ") == 4
     assert "protocol letter: options as lines" in out
     assert "others: protocol.iconqa=answer_letter|letter_instruction" in out

@@ -1,1 +1,1 @@
-"""Checks of what the benchmark stands on: the data, the prompts, the paper's tables."""
+"""Checks of the benchmark's foundations: the data, the prompts, the paper's tables."""

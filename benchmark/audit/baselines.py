@@ -1,4 +1,4 @@
-"""Answers that need no look at the picture, and the ceiling that annotators' disagreement leaves."""
+"""Baselines that never see the image, and the ceiling that disagreement among annotators sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Answers = dict[str, str]
 
 
 def template(record: Record) -> Hashable:
-    """Return what questions of one kind share: type, number of options, image or not.
+    """Return the template of a question: its type, its number of options, whether it has an image.
 
     A dataset without question types is grouped by the first three words of its questions.
     """
@@ -23,20 +23,20 @@ def template(record: Record) -> Hashable:
 
 
 def _commonest(answers: Sequence[str]) -> str:
-    """Return the most frequent answer; of equally frequent ones, the alphabetically first."""
+    """Return the most frequent answer; ties go to the alphabetically first."""
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
 
 def majority(train: Sequence[Record], test: Sequence[Record]) -> Answers:
-    """Answer each question with the commonest training answer of its template.
+    """Answer each question with the most frequent training answer of its template.
 
     Args:
-        train: records with targets; when empty, the test answers stand in, which flatters the baseline.
+        train: records with targets; if empty, the test answers are used, which flatters the baseline.
         test: records to answer.
 
     Returns:
-        Answers by item id; a template that training lacks gets the commonest training answer of all.
+        Answers by item id; a template without training records gets the most frequent training answer overall.
     """
     known = train or test
     by_template: dict[Hashable, list[str]] = defaultdict(list)
@@ -48,17 +48,17 @@ def majority(train: Sequence[Record], test: Sequence[Record]) -> Answers:
 
 
 def lookup(train: Sequence[Record], test: Sequence[Record]) -> Answers:
-    """Answer each question with the commonest training answer to the very same question.
+    """Answer each question with the most frequent training answer to the identical question.
 
-    Where there are options, what is looked up is the right option's text: the letters are shuffled, the texts
-    are what a model could learn by heart.
+    For multiple choice, the look-up uses the text of the correct option: letters are shuffled, so a model could
+    memorise only the texts.
 
     Args:
         train: records with targets.
         test: records to answer.
 
     Returns:
-        Answers by item id; unseen questions, or options never right in training, get `majority`'s answer.
+        Answers by item id; new questions, and options that were never correct in training, get `majority`'s answer.
     """
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for record in train:
@@ -72,7 +72,7 @@ def lookup(train: Sequence[Record], test: Sequence[Record]) -> Answers:
             answers[record.item_id] = min(counts, key=lambda answer: (-counts[answer], answer))
         elif max(counts[option] for option in options) > 0:
             best = options.index(max(options, key=counts.__getitem__))
-            # Any other letter is a wrong answer, whatever form the target has.
+            # Any other letter is a wrong answer in every form of the target.
             answers[record.item_id] = _target(record) if best == _gold(record) else letter(best)
     return answers
 
@@ -83,17 +83,17 @@ def _target(record: Record) -> str:
 
 
 def _content(record: Record) -> str:
-    """Return the text of the right answer: the option's text behind a letter, else the target."""
+    """Return the text of the correct answer: the text of the correct option, or else the target."""
     return _target(record) if record.options is None else record.options[_gold(record)]
 
 
 def _gold(record: Record) -> int:
-    """Return the position of the right option."""
+    """Return the position of the correct option."""
     return next(index for index in range(len(record.options or ())) if letter(index) == record.meta["gold"])
 
 
 def each_reference(records: Sequence[Record]) -> list[Answers]:
-    """Return answer sets that together try every reference of every item: an item's best is its ceiling."""
+    """Return answer sets that together try every reference of every item. An item's best score is its ceiling."""
     longest = max(len(record.references) for record in records)
     return [
         {record.item_id: record.references[min(position, len(record.references) - 1)] for record in records}
@@ -106,7 +106,7 @@ def held_out(records: Sequence[Record], position: int) -> tuple[list[Record], An
 
     Args:
         records: evaluation records with at least two captions each.
-        position: which caption; images with fewer count from the start again.
+        position: which caption; for images with fewer captions it wraps around.
 
     Returns:
         The records without that caption, and the answers.
@@ -122,12 +122,12 @@ def held_out(records: Sequence[Record], position: int) -> tuple[list[Record], An
 
 
 def commonest_caption(train: Sequence[Record], test: Sequence[Record]) -> Answers:
-    """Describe every image by the commonest training caption.
+    """Describe every image by the most frequent training caption.
 
-    Among equally frequent captions it is the one whose words occur in the most training captions, on average.
+    Ties go to the caption whose words occur, on average, in the most training captions.
 
     Args:
-        train: caption records; when empty, the test captions stand in.
+        train: caption records; if empty, the test captions are used.
         test: records to answer.
 
     Returns:
@@ -146,16 +146,16 @@ def commonest_caption(train: Sequence[Record], test: Sequence[Record]) -> Answer
 
 
 def _by_group(records: Sequence[Record]) -> list[Record]:
-    """Return one record per image: training has several with the same references."""
+    """Return one record per image; training has several records per image, with the same references."""
     return list({record.group: record for record in records}.values())
 
 
 def shuffled_captions(records: Sequence[Record], seed: int = 0) -> Answers:
-    """Describe every image by the first caption of another one: the images in hashed order, shifted by one.
+    """Describe every image by the first caption of another image: the next one in hashed order.
 
     Args:
         records: evaluation records, at least two.
-        seed: another seed, another order.
+        seed: seed of the order.
 
     Returns:
         Answers by item id.

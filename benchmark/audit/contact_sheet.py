@@ -1,4 +1,4 @@
-"""A contact sheet: the images of a data set with their prompts and answers, to be looked at.
+"""A contact sheet: images of a dataset with their prompts and answers, for inspection by eye.
 
 `python -m benchmark data show gqa -n 16` calls `main`.
 """
@@ -21,7 +21,7 @@ from benchmark.data.layout import letter
 from benchmark.data.record import Record, open_image
 
 COLUMNS = 4
-SIDE = 300  # pixels: image and text column
+SIDE = 300  # width of an image and of the text below it, in pixels
 GAP = 20
 LINE = 20
 BLACK, GREY, GREEN = "#111111", "#777777", "#006633"
@@ -31,10 +31,10 @@ def contact_sheet(records: Sequence[Record]) -> Image.Image:
     """Draw records in rows of four: image, item id, prompt, answers.
 
     Args:
-        records: what to show, in this order.
+        records: the records to show, in this order.
 
     Returns:
-        PIL image, mode RGB; rows are as high as their longest text.
+        PIL image, mode RGB; the longest text of a row sets its height.
 
     Raises:
         UserError: an image is missing or unreadable.
@@ -54,7 +54,7 @@ def contact_sheet(records: Sequence[Record]) -> Image.Image:
 
 
 def answer_lines(record: Record) -> list[str]:
-    """Return what is right for a record: the option with its letter, counted answers, or all captions."""
+    """Return the correct answers of a record: the option with its letter, counted answers, or all captions."""
     if record.options is not None:
         texts = {letter(index): option for index, option in enumerate(record.options)}
         return [f"{record.target}  ({texts[record.meta['gold']]})"]
@@ -90,7 +90,7 @@ def _cell(record: Record) -> Image.Image:
 
 
 def _font(weight: str) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own DejaVu Sans, so that the sheet looks alike on every machine."""
+    """Return the DejaVu Sans that matplotlib ships, so that the sheet looks the same on every machine."""
     name = font_manager.FontProperties(family="DejaVu Sans", weight=weight)
     return ImageFont.truetype(font_manager.findfont(name), 14)
 
@@ -114,13 +114,13 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
 
 
 def show(spec: DatasetLike, root: Path, split: str, count: int, out: Path) -> Path:
-    """Write the contact sheet of a split; the same items every time.
+    """Write the contact sheet of a split. The choice of items never changes.
 
     Args:
-        spec: the data set.
+        spec: the dataset.
         root: data folder.
         split: train, validation or test.
-        count: number of items, taken by `benchmark.data.subset` with seed 0.
+        count: number of items, chosen by `benchmark.data.subset` with seed 0.
         out: PNG file to write.
 
     Returns:
@@ -137,24 +137,24 @@ def show(spec: DatasetLike, root: Path, split: str, count: int, out: Path) -> Pa
 
 
 def main(argv: Sequence[str], specs: Mapping[str, DatasetLike], root: Path) -> int:
-    """Parse `<data set> [-n 16] [--split test] [--out file.png]`, write the sheet, print where it is.
+    """Parse `<dataset> [-n 16] [--split test] [--out file.png]`, write the sheet and print its path.
 
     Args:
-        argv: what follows `data show`.
-        specs: the profile's data sets by id.
+        argv: arguments after `data show`.
+        specs: the profile's datasets by id.
         root: data folder.
 
     Returns:
         Exit code 0.
 
     Raises:
-        UserError: unknown data set, or see `show`.
+        UserError: the dataset is unknown; or see `show`.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmark data show")
     parser.add_argument("dataset", help=", ".join(specs))
     parser.add_argument("-n", type=int, default=16, metavar="COUNT", help="items to show (default 16)")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--out", type=Path, help="PNG file (default build/<data set>-<split>.png)")
+    parser.add_argument("--out", type=Path, help="PNG file (default build/<dataset>-<split>.png)")
     asked = parser.parse_args(argv)
     if asked.dataset not in specs:
         raise UserError(f"Unknown dataset {asked.dataset!r}.{did_you_mean(asked.dataset, specs)}")

@@ -1,6 +1,6 @@
-"""Checks of the data: counts, images, scenes shared between splits, and what a model reaches without looking.
+"""Checks of the data: counts, images, scenes shared between splits, and scores without the image.
 
-`python -m benchmark audit data` calls `main`, which exits with 1 when something is wrong with the data.
+`python -m benchmark audit data` calls `main`, which exits with 1 if the data are not sound.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ def audit(
 ) -> Report:
     """Check all splits that are on disk and compute the baselines of one.
 
-    A split is required if the spec gives its count; any other is read if it is there. Baselines learn from
-    the training split where it is on disk.
+    A split is required if the spec gives its count; other splits are read if they exist. Baselines learn from the
+    training split if it is on disk.
 
     Args:
-        specs: data sets of a profile; protocol variants that share a reader share its images.
+        specs: datasets of a profile; protocol variants that share a reader share its images.
         root: data folder.
-        bases: by name, functions that answer records with a model; each one answers twice, seeing the images
-            and seeing their mean colour instead ('blind').
-        split: which split the baselines answer.
-        told: called with (stage, done, total) as images are decoded and baselines computed.
+        bases: by name, functions that answer records with a model. Each answers twice: once with the images, once
+            with their mean colour instead ('blind').
+        split: the split that the baselines answer.
+        told: called with (stage, done, total) while images are decoded and baselines computed.
 
     Returns:
         The report.
 
     Raises:
-        UserError: nothing could be read at all.
+        UserError: no split could be read.
     """
     report = Report()
     splits = read_splits(specs, root, report, told)
     if not splits:
-        raise UserError("\n".join(report.faults) or f"{root} has no data set. Draw or fetch one there.")
-    # Variants of a protocol show the same images again, so only one spec per reader counts as a set.
+        raise UserError("\n".join(report.faults) or f"{root} has no dataset. Draw or fetch one there.")
+    # Protocol variants share images, so only one spec per reader counts as a dataset.
     first = {reader_of(spec): spec.id for spec in reversed(specs)}
     own = {(reader_of(spec), name): splits[spec.id, name]
            for spec in specs if first[reader_of(spec)] == spec.id
@@ -85,16 +85,16 @@ def audit(
 def read_splits(
     specs: Iterable[DatasetSpec], root: Path, report: Report, told: StageTold | None = None
 ) -> Splits:
-    """Read every split that is required or on disk; note the faults of each.
+    """Read every split that is required or on disk, and collect the faults.
 
     Args:
-        specs: data sets.
+        specs: datasets.
         root: data folder.
-        report: gets the faults.
+        report: receives the faults.
         told: called with ("images", decoded, all).
 
     Returns:
-        Records by (data set id, split).
+        Records by (dataset id, split).
     """
     splits: Splits = {}
     for spec in specs:
@@ -124,13 +124,13 @@ def read_splits(
 
 
 def check_disjoint(splits: Splits, root: Path, report: Report) -> None:
-    """Find scenes that occur in more than one split or data set.
+    """Find scenes that occur in more than one split or dataset.
 
     Args:
         splits: records by (reader, split).
-        root: data folder; <reader>/scene_keys.json = {split: {group: key}} names the scenes of drawn images,
-            elsewhere equal bytes are equal scenes.
-        report: gets a row per split, the duplicates, and groups without a key as faults.
+        root: data folder; <reader>/scene_keys.json = {split: {group: key}} names the scenes of drawn images. Without
+            that file, images with equal bytes are the same scene.
+        report: receives a row per split, the duplicates, and a fault for groups without a key.
     """
     places: dict[str, dict[str, str]] = defaultdict(dict)
     for (reader, split), records in splits.items():
@@ -144,8 +144,8 @@ def check_disjoint(splits: Splits, root: Path, report: Report) -> None:
             without = sorted(set(images) - set(keys))
             if without:
                 report.faults.append(
-                    f"{path}: {len(without)} of {len(images)} groups of {split} have no scene key, the first "
-                    f"is {without[0]}. Draw the dataset again."
+                    f"{path}: {len(without)} of {len(images)} groups of {split} have no scene key (first: "
+                    f"{without[0]}). Draw the dataset again."
                 )
         for group, key in keys.items():
             places[key].setdefault(f"{reader}/{split}", group)
@@ -163,13 +163,13 @@ def check_disjoint(splits: Splits, root: Path, report: Report) -> None:
 def question_rows(
     spec: DatasetSpec, train: Sequence[Record], test: Sequence[Record], bases: Mapping[str, Answerer]
 ) -> list[dict[str, Any]]:
-    """Score the baselines of a question set, all items and, if some have no image, the image items alone.
+    """Score the baselines of a question set on all items and, if some have no image, also on the items with one.
 
     Args:
         spec: id and metric.
-        train: training records, may be empty.
+        train: training records; may be empty.
         test: records to answer.
-        bases: models to show with and without the images.
+        bases: models, which answer with and without the images.
 
     Returns:
         Rows {dataset, items, n, learned_from, majority, lookup, ceiling, bases: {name: {blind, sighted}}},
@@ -211,14 +211,14 @@ def caption_row(
 
     Args:
         spec: id and metric (cider).
-        train: training records, may be empty.
+        train: training records; may be empty.
         test: one record per image.
-        bases: models to show with and without the images.
+        bases: models, which answer with and without the images.
 
     Returns:
         {dataset, n, learned_from, one_reference, commonest, shuffled, bases}: CIDEr x 100 of each caption
-        against the image's others (mean over which one is held out; None if an image has only one), of the
-        commonest caption for every image, and of right captions on shuffled images.
+        against the image's others (mean over the captions held out; None if an image has only one), of the most
+        frequent caption for every image, and of correct captions on shuffled images.
     """
     def points(records: Sequence[Record], given: Mapping[str, str]) -> float:
         return value(score(spec.metric, records, given))
@@ -240,7 +240,7 @@ def caption_row(
 def _with_and_without(
     spec: DatasetSpec, records: Sequence[Record], base: Answerer
 ) -> dict[str, Mapping[str, str]]:
-    """Return a model's answers when it sees the mean colour of all images, and when it sees the images."""
+    """Return a model's answers with the mean colour in place of the images, and with the images."""
     with tempfile.TemporaryDirectory() as folder:
         return {
             "blind": base(spec, mean_colour(records, Path(folder))),
@@ -249,14 +249,14 @@ def _with_and_without(
 
 
 def mean_colour(records: Sequence[Record], folder: Path) -> list[Record]:
-    """Replace every image by one in the mean colour of them all; items without an image stay.
+    """Replace every image by one in the mean colour of all images. Items without an image stay as they are.
 
     Args:
         records: any records.
-        folder: where the one image is written.
+        folder: where the new image is written.
 
     Returns:
-        The same items with the uniform image, as large as the first one.
+        The same items with the uniform image, which has the size of the first one.
     """
     shown = {record.image: record for record in records if record.image is not None}
     if not shown:
@@ -274,13 +274,13 @@ def mean_colour(records: Sequence[Record], folder: Path) -> list[Record]:
 
 
 def answerer(loaded: LoadedModel, batch_size: int = 64) -> Answerer:
-    """Return a function that answers records with a loaded model, greedily, as an evaluation does.
+    """Return a function that answers records with a loaded model, by greedy decoding as in an evaluation.
 
     Args:
         loaded: from benchmark.models.load.
         batch_size: items per batch.
     """
-    from benchmark.training.generate import generate  # torch is needed only when a model is shown the data
+    from benchmark.training.generate import generate  # torch is needed only if a model answers
 
     def answer(spec: DatasetSpec, records: list[Record]) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
@@ -296,21 +296,21 @@ def main(
     specs: Sequence[DatasetSpec], root: Path, bases: Mapping[str, Answerer] | None = None,
     out: Path | None = None, split: str = "test", console: Console | None = None,
 ) -> int:
-    """Audit, write audit.json and audit.md if asked, and print.
+    """Audit the data, print the report and, if `out` is given, write audit.json and audit.md.
 
     Args:
-        specs: data sets of a profile.
+        specs: datasets of a profile.
         root: data folder.
         bases: see `audit` and `answerer`.
-        out: folder for the two files; None writes none.
-        split: which split the baselines answer.
+        out: folder for the two files; None writes nothing.
+        split: the split that the baselines answer.
         console: where to print.
 
     Returns:
         Exit code: 0, or 1 if the data are not sound.
 
     Raises:
-        UserError: nothing could be read, or the folder cannot be written.
+        UserError: no split could be read, or the folder is not writable.
     """
     console = console or Console()
     with long_work("audit") as told:

@@ -1,4 +1,4 @@
-"""What an audit of the data found, as tables, as markdown and as a verdict."""
+"""The result of a data audit as tables, as Markdown and as a verdict."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from rich.table import Table
 
-# What a captioning set should show: references of one image agree, and captions of others do not help.
+# In a usable captioning set, references of one image agree and captions of other images score low.
 CAPTION_RANGES = {"one_reference": (70.0, 150.0), "commonest": (0.0, 15.0), "shuffled": (0.0, 30.0)}
 
 
 @dataclass
 class Report:
-    """What the audit found.
+    """The result of an audit.
 
     Attributes:
-        splits: one row per data set and split: items, groups, images, scenes.
+        splits: one row per dataset and split: items, groups, images, scenes.
         faults: unreadable files, wrong counts, missing images or scene keys.
-        duplicates: scenes that occur in more than one split or data set.
-        questions: one row per data set (and for its image items alone where it has others), 0-100.
+        duplicates: scenes that occur in more than one split or dataset.
+        questions: one row per dataset, 0-100; a second row for the items with an image if others have none.
         captions: one row per captioning set, CIDEr x 100.
     """
 
@@ -32,14 +32,14 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether the data are sound; the baselines are for a reader to judge."""
+        """Whether the data are sound. The baselines are for the reader to judge."""
         return not (self.faults or self.duplicates)
 
 
 def tables(report: Report) -> list[Table]:
     """Return the report as rich tables."""
     made = [Table(title="Splits")]
-    for column in ("data set", "split", "told apart by"):
+    for column in ("dataset", "split", "compared by"):
         made[0].add_column(column)
     for column in ("items", "groups", "images", "distinct scenes"):
         made[0].add_column(column, justify="right")
@@ -48,10 +48,10 @@ def tables(report: Report) -> list[Table]:
         made[0].add_row(*map(str, cells))
     names = sorted({name for row in report.questions + report.captions for name in row["bases"]})
     if report.questions:
-        table = Table(title="Questions: points without a look at the image, 0-100", caption=(
-            "majority: commonest training answer per question template (* from the test answers: no "
-            "training split on disk); lookup: commonest training answer to the same question; ceiling: the "
-            "best single answer to every item; blind: the model on the images' mean colour"
+        table = Table(title="Questions: scores without the image, 0-100", caption=(
+            "majority: most frequent training answer per question template (* from the test answers: no training "
+            "split on disk); lookup: most frequent training answer to the same question; ceiling: the best single "
+            "answer to every item; blind: the model on the images' mean colour"
         ))
         _columns(table, ["n", "majority", "lookup", "ceiling"], names)
         for row in report.questions:
@@ -68,7 +68,7 @@ def tables(report: Report) -> list[Table]:
         )
         table = Table(title="Captions: CIDEr x 100", caption=(
             "one reference: each caption against the image's others; commonest: one caption for every image; "
-            f"shuffled: right captions on other images. A usable set has {wanted}; ! marks a value outside"
+            f"shuffled: correct captions on other images. A usable set has {wanted}; ! marks a value outside"
         ))
         _columns(table, ["n", *(name.replace("_", " ") for name in CAPTION_RANGES)], names)
         for row in report.captions:
@@ -83,7 +83,7 @@ def tables(report: Report) -> list[Table]:
 
 def _columns(table: Table, columns: Iterable[str], bases: Iterable[str]) -> None:
     """Add the columns of a baseline table."""
-    table.add_column("data set")
+    table.add_column("dataset")
     for column in [*columns, *(f"{name} {way}" for name in bases for way in ("blind", "sighted"))]:
         table.add_column(column, justify="right")
 
@@ -99,15 +99,15 @@ def _base_cells(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 
 
 def verdict(report: Report) -> str:
-    """Return the faults and duplicates, or one line that says there are none."""
+    """Return the faults and duplicates, or one line that says the audit passed."""
     lines = list(report.faults)
     if report.duplicates:
         shown = [f"  {' = '.join(each['places'])} ({each['key'][:60]})" for each in report.duplicates[:10]]
         more = len(report.duplicates) - len(shown)
         lines += [
-            f"{len(report.duplicates)} scenes occur in more than one split or data set:", *shown,
+            f"{len(report.duplicates)} scenes occur in more than one split or dataset:", *shown,
             *([f"  ... and {more} more"] if more else []),
-            "Draw the data again; evaluation items must not be trained on.",
+            "No evaluation item may occur in training. Draw the data again.",
         ]
     if lines:
         return "\n".join(["AUDIT FAILED", *lines])
@@ -116,7 +116,7 @@ def verdict(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """Return the report as markdown tables."""
+    """Return the report as Markdown tables."""
     parts = ["# Audit of the data"]
     for table in tables(report):
         heads = [str(column.header) for column in table.columns]

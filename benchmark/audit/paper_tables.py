@@ -1,6 +1,6 @@
-"""`audit published`: the paper's tables held against their own arithmetic, from results/published/*.csv alone.
+"""`audit published`: check the arithmetic of the paper's tables, from results/published/*.csv alone.
 
-Sums are exact decimals; a cell counts as reproduced if rounding half up to two places gives what is printed.
+Sums are exact decimals. A cell counts as reproduced if rounding half up to two places gives the printed value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from eval.averages import a_s, h_average, o_average
 UPSTREAM = ("okvqa", "textvqa", "ocrvqa", "gqa")
 CENT = Decimal("0.01")
 
-# Number of items that a column could have been measured on: the first is what we use, the others were thought of.
+# Number of items that a column may have been measured on: first the number we use, then alternatives.
 CANDIDATES: dict[str, tuple[tuple[int, str], ...]] = {
     "ocrvqa": ((2000, "the paper's sample"), (1000, "half of it"), (5000, ""), (100037, "the whole test set")),
     "iconqa": (
@@ -32,7 +32,7 @@ LARGEST = 20000
 
 @dataclass(frozen=True)
 class Row:
-    """One row of Table 5 or 6 with its arithmetic done again.
+    """One row of Table 5 or 6 with its averages recomputed.
 
     Attributes:
         name: model, target, method.
@@ -48,12 +48,12 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Whether all three are as printed."""
+        """Whether all three averages match the printed values."""
         return all(rounded(self.exact[key]) == self.printed[key] for key in self.printed)
 
 
 def rounded(value: Decimal) -> Decimal:
-    """Return a value with two places, halves up."""
+    """Return a value rounded half up to two places."""
     return value.quantize(CENT, ROUND_HALF_UP)
 
 
@@ -72,7 +72,7 @@ def rows() -> list[Row]:
 
 
 def arithmetic(row: Row) -> str:
-    """Return a row's sums as a reader would check them."""
+    """Return a row's sums in a form that a reader can check."""
     cells, exact, printed = row.cells, row.exact, row.printed
     source = " + ".join(str(cells[name]) for name in UPSTREAM)
 
@@ -94,14 +94,14 @@ def arithmetic(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Twin:
-    """A value that stands twice in one column of one model, in rows of tuned methods.
+    """A value that occurs twice in one column of one model, in rows of tuned methods.
 
     Attributes:
         model: as in the files.
         metric: column; A_T only within one target.
         value: as printed.
         places: "target / method" of each.
-        reason: why the cells are suspect, or empty: they may be equal by chance.
+        reason: why the cells are suspect; empty if they may be equal by chance.
     """
 
     model: str
@@ -112,7 +112,7 @@ class Twin:
 
 
 def twins() -> list[Twin]:
-    """Return every value that occurs twice in a column of a model, tuned rows only."""
+    """Return every value that occurs twice in a column of a model; only tuned rows count."""
     places: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {}
     for table in numbers.RESULT_TABLES:
         frame = numbers.load(table)
@@ -134,17 +134,17 @@ def twins() -> list[Twin]:
 
 
 def fits(cell: int, size: int) -> bool:
-    """Return whether k right answers of `size` print as this many hundredths of a point, for some k."""
+    """Return whether, for some k, k correct answers of `size` print as this many hundredths of a point."""
     right = (cell * size + 5000) // 10000
     gap = 2 * abs(10000 * right - cell * size)
     if gap != size:
         return gap < size
-    # Half-way between two values: what is printed depends on the float, as it did for the authors.
+    # Half-way between two values, the printed digit depends on the float, as it did for the authors.
     return any(f"{100 * k / size:.2f}" == f"{cell / 100:.2f}" for k in (right - 1, right))
 
 
 def column(name: str) -> list[int]:
-    """Return the distinct cells of a column in hundredths; iconqa and scienceqa mean their A_T."""
+    """Return the distinct cells of a column in hundredths; for iconqa and scienceqa, their A_T."""
     metric, target = (name, None) if name in UPSTREAM else ("A_T", name)
     return sorted({
         int(row.cells[metric] * 100) for row in rows() if target is None or row.name[1] == target
@@ -152,7 +152,7 @@ def column(name: str) -> list[int]:
 
 
 def sizes(name: str) -> tuple[int, list[tuple[int, str, int, float]], int | None]:
-    """Return what a column's digits say about the number of items.
+    """Return the evidence in a column's digits on the number of items.
 
     Args:
         name: an upstream set, iconqa or scienceqa.
@@ -171,7 +171,7 @@ def sizes(name: str) -> tuple[int, list[tuple[int, str, int, float]], int | None
 
 
 def verdict(name: str, total: int, found: Sequence[tuple[int, str, int, float]]) -> str:
-    """Return what follows for a column from its first candidate."""
+    """Return the conclusion for a column from its first candidate."""
     n, what, matched, chance = found[0]
     if matched < total:
         return f"{n} refuted for scores of 0 or 1: the column is a soft score, whose digits fix no n"
@@ -184,7 +184,7 @@ def verdict(name: str, total: int, found: Sequence[tuple[int, str, int, float]])
 
 
 def lines() -> list[str]:
-    """Return the whole audit, a line each."""
+    """Return the lines of the whole audit."""
     every = rows()
     out = ["Tables 5 and 6: averages recomputed from the printed cells, A_S not rounded before H and O", ""]
     for row in every:
@@ -214,7 +214,7 @@ def lines() -> list[str]:
 
 
 def _ablations() -> list[str]:
-    """Return the checks of Tables 2 to 4, whose A_S are printed with two places only."""
+    """Return the checks of Tables 2 to 4, whose A_S are printed with only two places."""
     out = []
     for name in ("table3", "table4"):
         frame = numbers.load(name)
@@ -235,6 +235,6 @@ def _ablations() -> list[str]:
 
 
 def main() -> int:
-    """Print the audit; 1 if a row does not agree with its own arithmetic."""
+    """Print the audit; return 1 if a row contradicts its own arithmetic, else 0."""
     print("\n".join(lines()))
     return 0 if all(row.agrees for row in rows()) else 1

@@ -1,4 +1,4 @@
-"""`audit protocol`: what a model is asked and what it is trained on, byte for byte, one sample of each dataset."""
+"""`audit protocol`: print one evaluation prompt and one training sample of each dataset, byte for byte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SUPERVISED = "bold white on dark_green"
-STOP = "stops at </s> (vicuna_v1's separator){} or after {} new tokens; greedy; outer white space is cut"
+STOP = "stops at </s> (vicuna_v1's separator){} or after {} new tokens; greedy; surrounding white space is removed"
 
 
 def main(
@@ -32,19 +32,20 @@ def main(
     Args:
         specs: the profile's datasets.
         root: data folder.
-        model: its tokenizer decides which tokens are supervised; None or without checkpoint: the text alone.
+        model: its tokenizer determines the supervised tokens; without a model or its checkpoint only text is shown.
         console: where to print.
 
     Returns:
         Exit code 0.
 
     Raises:
-        UserError: there are data of none of them.
+        UserError: no dataset has data.
     """
     console = console or Console(highlight=False)
     tokenizer, form = _tokenizer(model)
     plain_text = not console.is_terminal
-    console.print(f"{form}{' Without colours: between « and ».' if plain_text else ''}", markup=False, soft_wrap=True)
+    legend = form + (" Without colour, « and » enclose them." if plain_text else "")
+    console.print(legend, markup=False, soft_wrap=True)
     shown = 0
     for spec in specs:
         console.rule(f"{spec.name} ({spec.id})", align="left")
@@ -52,7 +53,7 @@ def main(
             console.print(line, markup=False, soft_wrap=True)
         for split, label in (("train", "training sample"), ("test", "evaluation prompt")):
             if split == "train" and spec.role != "target":
-                console.print("training sample: none, the set is only evaluated")
+                console.print("training sample: none; the set is only evaluated")
                 continue
             try:
                 record = data.subset(data.load(spec, root, split), 1)[0]
@@ -63,7 +64,7 @@ def main(
             console.print(f"{label}, item {printable(record.item_id)}:", markup=False)
             target = printable(record.target or "") if split == "train" else None
             text = sample(printable(record.prompt), target, record.image is not None, tokenizer, model, plain_text)
-            console.print(text, soft_wrap=True)  # a break of the terminal's would not be the prompt's
+            console.print(text, soft_wrap=True)  # a line break by the terminal would look like one of the prompt
     if not shown:
         raise UserError(f"There are no data in {root}. Get them first: `data prepare profile=paper`, "
                         "or `data draw`.")
@@ -71,7 +72,7 @@ def main(
 
 
 def describe(spec: DatasetSpec) -> list[str]:
-    """Return protocol name, settings and the alternatives of a dataset, a line each."""
+    """Return the protocol, settings and alternatives of a dataset, one per line."""
     known = protocols.known(spec.id)
     chosen = protocols.name_of(plain(spec), spec.id)
     lines = [
@@ -93,30 +94,30 @@ def sample(
     Args:
         prompt: the user's text.
         target: the answer, or None for an evaluation prompt.
-        has_image: whether the image stands before the text.
-        tokenizer: decides the mask token by token; None: the answer and </s>, which is what it amounts to.
-        model: for its longest sequence.
+        has_image: whether an image precedes the text.
+        tokenizer: determines the mask token by token; if None, the mask is the answer and </s>, which is equivalent.
+        model: gives the longest sequence.
         marks: put « and » around the supervised part too, for files and pipes.
 
     Returns:
-        The text; what the loss sees is highlighted.
+        The text, with the supervised part highlighted.
     """
-    whole, asked = render(prompt, target, has_image), render(prompt, None, has_image)
-    answer = whole[len(asked) :]
+    whole, question = render(prompt, target, has_image), render(prompt, None, has_image)
+    answer = whole[len(question) :]
     if tokenizer is not None and model is not None:
-        image = len(tokenizer)  # any id that no token has
+        image = len(tokenizer)  # any id that is not a token's
         family = models.family_of(model.family)
         ids, labels = family.encode(tokenizer, prompt, target, has_image, image, 1, model.max_length)
         supervised = [token for token, label in zip(ids, labels, strict=True) if label != IGNORE]
-        if family.encode is not encode:  # another conversation: its text is what its tokens say
+        if family.encode is not encode:  # another conversation format: its text is decoded from its tokens
             runs = itertools.groupby(ids[: len(ids) - len(supervised)], image.__eq__)
-            asked = "".join(IMAGE_TAG if is_image else _text(tokenizer, list(run)) for is_image, run in runs)
+            question = "".join(IMAGE_TAG if is_image else _text(tokenizer, list(run)) for is_image, run in runs)
         answer = " " + _text(tokenizer, supervised) if supervised else ""
-        whole = asked + answer
+        whole = question + answer
     text = Text(whole[: len(whole) - len(answer)])
     text.append(f"«{answer}»" if marks and answer else answer, style=SUPERVISED)
     if tokenizer is not None and answer:
-        text.append(f"   [{len(supervised)} of {len(ids)} tokens supervised, the image counted once]", style="dim")
+        text.append(f"   [{len(supervised)} of {len(ids)} tokens supervised; the image counts as one]", style="dim")
     return text
 
 
@@ -128,8 +129,8 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _tokenizer(model: ModelSpec | None) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """Return the model's tokenizer if its checkpoint is here, and a line on what the colour means."""
-    legend = "On green: what the loss sees. "
+    """Return the model's tokenizer, or None without a checkpoint, and a line that explains the colour."""
+    legend = "Green: the tokens that the loss sees. "
     if model is not None:
         from benchmark.models import places
         from benchmark.models.folder import load_tokenizer
@@ -138,4 +139,4 @@ def _tokenizer(model: ModelSpec | None) -> tuple[PreTrainedTokenizerBase | None,
         for place in (folder, folder / "llm"):
             if any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
                 return load_tokenizer(place), legend + f"Tokens of {model.name}."
-    return None, legend + "No checkpoint here: the mask by text, the answer and </s>."
+    return None, legend + "There is no checkpoint here: the mask is the text of the answer and </s>."

@@ -69,7 +69,7 @@ def test_a_planted_duplicate_scene_fails(root, spec_of):
     plant(root, "test", "7", "scene 2")
     code, text = run([spec_of("gqa")], root)
     assert code == 1
-    assert "AUDIT FAILED" in text and "1 scenes occur in more than one split or data set" in text
+    assert "AUDIT FAILED" in text and "1 scenes occur in more than one split or dataset" in text
     assert "gqa/test group 7 = gqa/train group 2 (scene 2)" in text
 
 
@@ -103,7 +103,7 @@ def test_a_group_without_a_key_fails(root, spec_of):
     del keys["train"]["3"]
     path.write_text(json.dumps(keys))
     code, text = run([spec_of("gqa")], root)
-    assert code == 1 and "1 of 3 groups of train have no scene key, the first is 3" in text
+    assert code == 1 and "1 of 3 groups of train have no scene key (first: 3)" in text
 
 
 def test_wrong_counts_and_unreadable_images_are_all_listed(root, spec_of, iconqa):
@@ -113,7 +113,7 @@ def test_wrong_counts_and_unreadable_images_are_all_listed(root, spec_of, iconqa
     assert code == 1
     assert "gqa/train has 3 items" in text and "expected 9" in text
     assert "1 of 1 images cannot be read:" in text and "4.jpg (item 4 of gqa/validation)" in text
-    assert "iconqa" in text, "the other data set is audited all the same"
+    assert "iconqa" in text, "the other dataset is audited all the same"
 
 
 def test_the_audit_tells_how_far_it_is_over_all_sets(root, spec_of, iconqa):
@@ -136,7 +136,7 @@ def test_a_split_that_is_not_on_disk_fails_only_if_it_is_counted(root, spec_of):
 
 
 def test_nothing_there_is_a_users_mistake(tmp_path, spec_of):
-    with pytest.raises(UserError, match="has no data set"):
+    with pytest.raises(UserError, match="has no dataset"):
         audit([spec_of("gqa")], tmp_path)
 
 
@@ -261,7 +261,7 @@ def test_files_are_written(root, spec_of, tmp_path):
     content = json.loads((out / "audit.json").read_text())
     assert code == 0 and content["passed"] is True and content["questions"][0]["majority"] == 50.0
     text = (out / "audit.md").read_text()
-    assert "| data set | n | majority | lookup | ceiling |" in text
+    assert "| dataset | n | majority | lookup | ceiling |" in text
     assert "| gqa | 4 | 50.0 | 50.0 | 100.0 |" in text
     assert "AUDIT PASSED" in text
 
