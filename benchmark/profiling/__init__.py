@@ -1,1 +1,1 @@
-"""What machines can do: step cost, scorers, GPUs, and what a machine lacks."""
+"""Measurements and checks of machines: step cost, scorers, GPUs, missing requirements."""

@@ -1,4 +1,4 @@
-"""How long the scorers take on sets of the real sizes: 5,000 images with captions, 25,000 answers of other kinds."""
+"""Time the scorers on sets of realistic size: 5,000 images with captions, 25,000 answers of other types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eval.caption import tokenise
 from eval.score import METRICS, score
 
 CAPTIONS, ANSWERS = 5_000, 25_000
-LIMITS = {"cider": 6.0, "vqa_lavis": 3.0, "vqa_official": 3.0, "textvqa": 3.0}  # seconds of one core
+LIMITS = {"cider": 6.0, "vqa_lavis": 3.0, "vqa_official": 3.0, "textvqa": 3.0}  # limit in seconds of one core
 WORDS = [
     "a", "an", "the", "one", "two", "three", "man", "woman", "dog", "cat", "red", "blue", "green", "street", "table",
     "on", "in", "with", "near", "of", "and", "is", "are", "doesn't", "it's", "sitting", "standing", "riding", "holding",
@@ -24,16 +24,16 @@ WORDS = [
 
 
 def texts(rng: random.Random, least: int, most: int) -> str:
-    """Return words that the normalisations have work with: articles, digits, contractions, hyphens."""
+    """Return text that exercises the normalisers: articles, digits, contractions, hyphens."""
     return " ".join(rng.choices(WORDS, k=rng.randint(least, most))) + rng.choice(("", ".", "!", " ,"))
 
 
 def items(metric: str, seed: int = 0) -> tuple[list[Record], dict[str, str]]:
-    """Return records and answers of one metric, of the size of the largest real set.
+    """Return records and answers for one metric, as many as the largest real set has.
 
     Args:
         metric: a key of METRICS.
-        seed: of the texts.
+        seed: seed of the texts.
 
     Returns:
         Records, with five references for captions, ten for VQA, one otherwise; and an answer for each.
@@ -57,7 +57,7 @@ def items(metric: str, seed: int = 0) -> tuple[list[Record], dict[str, str]]:
 
 
 def measure(metric: str) -> tuple[int, float, float]:
-    """Score one set and return its size, seconds of wall time, and seconds of processor time with those of Java."""
+    """Score one set; return its size, the wall time and the processor time including Java, in seconds."""
     records, answers = items(metric)
     wall, before = time.monotonic(), _processor_seconds()
     score(metric, records, answers)
@@ -70,7 +70,7 @@ def _processor_seconds() -> float:
 
 
 def table(rows: Sequence[tuple[str, int, float, float]]) -> str:
-    """Return the Markdown table of what was measured."""
+    """Return the measurements as a Markdown table."""
     lines = ["| scorer | answers | seconds | processor seconds | target |", "| --- | --: | --: | --: | --: |"]
     for metric, count, wall, used in rows:
         target = f"< {LIMITS[metric]:g}" if metric in LIMITS else "-"
@@ -83,7 +83,7 @@ def main(overrides: Sequence[str], measured: Callable[[str], tuple[int, float, f
 
     Args:
         overrides: metrics= (a comma list, default all), out= (a file for the table).
-        measured: times one metric.
+        measured: function that times one metric.
 
     Returns:
         Exit code.
@@ -97,7 +97,7 @@ def main(overrides: Sequence[str], measured: Callable[[str], tuple[int, float, f
                   if name not in METRICS]:
         raise UserError(" ".join(faults))
     if "cider" in metrics:
-        tokenise(["warm up"])  # the first start of Java reads its files from the disk
+        tokenise(["warm up"])  # warm-up: the first start of Java reads its files from disk
     shown = table([(name, *measured(name)) for name in metrics])
     try:
         if given["out"]:

@@ -1,4 +1,4 @@
-"""What this machine has and what is missing. Standard library only: it must run where nothing is installed."""
+"""Report what this machine has and what is missing. Uses only the standard library, to run before installation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def satisfies(version: str, wanted: str) -> bool:
-    """Return whether a version lies in a range like '>=2.11' or '==6.4.0' (parts joined by commas)."""
+    """Return whether a version is in a range like '>=2.11' or '==6.4.0' (parts joined by commas)."""
     for part in filter(None, wanted.split(",")):
         sign, bound = re.match(r"(>=|==)(.*)", part.strip()).groups()  # type: ignore[union-attr]
         if (sign == "==" and numbers(version) != numbers(bound)) or numbers(version) < numbers(bound):
@@ -78,26 +78,26 @@ def machine() -> tuple[list[str], list[str]]:
         facts.append(f"memory    {memory:.1f} GB available")
         if memory < MEMORY_GB:
             warnings.append(
-                f"{memory:.1f} GB of memory available, {MEMORY_GB:.0f} GB are needed: end other programs, or set jobs=1"
+                f"{memory:.1f} GB of memory available, {MEMORY_GB:.0f} GB are needed: close other programs, or set jobs=1"
             )
     disk = shutil.disk_usage(ROOT).free / 1e9
     facts.append(f"disk      {disk:.1f} GB free")
     if disk < DISK_GB:
         warnings.append(
-            f"{disk:.1f} GB free on disk, {DISK_GB:.0f} GB are needed: free some, or set results= to another disk"
+            f"{disk:.1f} GB free on disk, but {DISK_GB:.0f} GB are needed: free some, or set results= to another disk"
         )
     return facts, warnings
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is there and what is missing.
+    """Print what this machine has and what is missing.
 
     Args:
         arguments: --packages checks only the packages and prints only faults (for make PYTHON=...); overrides such as
             profile=paper gpus=8 also check what that profile needs.
 
     Returns:
-        Exit code: 0, or 2 if something that is needed is missing.
+        Exit code: 0, or 2 if a requirement is missing.
     """
     faults = package_faults()
     if "--packages" in arguments:
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
         from benchmark.profiling.profile_check import check
 
         if any(item.startswith(("model=", "models=")) for item in overrides):
-            overrides.append("method=zero_shot")  # a grid has methods; any will do
+            overrides.append("method=zero_shot")  # a grid needs a method; any method serves
         gpus = [item.partition("=")[2] for item in overrides if item.startswith("gpus=")]
         listed = gpus[-1].split(",") if gpus else []
         count = int(listed[0]) if len(listed) == 1 and listed[0].isdigit() else len(listed)

@@ -1,4 +1,4 @@
-"""What a profile needs of this machine: GPUs, checkpoints in a layout that loads, datasets with their counts."""
+"""Check what a profile requires of this machine: GPUs, loadable checkpoints, datasets with the right counts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SPLITS = ("train", "test")
 
 
 def check(request: Request, wanted_gpus: int) -> tuple[list[str], list[str]]:
-    """Look for everything that the cells of a profile need.
+    """Check everything that the cells of a profile require.
 
     Args:
         request: profile and settings.
-        wanted_gpus: how many GPUs are meant to be used; 0: any number.
+        wanted_gpus: number of GPUs to use; 0 means any number.
 
     Returns:
-        (facts, faults), each fault with what to do about it.
+        (facts, faults); each fault names its fix.
     """
     facts: list[str] = []
     faults: list[str] = []
@@ -62,11 +62,11 @@ def _cuda(wanted: int) -> Iterator[tuple[bool, str]]:
         free, total = torch.cuda.mem_get_info(index)
         text = f"gpu {index}     {properties.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
         used = total - free > OVERHEAD
-        yield not used, f"{text}: another process uses it, end that or leave this GPU out (gpus=)" if used else text
+        yield not used, f"{text}: another process uses it: end it, or leave this GPU out (gpus=)" if used else text
     if not torch.cuda.is_bf16_supported():
-        yield False, "bfloat16 is not supported by this GPU: use one of the Ampere generation or later"
+        yield False, "this GPU does not support bfloat16: use one of the Ampere generation or later"
     if wanted > count:
-        yield False, f"{wanted} GPUs are asked for, {count} are here: say GPUS={count}, or give a hostfile"
+        yield False, f"{wanted} GPUs are requested, but this machine has {count}: set GPUS={count}, or give a hostfile"
     if torch.distributed.is_nccl_available():
         yield True, f"nccl      {'.'.join(map(str, torch.cuda.nccl.version()))}, CUDA {torch.version.cuda}"
     else:
@@ -98,7 +98,7 @@ def _layout(model: ModelSpec, path: Path) -> tuple[str, int]:
     """Return (name of the layout, bytes of its weights).
 
     Raises:
-        UserError: the folder is of no known layout, a shard is missing or cut short, or has too few weights.
+        UserError: the layout is unknown, a shard is missing or truncated, or the folder has too few weights.
     """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -106,10 +106,10 @@ def _layout(model: ModelSpec, path: Path) -> tuple[str, int]:
         raise UserError(f"{path / 'config.json'} cannot be read ({error}). Fetch the checkpoint again.") from None
     if model.family == "vila":
         if "llm_cfg" not in config:
-            raise UserError(f"{path} is no VILA folder (its config.json has no llm_cfg). Correct model.checkpoint.")
+            raise UserError(f"{path} is not a VILA folder: its config.json has no llm_cfg. Correct model.checkpoint.")
         name, parts = "VILA folders", [path / part for part in ("llm", "vision_tower", "mm_projector")]
     elif model.family != "llava":
-        name, parts = f"family {model.family}", [path]  # its own loader knows the layout
+        name, parts = f"family {model.family}", [path]  # the family's loader knows the layout
     elif places.is_original(config):
         name, parts = "LLaVA's own layout", [path, places.tower(path, config, model.vision_tower)]
     elif config.get("model_type") == "llava" and "text_config" in config:
@@ -128,7 +128,7 @@ def _layout(model: ModelSpec, path: Path) -> tuple[str, int]:
 
 
 def _weights(folder: Path) -> int:
-    """Return the bytes of a folder's weight files, each of which is whole."""
+    """Check that a folder's weight files are complete, and return their size in bytes."""
     files = weight_files(folder)
     for path in files:
         if path.suffix == ".safetensors":
@@ -161,7 +161,7 @@ def _data(request: Request) -> Iterator[tuple[bool, str]]:
 
 
 def _memory(request: Request, processes: int) -> Iterator[tuple[bool, str]]:
-    """Compare the host's memory with what so many processes hold while each loads the largest model."""
+    """Compare the host's memory with the need of all processes while each loads the largest model."""
     sizes, free = _architectures(request), available_gb()
     if not sizes or free is None:
         return

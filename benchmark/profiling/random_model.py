@@ -1,4 +1,4 @@
-"""Models of any size with random weights, made where they run: what speed and memory can be measured with."""
+"""Models of any size with random weights, created on the device, for measurements of speed and memory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TowerConfig = TypeVar("TowerConfig", CLIPVisionConfig, SiglipVisionConfig)
 
 
 def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
-    """Return a model with random weights and all that training and generation need.
+    """Return a model with random weights and everything that training and generation need.
 
     Args:
-        sizes: of the model.
-        device: where it is made; nothing of it passes through host memory.
-        dtype: of its weights.
+        sizes: sizes of the model.
+        device: device on which it is created, without a copy in host memory.
+        dtype: dtype of its weights.
     """
     text = LlamaConfig(
         vocab_size=sizes.vocab, hidden_size=sizes.hidden, intermediate_size=sizes.intermediate,
@@ -71,7 +71,7 @@ def random_model(sizes: Architecture, device: str, dtype: str) -> LoadedModel:
         max_length=4096,
         path=Path("random"),
     )
-    loaded.__dict__["digest"] = "random"  # no checkpoint stands behind it
+    loaded.__dict__["digest"] = "random"  # there is no checkpoint
     return loaded
 
 
@@ -83,6 +83,6 @@ def _tower(cls: type[TowerConfig], sizes: Tower) -> TowerConfig:
 
 
 def _tokenizer(family: str) -> Path:
-    """Return where the shipped model of a family, one of the default profile's, has its tokenizer."""
+    """Return the tokenizer folder of a family's model in the default profile."""
     folder = next(at_root(model.checkpoint) for model in request([], grid=False).models if model.family == family)
     return folder / "llm" if (folder / "llm").is_dir() else folder

@@ -1,4 +1,4 @@
-"""Settings `key=value` of the commands that measure and so read no configuration."""
+"""`key=value` settings of the measuring commands, which read no configuration."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from benchmark.core.errors import UserError, did_you_mean
 
 
 def read_settings(command: str, defaults: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
-    """Return the defaults with what the user gave in their place.
+    """Return the defaults with the user's overrides applied.
 
     Args:
-        command: as the user knows it, for messages.
-        defaults: every setting.
-        overrides: of the command line.
+        command: its name, for messages.
+        defaults: every setting with its default.
+        overrides: from the command line.
 
     Raises:
-        UserError: not key=value, or no setting of the command.
+        UserError: an override is not key=value, or names an unknown setting.
     """
     given = dict(defaults)
     for item in overrides:
@@ -28,5 +28,5 @@ def read_settings(command: str, defaults: Mapping[str, str], overrides: Sequence
 
 
 def names_of(text: str) -> list[str]:
-    """Return the names of a comma list."""
+    """Split a comma-separated list of names."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -20,7 +20,7 @@ from benchmark.core.files import digest_of
 from benchmark.spec import ROOT, at_root
 from benchmark.store import code_version
 
-# What must hold beside the samples: the same numbers whatever the order, the workers and the engine.
+# Tests that must pass in addition to the samples: order, workers and engine do not change the numbers.
 TESTS = (
     "tests/benchmark/training/test_determinism.py", "tests/methods/test_reference.py",
     "tests/multiprocess/test_parity.py",
@@ -33,11 +33,11 @@ def main(names: Sequence[str], bump: bool = False, reference: Path | None = None
     """Accept or bump stages.
 
     Args:
-        names: of `code_version.stages()`, or "all" for those whose code has changed, or "samples": accept nothing, run
-            every sample and compare.
-        bump: raise their versions instead: their numbers have changed, and published cells of them are stale.
-        reference: results to compare with; by default the published ones. Another processor rounds otherwise: there,
-            run "samples" before the change, and compare with the folder below build/ that it names.
+        names: of `code_version.stages()`, or "all" for those whose code has changed, or "samples" to run and compare
+            every sample and accept nothing.
+        bump: raise their versions instead, because their numbers have changed; their published cells become stale.
+        reference: results to compare with; by default the published ones. Another processor rounds differently; there,
+            run "samples" before the change and compare with the folder that it names below build/.
 
     Returns:
         0, or 1 if a test failed or a number changed; then nothing is written.
@@ -66,14 +66,14 @@ def main(names: Sequence[str], bump: bool = False, reference: Path | None = None
 
 
 def all_samples() -> list[tuple[str, str, str]]:
-    """Return (model, target, method) of the published cells that are run again; an untuned model has no target."""
+    """Return (model, target, method) of the published cells to run again; an untuned model has no target."""
     grid = yaml.safe_load(SAMPLES.read_text(encoding="utf-8"))
     return [(model, target, method) for model, targets in grid.items() for target, methods in targets.items()
             for method in methods]
 
 
 def samples(stage: str) -> list[tuple[str, str, str]]:
-    """Return the samples that a stage, family or method has a part in."""
+    """Return the samples that depend on a stage, family or method."""
     from benchmark.config.compose import request
     from methods.registry import METHODS
 
@@ -95,13 +95,13 @@ def _tests_pass() -> bool:
 
 
 def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
-    """Run samples again in a folder of this code's own, and compare item scores; print what differs."""
+    """Run samples again in a folder for this version of the code, compare item scores and print differences."""
     from benchmark.config.compose import request
     from benchmark.publishing.compare import compare, describe, line
     from benchmark.running import runner
 
     chosen = [sample for sample in all_samples() if any(sample in samples(stage) for stage in stages)]
-    # The folder's name holds the code: what other code made is not taken for this one's, an interrupted run goes on.
+    # The digest in the folder's name keeps results of other code apart and lets an interrupted run continue.
     digest = digest_of({name: code_version.code_digest(code_version.modules_of(name)) for name in stages})[:8]
     results = ROOT / "build" / f"accept-{digest}"
     asked = request([f"results={results}"], grid=False)
@@ -125,7 +125,7 @@ def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
 
 
 def _footprints_agree(results: Path, reference: Path) -> bool:
-    """Measure again what SPIDER keeps, and compare it with the published bytes; times differ each time."""
+    """Measure again the bytes that SPIDER keeps and compare them with the published ones. Times are not compared."""
     from benchmark.config.compose import request
     from benchmark.planning import plan
     from benchmark.running import method_cost

@@ -1,4 +1,4 @@
-"""One results folder beside another: cell by cell, how far apart their numbers are, and what cannot be compared."""
+"""Compare two results folders cell by cell: the largest difference, or why cells are not comparable."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Gap:
         theirs: value in the second.
         low: lower end of the 95 % interval of ours minus theirs, paired over items; NaN if items are missing.
         high: its upper end.
-        why: what makes the cells not comparable; or, of other numbers, that they rest on other inputs.
-        older: the kinds of stages of a published second version that other code than today's made.
+        why: why the cells are not comparable or, if their numbers differ, that their inputs differ.
+        older: the stages of a published second version that older code made.
     """
 
     cell: str
@@ -46,8 +46,8 @@ class Gap:
 def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> tuple[list[Gap], list[str]]:
     """Compare the cells that two results folders share.
 
-    Cells of the same model, method, target and seed whose settings or protocols differ are named as not comparable,
-    with the first keys that differ.
+    Cells of the same model, method, target and seed whose settings or protocols differ are reported as not
+    comparable, with the first keys that differ.
 
     Args:
         ours: results folder.
@@ -55,7 +55,7 @@ def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> t
         cells: ids of the cells of `ours` to compare, such as those of one run; all if None.
 
     Returns:
-        A gap per shared cell, and the ids of our cells that the other folder has in no form.
+        A gap per shared cell, and the ids of our cells without a counterpart in the other folder.
 
     Raises:
         UserError: a folder has no finished cells or another schema, or a file is damaged.
@@ -63,7 +63,7 @@ def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> t
     mine, other = _finished(ours), _finished(theirs)
     by_digits = {digits_of(name): name for name in other}
     wanted = None if cells is None else set(map(digits_of, cells))
-    specs: dict[str, CellSpec] = {}  # of theirs, read when needed: most cells are found by name
+    specs: dict[str, CellSpec] = {}  # specs of their cells, read only if needed: most cells match by name
     gaps, alone = [], []
     for name in sorted(name for name in mine if wanted is None or digits_of(name) in wanted):
         same = by_digits.get(digits_of(name))
@@ -77,18 +77,18 @@ def compare(ours: Path, theirs: Path, cells: Collection[str] | None = None) -> t
         if near is None:
             alone.append(name)
         else:
-            why = f"other settings than {near}: {_differing(cell, specs[near])}"
+            why = f"settings differ from {near}: {_differing(cell, specs[near])}"
             gaps.append(Gap(name, "not comparable", why=why))
     return gaps, alone
 
 
 def _place(cell: CellSpec) -> tuple[str, str | None, str, int | None]:
-    """Return where a cell stands in a table, whatever its settings."""
+    """Return a cell's position in a table, which does not depend on its settings."""
     return cell.model.id, cell.target, cell.method.id, cell.seed if cell.train is not None else None
 
 
 def _older(folder: Path) -> tuple[str, ...]:
-    """Return which stages of a published cell older code made; a run's keys say that of its cells."""
+    """Return the stages of a published cell that older code made. Cells of a run have keys that show this."""
     from benchmark.store.provenance import older_code
 
     return () if (folder / "status.json").is_file() else older_code(read_cell(folder), folder)
@@ -104,14 +104,14 @@ def _finished(root: Path) -> dict[str, Path]:
 
 
 def _differing(ours: CellSpec, theirs: CellSpec) -> str:
-    """Return the keys in which two cells differ, with both values; at most four."""
+    """Return up to four keys in which two cells differ, with both values."""
     found = differences(identity(ours), identity(theirs))
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return "; ".join(f"{key} {own} | {other}" for key, own, other in found[:4]) + more
 
 
 def _gap(name: str, ours: Path, theirs: Path) -> Gap:
-    """Return the largest difference among all numbers that both versions of a cell have."""
+    """Return the largest difference among the numbers that both versions of a cell share."""
     if why := _other_protocols(read_cell(ours), read_cell(theirs)):
         return Gap(name, "not comparable", why=why)
     mine = dict(_numbers(read_scores(ours)))
@@ -137,7 +137,7 @@ def _gap(name: str, ours: Path, theirs: Path) -> Gap:
 
 
 def _other_protocols(ours: CellSpec, theirs: CellSpec) -> str:
-    """Return in which test sets two cells of one name were asked or scored otherwise; only an untuned model's can."""
+    """Return the test sets whose protocols differ between two cells of one name; only an untuned model's can differ."""
     one, other = ({dataset.id: protocol(dataset) for dataset in cell.datasets} for cell in (ours, theirs))
     shared = one.keys() & other.keys()
     found = differences(*({name: own for name, own in all_.items() if name in shared} for all_ in (one, other)))
@@ -146,7 +146,7 @@ def _other_protocols(ours: CellSpec, theirs: CellSpec) -> str:
 
 
 def _key(folder: Path) -> str | None:
-    """Return the digest of all that a trained cell's scores follow from, of a run or published; None if not known."""
+    """Return the digest of all inputs of a trained cell's scores, or None if it is not known."""
     if read_cell(folder).train is None:  # depends on the sets it was evaluated on
         return None
     stages = Store(folder.parents[1]).status(folder)["stages"]
@@ -154,7 +154,7 @@ def _key(folder: Path) -> str | None:
 
 
 def _interval(ours: Path, theirs: Path, metric: str) -> tuple[float, float]:
-    """Return the 95 % interval of a difference, both sides resampled alike."""
+    """Return the 95 % interval of a difference, with the same resamples on both sides."""
     from eval import stats
 
     target, _, average = metric.rpartition(" ")

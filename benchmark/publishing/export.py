@@ -27,17 +27,17 @@ from benchmark.store.scores import read_scores
 from benchmark.training.checkpoint import apply_delta, load_delta
 
 DTYPE = re.compile(r'("(?:torch_|model_)?dtype": "(?:torch\.)?)\w+(")')
-TOWER_PREFIX = "vision_model."  # of the tensors of a public VILA's tower
+TOWER_PREFIX = "vision_model."  # prefix of tensor names in the tower of a public VILA
 
 
 def export(store: Store, name: str, target: Path) -> Path:
     """Write a cell's model to a new folder.
 
-    LLaVA, whichever layout it came from, as LlavaForConditionalGeneration.from_pretrained reads it; VILA as VILA's own
-    folders, with the configuration files of its base. Weights have the dtype that the cell was trained in.
+    LLaVA is always written in the layout that LlavaForConditionalGeneration.from_pretrained reads. VILA is written as
+    VILA's folders, with the configuration files of its base. Weights have the dtype of the cell's training.
 
     Args:
-        store: has the cell.
+        store: the results that hold the cell.
         name: the cell's folder, or its beginning.
         target: the folder to write; it must not exist, or be empty.
 
@@ -45,12 +45,12 @@ def export(store: Store, name: str, target: Path) -> Path:
         The folder.
 
     Raises:
-        UserError: no such cell, one that was not trained, a base that is not the cell's, or no room.
+        UserError: no such cell, an untuned cell, a base that does not match the cell, or too little disk space.
     """
     folder = store.find(name)
     cell = read_cell(folder)
     if cell.train is None:
-        raise UserError(f"{folder.name} is the untuned base model, which is {cell.model.checkpoint} already.")
+        raise UserError(f"{folder.name} is the untuned base model, which is {cell.model.checkpoint}: use that folder.")
     if cell.model.family not in WRITERS:
         raise UserError(
             f"No writer for family {cell.model.family}: add one to WRITERS in benchmark/publishing/export.py."
@@ -66,7 +66,7 @@ def export(store: Store, name: str, target: Path) -> Path:
             write_atomic(unfinished / "README.md", card(cell, folder))
             if target.exists():
                 target.rmdir()
-            unfinished.rename(target)  # only now: an interrupted export leaves no folder that looks whole
+            unfinished.rename(target)  # last, so that an interrupted export does not leave a folder that looks complete
     except OSError as error:
         raise UserError(f"Cannot write {target}: {error.strerror or error}. Give another folder.") from None
     return target
@@ -76,7 +76,10 @@ def _check_room(folder: Path, loaded: LoadedModel) -> None:
     need = sum(parameter.nbytes for parameter in loaded.model.parameters())
     free = shutil.disk_usage(folder).free
     if free < 1.02 * need:
-        raise UserError(f"{folder} has {free / 1e9:.1f} GB free, the checkpoint takes {need / 1e9:.1f} GB.")
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free; the checkpoint takes {need / 1e9:.1f} GB. Free some, or give "
+            "another folder."
+        )
 
 
 def _preprocessor(loaded: LoadedModel, cell: CellSpec) -> dict[str, Any]:
@@ -104,10 +107,10 @@ def _generation(loaded: LoadedModel) -> GenerationConfig:
 
 
 def _tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that gives a whole prompt with "<image>" in it the tokens that the cell's pieces had.
+    """Return a tokenizer that turns a whole prompt with "<image>" into the tokens that the cell used.
 
-    It knows the image's token, begins with the begin token, and puts a space before the text after an image as well,
-    which the cell tokenises on its own.
+    The cell tokenises the text before and after an image separately. This tokenizer therefore knows the image token,
+    starts with the begin token, and also puts a space before the text after an image.
     """
     tokenizer = loaded.tokenizer
     content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -132,12 +135,12 @@ def _tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerFast:
 
 def _write_llava(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
     model, images = loaded.model, _preprocessor(loaded, cell)
-    # transformers' own classes, so that their names are written and all rows of the output layer.
+    # Original transformers classes, so that their names and all rows of the output layer are saved.
     model.model.__class__ = LlavaModel
     model.lm_head.__class__ = torch.nn.Linear
     model.generation_config = _generation(loaded)
     stored = model.lm_head.out_features
-    if stored > loaded.vocab_size:  # rows that gave the cell no answers
+    if stored > loaded.vocab_size:  # rows that the cell never used for answers
         model.generation_config.suppress_tokens = list(range(loaded.vocab_size, stored))
     models.save("llava", model, _tokenizer(loaded), images, path)
     write_atomic(path / "processor_config.json", canonical_json({
@@ -152,7 +155,7 @@ def _write_vila(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
     assert isinstance(model, VilaForConditionalGeneration)
     model.llm.generation_config = _generation(loaded)
     models.save("vila", model, loaded.tokenizer, _preprocessor(loaded, cell), path)
-    # The public files are of an older transformers: its names, and its configuration files as the base has them.
+    # The public files come from an older transformers: keep its tensor names and the base's configuration files.
     weights = path / "vision_tower" / "model.safetensors"
     tensors = load_file(weights)
     tensors = {f"{TOWER_PREFIX}{name.removeprefix(TOWER_PREFIX)}": tensor for name, tensor in tensors.items()}
@@ -170,8 +173,8 @@ def card(cell: CellSpec, folder: Path) -> str:
     """Return the model card: what the model is, its scores, how to load it.
 
     Args:
-        cell: of the model.
-        folder: the cell's; scores.json is used if it is there.
+        cell: the model's cell.
+        folder: the cell's folder; its scores.json is used if it exists.
     """
     assert cell.train is not None
     try:

@@ -1,4 +1,4 @@
-"""What `verify` finds: faults with cell, file and reason, and counts of what was checked."""
+"""Results of `verify`: faults with cell, file and reason, and counts of the checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one file of one cell; for files beside the cells the cell is '-'."""
+    """A fault in one file of one cell. The cell is '-' for files outside the cells."""
 
     cell: str
     file: str
@@ -29,10 +29,10 @@ class Fault:
 
 @dataclass
 class Findings:
-    """What was checked and what was found.
+    """Counts of the checks, and the faults.
 
     Args:
-        show: told every fault as it is found.
+        show: called with each fault when it is found.
     """
 
     show: Callable[[Fault], None]
@@ -51,7 +51,7 @@ class Findings:
     dirty: int = 0
 
     def add(self, cell: str, file: str, reason: str) -> None:
-        """Note a fault."""
+        """Add a fault."""
         fault = Fault(cell, file, reason)
         if fault not in self.faults:
             self.faults.append(fault)
@@ -59,7 +59,7 @@ class Findings:
 
     @contextlib.contextmanager
     def checking(self, cell: str, file: str) -> Iterator[None]:
-        """Turn whatever a damaged file makes fail into a fault of this file."""
+        """Turn any error that a damaged file causes into a fault of this file."""
         try:
             yield
         except (Wrong, UserError) as error:

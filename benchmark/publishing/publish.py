@@ -29,7 +29,7 @@ LIMIT_MEGABYTES = 15.0
 
 @dataclass(frozen=True)
 class Done:
-    """What was published: the folder, its cells, and how many of them had been published before."""
+    """Outcome of publishing: the folder, the number of its cells, and how many of them were published before."""
 
     folder: Path
     cells: int
@@ -37,17 +37,17 @@ class Done:
 
 
 def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool = False) -> Done:
-    """Write the reference folder of a profile anew from finished cells; tables and plots are made from just these.
+    """Rewrite the reference folder of a profile from finished cells; its tables and plots use only these cells.
 
-    A cell that is not finished here but was published before, from today's code, data and base model, is taken from
-    there: the reference grows cell by cell, also on another machine. Figures that are not drawn here stay while every
-    published cell stays or comes out the same. Text files (*.md), which people write, stay. Weights are not published.
+    A cell that is not finished here is taken from the earlier reference if today's code, data and base model made it.
+    The reference can therefore grow cell by cell, and on several machines. Figures that are not drawn here are kept
+    as long as no published cell changes. Text files (*.md), which people write, are kept. Weights are not published.
 
     Args:
         requests: tables of one profile and results folder; a request without a table adds only its cells.
-        partial_too: leave unfinished cells out, each named in the notes of its table, instead of refusing; and of each
-            table the seeds of which fewer cells are finished than of another.
-        drop: let go of published cells and tables that are not asked for.
+        partial_too: do not refuse unfinished cells, but leave them out and name each in the notes of its table. A table
+            also leaves out seeds that have fewer finished cells than another seed.
+        drop: remove published cells and tables that are not part of the request.
 
     Raises:
         UserError: the profile has no reference, cells are missing, published ones would be lost, or the copy would be
@@ -59,9 +59,9 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
         raise UserError(f"Profile {profile.id} has no reference folder. Set `reference` in its file in conf.")
     target = at_root(profile.reference)
     old = target.with_name(f".{target.name}.old")
-    if old.is_dir() and not target.is_dir():  # killed between the two renames below
+    if old.is_dir() and not target.is_dir():  # an earlier publish was killed between the two renames below
         old.rename(target)
-    # One plan of all: an untuned model is in several tables, and whole with the sets of all of them.
+    # One plan for all: an untuned model is in several tables and needs the test sets of all of them.
     everything = requests[0].of(cell for request in requests for cell in request.cells)
     plan = {item.id: item for item in planning.make(everything, store)}
     before = _published(everything, plan, store, Store(target))
@@ -86,7 +86,7 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
             folders = {name: Store(target).folder(plan[name].cell) for name in before}
             for name, item in finished.items():
                 folders[name] = store.folder(item.cell)
-                cell_measures.of_cell(item.cell, folders[name], columns)  # weights.json keeps what only the delta says
+                cell_measures.of_cell(item.cell, folders[name], columns)  # saves what needs the delta
             keys = {name: item.keys.summary for name, item in finished.items() if item.keys is not None}
             results.write(partial, folders, keys)
             for root in [target, store.root] if _all_stay(Store(target), Store(partial)) else [store.root]:
@@ -98,18 +98,18 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
                 rows = planning.recorded(request, copied)
                 if any(item.done for item in rows):
                     table = outputs.build_table(request, rows, copied)
-                    # A reference has one table of each name; if it is no whole one, its first line says so.
+                    # A reference has one table per name. If the table is partial, its first line says so.
                     part = slices.differences(request, outputs.whole(request), ignore=("seeds",))
                     outputs.write(request, replace(table, title=table.title + slices.heading(part)), partial)
-            # The text files that people write may change; all else is what it was when it was published.
+            # The text files that people write may change later; all other files are fixed by their digests.
             write_sums(partial, (str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()))
             for path in target.glob("*.md"):
                 _copy(path, partial / path.name)
             size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) / 1e6
             if size > LIMIT_MEGABYTES:
-                raise UserError(f"The reference would take {size:.1f} MB, {LIMIT_MEGABYTES:.0f} MB are allowed.")
+                raise UserError(f"The reference would take {size:.1f} MB; the limit is {LIMIT_MEGABYTES:.0f} MB.")
             for path in partial.rglob("*"):
-                sync(path)  # on the disk before it takes the place of what is there
+                sync(path)  # flush to disk before replacing the old folder
             shutil.rmtree(old, ignore_errors=True)
             if target.is_dir():
                 target.rename(old)
@@ -121,7 +121,7 @@ def publish(requests: Sequence[Request], partial_too: bool = False, drop: bool =
 
 
 def _of_a_slice(path: Path) -> bool:
-    """Return whether a figure shows a part only: of a table, or of what conf/figure defines."""
+    """Return whether a figure shows only a part of a table or of a figure in conf/figure."""
     stem, dash, _ = path.stem.partition("-")
     return bool(dash) and stem in {*outputs.FIGURES.values(), *options_of("figure"), *options_of("table")}
 
@@ -130,7 +130,7 @@ def _published(asked: Request, plan: Mapping[str, Planned], store: Store, refere
     """Return the cells that were published from today's code, data, base model and settings.
 
     Returns:
-        Id -> whether it has every test set that is asked for.
+        Id -> whether it has every requested test set.
     """
     digests, found = Digests(store.root / "digests.json"), {}
     for cell, needs in planning.expand(asked.cells, asked.full_ft):
@@ -139,11 +139,11 @@ def _published(asked: Request, plan: Mapping[str, Planned], store: Store, refere
         key, wanted = published_key(folder), {one.id for one in cell.datasets}
         if plan[name].keys is None or key is None:
             continue
-        if cell.train is None:  # with the sets that it was published with, if their protocol is today's
+        if cell.train is None:  # use the published test sets whose protocol is unchanged
             try:
                 sets = [one for one in read_cell(folder).datasets if one == asked.datasets.get(one.id)]
             except UserError:
-                continue  # damaged: to be made again
+                continue  # damaged: the cell must be run again
             cell = replace(cell, datasets=tuple(sets))
         if key == keys_of(cell, digests, plan[needs].keys if needs else None).summary:
             found[name] = wanted <= {one.id for one in cell.datasets}
@@ -151,12 +151,12 @@ def _published(asked: Request, plan: Mapping[str, Planned], store: Store, refere
 
 
 def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted: set[str]) -> None:
-    """Refuse to let go of what is published and was not asked for; what was asked for and is out of date goes.
+    """Refuse to drop published cells and tables that are not part of the request. Stale cells in it may go.
 
     Raises:
-        UserError: names it.
+        UserError: some would be lost; the message names them.
     """
-    kept = {digits_of(name) for name in stay | wanted}  # the words of a published name may be older
+    kept = {digits_of(name) for name in stay | wanted}  # a published name may use older words
     published = [folder.name for folder in Store(target).all_cells()]
     lost = sorted(name for name in published if digits_of(name) not in kept)
     gone = sorted({path.stem for path in (target / "tables").glob("*.csv")} - tables)
@@ -164,13 +164,13 @@ def _refuse_losses(target: Path, stay: set[str], tables: set[str | None], wanted
         what = [f"{counted(len(lost), 'published cell')} (first: {lost[0]})"] if lost else []
         what += [f"the table{'s' * (len(gone) != 1)} {', '.join(gone)}"] if gone else []
         raise UserError(
-            f"{target} would lose {' and '.join(what)}, which this command does not ask for. Name all tables, figures "
-            "and seeds that the reference is to have, or add --drop."
+            f"{target} would lose {' and '.join(what)}, which are not part of this command. Name all tables, figures "
+            "and seeds that the reference should have, or add --drop."
         )
 
 
 def _all_stay(published: Store, again: Store) -> bool:
-    """Return whether every published cell has the answers and scores that it had: then its figures are still true."""
+    """Return whether every published cell keeps its answers and scores, so that old figures are still valid."""
     copies = {digits_of(folder.name): folder for folder in again.all_cells()}
     for folder in published.all_cells():
         copy = copies.get(digits_of(folder.name))
@@ -181,7 +181,7 @@ def _all_stay(published: Store, again: Store) -> bool:
                 if any(read(folder, dataset) != read(copy, dataset) for read in (read_items, read_answers)):
                     return False
             scores = [json.loads((one / "scores.json").read_text(encoding="utf-8")) for one in (folder, copy)]
-        except (UserError, OSError, ValueError):  # gone, or damaged
+        except (UserError, OSError, ValueError):  # missing or damaged
             return False
         if not _near(*scores):
             return False
@@ -189,7 +189,7 @@ def _all_stay(published: Store, again: Store) -> bool:
 
 
 def _near(one: Any, other: Any) -> bool:
-    """Return whether JSON values are equal but for the last bits, which another processor may round otherwise."""
+    """Return whether JSON values are equal up to the last bits, in which processors may differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_near(value, other[key]) for key, value in one.items())
     if isinstance(one, float) and isinstance(other, float):

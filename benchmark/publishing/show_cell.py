@@ -18,14 +18,14 @@ ANSWERS = 3
 
 
 def describe(store: Store, name: str) -> str:
-    """Return settings, diagnostics, stages, scores and a few answers of a cell, and draw its selection by layer.
+    """Return settings, diagnostics, stages, scores and a few answers of a cell, and plot its selection by layer.
 
     Args:
         store: the results.
-        name: the cell's folder name, or a beginning that only it has.
+        name: the name of the cell's folder, or a unique prefix.
 
     Raises:
-        UserError: no such cell, or several.
+        UserError: no cell or several cells match.
     """
     folder = store.find(name)
     cell, status = read_cell(folder), store.status(folder)
@@ -48,10 +48,10 @@ def describe(store: Store, name: str) -> str:
 
 
 def _weights(store: Store, cell: CellSpec, folder: Path) -> list[str]:
-    """Return what the log says about the weights, and draw where they moved."""
+    """Summarise the weight statistics of the log, and plot where the weights moved."""
     rows = weight_log.read(folder / "train.jsonl")
     title = f"{cell.model.name}, {cell.method.id}, {cell.target}"
-    # A published folder has the digests of its files: nothing is added to it.
+    # A published folder has digests of its files, so the figure goes elsewhere.
     place = at_root("build") if (store.root / SUMS).is_file() else store.root / "figures"
     try:
         picture = weight_log.draw(rows, title, place / f"selected_{folder.name}")
@@ -61,7 +61,7 @@ def _weights(store: Store, cell: CellSpec, folder: Path) -> list[str]:
 
 
 def _odd(folder: Path) -> dict[str, str]:
-    """Return dataset -> how many of its answers are empty or without an end, where some are."""
+    """Return dataset -> text with the number of empty and unfinished answers, if there are any."""
     try:
         items = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("items") or {}
         counts = {name: {key: split.get(key, 0) for split in splits.values() for key in ("empty", "unfinished")

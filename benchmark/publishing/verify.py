@@ -1,6 +1,6 @@
 """Check a results folder against itself: files, digests, items, answers scored again, averages, tables, provenance.
 
-Nothing is written into the folder. A published folder (benchmark.publishing.publish) and one of runs are read alike.
+The folder is only read. It may be a published folder (benchmark.publishing.publish) or a folder of runs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from benchmark.data import Record
     from eval.score import ItemScore
 
-# Another processor or numpy may round the last bits of a logarithm otherwise; only there this much is equal.
+# Another processor or numpy may round the last bits of a logarithm differently. Only then is this tolerance used.
 ROUNDING = 1e-9
-# What provenance.json must say, with the kinds of the values.
+# Required keys of provenance.json and the types of their values.
 PROVENANCE: dict[str, tuple[type, ...]] = {
     "command": (str,), "commit": (str, type(None)), "dirty": (bool, type(None)), "python": (str,), "packages": (dict,),
     "device": (str,), "cpu_flags": (list,), "threads": (int,), "dtype": (str,), "seconds": (dict,),
@@ -48,17 +48,17 @@ def verify(
 
     Args:
         root: results folder.
-        show: told every fault.
-        sample: score answers again, and recompute intervals, in one of so many cells (at least one), chosen by the
-            hash of their names; everything else is checked in all.
-        draw: get data that the profile can draw and that are not there.
-        told: called with (stage, done, total): files whose digest is checked, then cells.
+        show: called with each fault.
+        sample: with n, score answers again and recompute intervals in every nth cell (at least one), chosen by the
+            hash of the name. All other checks cover all cells.
+        draw: draw missing data if the profile can draw them.
+        told: called with (stage, done, total), first for files whose digest is checked, then for cells.
 
     Returns:
         Counts and faults.
 
     Raises:
-        UserError: there is no such folder, it has no cells, or another schema.
+        UserError: the folder does not exist, has no cells, or has another schema.
     """
     store, found = Store(root), Findings(show)
     store.check_schema()
@@ -82,7 +82,7 @@ def verify(
 
 
 def summary(found: Findings, root: Path) -> str:
-    """Return what was checked, as lines; the last one is the verdict."""
+    """Return the lines of the summary; the last one is the verdict."""
     lines = []
     if found.unfinished:
         lines.append(f"{found.unfinished} unfinished cells: not results, not checked.")
@@ -111,13 +111,13 @@ def summary(found: Findings, root: Path) -> str:
 
 
 def _chosen(names: Sequence[str], sample: int) -> set[str]:
-    """Return one of so many names, at least one: those with the smallest hashes."""
+    """Return 1 / `sample` of the names, at least one: those with the smallest hashes."""
     order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     return set(order[: math.ceil(len(order) / sample)])
 
 
 def _reader(draw: bool) -> Data:
-    """Return a function that reads records once; data of a profile that draws its own are drawn if they are missing."""
+    """Return a function that reads and caches records. `draw` draws missing data of profiles that can draw them."""
     from benchmark import data
 
     known: dict[tuple[Any, ...], Sequence[Record] | UserError] = {}
@@ -157,7 +157,7 @@ def _draw(cell: CellSpec) -> None:
 
 
 def _sums(root: Path, found: Findings, told: StageTold | None = None) -> None:
-    """Hold every file against SHA256SUMS: none altered, none missing, none added. Text files of people are left out."""
+    """Compare files with SHA256SUMS: none altered, missing or added. Text files that people write are exempt."""
     if not (root / SUMS).is_file():
         return
     listed: dict[str, str] = {}
@@ -189,7 +189,7 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def _cell(store: Store, folder: Path, records: Data, found: Findings, rescore: bool) -> CellSpec | None:
-    """Check a cell; return its spec if that can be read and the cell is finished."""
+    """Check a cell; return its spec if it is readable and the cell is finished."""
     name, cell = folder.name, None
     run = (folder / "status.json").is_file()
     status = store.status(folder)
@@ -288,7 +288,7 @@ def _answers(path: Path) -> dict[str, str]:
 
 
 def _ids(have: Sequence[str], wanted: Sequence[str], ordered: bool = False) -> None:
-    """Compare item ids with those that the protocol evaluates."""
+    """Compare item ids with those of the protocol's evaluation split."""
     if len(set(have)) < len(have):
         raise Wrong(f"holds item {next(name for name in have if have.count(name) > 1)!r} twice")
     absent, strange = [name for name in wanted if name not in set(have)], sorted(set(have) - set(wanted))
@@ -351,7 +351,7 @@ def _same(stored: Any, again: Any, exact: bool, found: Findings, where: str = ""
 
 
 def _plain_averages(cell: CellSpec, scores: Mapping[str, Any]) -> None:
-    """Recompute A^S, A^T, H, O from the scores beside them (Eqs. 9 and 10), and check counts and metrics."""
+    """Recompute A^S, A^T, H, O from the scores in the same file (Eqs. 9 and 10), and check counts and metrics."""
     from eval.averages import a_s, h_average, o_average
 
     if set(scores["datasets"]) != {dataset.id for dataset in cell.datasets}:
@@ -379,14 +379,14 @@ def _plain_averages(cell: CellSpec, scores: Mapping[str, Any]) -> None:
 
 
 def _provenance(cell: CellSpec, folder: Path, records: Data, run: bool, found: Findings) -> bool:
-    """Check that provenance.json is complete and true; return whether its numbers were made by equal arithmetic."""
+    """Check that provenance.json is complete and correct; return whether the same arithmetic applies here."""
     known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     for key, kinds in PROVENANCE.items():
         if not isinstance(known[key], kinds) or (isinstance(known[key], bool) and bool not in kinds):
             raise Wrong(f"{key} is {known[key]!r}")
     commit = known["commit"]
     if (commit is None and not run) or (commit is not None and not re.fullmatch(r"[0-9a-f]{40}", commit)):
-        raise Wrong(f"commit is {commit!r}: nobody can find the code again")
+        raise Wrong(f"commit is {commit!r}, which does not identify the code")
     lost = [name for name in PACKAGES if not known["packages"].get(name)]
     if lost:
         raise Wrong(f"has no version of {', '.join(lost)}")
@@ -424,7 +424,7 @@ def stages_of(cell: CellSpec) -> list[str]:
 
 
 def _training(cell: CellSpec, folder: Path, records: Data) -> None:
-    """Check that the log has every step with a finite loss; a post-hoc cell has a row without a loss, or no log."""
+    """Check that the log has a finite loss for every step; a post-hoc cell has one row without a loss, or no log."""
     there = (folder / "train.jsonl").is_file()
     if cell.train is None or cell.target is None:
         if there:
@@ -447,7 +447,7 @@ def _training(cell: CellSpec, folder: Path, records: Data) -> None:
 
 
 def _stages(cell: CellSpec, folder: Path, stages: Mapping[str, Any], found: Findings) -> None:
-    """Check a run's record of stages: each done, its file as it was when the stage ended, the delta whole."""
+    """Check that each stage of a run is done, its file unchanged since then, and the delta complete."""
     for stage in stages_of(cell):
         path = output_of(folder, stage)
         file = path.relative_to(folder).as_posix()
@@ -467,7 +467,7 @@ def _stages(cell: CellSpec, folder: Path, stages: Mapping[str, Any], found: Find
 
 
 def _delta(path: Path) -> None:
-    """Read a delta whole; its metadata hold the digest of the tensors."""
+    """Read a whole delta and check it against the digest in its metadata."""
     import torch
 
     from benchmark.training.checkpoint import load_delta, read_metadata

@@ -1,4 +1,4 @@
-"""Tables of a results folder, built again from the item scores of the cells that they name."""
+"""Rebuild the tables of a results folder from the item scores of the cells that they name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from benchmark.store.cells import Store
 
 
 def check_table(store: Store, path: Path, cells: Mapping[str, CellSpec], found: Findings) -> None:
-    """Build a table again from the item scores of its cells, and compare every number of its CSV, Markdown, LaTeX."""
-    stem = path.stem.partition("-")[0]  # behind it stands what a slice holds
+    """Rebuild a table from the item scores of its cells and compare every number in its CSV, Markdown and LaTeX."""
+    stem = path.stem.partition("-")[0]  # the rest of the name describes a slice
     if stem not in options_of("table"):
-        raise Wrong("is not a table of conf/table, so nobody can make it again")
+        raise Wrong("is not a table of conf/table, so it cannot be rebuilt")
     with open(path, encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     if not lines:
@@ -56,14 +56,14 @@ def check_table(store: Store, path: Path, cells: Mapping[str, CellSpec], found: 
         with found.checking("-", f"tables/{other.name}"):
             printed = re.findall(rf"^{picked}$", other.read_text(encoding="utf-8"), re.MULTILINE)
             rendered = re.findall(rf"^{picked}$", text, re.MULTILINE)
-            if _heads(printed) != _heads(rendered):  # other columns; the CSV beside it has every number
+            if _heads(printed) != _heads(rendered):  # different columns; the CSV has every number
                 found.other_layout += 1
             else:
                 _lines(printed, rendered)
 
 
 def _heads(lines: Sequence[str]) -> list[str]:
-    """Return the lines that name columns."""
+    """Return the header lines."""
     return [line for line in lines if re.match(r"(\| )?Method [&|]", line)]
 
 
@@ -79,13 +79,13 @@ def _row(
     store: Store, key: tuple[str, str, str], block: Sequence[Mapping[str, str]], upstream: Sequence[str],
     names: Mapping[str, str], cells: Mapping[str, CellSpec], wanted: set[str], layout: Mapping[str, Any],
 ) -> Any:
-    """Return a row of a table as the store has it, from the cells that the stored table names."""
+    """Return a row of a table, recomputed from the cells that the stored table names."""
     model, target, method = key
     seeds = sorted({int(seed) for line in block for seed in line["seeds"].split()})
     items: dict[str, dict[int, Any]] = {name: {} for name in (*upstream, target)}
     diagnostics = {}
     columns = layout.get("columns") or ()
-    # The table says which cells it is of; those published earlier do not.
+    # A table names its cells; tables of earlier versions do not.
     own = {digits_of(name) for name in (block[0].get("cells") or "").split()}
     for seed in seeds:
         name, cell = _find(key, seed, cells, own or wanted)
@@ -108,7 +108,7 @@ def _row(
 def _find(
     key: tuple[str, str, str], seed: int, cells: Mapping[str, CellSpec], wanted: set[str]
 ) -> tuple[str, CellSpec]:
-    """Return the cell behind a row and seed; of several settings the one that the table asks for today."""
+    """Return the cell of a row and seed; among several settings, the one that today's table requests."""
     model, target, method = key
     fits = {
         name: cell for name, cell in cells.items()

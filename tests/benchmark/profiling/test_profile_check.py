@@ -65,7 +65,7 @@ def test_too_little_memory_or_disk_says_what_would_do(monkeypatch):
 
 
 def test_wrong_checkpoints(places, tmp_path):
-    assert "is no VILA folder" in findings("vila_pocket", places / "hf")[1][0]
+    assert "is not a VILA folder" in findings("vila_pocket", places / "hf")[1][0]
     assert "is neither llava-hf's layout nor LLaVA's own" in findings("llava_pocket", places / "vila")[1][0]
     (tmp_path / "config.json").write_text('{"model_type": "llava", "text_config": {}}')
     assert "has no weights" in findings("llava_pocket", tmp_path)[1][0]

@@ -186,7 +186,7 @@ FAULTS: dict[str, tuple[Callable[[Tables, str], None], str]] = {
     "no provenance": (gone("provenance"), r"provenance\.json: No such file"),
     "no commit": (
         edited("provenance", lambda v: v.update(commit=None)),
-        r"provenance\.json: commit is None: nobody can find the code again",
+        r"provenance\.json: commit is None, which does not identify the code",
     ),
     "no processor": (
         edited("provenance", lambda v: v.pop("cpu_flags")), r"provenance\.json: lacks the key 'cpu_flags'",
