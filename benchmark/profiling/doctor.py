@@ -78,7 +78,7 @@ def machine() -> tuple[list[str], list[str]]:
         facts.append(f"memory    {memory:.1f} GB available")
         if memory < MEMORY_GB:
             warnings.append(
-                f"{memory:.1f} GB of memory available, {MEMORY_GB:.0f} GB are needed: close other programs, or set jobs=1"
+                f"{memory:.1f} GB of memory available, {MEMORY_GB:.0f} GB needed: close other programs, or set jobs=1"
             )
     disk = shutil.disk_usage(ROOT).free / 1e9
     facts.append(f"disk      {disk:.1f} GB free")
