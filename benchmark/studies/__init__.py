@@ -1,1 +1,1 @@
-"""Questions that take more than one table: sweeps, learning rates, forgetting curves, the report."""
+"""Studies that need more than one table: sweeps, learning rates, forgetting curves, the report."""

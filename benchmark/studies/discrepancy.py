@@ -1,4 +1,4 @@
-"""Parameter importance discrepancy (paper, Fig. 1): how far |gradient| and |weight| point apart."""
+"""Parameter importance discrepancy (paper, Fig. 1): the angle between |gradient| and |weight|."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ T_95 = 2.093
 
 
 def discrepancy(weight: Tensor, gradient: Tensor) -> float:
-    """Return PID = cos(|w*|, |g|)^-2 of flat tensors: 1 where both agree, larger the further they are apart."""
+    """Return PID = cos(|w*|, |g|)^-2 of flat tensors: 1 where both agree, larger as they diverge."""
     weight, gradient = weight.abs().double(), gradient.abs().double()
     norm = weight.norm() * gradient.norm()
     return float((norm / (weight @ gradient)) ** 2) if norm > 0 else float("nan")
 
 
 def measure(asked: Request, model: ModelSpec, worker: Worker, folder: Path) -> pd.DataFrame:
-    """Return PID at w* of the eight sets, whole and per layer; kept in a file as long as nothing it rests on changes.
+    """Return PID at w* of the eight sets, whole and per layer. A file caches it until one of its inputs changes.
 
     Gradients are means over the same number of supervised tokens of training items for each set: the items of a
     seeded permutation are cut into 20 disjoint shards, each with as many tokens as the smallest set allows.
@@ -48,7 +48,7 @@ def measure(asked: Request, model: ModelSpec, worker: Worker, folder: Path) -> p
         asked: the profile, its datasets and places.
         model: the base model.
         worker: loads model and records.
-        folder: where the numbers are kept.
+        folder: folder of the cache.
 
     Returns:
         One line per set and part ("tuned": what Tables 5 and 6 tune, then "projector" and each layer's number):
@@ -117,12 +117,12 @@ def _lines(cell: TunedCell, used: Sequence[DatasetSpec], worker: Worker) -> list
 
 
 def shard_tokens(counts: Sequence[int]) -> int:
-    """Return how many supervised tokens each of the shards can have, whatever the order of the items.
+    """Return how many supervised tokens each shard can have in any order of the items.
 
     Args:
         counts: supervised tokens of each item of a set.
     """
-    # A shard may leave part of its last item unused, at worst an item less a token.
+    # A shard may leave part of its last item unused: at worst all but one token.
     return sum(counts) // SHARDS - max(0, max(counts, default=0) - 1)
 
 
@@ -152,7 +152,7 @@ def _parts(loaded: LoadedModel, cell: TunedCell) -> dict[str, list[str]]:
 
 
 def _shards(items: Items, tokens: int) -> Iterator[list[Item]]:
-    """Yield disjoint lists of items with exactly so many supervised tokens; the last item's rest is not supervised."""
+    """Yield disjoint lists of items with an exact number of supervised tokens; the rest of the last item is masked."""
     place = 0
     for _ in range(SHARDS):
         shard, left = [], tokens

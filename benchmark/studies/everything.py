@@ -1,4 +1,4 @@
-"""`make all`: every table and figure from whatever cells are missing, then the report."""
+"""`make all`: run all missing cells, make every table and figure, then the report."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ NARROWING = ("table=", "methods=", "method=", "targets=", "target=", "dataset=")
 
 
 def run(overrides: Sequence[str]) -> int:
-    """Make everything, go on after failures, and say what took how long.
+    """Make everything, continue after failures, and print the time of each part.
 
     Args:
         overrides: profile=, models=, seeds=, results=, jobs= and settings; each table and figure has its own methods
             and targets.
 
     Returns:
-        0, or the first exit code that was not; 75 and 130 end at once.
+        0, or the first nonzero exit code; 75 and 130 stop at once.
 
     Raises:
         UserError: an override that belongs to one table.
@@ -43,7 +43,7 @@ def run(overrides: Sequence[str]) -> int:
     asked |= {name: named_figures.requests(name, overrides, optional=True) for name in FIGURES}
     asked["rates"] = [request(["table=table5", *tuned], optional=True)]
     check_used(list(itertools.chain.from_iterable(asked.values())))
-    # A parameter goes where a method has it.
+    # A parameter applies only to methods that have it.
     own = {name: without(overrides, unused_of(requests)) for name, requests in asked.items()}
     steps: list[tuple[str, Callable[[], int]]] = [(name, _table(name, own[name])) for name in TABLES]
     steps += [(name, _figure(name, own[name])) for name in FIGURES]

@@ -1,4 +1,4 @@
-"""Fig. 3: example images with the answers of several methods, chosen by a rule and not by eye."""
+"""Fig. 3: example images with the answers of several methods, chosen by a rule, not by eye."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = ("zero_shot", "full_ft", "spider")
 
 
 def choose(scores: Mapping[str, Mapping[str, float]], with_image: Sequence[str]) -> list[str]:
-    """Return the item ids that RULE picks.
+    """Return the item ids that RULE chooses.
 
     Args:
         scores: method id -> item id -> score, of full_ft and spider.

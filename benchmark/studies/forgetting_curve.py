@@ -1,7 +1,7 @@
 """Forgetting over training: the scores of a cell after every epoch of its one schedule.
 
-A cell is trained once more, which changes none of its bits, and its weights are kept after every epoch but the last.
-They become cells of stores of their own, <results>/epochs/<k>, that are generated and scored like any other.
+A cell is trained again with identical bits, and its weights are saved after every epoch but the last. They become
+cells of separate stores, <results>/epochs/<k>, which are generated and scored like any other cell.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def store_of(root: Path, epoch: int) -> Store:
 
 
 def run(asked: Request, show: Progress | None = None) -> int:
-    """Run the cells of a request, then their earlier epochs; what is finished is left alone.
+    """Run the cells of a request, then their earlier epochs. Finished work is not repeated.
 
     Args:
         asked: training methods (and zero_shot, which is epoch 0); one setting.
-        show: told what happens.
+        show: receives progress.
 
     Returns:
         The runner's exit code, the first that is not 0.
@@ -64,7 +64,7 @@ def run(asked: Request, show: Progress | None = None) -> int:
     for epoch in range(1, _epochs(asked)):
         own = replace(asked.of(item.cell for item in trained), results=store_of(store.root, epoch).root)
         digests = store.root / "digests.json"
-        if digests.is_file():  # else every store would decode every image once
+        if digests.is_file():  # otherwise every store would decode every image again
             write_atomic(own.results / "digests.json", digests.read_bytes())
         code = runner.run(own)
         if code:
@@ -73,7 +73,7 @@ def run(asked: Request, show: Progress | None = None) -> int:
 
 
 def check(asked: Request) -> None:
-    """Refuse what has no epochs of its own.
+    """Refuse cells that have no epochs.
 
     Raises:
         UserError: see `run`.
@@ -88,7 +88,7 @@ def check(asked: Request) -> None:
 
 
 def _kept(item: Planned, store: Store) -> bool:
-    """Return whether the weights of every earlier epoch are there, under the cell's present key."""
+    """Return whether the weights of every earlier epoch are stored under the cell's current key."""
     cell, keys = item.cell, item.keys
     assert is_tuned(cell) and keys is not None
     return all("train" not in store_of(store.root, epoch).missing(cell, keys) for epoch in range(1, cell.train.epochs))
@@ -116,10 +116,10 @@ class _Keeper:
 
 
 def _keep(item: Planned, store: Store, worker: Worker) -> None:
-    """Train a cell again in a scratch folder and hand its epochs to their stores.
+    """Train a cell again in a scratch folder and move its epochs to their stores.
 
     Raises:
-        UserError: the new training ended elsewhere than the cell did.
+        UserError: the new training ended with other weights than the cell.
     """
     from benchmark.training.checkpoint import read_metadata
     from benchmark.training.train import train

@@ -1,4 +1,4 @@
-"""The learning rate of a model: chosen once, on Full FT, on validation, before any other method is run."""
+"""Choose a model's learning rate: once, with Full FT, on validation, before any other method runs."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def run(overrides: Sequence[str]) -> int:
         tables.append(table(model, points, rate))
     text = protocol(base, next(cell for cell in everything.cells if cell.train), tables)
     if {cell.method.id for cell in everything.cells} == {"full_ft"}:
-        # With another method beside it, it would no longer say what was fixed before any other was run.
+        # With a second method, it would no longer document what was fixed before any other method ran.
         write_atomic(base.results / "rates" / "protocol.md", text)
     print(text)
     return 0
 
 
 def protocol(base: Request, cell: CellSpec, tables: Sequence[str]) -> str:
-    """Return what was fixed before any method but Full FT was run, as Markdown: data, bases, training, rates.
+    """Return as Markdown what was fixed before any method but Full FT ran: data, bases, training, rates.
 
     Args:
         base: names profile, models and datasets.

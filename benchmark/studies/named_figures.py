@@ -1,4 +1,4 @@
-"""Figures by name: conf/figure/<name>.yaml says what is drawn from which cells; missing cells are run first."""
+"""Named figures: conf/figure/<name>.yaml defines the figure and its cells; missing cells run first."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ GRID = ("models", "methods", "targets", "seeds")
 
 
 def run(name: str, overrides: Sequence[str]) -> int:
-    """Run what a figure lacks, then draw it.
+    """Run a figure's missing cells, then draw it.
 
     Args:
         name: of a file in conf/figure.
-        overrides: more of them; they replace what the file says.
+        overrides: settings that replace those of the file.
 
     Returns:
         The runner's exit code.
@@ -40,7 +40,7 @@ def run(name: str, overrides: Sequence[str]) -> int:
 
 
 def names() -> list[str]:
-    """Return the figures there are."""
+    """Return the names of all figures."""
     return sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
 
 
@@ -109,7 +109,7 @@ def with_models(overrides: Sequence[str]) -> list[str]:
 
 
 def _part(figure: Mapping[str, Any], asked: Request, ignore: Sequence[str] = ()) -> dict[str, str]:
-    """Return in what a request differs from the figure that conf/figure defines; see `slices.differences`."""
+    """Return how a request differs from the figure in conf/figure; see `slices.differences`."""
     return slices.differences(asked, requests(figure["id"], [f"profile={asked.profile.id}"])[0], ignore)
 
 
@@ -128,7 +128,7 @@ def _sweep(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
 
 def _plane(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Draw the plane of A^S and A^T: methods of the tables, and the curve of WiSE-FT as the control."""
-    # The overrides hold the file's as well, which does no harm twice.
+    # The overrides include those of the file; applying them twice is harmless.
     asked, extra = requests(figure["id"], overrides)
     both = replace(asked, grid=asked.grid + extra.grid)
     code = runner.run(both)
@@ -173,7 +173,7 @@ def planes(
                 bent = bends[(bends["model"] == model) & (bends["target"] == target)]
                 curve = _wide(bent, [key, "method", "method_name"]).sort_values(key) if not bent.empty else curve
             if not curve.empty:
-                # The curve's ends are known: nothing of the change, and all of it.
+                # The ends of the curve are known: none of the change, and all of it.
                 start, end = (wide[wide["method"] == name] for name in ("zero_shot", "full_ft"))
                 curve = pd.concat([start.assign(**{key: 0.0}), curve, end.assign(**{key: 1.0})])
             panels[block["target_name"].iloc[0]] = (wide, curve)
@@ -219,7 +219,7 @@ def _pid(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
 
 
 def _examples(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
-    """Draw Fig. 3: answers beside images."""
+    """Draw Fig. 3: images with answers."""
     from benchmark.running.worker import Worker
     from benchmark.studies import examples
 

@@ -34,12 +34,12 @@ from benchmark.studies.report_groups import Group, ScoredCell
 from benchmark.studies.report_page import Content, name_parts, page
 from methods.registry import METHODS
 
-MAIN = ("table5", "table6")  # whose models and targets the claims are about
+MAIN = ("table5", "table6")  # the claims concern their models and targets
 TABLES = (*MAIN, "table2", "table3", "table4", "variants")
 SWEEPS = ("fig5", "fig6", "fig7")
 ITEMS = 40         # per dataset in the browser
 IMAGE_SIDE = 224   # longest side there, pixels
-RIGHT = 0.5        # an answer with at least this score counts as right; 1 is 100 points
+RIGHT = 0.5        # an answer with at least this score counts as correct; 1 is 100 points
 UNJUDGED = ("cider",)  # metrics whose item scores are neither right nor wrong
 
 
@@ -65,7 +65,7 @@ class Part:
 
 
 def run(overrides: Sequence[str]) -> int:
-    """Write report.html from what is finished; nothing is run.
+    """Write report.html from finished cells; no cell is run.
 
     Args:
         overrides: profile=, models=, seeds=, results= (also a published folder).
@@ -112,7 +112,7 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
     requests = requests_of(overrides, more)
     base = requests["table5"]
     parts = [_part(name, asked, store, bool(more)) for name, asked in requests.items()]
-    # The keys of a run say that today's code made a cell, whatever its provenance names.
+    # The keys of a run show that today's code made a cell, even if its provenance names other versions.
     verified = {store.folder(item.cell).name for part in parts for item in part.plan if item.done and item.keys}
     every = [replace(entry, older=entry.older and entry.name not in verified) for entry in every]
     tables = _shown([part for part in parts if part.key is None])
@@ -150,12 +150,12 @@ def collect(overrides: Sequence[str], store: Store) -> Content:
 
 
 def _label(entry: ScoredCell, group: Group) -> str:
-    """Return what tells a cell from others of its group, beside model, target and method."""
+    """Return the settings that distinguish a cell from others of its group, besides model, target and method."""
     return ", ".join(f"{key.rpartition('.')[2]} {entry.value_of(key)}" for key in group.keys)
 
 
 def _shown(parts: Sequence[Part]) -> list[Part]:
-    """Return the tables that hold something which no table before them holds, or all of their own cells."""
+    """Return the tables that are complete or have a cell that no earlier table has."""
     known: set[tuple[str, str | None]] = set()
     shown = []
     for part in parts:
@@ -169,7 +169,7 @@ def _shown(parts: Sequence[Part]) -> list[Part]:
 def _asked_for(
     overrides: Sequence[str], requests: Mapping[str, Request], entries: Sequence[ScoredCell]
 ) -> tuple[list[ScoredCell], list[ScoredCell]]:
-    """Split cells into those that models=, methods=, targets= and seeds= leave on the page, and the others."""
+    """Split cells into those that models=, methods=, targets= and seeds= select, and the others."""
     given = {AXES.get(item.partition("=")[0]) for item in overrides}
     cells = [cell for asked in requests.values() for cell in asked.cells]
     allowed: dict[str, set[Any]] = {
@@ -191,7 +191,7 @@ def _asked_for(
 
 
 def _facts(base: Request, done: Sequence[ScoredCell]) -> list[tuple[str, str]]:
-    """Return what was run and where, as name and value."""
+    """Return facts about the runs and their machine as (name, value)."""
     cells = [entry.cell for entry in done]
     sets = {dataset.id: dataset.name for cell in cells for dataset in cell.datasets}
     sets |= {name: dataset.name for name, dataset in base.datasets.items()}
@@ -219,7 +219,7 @@ def _methods(base: Request, done: Collection[str]) -> str:
 
 
 def _lead(done: Mapping[str, ScoredCell], outside: Sequence[ScoredCell], damaged: Sequence[str]) -> list[str]:
-    """Return what a reader must know before the numbers."""
+    """Return the sentences that a reader needs before the numbers."""
     lead = []
     seeds = {entry.cell.seed for entry in done.values() if entry.cell.train is not None}
     if len(seeds) == 1:
@@ -266,7 +266,7 @@ def _planned(asked: Request, store: Store, whole: bool) -> tuple[Request, list[P
 
 
 def requests_of(overrides: Sequence[str], more: Sequence[str]) -> dict[str, Request]:
-    """Return the cells that the page is about, by table and figure; a method's parameters go where it is.
+    """Return the cells of the page, by table and figure; a parameter applies only to methods that have it.
 
     Args:
         overrides: as in `run`.
@@ -279,7 +279,7 @@ def requests_of(overrides: Sequence[str], more: Sequence[str]) -> dict[str, Requ
     kept = without(overrides, ("table",))
     for name in SWEEPS:
         figure = named_figures.read(name)
-        # The figure's own axis stays, whatever the value that the tables have.
+        # The figure keeps its axis although the tables have a single value.
         asked[name] = sweep.ask([*named_figures.defaults(figure), *without(kept, figure["axes"]), *more], optional=True)
     curve = named_figures.read("plane")["curve"]
     targets = f"targets={','.join(named_figures.read('plane')['targets'])}"
@@ -289,7 +289,7 @@ def requests_of(overrides: Sequence[str], more: Sequence[str]) -> dict[str, Requ
 
 
 def _part(name: str, asked: Request, store: Store, whole: bool) -> Part:
-    """Return a table or sweep with what is finished of it."""
+    """Return a table or sweep with its finished cells."""
     asked, plan = _planned(asked, store, whole)
     if name in TABLES:
         whole_rows = [(None, row) for row in outputs.build_rows(asked, plan, store)]
@@ -316,7 +316,7 @@ def _places(asked: Request, plan: Sequence[Planned], store: Store) -> set[tuple[
 
 
 def _evidence(parts: Sequence[Part], base: Request, store: Store) -> Evidence:
-    """Return what the claims are judged by."""
+    """Return the evidence for judging the claims."""
     rows: dict[claims.Place, RowResult] = {}
     names: dict[str, str] = {}
     points: dict[str, dict[float, None]] = {}
@@ -391,7 +391,7 @@ def _diagnostics(cell: CellSpec, folder: Path) -> dict[str, Any]:
 
 
 def _provenance(folders: Sequence[Path]) -> list[tuple[str, int]]:
-    """Return what made the cells, without their times, and how many cells each describes."""
+    """Return each distinct provenance, without times, and the number of its cells."""
     found: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for folder in folders:
@@ -473,7 +473,7 @@ def _browsed(
                 texts = read_answers(folder, dataset.id)
                 scores = {one.item_id: one.score for one in read_items(folder, dataset.id)}
             except UserError:
-                # The reason may name a path of this machine; the page is for other people.
+                # The reason may name a local path, which does not belong on a page for others.
                 why = f"The answers of {folder.name} to {dataset.name}, or that dataset, are not in this folder."
                 continue
             answers[name] = [
@@ -514,6 +514,6 @@ def _uri(record: Record) -> str:
     """Return an image as a data URI, no larger than the browser shows it."""
     image, buffer = open_image(record), io.BytesIO()
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    small = image.width * image.height <= 128 * 128  # drawn pictures stay exact, photographs become small
+    small = image.width * image.height <= 128 * 128  # drawn pictures stay exact; photographs are compressed
     image.save(buffer, format="PNG" if small else "JPEG", **({} if small else {"quality": 80}))
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"

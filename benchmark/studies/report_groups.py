@@ -1,4 +1,4 @@
-"""What a results folder holds beside the paper's tables: its finished cells, grouped by what they are."""
+"""Finished cells of a results folder outside the paper's tables, grouped by kind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ScoredCell:
         target: the set of A^T; None for an untuned model that was asked for none.
         settings: key -> value of what differs from the profile's defaults.
         scores: dataset id, A_S, A_T, H, O -> {"value", "low", "high"} in points.
-        older: whether older code made some of its stages.
+        older: whether older code made any of its stages.
     """
 
     folder: Path
@@ -93,7 +93,7 @@ class Group:
         note: what a reader must know first; may be empty.
         entries: in print order.
         keys: the settings that are columns.
-        beside: places of entries that are here for comparison alone.
+        beside: places of entries that are shown only for comparison.
     """
 
     title: str
@@ -104,7 +104,7 @@ class Group:
 
     @property
     def own(self) -> list[ScoredCell]:
-        """The entries without those that are here for comparison."""
+        """The entries without those shown only for comparison."""
         return [entry for entry in self.entries if entry.place not in self.beside]
 
 
@@ -125,7 +125,7 @@ def entries(store: Store) -> tuple[list[ScoredCell], list[str]]:
 
 
 def name_of(method: str) -> str:
-    """Return a method's printed name. A user's own is called by its class: a report imports no module of a folder."""
+    """Return a method's printed name. For a user's own it is the class: a report never imports a user's module."""
     if method in METHODS:
         return METHODS[method].name
     return method.removeprefix(own_checkpoints.PREFIX).rpartition(":")[2]
@@ -244,7 +244,7 @@ def make(
                 [_number(entry.value_of(key)) for key in keys], entry.cell.seed)
 
     ordered = tuple(sorted(found, key=order))
-    # An untuned model has no training settings: its dash separates no second value.
+    # An untuned model has no training settings; its dash does not count as a second value.
     columns = [key for key in keys if len({entry.value_of(key) for entry in ordered} - {"-"}) > 1]
     fixed = [f"{key}={values[0]}" for key in keys if key not in columns
              and (values := [entry.value_of(key) for entry in ordered if entry.value_of(key) != "-"])]
@@ -254,7 +254,7 @@ def make(
 
 
 def _same(one: ScoredCell, other: ScoredCell) -> bool:
-    """Return whether two trained cells differ in nothing but settings, and not in their limits."""
+    """Return whether two trained cells differ only in settings other than their limits."""
     if None in (one.cell.train, other.cell.train):
         return False
     first, second = (

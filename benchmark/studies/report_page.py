@@ -59,7 +59,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a printed cell says: its text, the number that sorts it, and what stands small below."""
+    """A printed cell: its text, the number that sorts it, and the small print below."""
 
     text: str
     value: float | None = None
@@ -157,7 +157,7 @@ def _prose(text: str) -> Markup:
 
 
 def _main(content: Content) -> Grid | None:
-    """Return what a reader wants first: H of every method, on each model and target of the main tables."""
+    """Return the overview: H of every method on each model and target of the main tables."""
     tables = content.tables[: content.main]
     heads, columns = ["Method"], []
     names: dict[str, str] = {}
@@ -188,7 +188,7 @@ def _score(line: pd.Series, below: str) -> Cell:
 def _table(table: Table, index: int) -> Section:
     """Return a table of results: a sortable block per model and target, then the notes."""
     given = set(table.frame.loc[table.frame["paper"].notna(), "metric"])
-    shown = [metric for metric in table.paper_metrics() if metric in given]  # a column of dashes says nothing
+    shown = [metric for metric in table.paper_metrics() if metric in given]  # skip a column of dashes
     grids = []
     for number, (model, target, block) in enumerate(table.blocks()):
         heads = ["Method"]
@@ -314,7 +314,7 @@ def _figure(name: str, data: bytes) -> Figure:
     if kind in CAPTIONS:
         sliced = name[len(kind) :].startswith("-")
         text = f"{'A slice of: ' * sliced}{CAPTIONS[kind]} {rest}".strip()
-    # Width and height stand at this place of every PNG file.
+    # Every PNG file has its width and height at this offset.
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
     uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     return Figure(name, text, uri, 0 < width < 1.8 * height)

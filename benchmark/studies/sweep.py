@@ -30,7 +30,7 @@ METRICS = ("A_S", "A_T", "H")
 
 
 def run(name: str | None, title: str | None, overrides: Sequence[str]) -> int:
-    """Run what is missing of a sweep, then write sweeps/<name>.csv and its plots.
+    """Run the missing cells of a sweep, then write sweeps/<name>.csv and its plots.
 
     Args:
         name: of the files; by default the swept keys with their values, and what else differs from the same sweep
@@ -39,7 +39,7 @@ def run(name: str | None, title: str | None, overrides: Sequence[str]) -> int:
         overrides: at least one key with several values; models= methods= and targets= have defaults.
 
     Returns:
-        The runner's exit code; after failed cells the points that exist are written all the same.
+        The runner's exit code; finished points are written even if other cells failed.
 
     Raises:
         UserError: wrong overrides, no swept key, or a table.
@@ -61,7 +61,7 @@ def run(name: str | None, title: str | None, overrides: Sequence[str]) -> int:
 
 
 def ask(overrides: Sequence[str], optional: bool = False) -> Request:
-    """Return the request of a sweep; what is not named is the profile's models, flickr30k and three methods.
+    """Return the request of a sweep; the defaults are the profile's models, flickr30k and three methods.
 
     Args:
         overrides: of the command line.
@@ -88,7 +88,7 @@ def axes(asked: Request) -> list[str]:
     """Return the keys with several values, in the order given.
 
     Raises:
-        UserError: there are none.
+        UserError: no key has several values.
     """
     keys = [
         key for key in asked.grid[0].settings if len({repr(entry.settings[key]) for entry in asked.grid}) > 1
@@ -102,7 +102,7 @@ def axes(asked: Request) -> list[str]:
 
 
 def name_of(asked: Request, keys: Sequence[str]) -> str:
-    """Return the file name of a sweep that has none: two that differ in a cell have two.
+    """Return the default file name of a sweep; sweeps with different cells get different names.
 
     Args:
         asked: the sweep.
