@@ -66,7 +66,7 @@ def main(
             text = sample(printable(record.prompt), target, record.image is not None, tokenizer, model, plain_text)
             console.print(text, soft_wrap=True)  # a line break by the terminal would look like one of the prompt
     if not shown:
-        raise UserError(f"There are no data in {root}. Get them first: `data prepare profile=paper`, "
+        raise UserError(f"There are no data in {root}. First run `data prepare profile=paper`, "
                         "or `data draw`.")
     return 0
 

@@ -72,7 +72,9 @@ def verify(arguments: list[str]) -> int:
 
     sample = [item.partition("=")[2] for item in arguments if item.startswith("--sample=")]
     if sample and not re.fullmatch(r"[1-9]\d{0,5}", sample[-1]):
-        raise UserError(f"--sample={sample[-1]}: score the answers of one of so many cells again, e.g. --sample=10.")
+        raise UserError(
+            f"--sample={sample[-1]}: expected a whole number n, to score answers again in 1 of n cells (--sample=10)."
+        )
     rest = [item for item in arguments if not item.startswith("--sample=")]
     overrides, folders = split(overrides_of(rest))
     if len(folders) > 1:

@@ -152,7 +152,7 @@ USAGES = {
     "publish": Usage(
         ("publish table=table5,table6", "publish table=table3 figure=fig5 --partial"),
         (*GRID, "figure", "results", "checkpoints", "radar"), ANY,
-        options={"--partial": "publish what is done", "--drop": "let published cells go that are not asked for"},
+        options={"--partial": "publish what is done", "--drop": "drop published cells that are not in this command"},
     ),
     "export": Usage(
         ("export {model}-coco-spider-s0 /tmp/tuned", "export {model}-coco-full_ft-s0 /tmp/ft results=~/runs/mine"),

@@ -21,7 +21,7 @@ from benchmark.store.scores import read_scores
 Mode = Literal["stop", "warn"]
 POINTS = 1.0
 ZERO_SHOT = "Zero-shot"
-PARTIAL = "Zero-shot gate: not checked, only a part of the test sets or another split was asked for."
+PARTIAL = "Zero-shot gate: not checked, because the run uses only part of the test sets or another split."
 UNTUNED = MethodSpec("zero_shot", {})
 
 
@@ -73,9 +73,9 @@ def first(request: Request) -> Request | None:
         request: any grid: a table's, a figure's, a sweep's, an element of a Slurm array.
 
     Returns:
-        The request with these cells alone: its own where it has them, else the same models on the upstream test sets.
-        None if there is nothing to check: nothing trains, the paper has no score of the models, or only a part of the
-        test sets is asked for.
+        The request with only these cells: the request's own, or else the same models on the upstream test sets.
+        None if there is nothing to check: nothing trains, the paper has no score of the models, or the request uses
+        only part of the test sets.
     """
     own = {cell.model.id: cell for cell in request.cells if cell.method == UNTUNED}
     wanted: dict[str, CellSpec] = {}
@@ -204,7 +204,7 @@ def settle(checks: Sequence[Check], mode: Mode) -> str:
         return f"{table(checks)}\nZero-shot gate passed: {len(checks)} scores within {POINTS:g} point of the paper's."
     text = (
         f"{table(checks)}\n{len(wrong)} of {len(checks)} zero-shot scores are off by more than {POINTS:g} point, so "
-        "the models are fed or scored otherwise than the paper's. "
+        "the models get other inputs than in the paper, or are scored differently. "
     )
     if mode == "stop":
         raise UserError(f"the zero-shot gate is shut.\n{text}Correct the cause, or go on with GATE=warn (gate=warn).")

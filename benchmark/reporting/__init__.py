@@ -1,1 +1,1 @@
-"""From finished cells to tables, figures and verdicts."""
+"""Tables, figures and verdicts from finished cells."""

@@ -23,7 +23,7 @@ Place = tuple[str, str, str, Point]  # model, target, method, point of a sweep
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference whose sign a claim states: positive if the claim is right."""
+    """A difference whose sign a claim predicts: positive if the claim is right."""
 
     label: str
     value: float
@@ -32,7 +32,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the cells say about a claim.
+    """The verdict of the cells on a claim.
 
     Attributes:
         id: as in docs/claims.md.
@@ -53,7 +53,7 @@ class Verdict:
 
 @dataclass
 class Evidence:
-    """Finished rows by place, with their bootstrap samples made when first asked for.
+    """Finished rows by position, with bootstrap samples that are drawn on first use.
 
     Args:
         rows: model, target, method, point -> row.
@@ -84,9 +84,9 @@ class Evidence:
         return set.intersection(*(set(row.items.get(name, {})) for name in (*self.upstream, row.target)))
 
     def pair(self, one: Place, other: Place) -> tuple[stats.Sample, stats.Sample] | None:
-        """Return the bootstrap samples of two rows over the seeds that both have; None without any.
+        """Return the bootstrap samples of two rows over their common seeds; None if they have none.
 
-        An untuned row has no seed of its own: it goes with any.
+        An untuned row has no seed and pairs with any.
         """
         ours, theirs = self.seeds(one), self.seeds(other)
         if ours and theirs and self.rows[one].tuned and self.rows[other].tuned:
@@ -132,7 +132,7 @@ def judge(identity: str, claim: str, where: str, differences: Differences) -> Ve
         identity: of the claim.
         claim: one sentence.
         where: in the paper.
-        differences: None for each that has no finished cells.
+        differences: None for each one without finished cells.
     """
     everything = list(differences)
     found = [item for item in everything if item is not None]
@@ -170,7 +170,7 @@ def _below(metric: str, methods: Sequence[str], other: str) -> Callable[[Evidenc
 
 
 def _in_table(metric: str, method: str, others: Sequence[str]) -> Callable[[Evidence], Differences]:
-    """Compare within the groups that the table has: Tables 3 and 4 have fewer models and targets than 5 and 6."""
+    """Compare within the table's groups: Tables 3 and 4 have fewer models and targets than 5 and 6."""
 
     def differences(e: Evidence) -> Differences:
         groups = dict.fromkeys(place[:2] for place in e.rows if place[2] in others)
@@ -192,7 +192,7 @@ def _shift(e: Evidence) -> Differences:
             yield None
             continue
         one, other = found
-        # Both begin at the same untuned model, so the larger loss is the lower A^S.
+        # Both start from the same untuned model, so the larger loss is the lower A^S.
         label = f"{e.label(model)}: loss after {e.label(far)} (PID {whole[far]:.2f}) above that after "
         label += f"{e.label(near)} ({whole[near]:.2f})"
         yield Difference(label, other.values["A_S"] - one.values["A_S"], other.draws["A_S"] - one.draws["A_S"])

@@ -1,4 +1,4 @@
-"""Names and answers as people write them, in places that cannot show all of it: figures, LaTeX, spreadsheets."""
+"""Free text (names, answers) in places that cannot show every character: figures, LaTeX, spreadsheets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def tidy(text: str, keep: str = "") -> str:
     """Return text without control and other invisible characters, and with single spaces.
 
     Args:
-        text: of a user, a data set or a model.
-        keep: white space to leave alone, such as a line break.
+        text: from a user, a dataset or a model.
+        keep: white space to keep, such as a line break.
     """
     seen = (" " if c.isspace() and c not in keep else c for c in text)
     hidden = ("Cc", "Cf", "Cs", "Co", "Cn")
@@ -30,7 +30,7 @@ def tidy(text: str, keep: str = "") -> str:
 
 
 def spelled(character: str) -> str:
-    """Return what stands for a character that cannot be shown: "[spider]" for a symbol, "[U+4E2D]" for a letter."""
+    """Return the replacement of a character that cannot be shown: "[spider]" for a symbol, "[U+4E2D]" for a letter."""
     name = unicodedata.name(character, "")
     symbol = unicodedata.category(character) in ("So", "Sm", "Sc", "Sk")
     return f"[{name.lower()}]" if name and symbol else f"[U+{ord(character):04X}]"
@@ -40,9 +40,9 @@ def spelled(character: str) -> str:
 
 
 def settle(figure: Figure) -> None:
-    """Make every text of a figure one that can be drawn: with fonts of this machine, else spelled out and noted.
+    """Make every text of a figure drawable: with an installed font, or else spelled out with a note.
 
-    Texts that are set as mathematics are ours and stay.
+    Mathematical texts are ours and stay as they are.
 
     Args:
         figure: finished, not yet saved.
@@ -112,7 +112,7 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\texttt{\char34}",  # \textquotedbl needs another font encoding
-    "[": "{[}", "]": "{]}",  # behind \\ a bracket would be its argument
+    "[": "{[}", "]": "{]}",  # after \\ a bracket would be read as its argument
     "↑": r"$\uparrow$", "↓": r"$\downarrow$", "†": r"$\dagger$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$",
     "°": r"$^{\circ}$", "µ": r"$\mu$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\rightarrow$", "−": "$-$",
     "–": "--", "—": "---", "‘": "`", "’": "'", "“": "``", "”": "''", "…": r"\ldots{}", "ß": r"\ss{}",
@@ -130,7 +130,7 @@ _ACCENTS = {
 
 
 def latex(text: str) -> str:
-    """Return text as LaTeX of any engine and font encoding prints it, in ASCII; the rest of Unicode is spelled out."""
+    """Return text as ASCII that every LaTeX engine and font encoding prints; other Unicode is spelled out."""
     return "".join(_latex(character) for character in unicodedata.normalize("NFC", tidy(text)))
 
 
@@ -150,9 +150,9 @@ def _latex(character: str) -> str:
 
 
 def spreadsheet(frame: pd.DataFrame) -> str:
-    """Return a frame as CSV with four decimals, in which no text is a formula to a spreadsheet.
+    """Return a frame as CSV with four decimals, in which a spreadsheet reads no text as a formula.
 
-    Such text gets an apostrophe in front, which spreadsheets read as "this is text".
+    An apostrophe before such text marks it as text.
     """
     from pandas.api.types import is_numeric_dtype
 
@@ -174,5 +174,5 @@ def as_written(cell: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return text on one line with every character that Markdown would interpret written out."""
+    """Return text on one line with every character that Markdown would interpret escaped."""
     return re.sub(r"([\\|*_<>`~$\[\]])", r"\\\1", tidy(text))

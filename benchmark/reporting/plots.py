@@ -46,7 +46,7 @@ def lines(
     ticks = list(dict.fromkeys(frame[keys[0]]))
     numeric = all(isinstance(tick, int | float | np.number) for tick in ticks)
     ticks = sorted(ticks) if numeric else ticks
-    # Equal steps in proportion (learning rates, batch sizes) are equal steps on paper.
+    # A logarithmic axis for values in equal ratios (learning rates, batch sizes).
     log = numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8
     places = {tick: tick if numeric else index for index, tick in enumerate(ticks)}
     chosen = styles(list(dict.fromkeys(frame["method"])))
@@ -73,7 +73,7 @@ def _line_panel(
     plot: Axes, points: pd.DataFrame, key: str, places: Mapping[Any, float], chosen: Mapping[str, Style],
     names: Mapping[str, str], log: bool,
 ) -> None:
-    """Draw one metric: a line per method, moved aside a little so that intervals do not hide each other."""
+    """Draw one metric: a line per method, slightly offset so that intervals do not overlap."""
     spots = np.array(list(places.values()), dtype=float)
     gap = np.min(np.diff(np.sort(spots))) if len(spots) > 1 else 1.0
     for index, (method, style) in enumerate(chosen.items()):
@@ -97,7 +97,7 @@ def _line_panel(
 
 
 def tick(value: object) -> str:
-    """Return a value as a label that says just this value; learning rates as 5e-4."""
+    """Return an exact label for a value; learning rates are written as 5e-4."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return str(value)
     if 0 < abs(float(value)) < 0.01:
@@ -122,10 +122,10 @@ def plane(
     Args:
         title: heading.
         panels: name -> (methods, curve); both with method, method_name, A_S, A_S_low, A_S_high and the same of A_T.
-            The curve's lines are in order and begin at the untuned model.
+            The curve's lines are in order and start at the untuned model.
         stem: output path without suffix.
         curve_name: for the legend.
-        key: the curves' column whose values stand at their points.
+        key: the curves' column whose values label the points.
 
     Returns:
         Paths of the PNG, PDF and CSV files.
@@ -160,7 +160,7 @@ def plane(
 
 
 def _curve(plot: Axes, curve: pd.DataFrame, key: str) -> ErrorbarContainer:
-    """Draw WiSE-FT's way with its intervals, and the values of its key beside its points, but not at its known ends."""
+    """Draw WiSE-FT's curve with its intervals, and label its points with the key's values, except at the known ends."""
     look = styles(["wise_ft"])["wise_ft"]
     errors = [[(curve[m] - curve[f"{m}_low"]).abs(), (curve[f"{m}_high"] - curve[m]).abs()] for m in ("A_S", "A_T")]
     drawn = plot.errorbar(
@@ -170,7 +170,7 @@ def _curve(plot: Axes, curve: pd.DataFrame, key: str) -> ErrorbarContainer:
     if key:
         own = curve.iloc[1:-1]
         for place, (x, y, value) in enumerate(zip(own["A_S"], own["A_T"], own[key], strict=True)):
-            # In turn on either side, so that close points keep their numbers apart.
+            # Labels alternate between the two sides so that those of close points do not overlap.
             plot.annotate(
                 tick(value), (x, y), xytext=(5, 3) if place % 2 else (-5, -3), textcoords="offset points", fontsize=6.5,
                 ha="left" if place % 2 else "right", va="bottom" if place % 2 else "top", color=look.colour, zorder=6,
@@ -264,7 +264,7 @@ def _map(plot, group: pd.DataFrame, column: str, limit: float, marked: tuple[flo
 
 
 def discrepancy(frame: pd.DataFrame, title: str, stem: Path) -> list[Path]:
-    """Draw PID overall and per layer, seen sets beside unseen ones (paper, Fig. 1).
+    """Draw PID overall and per layer, for seen and unseen sets (paper, Fig. 1).
 
     Args:
         frame: dataset, dataset_name, role (upstream, target), part ("tuned" or a layer's name), value, low, high.
@@ -298,7 +298,7 @@ def discrepancy(frame: pd.DataFrame, title: str, stem: Path) -> list[Path]:
         for place, (dataset, look) in enumerate(looks.items()):
             own = frame[frame["dataset"] == dataset].set_index("part").reindex(parts)
             errors = np.abs(np.vstack([own["value"] - own["low"], own["high"] - own["value"]]))
-            # Moved aside a little, so that intervals do not hide each other.
+            # Slightly offset, so that intervals do not overlap.
             spots = np.arange(len(parts)) + 0.07 * (place - (len(looks) - 1) / 2)
             right.errorbar(spots, own["value"], yerr=errors, label=own["dataset_name"].iloc[0], **look)
         right.set_xticks(range(len(parts)), parts)
@@ -311,7 +311,7 @@ def discrepancy(frame: pd.DataFrame, title: str, stem: Path) -> list[Path]:
 
 
 def _set_look(place: int, role: str) -> dict[str, object]:
-    """Return how a set is drawn: a colour and a marker of its own; hollow and dashed if it was never seen."""
+    """Return how a set is drawn: a separate colour and marker; hollow and dashed if it was never seen."""
     colour = ("#000000", "#0072B2", "#009E73", "#882255", "#D55E00", "#56B4E9", "#CC79A7", "#E69F00")[place % 8]
     seen = role == "upstream"
     return {

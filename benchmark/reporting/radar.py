@@ -1,8 +1,8 @@
 """The look of every figure, how it is saved, and radar plots (the paper's Fig. 4).
 
-Every figure is written as PNG, PDF and CSV (the numbers drawn). A method has one look in all of them. Lines differ in
-colour (Okabe and Ito's palette and wine, safe for colour-blind readers), dash and marker, so that they can be told
-apart in grey.
+Every figure is written as PNG, PDF and CSV (the numbers drawn). A method looks the same in all of them. Lines differ in
+colour (Okabe and Ito's palette and wine, safe for colour-blind readers), dash and marker, so that they can be
+distinguished in grey.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmark.reporting import lettering  # noqa: E402
 from benchmark.reporting.tables import Table  # noqa: E402
 from methods.registry import METHODS  # noqa: E402
 
-# The only texts that are mathematics: they are set with parse_math=True. All others are names as people write them.
+# The only mathematical texts: they are set with parse_math=True. All other texts are free text.
 MATH = {"A_S": r"$\mathcal{A}^S$", "A_T": r"$\mathcal{A}^T$", "H": r"$\mathcal{H}$", "O": r"$\mathcal{O}$"}
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "spiderbench",
     "text.parse_math": False,
-    "axes.formatter.useoffset": False,  # no axis whose labels mean something only with a number in its corner
+    "axes.formatter.useoffset": False,  # never scale an axis by an offset printed in its corner
 }
 
 
@@ -85,7 +85,7 @@ _OWN = tuple(
 
 
 def _look(method: str) -> Style | None:
-    """Return how a method of the registry is drawn, by its id alone; None for a user's own."""
+    """Return the style of a method of the registry, which depends only on its id; None for a user's own."""
     if method in _STYLES or method not in METHODS:
         return _STYLES.get(method)
     family = max((name for name in _STYLES if method.startswith(f"{name}_")), key=len, default="wise_ft")
@@ -97,7 +97,7 @@ def _look(method: str) -> Style | None:
 def styles(methods: Sequence[str]) -> dict[str, Style]:
     """Return a style for each method, the same in every figure.
 
-    A user's own method gets one by its name; of two that would look alike, the second gets another.
+    A user's own method gets a style by its name. If two would look the same, the second gets another.
     """
     found = {method: look for method in methods if (look := _look(method))}
     for method in (method for method in methods if method not in found):
@@ -141,7 +141,7 @@ def save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
 
 
 def _palette(buffer: io.BytesIO) -> bytes:
-    """Return a PNG with at most 256 colours, which these drawings hardly exceed: a third of the size in the tree."""
+    """Return a PNG with at most 256 colours, a third of the size; these figures hardly have more colours."""
     small = io.BytesIO()
     picture = Image.open(buffer).convert("RGB")
     picture.quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE).save(
@@ -167,7 +167,7 @@ def radar(
 ) -> list[Path]:
     """Draw one radar plot, one line per method with its 95 % intervals as a band.
 
-    All axes have one scale from 0 to the rim, whichever methods are drawn. A point beyond the rim stands on it with
+    All axes have one scale from 0 to the rim, whichever methods are drawn. A point beyond the rim is drawn on it with
     its number. A method with a missing value is not drawn, and the legend says so.
 
     Args:
@@ -251,7 +251,7 @@ def _radar_grid(plot: PolarAxes, angles: np.ndarray, axes: Mapping[str, str], ri
     between = np.pi / max(1, len(axes))
     for level in np.arange(RING, rim + 1, RING):
         plot.plot(closed, [level] * len(closed), color="0.75" if level == rim else "0.88", linewidth=0.8, zorder=1)
-        # Half way between two spokes, where a ring is nearer to the centre and lines are few.
+        # Half-way between two spokes, where a ring is nearer to the centre and there are few lines.
         plot.text(
             between, level * np.cos(between), f"{level:g}", ha="center", va="center", fontsize=6.5, color="0.4",
             zorder=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.75},
@@ -271,7 +271,7 @@ def radars(
     Args:
         table: a finished table.
         folder: usually results/.../figures.
-        stem: start of the file names, which go on with model and target.
+        stem: start of the file names; model and target follow.
         scale: "points", or the method whose scores are 100 %: "zero_shot" or "full_ft".
         cider: the datasets whose scores may exceed 100.
 

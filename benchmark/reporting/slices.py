@@ -1,4 +1,4 @@
-"""What a part of a named table or figure holds: its file name and its heading say so, the whole keeps its own."""
+"""File names and headings for a part of a named table or figure, which differ from those of the whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmark.config.compose import Request
 from benchmark.planning.plan import NAMELESS
 from benchmark.spec import CellSpec, cell_id, digest_of
 
-LONGEST = 100  # characters of a file name's second part
+LONGEST = 100  # longest second part of a file name, in characters
 
 _GRID: dict[str, Callable[[CellSpec], list[str]]] = {
     "models": lambda cell: [cell.model.id],
@@ -20,17 +20,16 @@ _GRID: dict[str, Callable[[CellSpec], list[str]]] = {
 
 
 def differences(asked: Request, whole: Request, ignore: Container[str] = ()) -> dict[str, str]:
-    """Return in what a request is another than the whole table or figure.
+    """Return how a request differs from the whole table or figure.
 
     Args:
         asked: the request.
         whole: the table or figure as its file in conf defines it.
-        ignore: of models, targets, methods and seeds those that do not count.
+        ignore: those of models, targets, methods and seeds to ignore.
 
     Returns:
-        What differs -> its values in the request; of methods, models and targets that come on top, these alone, under
-        "with". Empty if the request has the cells of the whole, perhaps with more seeds. Paths, devices and threads
-        count nowhere.
+        What differs -> its values in the request; additional methods, models and targets are under "with". Empty
+        if the request has the cells of the whole, perhaps with more seeds. Paths, devices and threads are ignored.
     """
     whole = whole.only(lambda cell: cell.method.id not in asked.left_out)
     seeds = {cell.seed for cell in whole.cells if cell.train is not None}
@@ -66,7 +65,7 @@ def _ids(asked: Request) -> set[str]:
 
 
 def suffix(found: Mapping[str, str]) -> str:
-    """Return what comes behind the name of a table or figure, safe in a file name; nothing for the whole.
+    """Return the suffix of the name of a table or figure, safe in a file name; empty for the whole.
 
     Args:
         found: from `differences`.
@@ -84,7 +83,7 @@ def suffix(found: Mapping[str, str]) -> str:
 
 
 def heading(found: Mapping[str, str]) -> str:
-    """Return the same for a reader: "; here with models MODEL, seeds 0, 1"; nothing for the whole.
+    """Return the differences in words: "; here with models MODEL, seeds 0, 1"; nothing for the whole.
 
     Args:
         found: from `differences`.

@@ -1,7 +1,7 @@
 """Build a table of methods: values, intervals, differences from Full FT or a default, the paper's numbers, notes.
 
 `build` takes the item scores of each row and returns a `Table`: a data frame with one line per model, target,
-method and metric, and the notes that belong below. `benchmark.reporting.render` prints and writes it.
+method and metric, and the notes below it. `benchmark.reporting.render` prints and writes it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ REFERENCE = "full_ft"
 PENALTIES = ("l2_reg", "grafting")
 SAME_DELTA = 0.01
 LEVEL = 0.05
-OLDER = "†"  # behind the name of a row that older code made
+OLDER = "†"  # follows the name of a row that older code made
 AVERAGES = {"A_S": "A^S", "A_T": "A^T", "H": "H", "O": "O"}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number beside the scores, from a method's diagnostics: how it is called, scaled and rounded."""
+    """A number other than a score, from a method's diagnostics: its name, scale and rounding."""
 
     name: str
     scale: float
@@ -65,17 +65,17 @@ class RowResult:
         method_name: as printed.
         target: id of the target dataset.
         target_name: as printed.
-        items: dataset id -> training seed -> item scores. A dataset or seed that failed or is not complete is
-            left out; nothing partial belongs here.
-        seeds: the seeds that were asked for.
+        items: dataset id -> training seed -> item scores. A dataset or seed that failed or is incomplete is
+            left out.
+        seeds: the requested seeds.
         tuned: False for the untuned model, which is never marked as best.
         diagnostics: training seed -> the method's last diagnostics and other `MEASURES`.
         protocol: dataset id -> how it was evaluated, see `protocol`.
         problems: one sentence per failed or missing cell.
         paper: metric or measure -> the paper's number, where the two can be compared.
-        reference: id of the method that this one is compared with.
+        reference: id of the method to compare with.
         cells: ids of the finished cells that the numbers come from.
-        older: training seed -> the kinds of stages that other code than today's made; such a row is marked.
+        older: training seed -> the stages that older code made; such a row is marked.
     """
 
     model: str
@@ -107,7 +107,7 @@ class Table:
             `MEASURES`) with value, low, high (95 % interval), n (items), seeds, by_seed, reference, delta (from the
             reference, Full FT unless it names another method) with interval and p-values, best (of the tuned
             methods), star (significant), paper, paper_suspect. Missing numbers are NaN.
-        notes: what a reader must know, one sentence or two each.
+        notes: what a reader must know, in one or two sentences each.
         shown: the metrics to print, in order; empty for all of the scores.
     """
 
@@ -129,13 +129,13 @@ class Table:
         return {metric: names[metric] for metric in self.shown or scores}
 
     def compared(self) -> list[str]:
-        """Return the metrics with an arrow beside them: the averages of both sides, H and O, of those printed."""
+        """Return the metrics with an arrow: the averages of both sides, H and O, of those printed."""
         return [metric for metric in self.columns() if metric in ("H", "O")]
 
     def paper_metrics(self) -> list[str]:
         """Return the printed metrics that have a column for the paper's number: H, and all that the paper gives."""
         given = set(self.frame.loc[self.frame["paper"].notna(), "metric"])
-        # The layout of the paper's large tables has no room for more than H; their CSV has every number.
+        # The paper's large tables have room for H only; their CSV has every number.
         return [name for name in self.columns() if name == "H" or (self.shown and name in given)]
 
 
@@ -292,7 +292,7 @@ def _place(row: RowResult) -> str:
 
 
 def _missing_notes(found: Sequence[_Evaluated]) -> list[str]:
-    """Name every number that is not there and why."""
+    """Name every missing number and the reason."""
     notes = []
     for item in found:
         row = item.row
@@ -330,7 +330,7 @@ def _count_notes(found: Sequence[_Evaluated], upstream: Mapping[str, str]) -> li
 
 def _seed_notes(found: Sequence[_Evaluated]) -> list[str]:
     """State the training seeds, and what one seed cannot show."""
-    # A checkpoint of the user's own was trained elsewhere: its place has a seed, its training none that is known here.
+    # A user's own checkpoint was trained elsewhere: its row has a seed, but the seed of its training is unknown.
     trained = [item for item in found if item.row.tuned and not item.row.method.startswith(PREFIX)]
     seeds = sorted({seed for item in trained for seed in item.seeds})
     if not seeds:
@@ -383,7 +383,7 @@ def _mean(row: RowResult, measure: str) -> float | None:
 
 
 def _penalty_notes(found: Sequence[_Evaluated], references: Mapping) -> list[str]:
-    """Say where a penalty leaves the weights as far from the start as Full FT does."""
+    """Name penalties that leave the weights as far from the start as Full FT does."""
     places: dict[str, list[str]] = {}
     for item in found:
         row = item.row
@@ -407,7 +407,7 @@ def _measure_notes(shown: Sequence[str]) -> list[str]:
 
 
 def _paper_notes(frame: pd.DataFrame) -> list[str]:
-    """Say what the column of the paper's numbers holds, and which of them are not targets."""
+    """Explain the column of the paper's numbers, and name those that are not targets."""
     paper = frame[frame["paper"].notna()]
     notes = []
     if not (paper["metric"] == "H").any():

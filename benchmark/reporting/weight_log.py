@@ -1,4 +1,4 @@
-"""What a cell's log says about its weights: how far they moved, and where the method let them move."""
+"""Weight statistics from a cell's log: how far weights moved, and where the method let them move."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = {
     "mask_flips": "share selected anew or no more",
 }
 LAYER, TENSOR = "selected_in/", "selected/"
-OUTSIDE, WHOLE = "projector", "all"  # what is in no decoder layer; all tensors of a layer together
+OUTSIDE, WHOLE = "projector", "all"  # tensors outside the decoder layers; all tensors of a layer together
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -63,7 +63,7 @@ def grid(row: Row) -> dict[str, dict[str, float]]:
         row: of train.jsonl.
 
     Returns:
-        Layers in order, the projector last; its tensors are kinds of their own.
+        Layers in order, the projector last; each of its tensors is a separate kind.
     """
     layers = sorted((key.removeprefix(LAYER) for key in row if key.startswith(LAYER)), key=_order)
     cells = {short(layer): {WHOLE: row[LAYER + layer]} for layer in layers}
@@ -87,7 +87,7 @@ def _order(layer: str) -> tuple[bool, int]:
 
 
 def draw(rows: Sequence[Row], title: str, stem: Path) -> Path | None:
-    """Draw the selected share of every layer over the steps, and of every kind of tensor at the last one.
+    """Draw the selected share of every layer over the steps, and of every kind of tensor at the last step.
 
     Args:
         rows: from `read`.
@@ -95,7 +95,7 @@ def draw(rows: Sequence[Row], title: str, stem: Path) -> Path | None:
         stem: path without suffix.
 
     Returns:
-        The picture (beside it PDF and CSV), or None if the log tells of no selection.
+        The PNG file (PDF and CSV have the same stem), or None if the log has no selection.
 
     Raises:
         UserError: the folder cannot be written.
@@ -147,18 +147,18 @@ def draw(rows: Sequence[Row], title: str, stem: Path) -> Path | None:
 
 
 def _percent(share: float, _: int) -> str:
-    """Return a share as the label of a tick: with the digits that it has, 42.5 % and not 42 %."""
+    """Return a tick label for a share with all its digits: 42.5 %, not 42 %."""
     return f"{round(100 * share, 6):g}%"
 
 
 def _limits(shares: Sequence[float]) -> tuple[float, float]:
-    """Return an axis around shares: ten points wide at least, so that noise does not fill the plot."""
+    """Return axis limits around shares, at least ten points wide so that noise does not fill the plot."""
     middle, half = (min(shares) + max(shares)) / 2, max(0.05, 0.55 * (max(shares) - min(shares)))
     return middle - half, middle + half
 
 
 def _look(place: int, layer: str, layers: Sequence[str]) -> dict[str, Any]:
-    """Return how a layer is drawn: from dark to light in their order, with markers in turn; the projector in orange."""
+    """Return the style of a layer: dark to light in order, with cycling markers; the projector is orange."""
     from matplotlib import colormaps
 
     if layer == OUTSIDE:

@@ -43,7 +43,7 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
         signals.check()
         try:
             pipe.send(("step", *event))
-        except OSError:  # the parent was killed: stop as if it had asked for it
+        except OSError:  # the parent was killed: stop as if it had requested it
             os.kill(os.getpid(), signal.SIGTERM)
 
     with contextlib.suppress(BrokenPipeError, signals.Terminated), signals.raising(), terminal.guarded():

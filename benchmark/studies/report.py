@@ -53,7 +53,7 @@ class Part:
         plan: what is finished of them.
         rows: with the point of the swept key that each is of.
         key: the swept key; None for a table.
-        places: folder and target of what is finished; an untuned model counts for the targets asked for here.
+        places: folder and target of what is finished; an untuned model counts for the requested targets.
     """
 
     name: str

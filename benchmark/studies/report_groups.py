@@ -40,7 +40,7 @@ class ScoredCell:
     Attributes:
         folder: the cell's.
         cell: its spec.
-        target: the set of A^T; None for an untuned model that was asked for none.
+        target: the set of A^T; None for an untuned model without targets.
         settings: key -> value of what differs from the profile's defaults.
         scores: dataset id, A_S, A_T, H, O -> {"value", "low", "high"} in points.
         older: whether older code made any of its stages.

@@ -95,7 +95,7 @@ def test_no_way_leads_past_a_shut_gate(way, held, monkeypatch, capsys):
 
 def test_a_part_of_the_test_sets_is_not_checked_and_that_is_said(held, capsys):
     assert cli.main(["run", *held.overrides("methods=full_ft", "eval.limit=2"), "--cells-only"]) == 0
-    assert "Zero-shot gate: not checked, only a part" in capsys.readouterr().out
+    assert "Zero-shot gate: not checked, because the run uses only part of the test sets" in capsys.readouterr().out
 
 
 @pytest.mark.slow
