@@ -16,7 +16,6 @@ from benchmark.config.compose import request
 from benchmark.config.own_checkpoints import PREFIX
 from benchmark.spec import CellSpec, MethodSpec, cell_id, plain
 from benchmark.store.cells import Store
-from benchmark.studies.report_groups import finished
 from methods.registry import load_class
 
 INTERVAL = {"value": 61.25, "low": 60.0, "high": 62.5}
@@ -87,7 +86,7 @@ def test_every_kind_of_cell_stands_under_its_own_heading(title, tmp_path):
 def test_a_folder_of_everything_loses_no_cell(tmp_path):
     names = finish(tmp_path, *cells(), *(cell for made in KINDS.values() for cell in made()))
     text = report(tmp_path)
-    assert "Not on this page" not in text and len(names) == len(finished(Store(tmp_path)))
+    assert "Not on this page" not in text and len(names) == len(Store(tmp_path).finished())
     # Table 5's cell has no item scores here, which leaves it to the others, under a truthful heading.
     found = "".join(sections(text).values())
     assert [name for name in names if f">{name}<" not in found] == []
