@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -267,7 +268,7 @@ def build(cls: type[Spec], values: Mapping[str, Any], where: str, faults: Faults
     Returns:
         The spec; None if there was a fault.
     """
-    hints, fields = typing.get_type_hints(cls), {item.name: item for item in dataclasses.fields(cls)}
+    hints, fields = _hints(cls), {item.name: item for item in dataclasses.fields(cls)}
     before, prefix = len(faults.messages), f"{where}." if where else ""
     for key in values:
         if key not in fields:
@@ -279,6 +280,12 @@ def build(cls: type[Spec], values: Mapping[str, Any], where: str, faults: Faults
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             faults.add(f"{prefix}{name} is missing. Set it in conf or with {prefix}{name}=VALUE.")
     return cls(**accepted) if len(faults.messages) == before else None
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields. Python evaluates them anew at each call, and a table has 300 specs."""
+    return typing.get_type_hints(cls)
 
 
 def _accept(value: Any, hint: Any, limits: Mapping[str, Any], where: str, faults: Faults) -> Any:

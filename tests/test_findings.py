@@ -6,12 +6,8 @@ number in the text, change its source; to add one, add a row.
 
 from __future__ import annotations
 
-import html
 import re
-import shutil
 import string
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache, partial
@@ -22,6 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+
+from benchmark.store.cells import Store
+from benchmark.studies import report
 
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "results" / "pocket"
@@ -151,16 +150,10 @@ def protocol(pattern: str) -> str:
 
 
 @cache
-def verdicts(folder: Path) -> dict[str, str]:
-    """Return claim -> verdict, of a report on a copy of the published results."""
-    copy = shutil.copytree(POCKET, folder / "pocket")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmark", "report", f"results={copy}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    page = (copy / "report.html").read_text()
-    rows = re.findall(r'<tr><td>((?:(?!</td>).)*?)<small>.*?data-value="([^"]+)"', page[page.index('id="claims"') :])
-    return {html.unescape(re.sub("<sup>(.*?)</sup>", r"^\1", claim)): verdict for claim, verdict in rows}
+def verdicts() -> dict[str, str]:
+    """Return claim -> verdict, as the report on the published results has them."""
+    content = report.collect([f"results={POCKET}"], Store(POCKET))
+    return {item.claim: item.verdict for item in content.verdicts}
 
 
 def share(one: float, other: float) -> float:
@@ -349,8 +342,8 @@ def rates() -> list[Row]:
     ]
 
 
-def claims(folder: Path) -> list[Row]:
-    found = verdicts(folder)
+def claims() -> list[Row]:
+    found = verdicts()
     by_verdict = {
         name: [claim for claim, verdict in found.items() if verdict == name]
         for name in ("holds", "contradicted", "not shown")
@@ -536,27 +529,18 @@ def section(path: Path, start: str) -> str:
     return text
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("report")
-
-
-def _rows(name: str, folder: Path) -> list[Row]:
-    return claims(folder) if FINDINGS[name] is claims else FINDINGS[name]()
-
-
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if rows is claims else []) for name, rows in FINDINGS.items()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_number_has_its_source(name, folder):
-    assert faults(section(FINDINGS_MD, name), _rows(name, folder)) == []
+def test_every_number_has_its_source(name):
+    assert faults(section(FINDINGS_MD, name), FINDINGS[name]()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_altered_digit_is_seen(name, folder):
-    text, rows = section(FINDINGS_MD, name), _rows(name, folder)
+def test_every_altered_digit_is_seen(name):
+    text, rows = section(FINDINGS_MD, name), FINDINGS[name]()
     _alter(" ".join(text.split()), rows)
 
 

@@ -289,9 +289,10 @@ def _answers(path: Path) -> dict[str, str]:
 
 def _ids(have: Sequence[str], wanted: Sequence[str], ordered: bool = False) -> None:
     """Compare item ids with those of the protocol's evaluation split."""
-    if len(set(have)) < len(have):
+    present = set(have)
+    if len(present) < len(have):
         raise Wrong(f"holds item {next(name for name in have if have.count(name) > 1)!r} twice")
-    absent, strange = [name for name in wanted if name not in set(have)], sorted(set(have) - set(wanted))
+    absent, strange = [name for name in wanted if name not in present], sorted(present - set(wanted))
     if absent:
         raise Wrong(f"{len(absent)} of {len(wanted)} items are missing, the first is {absent[0]!r}")
     if strange:

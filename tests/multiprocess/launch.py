@@ -17,7 +17,7 @@ import torch
 
 # Importing torch, transformers and DeepSpeed takes seconds: one process does it, all others are forked from it.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.multiprocess.parity"])
+context.set_forkserver_preload(["tests.multiprocess.preload"])
 
 
 class Failed(Exception):

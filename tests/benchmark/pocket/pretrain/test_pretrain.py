@@ -231,13 +231,16 @@ def test_tower_labels_name_what_is_drawn():
 
 
 @pytest.mark.slow
-def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cut(prompts, tmp_path, monkeypatch):
+def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cut(
+    prompts, tokenizer, tmp_path, monkeypatch
+):
     spec = request(["profile=pocket", "table=table5", "models=llava_pocket"], grid=False).models[0]
     spec = replace(spec, checkpoint=str(tmp_path / "out"))
     names = [name for name in vars(run.RECIPES["llava_pocket"]) if name.endswith("_steps") and name != "names_steps"]
     recipe = replace(run.RECIPES["llava_pocket"], image_size=32, **dict.fromkeys(names, 1))
     monkeypatch.setattr(projector, "condition", partial(projector.condition, count=128))
     monkeypatch.setattr(run.tower, "train", partial(run.tower.train, batch=8))
+    monkeypatch.setattr(run.tower, "probe", partial(run.tower.probe, size=128))
     done = []
     whole = language.train_joint
 
@@ -248,9 +251,11 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
         whole(*args, **settings, batch=2)
 
     monkeypatch.setattr(language, "train_joint", cut)
-    with pytest.raises(KeyboardInterrupt):
-        run.make(spec, recipe, prompts, tmp_path / "a")
-    path = run.make(spec, recipe, prompts, tmp_path / "a")
+    with monkeypatch.context() as patch:  # the tokenizer of "b" is made anew, and must be the same
+        patch.setattr(run, "make_tokenizer", lambda _: tokenizer)
+        with pytest.raises(KeyboardInterrupt):
+            run.make(spec, recipe, prompts, tmp_path / "a")
+        path = run.make(spec, recipe, prompts, tmp_path / "a")
     digest = benchmark.models.digest(path)
     assert done[3:] == ["alignment", "reading", "matching", "quiz", "letters", "choices", "more_choices", "instruction",
                         "pointing", "final"]

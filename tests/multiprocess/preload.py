@@ -1,0 +1,26 @@
+"""What a training imports at its first step. The fork server imports it once, and every process is forked from that.
+
+DeepSpeed alone brings some 650 modules of torch's compiler with an optimizer that no test uses.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+
+import deepspeed
+from PIL import Image
+
+import tests.multiprocess.parity  # noqa: F401
+
+for module in (
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.llava.modeling_llava",
+):
+    importlib.import_module(module)
+assert deepspeed.ops.__compatible_ops__  # found out at the first look: DeepSpeed tries the compiler
+deepspeed.utils.nvtx.enable_nvtx = False  # ranges of NVIDIA's profiler around each of 100,000 calls
+Image.init()
+gc.freeze()  # DeepSpeed collects garbage whenever it starts, which would search all these modules
