@@ -22,9 +22,11 @@ def run(arguments: list[str]) -> int:
     from benchmark.running import runner
     from benchmark.store.cells import Store
 
-    outputs.check_one_setting(asked)
+    cells_only = "--cells-only" in arguments
+    if not cells_only:
+        outputs.check_one_setting(asked)
     code = runner.run(asked)
-    if code in (runner.PREEMPTED, runner.INTERRUPTED) or "--cells-only" in arguments:
+    if code in (runner.PREEMPTED, runner.INTERRUPTED) or cells_only:
         return code
     store = Store(asked.results)
     planned = plan.make(asked, store)

@@ -31,6 +31,8 @@ from benchmark.spec import (
     RunSpec,
     TrainSpec,
     build,
+    cell_id,
+    changed_without,
     differences,
     identity,
     seed_of,
@@ -48,7 +50,7 @@ FULL_FT = "full_ft"
 MOST = 10_000    # values of one key, and combinations of the values of all keys
 LONGEST = 10_000  # characters of an override
 RUN_KEYS = tuple(item.name for item in fields(RunSpec))
-RAW = ("results", "hostfile", "checkpoints")  # paths that Hydra does not parse: they may hold commas and brackets
+RAW = ("results", "hostfile", "checkpoints", "only")  # Hydra does not parse them: paths may hold commas and brackets
 PATHS = ("data_root", "model.checkpoint", "model.vision_tower")
 # Sections of the composed configuration. Every key outside them is a run-time key of a cell (a PlaceSpec).
 SECTIONS = ("profile", "table", "seed", "train", "eval", "dataset", "engine", "models", "methods")
@@ -87,7 +89,7 @@ class Request(RunSpec):
         """The cells of the grid."""
         return tuple(entry.cell for entry in self.grid)
 
-    def only(self, keep: Callable[[CellSpec], bool]) -> Request:
+    def filtered(self, keep: Callable[[CellSpec], bool]) -> Request:
         """Return the request with only the cells that `keep` accepts; they keep their settings."""
         return replace(self, grid=tuple(entry for entry in self.grid if keep(entry.cell)))
 
@@ -153,6 +155,8 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
         made = _cells(settled, profile, axes, place, faults)
         made += own_checkpoints.cells(named_checkpoints, made, faults)
         entries += [Entry(replace(cell, changed=changed(cell, usual(profile.id) | own)), values) for cell in made]
+    if run.only and not faults.messages:
+        entries = _only(entries, run.only, _method(config, FULL_FT), faults)
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
     models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
@@ -362,6 +366,8 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
         flat = _flat(given[key])
         if key == "gpus":
             values[key] = flat
+        elif key == "only":
+            values[key] = list(filter(None, flat[0].split(",")))
         elif len(flat) != 1:
             faults.add(f"{key}={','.join(map(str, flat))}: give one value.")
         elif flat != [""]:
@@ -652,6 +658,21 @@ def _cells(
             if cell not in cells:
                 cells.append(cell)
     return cells
+
+
+def source_of(cell: CellSpec, full_ft: MethodSpec) -> CellSpec:
+    """Return the Full FT cell that a post-hoc cell is made from."""
+    return replace(cell, method=full_ft, changed=changed_without(cell, "method."))
+
+
+def _only(entries: Sequence[Entry], names: Sequence[str], full_ft: MethodSpec, faults: Faults) -> list[Entry]:
+    """Return the entries with these names, and the Full FT cells with these names that post-hoc cells are made from."""
+    sources = [source_of(entry.cell, full_ft) for entry in entries if entry.cell.method.posthoc]
+    known = {cell_id(source): Entry(source, {}) for source in sources} | {cell_id(one.cell): one for one in entries}
+    for name in names:
+        if name not in known:
+            faults.add(f"only={name}: the other keys make no cell of this name.{did_you_mean(name, known)}")
+    return [entry for name, entry in known.items() if name in names]
 
 
 def usual(profile: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmark.config.compose import Request
+from benchmark.config.compose import Request, source_of
 from benchmark.core.errors import UserError, counted
 from benchmark.core.progress import StageTold, clock
 from benchmark.models import places
@@ -20,7 +20,6 @@ from benchmark.spec import (
     ProfileSpec,
     at_root,
     cell_id,
-    changed_without,
     flat,
     plain,
 )
@@ -77,7 +76,7 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
     for cell in cells:
         needs = None
         if cell.method.posthoc:
-            source = replace(cell, method=full_ft, changed=changed_without(cell, "method."))
+            source = source_of(cell, full_ft)
             needs = cell_id(source)
             order.setdefault(needs, (source, None))
         name = cell_id(cell)
@@ -173,7 +172,7 @@ def whole_seeds(asked: Request, finished: Container[str]) -> Request:
     trained = [cell for cell in asked.cells if cell.train is not None]
     done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
     seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
-    return asked.only(lambda cell: cell.train is None or cell.seed in seeds)
+    return asked.filtered(lambda cell: cell.train is None or cell.seed in seeds)
 
 
 def _trimmed(item: Planned, store: Store) -> Planned:

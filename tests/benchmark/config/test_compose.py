@@ -26,7 +26,7 @@ from benchmark.config.compose import (
     usual,
 )
 from benchmark.core.errors import UserError
-from benchmark.spec import CellSpec, DatasetSpec, EvalSpec, ModelSpec, PlaceSpec, RunSpec, TrainSpec, plain
+from benchmark.spec import CellSpec, DatasetSpec, EvalSpec, ModelSpec, PlaceSpec, RunSpec, TrainSpec, cell_id, plain
 from benchmark.training import trackers
 from methods.registry import configured, make_params
 
@@ -195,7 +195,12 @@ def test_every_run_time_key_arrives(tmp_path):
         "results": tmp_path / "r", "jobs": 3, "gpus": (0, 1), "gpu": "4090x8", "gate": "warn", "radar": "full_ft",
         "checkpoints": f"mine:{tmp_path}/own",
     }
-    given = [f"{key}={','.join(map(str, value)) if key == 'gpus' else value}" for key, value in values.items()]
+    values["only"] = tuple(cell_id(cell) for cell in request(
+        [*grid("model=llava_pocket"), f"checkpoints={values['checkpoints']}"]
+    ).cells)
+    given = [
+        f"{key}={','.join(map(str, value)) if key in ('gpus', 'only') else value}" for key, value in values.items()
+    ]
     asked = request([*grid("model=llava_pocket", "device=cuda"), *given])
     zero = request([*grid("model=llava_pocket", "engine=zero2", "train.micro_batch_size=1"), f"hostfile={hosts}"])
     assert {key: getattr(asked, key) for key in values} == values
