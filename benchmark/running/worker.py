@@ -177,7 +177,7 @@ class Worker:
                 here = cell.engine == "single"  # otherwise other processes load the model
                 first = next((stage for stage in missing if not stage.startswith(("score/", "summary"))), None)
                 if here and first is not None:
-                    self._load(cell, answering=first != "train")
+                    self.load(cell, answering=first != "train")
                 store.begin(cell)
                 for stage in missing:
                     began = time.monotonic()
@@ -227,7 +227,7 @@ class Worker:
         def told(done: int, total: int, row: Mapping[str, Any]) -> None:
             step("train", done, total, f"loss {row['loss']:.3f}" if "loss" in row else "")
 
-        records, folder = self._training_records(cell), self._store.folder(cell)
+        records, folder = self.training_records(cell), self._store.folder(cell)
         if cell.engine != "single":
             from benchmark.running.multi_process import train_together
 
@@ -238,8 +238,8 @@ class Worker:
         from benchmark.training.train import train
 
         method = method_of(cell)
-        with self._base(cell), images_told(_images("train", step)):
-            train(cell, self._load(cell), records, method, folder, told)
+        with self.base(cell), images_told(_images("train", step)):
+            train(cell, self.load(cell), records, method, folder, told)
 
     def _posthoc(self, cell: TunedCell, full_ft: CellSpec | None, step: Step) -> None:
         from benchmark.training.posthoc import transform
@@ -248,8 +248,8 @@ class Worker:
         method = method_of(cell)
         delta = self._store.folder(full_ft) / "delta.safetensors"
         out = self._store.folder(cell) / "delta.safetensors"
-        with self._base(cell) as base, images_told(_images("train", step)):
-            transform(cell, self._load(cell), self._training_records(cell), method, base, delta, out)
+        with self.base(cell) as base, images_told(_images("train", step)):
+            transform(cell, self.load(cell), self.training_records(cell), method, base, delta, out)
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
         folder = self._store.folder(cell)
@@ -266,9 +266,9 @@ class Worker:
                 ids = [record.item_id for record in records]
                 answer_together(cell, folder, VISIBLE, dataset, ids, told, _images(label, step))
                 return
-        loaded = self._load(cell, answering=True)
+        loaded = self.load(cell, answering=True)
         path = folder / "answers" / f"{dataset}.jsonl"
-        kept = self._base(cell, answering=True) if is_tuned(cell) else contextlib.nullcontext()
+        kept = self.base(cell, answering=True) if is_tuned(cell) else contextlib.nullcontext()
         with kept, images_told(_images(label, step)):
             answer(cell, loaded, records, dataset, folder, path, told)
 
@@ -302,7 +302,7 @@ class Worker:
 
     # -- what is kept between cells -----------------------------------------------------------------------------
 
-    def _load(self, cell: CellSpec, answering: bool = False) -> LoadedModel:
+    def load(self, cell: CellSpec, answering: bool = False) -> LoadedModel:
         """Return the cell's base model; successive cells of one model load it once.
 
         Args:
@@ -332,12 +332,12 @@ class Worker:
         torch.cuda.empty_cache()
 
     @contextlib.contextmanager
-    def _base(self, cell: TunedCell, answering: bool = False) -> Iterator[dict[str, Tensor]]:
+    def base(self, cell: TunedCell, answering: bool = False) -> Iterator[dict[str, Tensor]]:
         """Yield the base values of all tensors that the cell may change; restore them at the end."""
         from benchmark.models import trainable_names
         from benchmark.training.checkpoint import apply_delta, snapshot
 
-        loaded = self._load(cell, answering)
+        loaded = self.load(cell, answering)
         base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
         try:
             yield base
@@ -362,7 +362,8 @@ class Worker:
             items[dataset.id][cell.eval.split] |= odd_answers(path, dataset.max_new_tokens)
         return items
 
-    def _training_records(self, cell: TunedCell) -> list[Record]:
+    def training_records(self, cell: TunedCell) -> list[Record]:
+        """Return what a cell is trained on."""
         return self.records(cell, cell.target, "train", cell.train.limit)
 
     def records(self, cell: CellSpec, dataset: str, split: str, limit: int | None) -> list[Record]:
