@@ -23,7 +23,7 @@ from benchmark.spec import (
     flat,
     plain,
 )
-from benchmark.store.cells import Store, read_cell, scored_datasets
+from benchmark.store.cells import Store, read_cell, scored_datasets, stages_of
 from benchmark.store.keys import Digests, Keys, Unverified, keys_of
 
 # Settings that a cell is computed with, but that are not part of its name.
@@ -131,7 +131,7 @@ def make(
         name = cell_id(cell)
         own, verified, source = None, True, keys.get(needs or "")
         if data_missing(cell):
-            missing = _all_stages(cell)
+            missing = stages_of(cell)
         else:
             if needs is None or source is not None:
                 with contextlib.suppress(Unverified):
@@ -189,7 +189,7 @@ def _trimmed(item: Planned, store: Store) -> Planned:
 def _not_recorded(cell: CellSpec, store: Store) -> list[str]:
     """Return the stages that no run has recorded as done, under any key."""
     stages = store.status(store.folder(cell))["stages"]
-    return [stage for stage in _all_stages(cell) if stages.get(stage, {}).get("state") != "done"]
+    return [stage for stage in stages_of(cell) if stages.get(stage, {}).get("state") != "done"]
 
 
 def check_inputs(cells: Iterable[CellSpec]) -> None:
@@ -231,12 +231,6 @@ def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
     except UserError:
         return cell  # damaged, or of another version: the run writes it again
     return with_datasets(cell, [dataset for dataset in earlier if dataset == request.datasets.get(dataset.id)])
-
-
-def _all_stages(cell: CellSpec) -> list[str]:
-    names = [dataset.id for dataset in cell.datasets]
-    train = ["train"] if cell.train else []
-    return [*train, *(f"generate/{name}" for name in names), *(f"score/{name}" for name in names), "summary"]
 
 
 def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:
