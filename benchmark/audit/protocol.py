@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -25,7 +25,8 @@ STOP = "stops at </s> (vicuna_v1's separator){} or after {} new tokens; greedy; 
 
 
 def main(
-    specs: Sequence[DatasetSpec], root: Path, model: ModelSpec | None, console: Console | None = None
+    specs: Sequence[DatasetSpec], root: Path, model: ModelSpec | None, console: Console | None = None,
+    usual: Mapping[str, Any] | None = None,
 ) -> int:
     """Print the protocol of each dataset with a rendered training sample and evaluation prompt.
 
@@ -34,6 +35,7 @@ def main(
         root: data folder.
         model: its tokenizer decides which tokens are supervised; None or without checkpoint: the text alone.
         console: where to print.
+        usual: dataset -> its part of the profile's configuration.
 
     Returns:
         Exit code 0.
@@ -48,7 +50,7 @@ def main(
     shown = 0
     for spec in specs:
         console.rule(f"{spec.name} ({spec.id})", align="left")
-        for line in describe(spec):
+        for line in describe(spec, (usual or {}).get(spec.id)):
             console.print(line, markup=False, soft_wrap=True)
         for split, label in (("train", "training sample"), ("test", "evaluation prompt")):
             if split == "train" and spec.role != "target":
@@ -70,10 +72,15 @@ def main(
     return 0
 
 
-def describe(spec: DatasetSpec) -> list[str]:
-    """Return protocol name, settings and the alternatives of a dataset, a line each."""
+def describe(spec: DatasetSpec, usual: Mapping[str, Any] | None = None) -> list[str]:
+    """Return protocol name, settings and the alternatives of a dataset, a line each.
+
+    Args:
+        spec: the dataset.
+        usual: its part of the profile's configuration.
+    """
     known = protocols.known(spec.id)
-    chosen = protocols.name_of(plain(spec), spec.id)
+    chosen = protocols.name_of(plain(spec), spec.id, usual)
     lines = [
         f"protocol {chosen}: {known[chosen].about}" if chosen in known else f"protocol {chosen}",
         f"prompt {spec.prompt!r}, metric {spec.metric}",

@@ -82,7 +82,7 @@ class Request(RunSpec):
     threads: int
     results: Path
     left_out: tuple[str, ...] = ()   # methods of the table that this engine cannot train
-    unused: tuple[str, ...] = ()     # given parameters (method.x) that none of its methods has
+    unused: tuple[str, ...] = ()     # given keys that do nothing here, such as method.x that none of its methods has
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:
@@ -109,8 +109,9 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
     Args:
         overrides: e.g. ["table=table5", "models=llava", "seeds=0,1", "train.epochs=5,10"].
         grid: whether the command needs cells. If not, the profile alone is enough.
-        optional: the command makes several requests. A parameter (method.x) that no method of this one has is
-            then noted as unused; the command passes all its requests to `check_used`.
+        optional: the command makes several requests. A key that does nothing in this one, such as a parameter
+            (method.x) that none of its methods has, is then noted as unused; the command passes all its requests to
+            `check_used`.
 
     Returns:
         The request.
@@ -155,6 +156,11 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
         made = _cells(settled, profile, axes, place, faults)
         made += own_checkpoints.cells(named_checkpoints, made, faults)
         entries += [Entry(replace(cell, changed=changed(cell, usual(profile.id) | own)), values) for cell in made]
+    if grid and not faults.messages:
+        idle = _without_effect(given, [entry.cell for entry in entries])
+        unused = (*unused, *idle) if optional else unused
+        for key, reason in () if optional else idle.items():
+            faults.add(f"{key}: {reason}")
     if run.only and not faults.messages:
         entries = _only(entries, run.only, _method(config, FULL_FT), faults)
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
@@ -186,25 +192,26 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
 
 
 def check_used(requests: Sequence[Request]) -> None:
-    """Refuse a parameter (method.x) that no method of any request has.
+    """Refuse keys that do nothing in any request: a parameter (method.x) that no method has, a dataset that none reads.
 
     Args:
         requests: all requests of one command line, each made with `optional`.
 
     Raises:
-        UserError: names the parameters, and the ones that exist.
+        UserError: names the keys, and the parameters that exist.
     """
     if unused := unused_of(requests):
         methods = dict.fromkeys(cell.method.id for request in requests for cell in request.cells)
         valid = {f"method.{name}" for request in requests for cell in request.cells for name in cell.method.params}
         faults = Faults()
+        idle = _without_effect(unused, [cell for request in requests for cell in request.cells])
         for key in unused:
-            faults.add(_no_parameter(key, methods, valid))
+            faults.add(f"{key}: {idle[key]}" if key in idle else _no_parameter(key, methods, valid))
         faults.stop()
 
 
 def unused_of(requests: Sequence[Request]) -> list[str]:
-    """Return the given parameters that no method of any request has."""
+    """Return the given keys that do nothing in any request."""
     return [key for key in requests[0].unused if all(key in request.unused for request in requests)]
 
 
@@ -217,6 +224,20 @@ def _unused(given: Mapping[str, Any], config: Mapping[str, Any], methods: Sequen
     """Return the given parameters (method.x) that none of these methods has."""
     known = {name for method in methods for name in config["methods"].get(method, {}).get("params", ())}
     return tuple(key for key in given if key.startswith("method.") and parameter_of(key) not in known)
+
+
+def _without_effect(given: Iterable[str], cells: Sequence[CellSpec]) -> dict[str, str]:
+    """Return the given keys of trainings and datasets that none of these cells has -> why, and what to do."""
+    datasets = {dataset.id for cell in cells for dataset in cell.datasets}
+    reasons: dict[str, str] = {}
+    for key in given:
+        head, *rest = key.split(".")
+        if head == "train" and rest and not any(cell.train for cell in cells):
+            reasons[key] = "no cell of this request is trained. Leave it out, or add a method that trains."
+        elif head in ("dataset", "protocol") and rest and rest[0] not in datasets:
+            read = ", ".join(sorted(datasets))
+            reasons[key] = f"no cell of this request reads {rest[0]}, but {read}. Leave it out, or add the dataset."
+    return reasons
 
 
 def parameter_of(key: str) -> str:

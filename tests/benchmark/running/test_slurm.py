@@ -67,7 +67,7 @@ def test_an_element_of_a_script_makes_its_cells_and_no_others(capsys, monkeypatc
         capsys, "profile=pocket", "models=llava_pocket", "methods=spider,wise_ft", "method.alpha=0.2,0.3", "seeds=0,1",
         "targets=iconqa", f"data_root={tmp_path}/data", "train.epochs=1", "train.limit=4", "train.batch_size=4",
         "train.micro_batch_size=4", "eval.limit=2", f"results={tmp_path}/r", "jobs=2", "gpu=4090x8",
-        *(f"dataset.{name}.counts.{split}={number}" for name in (*draw.COUNTS, "textvqa_no_ocr")
+        *(f"dataset.{name}.counts.{split}={number}" for name in (*draw.UPSTREAM, "iconqa")
           for split, number in counts.items()),
     )
     merged = next(number for number, arguments in enumerate(commands(text)) if "full_ft-" in arguments[-1])
