@@ -34,7 +34,7 @@ from benchmark.planning.estimate import GIB, GPUS, OVERHEAD, Setting, memory
 from benchmark.profiling.random_model import random_model
 from benchmark.profiling.settings import read_settings
 from benchmark.running.method_cost import wait
-from benchmark.spec import ROOT, CellSpec, DatasetSpec, EvalSpec, MethodSpec, at_root
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, EvalSpec, MethodSpec, at_root, is_tuned
 from benchmark.store.provenance import PACKAGES, version
 from benchmark.training.checkpoint import snapshot
 from benchmark.training.generate import generate
@@ -206,6 +206,7 @@ def _train_row(
         wait(torch.device(check.device))
         times.append(time.monotonic())
 
+    assert is_tuned(cell)
     try:
         with _folder() as folder:
             train(cell, loaded, records, build(cell.method.id, {}, 0), folder, told)
@@ -216,7 +217,6 @@ def _train_row(
         _empty()
         raise
     rate = 16 * (len(times) - 1) / (times[-1] - times[0])
-    assert cell.train is not None
     length = _mean_length(loaded, records)
     blocks = sizes.layers * sizes.block + sizes.projector
     trained = sizes.trainable(cell.train.scope, cell.train.last_layers)
@@ -232,7 +232,7 @@ def _train_row(
 def _memory_row(
     check: Check, cell: CellSpec, sizes: Architecture, records: Sequence[Record], cap: float | None
 ) -> dict[str, Any]:
-    assert cell.train is not None
+    assert is_tuned(cell)
     setting = Setting(
         sizes, cell.engine, 1, 2, 16, cell.train.gradient_checkpointing, cell.train.scope, cell.train.last_layers, 640
         if sizes.family == "llava" else 260, cell.method.id, 50_000_000,

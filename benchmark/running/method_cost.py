@@ -25,7 +25,7 @@ from benchmark.models.batch import Items
 from benchmark.models.prompt import IGNORE
 from benchmark.planning.plan import Planned
 from benchmark.running.worker import Worker
-from benchmark.spec import CellSpec
+from benchmark.spec import CellSpec, is_tuned
 from benchmark.store.cell_measures import FOOTPRINT
 from benchmark.store.cells import Store
 from benchmark.store.code_version import version
@@ -117,8 +117,8 @@ class Bench:
     """
 
     def __init__(self, cell: CellSpec, worker: Worker) -> None:
-        assert cell.train is not None
-        self.loaded: LoadedModel = worker.load(cell)
+        assert is_tuned(cell)
+        self.loaded: LoadedModel = worker._load(cell)
         self.names = trainable_names(self.loaded, cell.train.scope, cell.train.last_layers)
         items = Items(self.loaded, worker.training_records(cell), supervised=True)
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
@@ -289,7 +289,7 @@ def _merged(item: Planned, planned: dict[str, Planned], store: Store, worker: Wo
     """Return the footprint of a post-hoc method: nothing during training, its peak and time at the merge."""
     from benchmark.training import posthoc
 
-    assert item.needs is not None
+    assert item.needs is not None and is_tuned(item.cell)
     cell, source = item.cell, planned[item.needs]
     folder, counter = store.folder(cell), LiveBytes()
     method = build(cell.method.id, dict(cell.method.params), cell.seed)
@@ -301,7 +301,7 @@ def _merged(item: Planned, planned: dict[str, Planned], store: Store, worker: Wo
             pretrained = sum(tensor.nbytes for tensor in base.values())
             records = worker.training_records(cell)
             delta = store.folder(source.cell) / "delta.safetensors"
-            posthoc.transform(cell, worker.load(cell), records, method, base, delta, scratch)
+            posthoc.transform(cell, worker._load(cell), records, method, base, delta, scratch)
     finally:
         Path(scratch).unlink(missing_ok=True)
     own, trained = store.seconds(folder).get("train"), store.seconds(store.folder(source.cell)).get("train")

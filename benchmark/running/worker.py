@@ -177,7 +177,7 @@ class Worker:
                 here = cell.engine == "single"  # otherwise other processes load the model
                 first = next((stage for stage in missing if not stage.startswith(("score/", "summary"))), None)
                 if here and first is not None:
-                    self.load(cell, answering=first != "train")
+                    self._load(cell, answering=first != "train")
                 store.begin(cell)
                 for stage in missing:
                     began = time.monotonic()
@@ -239,7 +239,7 @@ class Worker:
 
         method = method_of(cell)
         with self.base(cell), images_told(_images("train", step)):
-            train(cell, self.load(cell), records, method, folder, told)
+            train(cell, self._load(cell), records, method, folder, told)
 
     def _posthoc(self, cell: TunedCell, full_ft: CellSpec | None, step: Step) -> None:
         from benchmark.training.posthoc import transform
@@ -249,7 +249,7 @@ class Worker:
         delta = self._store.folder(full_ft) / "delta.safetensors"
         out = self._store.folder(cell) / "delta.safetensors"
         with self.base(cell) as base, images_told(_images("train", step)):
-            transform(cell, self.load(cell), self.training_records(cell), method, base, delta, out)
+            transform(cell, self._load(cell), self.training_records(cell), method, base, delta, out)
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
         folder = self._store.folder(cell)
@@ -266,7 +266,7 @@ class Worker:
                 ids = [record.item_id for record in records]
                 answer_together(cell, folder, VISIBLE, dataset, ids, told, _images(label, step))
                 return
-        loaded = self.load(cell, answering=True)
+        loaded = self._load(cell, answering=True)
         path = folder / "answers" / f"{dataset}.jsonl"
         kept = self.base(cell, answering=True) if is_tuned(cell) else contextlib.nullcontext()
         with kept, images_told(_images(label, step)):
@@ -302,7 +302,7 @@ class Worker:
 
     # -- what is kept between cells -----------------------------------------------------------------------------
 
-    def load(self, cell: CellSpec, answering: bool = False) -> LoadedModel:
+    def _load(self, cell: CellSpec, answering: bool = False) -> LoadedModel:
         """Return the cell's base model; successive cells of one model load it once.
 
         Args:
@@ -337,7 +337,7 @@ class Worker:
         from benchmark.models import trainable_names
         from benchmark.training.checkpoint import apply_delta, snapshot
 
-        loaded = self.load(cell, answering)
+        loaded = self._load(cell, answering)
         base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
         try:
             yield base

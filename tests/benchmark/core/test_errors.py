@@ -45,7 +45,7 @@ def test_a_process_of_several_notes_it_for_the_one_that_started_all(tmp_path, mo
 
 def test_a_worker_calls_it_a_users_mistake(tmp_path, monkeypatch):
     worker = Worker(Store(tmp_path))
-    monkeypatch.setattr(worker, "load", full)
+    monkeypatch.setattr(worker, "_load", full)
     for name in ("lock", "missing", "folder", "check_writable", "finish"):
         monkeypatch.setattr(worker._store, name, lambda *_: ["train"])
     monkeypatch.setattr(worker._store, "lock", lambda cell: contextlib.nullcontext())

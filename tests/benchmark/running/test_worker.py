@@ -20,7 +20,7 @@ def test_a_missing_java_is_said_before_anything_is_trained(tmp_path, monkeypatch
 
     began = []
     monkeypatch.setattr(worker, "find_java", none)
-    monkeypatch.setattr(worker.Worker, "load", lambda self, cell: began.append("load"))
+    monkeypatch.setattr(worker.Worker, "_load", lambda self, cell: began.append("load"))
     monkeypatch.setattr(worker.Worker, "stage", lambda self, stage, *rest: began.append(stage))
     cell = request(["method=full_ft", "model=llava_pocket", "dataset=coco"]).cells[0]
     names = [dataset.id for dataset in cell.datasets]
@@ -39,7 +39,7 @@ def test_images_that_a_stage_reads_before_its_first_step_are_reported(tmp_path, 
     cell = request(["method=full_ft", "model=llava_pocket", "dataset=iconqa"]).cells[0]
     own, told = worker.Worker(Store(tmp_path)), []
     monkeypatch.setattr(worker.Worker, "base", lambda *_, **__: contextlib.nullcontext({}))
-    monkeypatch.setattr(worker.Worker, "load", lambda *_, **__: SimpleNamespace(model=None, digest=""))
+    monkeypatch.setattr(worker.Worker, "_load", lambda *_, **__: SimpleNamespace(model=None, digest=""))
     monkeypatch.setattr(worker.Worker, "training_records", lambda *_: [])
     monkeypatch.setattr(worker.Worker, "records", lambda *_: [])
     for name in (
