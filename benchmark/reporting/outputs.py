@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from benchmark.config import own_checkpoints
 from benchmark.config.compose import Request
 from benchmark.config.compose import request as ask
-from benchmark.core.errors import UserError
+from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError
 from benchmark.planning.plan import Planned, with_datasets
 from benchmark.reporting import slices
 from benchmark.spec import CellSpec, cell_id
@@ -29,6 +29,31 @@ SEVERAL = (
     "A table shows one setting, but a key has several values. Give one value per key, or run the cells without table= "
     "(methods=, models=, targets=)."
 )
+
+
+def make(request: Request) -> tuple[int, list[Planned]]:
+    """Run what a request lacks, then report what is finished.
+
+    Returns:
+        (exit code of the runner, the finished cells; none if the run was stopped).
+
+    Raises:
+        UserError: several settings were asked for in one table, or see `benchmark.running.runner.run`.
+    """
+    from benchmark.planning import plan as planning
+    from benchmark.running import runner
+
+    check_one_setting(request)
+    code = runner.run(request)
+    if code in (PREEMPTED, INTERRUPTED):
+        return code, []
+    store = Store(request.results)
+    planned = planning.make(request, store)
+    done = [item for item in planned if item.done]
+    if done:
+        measure(request, planned, store)
+        report(request, planned, store)
+    return code, done
 
 
 def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
