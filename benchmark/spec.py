@@ -176,6 +176,7 @@ class RunSpec:
     gpus: tuple[int, ...] = field(default=(), metadata=bounds(low=0, about="device numbers, e.g. gpus=0,1"))
     hostfile: Path | None = None     # DeepSpeed's, for several machines
     gpu: str | None = None           # for a plan: cards that this machine may not have, e.g. 4090x8
+    only: tuple[str, ...] = ()       # names of cells; the command leaves out all others
     checkpoints: str = ""            # the user's own checkpoints: NAME:FOLDER,NAME@MODEL:FOLDER
     gate: Literal["stop", "warn"] = "stop"  # what to do if the zero-shot check fails
     radar: Literal["points", "zero_shot", "full_ft"] = "points"  # scale of radar plots: points, or relative to a method

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -25,7 +25,8 @@ STOP = "stops at </s> (vicuna_v1's separator){} or after {} new tokens; greedy; 
 
 
 def main(
-    specs: Sequence[DatasetSpec], root: Path, model: ModelSpec | None, console: Console | None = None
+    specs: Sequence[DatasetSpec], root: Path, model: ModelSpec | None, console: Console | None = None,
+    usual: Mapping[str, Any] | None = None,
 ) -> int:
     """Print the protocol of each dataset with a rendered training sample and evaluation prompt.
 
@@ -34,6 +35,7 @@ def main(
         root: data folder.
         model: its tokenizer determines the supervised tokens; without a model or its checkpoint only text is shown.
         console: where to print.
+        usual: dataset -> its part of the profile's configuration.
 
     Returns:
         Exit code 0.
@@ -49,7 +51,7 @@ def main(
     shown = 0
     for spec in specs:
         console.rule(f"{spec.name} ({spec.id})", align="left")
-        for line in describe(spec):
+        for line in describe(spec, (usual or {}).get(spec.id)):
             console.print(line, markup=False, soft_wrap=True)
         for split, label in (("train", "training sample"), ("test", "evaluation prompt")):
             if split == "train" and spec.role != "target":
@@ -71,10 +73,15 @@ def main(
     return 0
 
 
-def describe(spec: DatasetSpec) -> list[str]:
-    """Return the protocol, settings and alternatives of a dataset, one per line."""
+def describe(spec: DatasetSpec, usual: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the protocol, settings and alternatives of a dataset, one per line.
+
+    Args:
+        spec: the dataset.
+        usual: its part of the profile's configuration.
+    """
     known = protocols.known(spec.id)
-    chosen = protocols.name_of(plain(spec), spec.id)
+    chosen = protocols.name_of(plain(spec), spec.id, usual)
     lines = [
         f"protocol {chosen}: {known[chosen].about}" if chosen in known else f"protocol {chosen}",
         f"prompt {spec.prompt!r}, metric {spec.metric}",

@@ -42,10 +42,12 @@ def audit(arguments: list[str]) -> int:
     asked = request(overrides, grid=False)
     if words == ["protocol"]:
         from benchmark.audit.protocol import main as audit_protocol
+        from benchmark.config.compose import usual
 
         used = (*asked.profile.upstream, *asked.profile.targets, *asked.profile.extra)
         model = asked.models[0] if asked.models else None
-        return audit_protocol([asked.datasets[name] for name in used], at_root(asked.data_root), model)
+        specs = [asked.datasets[name] for name in used]
+        return audit_protocol(specs, at_root(asked.data_root), model, usual=usual(asked.profile.id)["dataset"])
     from benchmark.audit import data as auditing
     from benchmark.models import places
     from benchmark.models.loading import load_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmark.cli.arguments import refuse_beside, split
-from benchmark.cli.usage import USAGES
+from benchmark.cli.usage import KEYS, USAGES
 from benchmark.core.errors import UserError, printable
 from benchmark.core.files import user_path
 
@@ -42,12 +42,16 @@ def list_(arguments: list[str]) -> int:
 
 def completion(arguments: list[str]) -> int:
     """print completion of commands, keys and their values for bash: source <(python -m benchmark completion)"""
-    from benchmark.config.compose import AXES, GROUPS, RUN_KEYS, options_of
+    from benchmark.config.compose import AXES, GROUPS, options_of
     from methods.registry import METHODS
 
     if arguments not in ([], ["bash"]):
         raise UserError(f"completion {' '.join(arguments)}: only bash is known. Use completion bash.")
-    keys = " ".join(f"{key}=" for key in (*GROUPS, *AXES, *RUN_KEYS))
+    written = dict.fromkeys((*KEYS, *AXES))  # plurals, then what else a user may write
+    keys = "\n".join(
+        f"    '{name} '*) words='{' '.join(f'{key}=' for key in written if usage.takes(key))}' ;;"
+        for name, usage in sorted(USAGES.items(), reverse=True)  # "data draw" before "data"
+    )
     values = {group: options_of(group) for group in GROUPS}
     values |= {"model": options_of("model"), "models": options_of("model")}
     values |= {"method": [*METHODS], "methods": [*METHODS]}
@@ -61,10 +65,16 @@ def completion(arguments: list[str]) -> int:
 COMPLETION = """spiderbench() {{ python -m benchmark "$@"; }}
 _spiderbench() {{
   local line=${{COMP_LINE:0:$COMP_POINT}} word words head
+  line=${{line#* }}
   word=${{line##* }}
   head=${{word%%=*}}
   if [ "$COMP_CWORD" -le 1 ]; then words='{verbs}'
-  elif [ "$head" = "$word" ]; then words='{keys}'; compopt -o nospace
+  elif [ "$head" = "$word" ]; then
+    compopt -o nospace
+    case $line in
+{keys}
+    *) words='' ;;
+    esac
   else
     case $head in
 {cases}

@@ -17,21 +17,15 @@ def run(arguments: list[str]) -> int:
     if "--cfg" in arguments:
         return _show_config(arguments)
     asked = request(overrides_of(arguments, ["cells-only"]))
-    from benchmark.planning import plan
-    from benchmark.reporting import outputs
-    from benchmark.running import runner
-    from benchmark.store.cells import Store
+    if "--cells-only" in arguments:
+        from benchmark.running import runner
 
-    outputs.check_one_setting(asked)
-    code = runner.run(asked)
-    if code in (runner.PREEMPTED, runner.INTERRUPTED) or "--cells-only" in arguments:
-        return code
-    store = Store(asked.results)
-    planned = plan.make(asked, store)
-    if any(item.done for item in planned):
-        outputs.measure(asked, planned, store)
-        outputs.report(asked, planned, store)
-        _compare_with_reference(asked.profile.reference, store.root, [item.id for item in planned if item.done])
+        return runner.run(asked)
+    from benchmark.reporting import outputs
+
+    code, done = outputs.make(asked)
+    if done:
+        _compare_with_reference(asked.profile.reference, asked.results, [item.id for item in done])
     return code
 
 

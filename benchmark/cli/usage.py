@@ -21,6 +21,7 @@ KEYS = {
     "gpus": "CUDA devices to spread the cells over, e.g. gpus=0,1; with engine=zero*, gpus=8 means eight per cell",
     "hostfile": "DeepSpeed's file, to train each cell on several machines",
     "checkpoints": "checkpoints of your own as rows: NAME:DIR,NAME@MODEL:DIR",
+    "only": "a comma list of names of cells, as plan prints them: leave out the others",
     "gate": "if the untuned model does not score as in the paper: stop or warn",
     "radar": "scale of radar plots: points, zero_shot or full_ft",
     "gpu": "cards that need not be here, e.g. gpu=4090x8: hours, memory and disk on them",
@@ -86,7 +87,7 @@ USAGES = {
     "run": Usage(
         ("run table=table5 methods=full_ft,spider seeds=0,1,2",
          "run method=spider model={model} dataset=iconqa train.epochs=5,10 seed=1"),
-        (*GRID, *PLACE, "checkpoints", "gate", "radar"), ANY,
+        (*GRID, *PLACE, "checkpoints", "only", "gate", "radar"), ANY,
         options={
             "--cfg job": "show the resolved configuration of each cell and run nothing",
             "--cells-only": "run the cells and leave the table to another command",
@@ -98,7 +99,7 @@ USAGES = {
     ),
     "plan": Usage(
         ("plan table=table6 methods=full_ft,spider", "plan table=table5 profile=paper gpu=4090x8"),
-        (*GRID, *PLACE, "checkpoints", "gate", "radar", "gpu", "sbatch"), ANY,
+        (*GRID, *PLACE, "checkpoints", "only", "gate", "radar", "gpu", "sbatch"), ANY,
         options={"--sbatch": "write a Slurm array script of the missing cells"},
     ),
     "score": Usage(

@@ -31,6 +31,8 @@ from benchmark.spec import (
     RunSpec,
     TrainSpec,
     build,
+    cell_id,
+    changed_without,
     differences,
     identity,
     seed_of,
@@ -48,7 +50,7 @@ FULL_FT = "full_ft"
 MOST = 10_000    # values of one key, and combinations of the values of all keys
 LONGEST = 10_000  # characters of an override
 RUN_KEYS = tuple(item.name for item in fields(RunSpec))
-RAW = ("results", "hostfile", "checkpoints")  # paths that Hydra does not parse: they may hold commas and brackets
+RAW = ("results", "hostfile", "checkpoints", "only")  # Hydra does not parse them: paths may hold commas and brackets
 PATHS = ("data_root", "model.checkpoint", "model.vision_tower")
 # Sections of the composed configuration. Every key outside them is a run-time key of a cell (a PlaceSpec).
 SECTIONS = ("profile", "table", "seed", "train", "eval", "dataset", "engine", "models", "methods")
@@ -80,14 +82,14 @@ class Request(RunSpec):
     threads: int
     results: Path
     left_out: tuple[str, ...] = ()   # methods of the table that this engine cannot train
-    unused: tuple[str, ...] = ()     # given parameters (method.x) that none of its methods has
+    unused: tuple[str, ...] = ()     # given keys that do nothing here, such as method.x that none of its methods has
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:
         """The cells of the grid."""
         return tuple(entry.cell for entry in self.grid)
 
-    def only(self, keep: Callable[[CellSpec], bool]) -> Request:
+    def filtered(self, keep: Callable[[CellSpec], bool]) -> Request:
         """Return the request with only the cells that `keep` accepts; they keep their settings."""
         return replace(self, grid=tuple(entry for entry in self.grid if keep(entry.cell)))
 
@@ -107,8 +109,9 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
     Args:
         overrides: e.g. ["table=table5", "models=llava", "seeds=0,1", "train.epochs=5,10"].
         grid: whether the command needs cells. If not, the profile alone is enough.
-        optional: the command makes several requests. A parameter (method.x) that no method of this one has is
-            then noted as unused; the command passes all its requests to `check_used`.
+        optional: the command makes several requests. A key that does nothing in this one, such as a parameter
+            (method.x) that none of its methods has, is then noted as unused; the command passes all its requests to
+            `check_used`.
 
     Returns:
         The request.
@@ -153,6 +156,13 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
         made = _cells(settled, profile, axes, place, faults)
         made += own_checkpoints.cells(named_checkpoints, made, faults)
         entries += [Entry(replace(cell, changed=changed(cell, usual(profile.id) | own)), values) for cell in made]
+    if grid and not faults.messages:
+        idle = _without_effect(given, [entry.cell for entry in entries])
+        unused = (*unused, *idle) if optional else unused
+        for key, reason in () if optional else idle.items():
+            faults.add(f"{key}: {reason}")
+    if run.only and not faults.messages:
+        entries = _only(entries, run.only, _method(config, FULL_FT), faults)
     datasets = [build(DatasetSpec, item, f"dataset.{name}", faults) for name, item in settled["dataset"].items()]
     named = [name for name in axes["models"] or profile.models if name in settled["models"]]
     models = [build(ModelSpec, settled["models"][name], "model", faults) for name in named]
@@ -182,25 +192,26 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
 
 
 def check_used(requests: Sequence[Request]) -> None:
-    """Refuse a parameter (method.x) that no method of any request has.
+    """Refuse keys that do nothing in any request: a parameter (method.x) that no method has, a dataset that none reads.
 
     Args:
         requests: all requests of one command line, each made with `optional`.
 
     Raises:
-        UserError: names the parameters, and the ones that exist.
+        UserError: names the keys, and the parameters that exist.
     """
     if unused := unused_of(requests):
         methods = dict.fromkeys(cell.method.id for request in requests for cell in request.cells)
         valid = {f"method.{name}" for request in requests for cell in request.cells for name in cell.method.params}
         faults = Faults()
+        idle = _without_effect(unused, [cell for request in requests for cell in request.cells])
         for key in unused:
-            faults.add(_no_parameter(key, methods, valid))
+            faults.add(f"{key}: {idle[key]}" if key in idle else _no_parameter(key, methods, valid))
         faults.stop()
 
 
 def unused_of(requests: Sequence[Request]) -> list[str]:
-    """Return the given parameters that no method of any request has."""
+    """Return the given keys that do nothing in any request."""
     return [key for key in requests[0].unused if all(key in request.unused for request in requests)]
 
 
@@ -213,6 +224,20 @@ def _unused(given: Mapping[str, Any], config: Mapping[str, Any], methods: Sequen
     """Return the given parameters (method.x) that none of these methods has."""
     known = {name for method in methods for name in config["methods"].get(method, {}).get("params", ())}
     return tuple(key for key in given if key.startswith("method.") and parameter_of(key) not in known)
+
+
+def _without_effect(given: Iterable[str], cells: Sequence[CellSpec]) -> dict[str, str]:
+    """Return the given keys of trainings and datasets that none of these cells has -> why, and what to do."""
+    datasets = {dataset.id for cell in cells for dataset in cell.datasets}
+    reasons: dict[str, str] = {}
+    for key in given:
+        head, *rest = key.split(".")
+        if head == "train" and rest and not any(cell.train for cell in cells):
+            reasons[key] = "no cell of this request is trained. Leave it out, or add a method that trains."
+        elif head in ("dataset", "protocol") and rest and rest[0] not in datasets:
+            read = ", ".join(sorted(datasets))
+            reasons[key] = f"no cell of this request reads {rest[0]}, but {read}. Leave it out, or add the dataset."
+    return reasons
 
 
 def parameter_of(key: str) -> str:
@@ -362,6 +387,8 @@ def _run_settings(given: Mapping[str, list[Any]], profile: ProfileSpec, faults: 
         flat = _flat(given[key])
         if key == "gpus":
             values[key] = flat
+        elif key == "only":
+            values[key] = list(filter(None, flat[0].split(",")))
         elif len(flat) != 1:
             faults.add(f"{key}={','.join(map(str, flat))}: give one value.")
         elif flat != [""]:
@@ -652,6 +679,21 @@ def _cells(
             if cell not in cells:
                 cells.append(cell)
     return cells
+
+
+def source_of(cell: CellSpec, full_ft: MethodSpec) -> CellSpec:
+    """Return the Full FT cell that a post-hoc cell is made from."""
+    return replace(cell, method=full_ft, changed=changed_without(cell, "method."))
+
+
+def _only(entries: Sequence[Entry], names: Sequence[str], full_ft: MethodSpec, faults: Faults) -> list[Entry]:
+    """Return the entries with these names, and the Full FT cells with these names that post-hoc cells are made from."""
+    sources = [source_of(entry.cell, full_ft) for entry in entries if entry.cell.method.posthoc]
+    known = {cell_id(source): Entry(source, {}) for source in sources} | {cell_id(one.cell): one for one in entries}
+    for name in names:
+        if name not in known:
+            faults.add(f"only={name}: the other keys make no cell of this name.{did_you_mean(name, known)}")
+    return [entry for name, entry in known.items() if name in names]
 
 
 def usual(profile: str) -> dict[str, Any]:

@@ -84,18 +84,26 @@ def known(dataset: str) -> dict[str, Choice]:
     return choices(dataset) if (FOLDER / f"{dataset}.yaml").is_file() else {}
 
 
-def name_of(values: Mapping[str, Any], dataset: str) -> str:
+def name_of(values: Mapping[str, Any], dataset: str, usual: Mapping[str, Any] | None = None) -> str:
     """Return the name of the protocol that a dataset's configuration follows, or "own" if it is none of them.
 
-    If several match, the one that sets the most keys counts: a choice may add a key to what the default sets.
+    Args:
+        values: the dataset's part of the configuration.
+        dataset: its id.
+        usual: the same part as the profile has it. If several choices match, the one that changes the most of it
+            counts: what the profile says anyway is nobody's choice.
     """
     found = [item for item in known(dataset).values() if _follows(values, item.changes)]
-    return max(found, key=lambda item: (_settings(item.changes), item.default)).name if found else "own"
+    return max(found, key=lambda item: (_changes(item.changes, usual or {}), item.default)).name if found else "own"
 
 
-def _settings(changes: Mapping[str, Any]) -> int:
-    """Return how many keys a choice sets."""
-    return sum(len(value) if isinstance(value, Mapping) else 1 for value in changes.values())
+def _changes(changes: Mapping[str, Any], usual: Mapping[str, Any]) -> int:
+    """Return how many keys a choice sets to another value than they usually have."""
+    return sum(
+        _changes(value, usual.get(key) or {}) if isinstance(value, Mapping)
+        else key not in usual or usual[key] != value
+        for key, value in changes.items() if key != "counts"  # they follow from the splits
+    )
 
 
 def _follows(values: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:

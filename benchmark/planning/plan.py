@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmark.config.compose import Request
+from benchmark.config.compose import Request, source_of
 from benchmark.core.errors import UserError, counted
 from benchmark.core.progress import StageTold, clock
 from benchmark.models import places
@@ -20,11 +20,10 @@ from benchmark.spec import (
     ProfileSpec,
     at_root,
     cell_id,
-    changed_without,
     flat,
     plain,
 )
-from benchmark.store.cells import Store, read_cell, scored_datasets
+from benchmark.store.cells import Store, read_cell, scored_datasets, stages_of
 from benchmark.store.keys import Digests, Keys, Unverified, keys_of
 
 # Settings that a cell is computed with, but that are not part of its name.
@@ -77,7 +76,7 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
     for cell in cells:
         needs = None
         if cell.method.posthoc:
-            source = replace(cell, method=full_ft, changed=changed_without(cell, "method."))
+            source = source_of(cell, full_ft)
             needs = cell_id(source)
             order.setdefault(needs, (source, None))
         name = cell_id(cell)
@@ -132,7 +131,7 @@ def make(
         name = cell_id(cell)
         own, verified, source = None, True, keys.get(needs or "")
         if data_missing(cell):
-            missing = _all_stages(cell)
+            missing = stages_of(cell)
         else:
             if needs is None or source is not None:
                 with contextlib.suppress(Unverified):
@@ -173,7 +172,7 @@ def whole_seeds(asked: Request, finished: Container[str]) -> Request:
     trained = [cell for cell in asked.cells if cell.train is not None]
     done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
     seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
-    return asked.only(lambda cell: cell.train is None or cell.seed in seeds)
+    return asked.filtered(lambda cell: cell.train is None or cell.seed in seeds)
 
 
 def _trimmed(item: Planned, store: Store) -> Planned:
@@ -190,7 +189,7 @@ def _trimmed(item: Planned, store: Store) -> Planned:
 def _not_recorded(cell: CellSpec, store: Store) -> list[str]:
     """Return the stages that no run has recorded as done, under any key."""
     stages = store.status(store.folder(cell))["stages"]
-    return [stage for stage in _all_stages(cell) if stages.get(stage, {}).get("state") != "done"]
+    return [stage for stage in stages_of(cell) if stages.get(stage, {}).get("state") != "done"]
 
 
 def check_inputs(cells: Iterable[CellSpec]) -> None:
@@ -232,12 +231,6 @@ def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:
     except UserError:
         return cell  # damaged, or of another version: the run writes it again
     return with_datasets(cell, [dataset for dataset in earlier if dataset == request.datasets.get(dataset.id)])
-
-
-def _all_stages(cell: CellSpec) -> list[str]:
-    names = [dataset.id for dataset in cell.datasets]
-    train = ["train"] if cell.train else []
-    return [*train, *(f"generate/{name}" for name in names), *(f"score/{name}" for name in names), "summary"]
 
 
 def describe(plan: Sequence[Planned], request: Request, costs: Costs) -> str:

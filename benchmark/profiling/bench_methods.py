@@ -20,6 +20,7 @@ from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import user_path, write_atomic
 from benchmark.core.machine import available_gb
 from benchmark.profiling.settings import names_of, read_settings
+from benchmark.running.method_cost import kept_bytes, wait
 from benchmark.training.attach import Attachment, attach
 from methods import fused
 from methods.base import Method
@@ -103,6 +104,7 @@ class Released(Method):
     def after_step(self, shards: Shards) -> None:
         self.rank: dict[str, Tensor] = {}
         for shard in shards:
+            assert shard.grad is not None
             gradient = shard.grad.clone().clone()
             before = self.total.get(shard.name)
             self.total[shard.name] = gradient if before is None else before + gradient
@@ -191,35 +193,6 @@ class Waits(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def kept_bytes(attachment: Attachment, shared: Sequence[Tensor]) -> int:
-    """Return the bytes of all tensors that a method keeps between steps, w* included if it reads it.
-
-    Args:
-        attachment: after a step.
-        shared: tensors that are there without the method.
-    """
-    known = {tensor.untyped_storage().data_ptr() for tensor in shared}
-    found: dict[int, int] = {}
-    seen = {id(attachment.method.shards)}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            storage = value.untyped_storage()
-            if storage.data_ptr() not in known:
-                found[storage.data_ptr()] = storage.nbytes()
-        elif id(value) not in seen:
-            seen.add(id(value))
-            items = value if isinstance(value, (Mapping, list, tuple)) else getattr(value, "__dict__", {})
-            for item in items.values() if isinstance(items, Mapping) else items:
-                visit(item)
-
-    visit(attachment.method)
-    if attachment.method.uses_pretrained:
-        for shard in attachment.shards:
-            visit(shard.source)
-    return sum(found.values())
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Measuring
 
@@ -247,7 +220,7 @@ class Cost:
     row: float
 
 
-class Bench:
+class StepBench:
     """Weights with random gradients, and optimizers that share one AdamW state; each carries one method.
 
     Args:
@@ -273,8 +246,8 @@ class Bench:
 
     def fresh_gradients(self) -> None:
         """Draw gradients anew, because methods change them in place."""
-        for parameter in self.named.values():
-            parameter.grad.normal_(generator=self.source)
+        for gradient in self._gradients():
+            gradient.normal_(generator=self.source)
 
     def attach(self, method: Method) -> tuple[torch.optim.AdamW, Attachment]:
         """Return an optimizer that shares the moments of all others, with a method on it."""
@@ -293,10 +266,10 @@ class Bench:
             start = time.process_time()
             work()
             return time.process_time() - start
-        torch.cuda.synchronize()
+        wait(self.device)
         start = time.perf_counter()
         work()
-        torch.cuda.synchronize()
+        wait(self.device)
         return time.perf_counter() - start
 
     def count(self, optimizer: torch.optim.AdamW) -> tuple[int, int]:
@@ -330,11 +303,12 @@ class Bench:
             times.append((found[self.plain], found[optimizer]))
         rows = [self.timed(attachment.diagnostics) for _ in range(rounds)]
         ratios = [own / plain for plain, own in times]
+        low, _, high = statistics.quantiles(ratios)
         cost = Cost(
             step=statistics.median(own for _, own in times),
             ratio=statistics.median(ratios),
-            quartiles=tuple(statistics.quantiles(ratios)[::2]),
-            kept=kept_bytes(attachment, self._shared()) / (FLOAT * self.size.numel()),
+            quartiles=(low, high),
+            kept=kept_bytes(attachment.method, self._shared()) / (FLOAT * self.size.numel()),
             moved=(moved - plain_moved) / self.size.numel(),
             waits=waits - plain_waits,
             row=statistics.median(rows),
@@ -345,7 +319,10 @@ class Bench:
     def _shared(self) -> list[Tensor]:
         """Return what is there without any method."""
         state = [leaf for leaf in tree_leaves([*self.plain.state.values()]) if isinstance(leaf, Tensor)]
-        return [*self.named.values(), *(parameter.grad for parameter in self.named.values()), *state]
+        return [*self.named.values(), *self._gradients(), *state]
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.named.values() if parameter.grad is not None]
 
 
 def needed_gb(size: Size, methods: Sequence[str]) -> float:
@@ -380,7 +357,7 @@ def run(size: Size, methods: Sequence[str], device: str) -> dict[str, Cost]:
             f"{size.name} has {size.numel() / 1e6:.1f} M trained weights: the bench needs {needed:.1f} GB of memory on "
             f"{device}, {free:.1f} GB are free. Use a machine with more, or SIZE=small."
         )
-    bench, costs = Bench(size, device), {}
+    bench, costs = StepBench(size, device), {}
     for name in methods:
         costs[name] = bench.measure(Released(None, 0) if name == RELEASED else build(name, {}, 0), size.rounds)
     return costs

@@ -7,15 +7,18 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import json
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,13 +32,16 @@ from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.sizes import Architecture, Tower, architecture_of
 from benchmark.planning.estimate import GIB, GPUS, OVERHEAD, Setting, memory
 from benchmark.profiling.random_model import random_model
-from benchmark.spec import ROOT, CellSpec, DatasetSpec, EvalSpec, MethodSpec, at_root
+from benchmark.profiling.settings import read_settings
+from benchmark.running.method_cost import wait
+from benchmark.spec import ROOT, CellSpec, DatasetSpec, EvalSpec, MethodSpec, at_root, is_tuned
 from benchmark.store.provenance import PACKAGES, version
 from benchmark.training.checkpoint import snapshot
 from benchmark.training.generate import generate
 from benchmark.training.train import train
 from methods.registry import build
 
+Device = Literal["cuda", "cpu"]
 LIMIT = 420.0          # seconds after which no further row is begun
 CAP = 24 * GIB         # of the run under a small card's memory
 KEPT = ("weights", "optimizer", "base values", "method state")  # parts of the plan that stay between steps
@@ -65,7 +71,7 @@ class Check:
         started: when.
     """
 
-    device: str
+    device: Device
     path: Path
     part: str
     models: dict[str, tuple[str, Architecture]]
@@ -74,14 +80,20 @@ class Check:
     started: float
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> Literal["float32", "bfloat16"]:
         """Of the weights."""
         return "bfloat16" if self.device == "cuda" else "float32"
 
-    @property
-    def late(self) -> bool:
-        """Whether no further row should be begun."""
-        return time.monotonic() - self.started > LIMIT
+    def measure(self, row: dict[str, Any], measured: Callable[[], dict[str, Any]]) -> None:
+        """Add a row with what is measured for it, or without if the time is up or the GPU has too little memory."""
+        if time.monotonic() - self.started > LIMIT:
+            self.add({**row, "not_measured": "time is up"})
+            return
+        _empty()
+        try:
+            self.add({**row, **measured()})
+        except torch.OutOfMemoryError:
+            self.add({**row, "out_of_memory": True})
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row to the file and print it."""
@@ -106,22 +118,19 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: an unknown part or key, or no GPU.
     """
-    given = dict(item.partition("=")[::2] for item in arguments)
-    for key in given:
-        if key not in ("part", "device", "out"):
-            raise UserError(f"{key}: no such key.{did_you_mean(key, ('part', 'device', 'out'))}")
-    part, device = given.get("part", ""), given.get("device", "cuda")
+    given = read_settings("gpu-check", {"part": "", "device": "cuda", "out": ""}, arguments)
+    part, large = given["part"], given["device"] == "cuda"
     if part not in PARTS:
         raise UserError(f"part={part}: expected one of them.{did_you_mean(part, PARTS)}")
-    if device not in ("cuda", "cpu"):
-        raise UserError(f"device={device}: cuda, or cpu for a rehearsal with tiny models.")
-    if device == "cuda" and not torch.cuda.is_available():
+    device: Device = "cuda" if large else "cpu"
+    if given["device"] != device:
+        raise UserError(f"device={given['device']}: cuda, or cpu for a rehearsal with tiny models.")
+    if large and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device. Run this on one, or rehearse it: device=cpu.")
-    folder = user_path(given.get("out") or ROOT / ("results/gpu" if device == "cuda" else "results/runs/gpu-check"))
+    folder = user_path(given["out"] or ROOT / ("results/gpu" if large else "results/runs/gpu-check"))
     slug = re.sub(r"[^a-z0-9]+", "-", _name(device).lower()).strip("-")
     paper = {m.id: (m.name, architecture_of(m.architecture, m.id)) for m in request(["profile=paper"], False).models}
-    models = paper if device == "cuda" else {f"tiny_{name}": (f"tiny {name}", sizes) for name, sizes in TINY.items()}
-    large = device == "cuda"
+    models = paper if large else {f"tiny_{name}": (f"tiny {name}", sizes) for name, sizes in TINY.items()}
     path = folder / f"{slug}.json"
     content = _read(path)
     content.get("parts", {}).pop(part, None)  # a new run of a part replaces the old one's rows
@@ -143,38 +152,26 @@ def check_train(check: Check, name: str, pretty: str, sizes: Architecture) -> No
     """Measure throughput of Full FT and SPIDER at several micro-batches, with and without checkpointing."""
     loaded = random_model(sizes, check.device, check.dtype)
     records = _captions(16 * check.steps)
-    for checkpointing in (True, False):
-        for micro in MICRO_BATCHES:
-            for method in METHODS:
-                row: dict[str, Any] = {
-                    "model": pretty, "method": method, "micro_batch": micro, "checkpointing": checkpointing,
-                }
-                if check.late:
-                    check.add({**row, "not_measured": "time is up"})
-                    continue
-                cell = _cell(name, check, method, micro, checkpointing)
-                check.add({**row, **_train_row(check, cell, loaded, records, sizes)})
+    for checkpointing, micro, method in itertools.product((True, False), MICRO_BATCHES, METHODS):
+        cell = _cell(name, check, method, micro, checkpointing)
+        check.measure(
+            {"model": pretty, "method": method, "micro_batch": micro, "checkpointing": checkpointing},
+            partial(_train_row, check, cell, loaded, records, sizes),
+        )
 
 
 def check_memory(check: Check, name: str, pretty: str, sizes: Architecture) -> None:
     """Measure the memory of a training by one process beside the plan's, also under a cap of 24 GiB."""
-    engine = "zero2" if find_spec("deepspeed") else "single"
-    records = _captions(16 * 2)
-    for method in METHODS:
-        for checkpointing in (True, False):
-            for cap in (None, CAP) if checkpointing else (None,):
-                row: dict[str, Any] = {
-                    "model": pretty, "method": method, "engine": engine, "checkpointing": checkpointing,
-                    "cap_gib": cap and cap / GIB,
-                }
-                if check.late:
-                    check.add({**row, "not_measured": "time is up"})
-                    continue
-                cell = replace(
-                    _cell(name, check, method, 2, checkpointing), engine=engine,
-                    zero_optimization={"stage": 2, "reduce_bucket_size": 50_000_000} if engine == "zero2" else {},
-                )
-                check.add({**row, **_memory_row(check, cell, sizes, records, cap)})
+    zero2, records = find_spec("deepspeed") is not None, _captions(16 * 2)
+    stage = {"stage": 2, "reduce_bucket_size": 50_000_000} if zero2 else {}
+    for method, (checkpointing, cap) in itertools.product(METHODS, ((True, None), (True, CAP), (False, None))):
+        cell = _cell(name, check, method, 2, checkpointing)
+        cell = replace(cell, engine="zero2" if zero2 else "single", zero_optimization=stage)
+        check.measure(
+            {"model": pretty, "method": method, "engine": cell.engine, "checkpointing": checkpointing,
+             "cap_gib": cap and cap / GIB},
+            partial(_memory_row, check, cell, sizes, records, cap),
+        )
 
 
 def check_eval(check: Check, name: str, pretty: str, sizes: Architecture) -> None:
@@ -182,26 +179,13 @@ def check_eval(check: Check, name: str, pretty: str, sizes: Architecture) -> Non
     loaded = random_model(sizes, check.device, check.dtype)
     questions = _questions(check.images)
     ways = [(1, False), *((size, False) for size in EVAL_BATCHES), *((size, True) for size in EVAL_BATCHES[:1])]
-    single = None
+    rates: dict[int, float] = {}
     for batch, shared in ways:
-        row: dict[str, Any] = {"model": pretty, "batch": batch, "shared_image": shared}
-        if check.late:
-            check.add({**row, "not_measured": "time is up"})
-            continue
         used = questions if batch > 1 else questions[: len(questions) // 4]
-        try:
-            _answer(loaded, used[: 2 * QUESTIONS], batch, shared)  # what a first call compiles and allocates
-            seconds = _answer(loaded, used, batch, shared)
-        except torch.OutOfMemoryError:
-            _empty()
-            check.add({**row, "out_of_memory": True})
-            continue
-        rate = len(used) / seconds
-        single = rate if batch == 1 else single
-        check.add({
-            **row, "items": len(used), "items_per_second": round(rate, 3),
-            "times_batch_1": round(rate / single, 2) if single else None,
-        })
+        check.measure(
+            {"model": pretty, "batch": batch, "shared_image": shared},
+            partial(_eval_row, loaded, used, batch, shared, rates),
+        )
 
 
 PARTS: dict[str, Callable[[Check, str, str, Architecture], None]] = {
@@ -219,10 +203,10 @@ def _train_row(
     times: list[float] = []
 
     def told(*_: Any) -> None:
-        _wait(check.device)
+        wait(torch.device(check.device))
         times.append(time.monotonic())
 
-    _empty()
+    assert is_tuned(cell)
     try:
         with _folder() as folder:
             train(cell, loaded, records, build(cell.method.id, {}, 0), folder, told)
@@ -231,9 +215,8 @@ def _train_row(
         # What training left behind: float32 weights of the trained tensors, and their gradients.
         loaded.model.requires_grad_(False).to(getattr(torch, check.dtype)).zero_grad()
         _empty()
-        return {"out_of_memory": True}
+        raise
     rate = 16 * (len(times) - 1) / (times[-1] - times[0])
-    assert cell.train is not None
     length = _mean_length(loaded, records)
     blocks = sizes.layers * sizes.block + sizes.projector
     trained = sizes.trainable(cell.train.scope, cell.train.last_layers)
@@ -249,7 +232,7 @@ def _train_row(
 def _memory_row(
     check: Check, cell: CellSpec, sizes: Architecture, records: Sequence[Record], cap: float | None
 ) -> dict[str, Any]:
-    assert cell.train is not None
+    assert is_tuned(cell)
     setting = Setting(
         sizes, cell.engine, 1, 2, 16, cell.train.gradient_checkpointing, cell.train.scope, cell.train.last_layers, 640
         if sizes.family == "llava" else 260, cell.method.id, 50_000_000,
@@ -264,7 +247,6 @@ def _memory_row(
         "computed_8_ranks_gib": round(sum(eight.values()) / GIB, 2),
     }
     kept: list[float | None] = []
-    _empty()
     if cap is not None and check.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total))
@@ -293,15 +275,28 @@ def _memory_row(
     return row
 
 
+def _eval_row(
+    loaded: LoadedModel, questions: Sequence[Record], batch: int, shared: bool, rates: dict[int, float]
+) -> dict[str, Any]:
+    """Return items per second, also as a multiple of the rate one by one, which `rates` keeps."""
+    _answer(loaded, questions[: 2 * QUESTIONS], batch, shared)  # what a first call compiles and allocates
+    rate = len(questions) / _answer(loaded, questions, batch, shared)
+    rates.setdefault(batch, rate)
+    return {
+        "items": len(questions), "items_per_second": round(rate, 3),
+        "times_batch_1": round(rate / rates[1], 2) if 1 in rates else None,
+    }
+
+
 def _answer(loaded: LoadedModel, questions: Sequence[Record], batch: int, shared: bool) -> float:
     """Return the seconds that answering takes, image preprocessing and tower included."""
     spec = replace(request(["profile=paper"], False).datasets["gqa"], max_new_tokens=NEW_TOKENS)
     loaded.features.clear()
     with _folder() as folder:
-        _wait(loaded.model.device.type)
+        wait(loaded.model.device)
         began = time.monotonic()
         generate(loaded, questions, spec, folder / "answers.jsonl", batch, share_images=shared)
-        _wait(loaded.model.device.type)
+        wait(loaded.model.device)
         return time.monotonic() - began
 
 
@@ -376,14 +371,7 @@ def _name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "cpu rehearsal"
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def _empty() -> None:
-    import gc
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

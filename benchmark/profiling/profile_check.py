@@ -60,9 +60,11 @@ def _cuda(wanted: int) -> Iterator[tuple[bool, str]]:
     for index in range(count):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        text = f"gpu {index}     {properties.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-        used = total - free > OVERHEAD
-        yield not used, f"{text}: another process uses it: end it, or leave this GPU out (gpus=)" if used else text
+        text = f"{properties.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        if total - free > OVERHEAD:
+            yield False, f"GPU {index}, {text}: another process uses it: end it, or leave this GPU out (gpus=)"
+        else:
+            yield True, f"gpu {index}     {text}"
     if not torch.cuda.is_bf16_supported():
         yield False, "this GPU does not support bfloat16: use one of the Ampere generation or later"
     if wanted > count:
@@ -148,7 +150,7 @@ def _data(request: Request) -> Iterator[tuple[bool, str]]:
         folder = root / data.reader_of(spec)
         if not folder.is_dir():
             made = "the first run draws it" if profile.prepare else "docs/data.md says where it comes from"
-            yield bool(profile.prepare), f"data      {name}: no {folder} yet, {made}"
+            yield bool(profile.prepare), f"{'data      ' if profile.prepare else ''}{name}: no {folder} yet, {made}"
             continue
         found = []
         for split in SPLITS if name in profile.targets else ("test",):
@@ -173,10 +175,13 @@ def _memory(request: Request, processes: int) -> Iterator[tuple[bool, str]]:
 def _disk(request: Request) -> Iterator[tuple[bool, str]]:
     """Compare the free space with the states and deltas of a cell of the largest model, as the plan counts them."""
     free = shutil.disk_usage(request.results if request.results.exists() else at_root(".")).free / 1e9
-    text = f"results   {request.results}: {free:.0f} GB free"
+    text = f"{request.results}: {free:.0f} GB free"
     # Two states of 14 bytes per trained parameter, and the delta.
     need = max((30 * size.trainable("last_layers", 2) / 1e9 for size in _architectures(request)), default=0.0)
-    yield need <= free, text if need <= free else f"{text}, a training takes {need:.0f} GB: free some, or set results="
+    if need <= free:
+        yield True, f"results   {text}"
+    else:
+        yield False, f"{text}, a training takes {need:.0f} GB: free some, or set results="
 
 
 def _architectures(request: Request) -> list[Architecture]:

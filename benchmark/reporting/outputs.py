@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING
 from benchmark.config import own_checkpoints
 from benchmark.config.compose import Request
 from benchmark.config.compose import request as ask
-from benchmark.core.errors import UserError
-from benchmark.planning.plan import Planned
+from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError
+from benchmark.planning.plan import Planned, with_datasets
 from benchmark.reporting import slices
-from benchmark.spec import cell_id
+from benchmark.spec import CellSpec, cell_id
 from benchmark.store.cells import Store
 from methods.registry import entry
 
@@ -28,6 +29,31 @@ SEVERAL = (
     "A table shows one setting, but a key has several values. Give one value per key, or run the cells without table= "
     "(methods=, models=, targets=)."
 )
+
+
+def make(request: Request) -> tuple[int, list[Planned]]:
+    """Run what a request lacks, then report what is finished.
+
+    Returns:
+        (exit code of the runner, the finished cells; none if the run was stopped).
+
+    Raises:
+        UserError: several settings were asked for in one table, or see `benchmark.running.runner.run`.
+    """
+    from benchmark.planning import plan as planning
+    from benchmark.running import runner
+
+    check_one_setting(request)
+    code = runner.run(request)
+    if code in (PREEMPTED, INTERRUPTED):
+        return code, []
+    store = Store(request.results)
+    planned = planning.make(request, store)
+    done = [item for item in planned if item.done]
+    if done:
+        measure(request, planned, store)
+        report(request, planned, store)
+    return code, done
 
 
 def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
@@ -129,22 +155,25 @@ def build_rows(request: Request, plan: Sequence[Planned], store: Store) -> list[
     Raises:
         UserError: two cells claim the same place, because a setting has several values.
     """
+    cells: dict[str, CellSpec] = {}
+    for cell in request.cells:
+        cells[cell_id(cell)] = with_datasets(cells.get(cell_id(cell), cell), cell.datasets)
+    _check_places(cells.values())
     planned = {item.id: item for item in plan}
-    groups: dict[tuple[str, str, str], list[Planned]] = {}
-    for wanted in request.cells:
-        item = planned[cell_id(wanted)]
-        for target in [wanted.target] if wanted.target else [dataset.id for dataset in wanted.targets]:
-            found = groups.setdefault((wanted.model.id, target, wanted.method.id), [])
-            if any(other.id != item.id and other.cell.seed == item.cell.seed for other in found):
-                raise UserError(SEVERAL)
-            if item not in found:
-                found.append(item)
-    order = {name: place for place, name in enumerate(dict.fromkeys(key[0] for key in groups))}
-    targets = {name: place for place, name in enumerate(dict.fromkeys(key[1] for key in groups))}
-    return [
-        _row(key, found, store, request)
-        for key, found in sorted(groups.items(), key=lambda item: (order[item[0][0]], targets[item[0][1]]))
-    ]
+    models = dict.fromkeys(cell.model.id for cell in cells.values())
+    targets = dict.fromkeys(target for cell in cells.values() for target in _targets(cell))
+    rows = []
+    for model, target in itertools.product(models, targets):
+        here = {name: cell for name, cell in cells.items() if cell.model.id == model and target in _targets(cell)}
+        for method in dict.fromkeys(cell.method.id for cell in here.values()):
+            seeds = [planned[name] for name, cell in here.items() if cell.method.id == method]
+            rows.append(_row((model, target, method), seeds, store, request))
+    return rows
+
+
+def _targets(cell: CellSpec) -> list[str]:
+    """Return the targets in whose rows a cell stands: its own, or all that an untuned model was evaluated on."""
+    return [cell.target] if cell.target else [dataset.id for dataset in cell.targets]
 
 
 def check_one_setting(request: Request) -> None:
@@ -153,8 +182,13 @@ def check_one_setting(request: Request) -> None:
     Raises:
         UserError: two cells of one table differ only in a setting.
     """
-    places = [(cell.model.id, cell.target, cell.method.id, cell.seed) for cell in request.cells]
-    if request.table is not None and len(set(places)) < len(places):
+    if request.table is not None:
+        _check_places(request.cells)
+
+
+def _check_places(cells: Collection[CellSpec]) -> None:
+    """Refuse two cells that differ only in a setting: a table has one place for them."""
+    if len({(cell.model.id, cell.target, cell.method.id, cell.seed) for cell in cells}) < len(cells):
         raise UserError(SEVERAL)
 
 

@@ -17,110 +17,37 @@ from rich.text import Text
 
 from benchmark.core.files import write_atomic
 from benchmark.reporting import lettering
-from benchmark.reporting.tables import MEASURES, OLDER, REFERENCE, Table
+from benchmark.reporting.tables import Table
+from benchmark.reporting.view import MISSING, Block, Row, against, blocks, given_papers, heads
 
-MISSING = "-"
 BELOW = "Below each score: its 95 % interval."
 WIDTH = 110
-
-
-def number(value: float) -> str:
-    """Return a value with two decimals, or '-' if there is none."""
-    return MISSING if pd.isna(value) else f"{value:.2f}"
-
-
-def _arrow(line: pd.Series) -> str:
-    """Return the difference from Full FT, like "↑3.20*"."""
-    if pd.isna(line["delta"]):
-        return MISSING
-    size = f"{abs(line['delta']):.2f}"
-    arrow = "" if size == "0.00" else "↑" if line["delta"] > 0 else "↓"
-    return f"{arrow}{size}{'*' * bool(line['star'])}"
-
-
-def value(line: pd.Series, column: str = "value") -> str:
-    """Return a line's number as printed: two decimals for scores, as the measure says for others."""
-    measure = MEASURES.get(line["metric"])
-    if measure is None or pd.isna(line[column]):
-        return number(line[column])
-    return f"{line[column] * measure.scale:.{measure.digits}f}"
-
-
-def interval(line: pd.Series) -> str:
-    """Return a score's 95 % interval like "79.1-82.4", or nothing where there is none."""
-    return "" if pd.isna(line["low"]) or line["metric"] in MEASURES else f"{line['low']:.1f}-{line['high']:.1f}"
-
-
-def _half(line: pd.Series) -> str:
-    """Return half the width of that interval, which a terminal has room for."""
-    return f"±{(line['high'] - line['low']) / 2:.1f}"
-
-
-def paper(line: pd.Series) -> str:
-    """Return the paper's number, and how far ours lies from it, like "55.16 (+1.20)"."""
-    text = value(line, "paper") + "?" * bool(line["paper_suspect"])
-    if pd.isna(line["paper"]) or pd.isna(line["value"]):
-        return text
-    measure = MEASURES.get(line["metric"])
-    gap = (line["value"] - line["paper"]) * (measure.scale if measure else 1)
-    return f"{text} ({gap:+.{measure.digits if measure else 2}f})"
-
-
-def _paper_heads(table: Table) -> dict[str, str]:
-    """Return metric -> heading of its column with the paper's number."""
-    return {metric: f"Paper {table.columns()[metric]}" for metric in table.paper_metrics()}
-
-
-def against(table: Table) -> str:
-    """Return the heading of the arrows; with several references each row names its own."""
-    return "vs FT" if set(table.frame["reference"]) <= {"", REFERENCE} else "vs"
-
-
-def difference(table: Table, line: pd.Series) -> str:
-    """Return arrow, size and star, with the reference where rows have different ones."""
-    text = _arrow(line)
-    return f"{text} {line['reference']}" if against(table) == "vs" and text != MISSING else text
-
-
-def name_of(line: pd.Series) -> str:
-    """Return the printed name of a line's method, with a mark if older code made its numbers."""
-    return f"{line['method_name']} {OLDER}" if line["older_code"] else line["method_name"]
-
-
-def _methods(block: pd.DataFrame) -> list[tuple[str, dict[str, pd.Series]]]:
-    """Return (printed name, metric -> line) for each method of a block."""
-    return [
-        (name_of(lines.iloc[0]), {line["metric"]: line for _, line in lines.iterrows()})
-        for _, lines in block.groupby("method", sort=False)
-    ]
 
 
 # -- terminal --------------------------------------------------------------------------------------------
 
 
-def _rich_block(table: Table, title: str, block: pd.DataFrame, plain: bool) -> rich.table.Table:
+def _rich_block(table: Table, block: Block, plain: bool) -> rich.table.Table:
     """Return one block; without styles the best values stand in brackets instead of bold."""
     grid = rich.table.Table(
-        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=block.heading, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
-    grid.add_column("Method", no_wrap=True)
-    for metric, name in table.columns().items():
-        grid.add_column(name, justify="right", no_wrap=True)
-        if metric in table.compared():
-            grid.add_column(against(table), justify="left", no_wrap=True)
-    for head in _paper_heads(table).values():
-        grid.add_column(head, justify="right", no_wrap=True)
-    for name, lines in _methods(block):
-        cells = [Text(name)]
+    papers = table.paper_metrics()
+    for head in heads(table, papers):
+        grid.add_column(head, justify="left" if head in ("Method", against(table)) else "right", no_wrap=True)
+    for row in block.rows:
+        cells = [Text(row.name)]
         for metric in table.columns():
-            line = lines[metric]
-            text = value(line)
-            cell = Text(f"[{text}]" if plain else text, style="" if plain else "bold") if line["best"] else Text(text)
-            cells.append(cell.append(f"\n{_half(line)}", style="not bold dim") if interval(line) else cell)
-            if metric in table.compared():
-                cells.append(Text(difference(table, line)))
-        cells += [Text(paper(lines[metric])) for metric in _paper_heads(table)]
-        grid.add_row(*cells)
+            number = row.numbers[metric]
+            text = f"[{number.text}]" if plain and number.best else number.text
+            cell = Text(text, style="bold" if number.best and not plain else "")
+            if number.interval:
+                low, high = number.interval
+                cell.append(f"\n±{(high - low) / 2:.1f}", style="not bold dim")
+            cells.append(cell)
+            if number.difference is not None:
+                cells.append(Text(number.difference))
+        grid.add_row(*cells, *(Text(row.numbers[metric].paper) for metric in papers))
     return grid
 
 
@@ -133,27 +60,16 @@ def show(table: Table, console: Console) -> None:
     """
     plain = not console.is_terminal or console.no_color
     console.print(Text(table.title, style="bold"))
-    for model, target, block in table.blocks():
+    for block in blocks(table):
         console.print()
-        grid = _rich_block(table, f"{model}, fine-tuned on {target}", block, plain)
         # Laid out at full width: rich would cut numbers short where a narrow terminal simply wraps lines.
         laid_out = io.StringIO()
         wide = Console(file=laid_out, width=10 * WIDTH, force_terminal=True, color_system="standard")
-        wide.print(grid)
+        wide.print(_rich_block(table, block, plain))
         console.print(Text.from_ansi(laid_out.getvalue().rstrip()), soft_wrap=True)
     console.print()
-    for note in ("±: half the width of the 95 % interval.", *table.notes):
-        if plain and note.startswith("Bold:"):
-            note = note.replace("Bold:", "[Brackets]:", 1)
+    for note in ("±: half the width of the 95 % interval.", *table.texts("[Brackets]" if plain else "Bold")):
         console.print(Padding(Text(note), (0, 0, 0, 2)))
-
-
-def to_text(table: Table, width: int = WIDTH) -> str:
-    """Return the table as plain text of the given width."""
-    output = io.StringIO()
-    show(table, Console(file=output, width=width, force_terminal=False, color_system=None))
-    lines = output.getvalue().splitlines()
-    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 # -- Markdown --------------------------------------------------------------------------------------------
@@ -163,52 +79,48 @@ def _markdown_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_details(table: Table, block: pd.DataFrame) -> list[str]:
+def _markdown_details(table: Table, block: Block) -> list[str]:
     """Return a folded table with interval, difference and values by seed of each number."""
     rows = []
-    for name, lines in _methods(block):
+    for row in block.rows:
         for metric, title in table.columns().items():
-            line = lines[metric]
-            if pd.isna(line["value"]) or metric in MEASURES:
+            number = row.numbers[metric]
+            line = number.line
+            if number.interval is None:
                 continue
-            interval = f"{line['low']:.2f} to {line['high']:.2f}"
+            interval = "{:.2f} to {:.2f}".format(*number.interval)
             delta = MISSING
             if not pd.isna(line["delta"]):
                 delta = f"{line['delta']:+.2f} ({line['delta_low']:+.2f} to {line['delta_high']:+.2f})"
             p = MISSING if pd.isna(line["p_holm"]) else f"{line['p_holm']:.3f}"
             seeds = " ".join(f"{float(value):.2f}" for value in line["by_seed"].split()) or MISSING
-            written = (lettering.markdown(text) for text in (name, title))
-            cells = [*written, number(line["value"]), interval, delta, p, seeds, lettering.markdown(paper(line))]
-            rows.append(_markdown_row(cells))
+            name, head, paper = map(lettering.markdown, (row.name, title, number.paper))
+            rows.append(_markdown_row([name, head, number.text, interval, delta, p, seeds, paper]))
     than = "Full FT" if against(table) == "vs FT" else "its reference"
-    head = ["Method", "Metric", "Value", "95 % interval", f"Difference from {than}", "p (Holm)", "By seed", "Paper"]
+    top = ["Method", "Metric", "Value", "95 % interval", f"Difference from {than}", "p (Holm)", "By seed", "Paper"]
     rule = ["---", "---", *["--:"] * 6]
-    grid = [_markdown_row(head), _markdown_row(rule), *rows]
+    grid = [_markdown_row(top), _markdown_row(rule), *rows]
     return ["<details><summary>Intervals</summary>", "", *grid, "", "</details>"]
 
 
 def to_markdown(table: Table) -> str:
     """Return the table as Markdown: a block per model and target, each with its intervals folded below."""
+    papers = table.paper_metrics()
+    head = [lettering.markdown(name) for name in heads(table, papers)]
     out = [f"## {lettering.markdown(table.title)}", ""]
-    for model, target, block in table.blocks():
-        head = ["Method"]
-        for metric, name in table.columns().items():
-            head += [name, against(table)] if metric in table.compared() else [name]
-        head = [lettering.markdown(name) for name in (*head, *_paper_heads(table).values())]
-        out += [f"### {lettering.markdown(model)}, fine-tuned on {lettering.markdown(target)}", ""]
+    for block in blocks(table):
+        out += [f"### {lettering.markdown(block.model)}, fine-tuned on {lettering.markdown(block.target)}", ""]
         out += [_markdown_row(head), _markdown_row(["---", *["--:"] * (len(head) - 1)])]
-        for name, lines in _methods(block):
-            cells = [lettering.markdown(name)]
+        for row in block.rows:
+            cells = [lettering.markdown(row.name)]
             for metric in table.columns():
-                line = lines[metric]
-                text = value(line)
-                cells.append(f"**{text}**" if line["best"] else text)
-                if metric in table.compared():
-                    cells.append(lettering.markdown(difference(table, line)))
-            cells += [lettering.markdown(paper(lines[metric])) for metric in _paper_heads(table)]
-            out.append(_markdown_row(cells))
+                number = row.numbers[metric]
+                cells.append(f"**{number.text}**" if number.best else number.text)
+                if number.difference is not None:
+                    cells.append(lettering.markdown(number.difference))
+            out.append(_markdown_row([*cells, *(lettering.markdown(row.numbers[metric].paper) for metric in papers)]))
         out += ["", *_markdown_details(table, block), ""]
-    out += [f"- {lettering.markdown(note)}" for note in table.notes]
+    out += [f"- {lettering.markdown(note)}" for note in table.texts()]
     return "\n".join(out) + "\n"
 
 
@@ -231,42 +143,31 @@ PAGE, CAPTION, HEAD, LINE, GAP, NOTE, NOTE_LETTERS = 600.0, 45.0, 20.0, 7.2, 1.5
 WIDTH_PT, COLUMN, LETTER, NAME = 487.8, 50.0, 4.0, 80.0  # the page, a column of numbers, a letter, the least for names
 
 
-def _latex_cells(table: Table, lines: dict[str, pd.Series]) -> list[str]:
-    """Return one method's cells, then the paper's numbers where there are any."""
-    cells = []
+def _latex_cells(table: Table, row: Row, papers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return a method's cells, then the paper's numbers; and what stands below them: intervals."""
+    cells, below = [], []
     for metric in table.columns():
-        line = lines[metric]
-        cell = lettering.latex(value(line))
-        if line["best"]:
+        number = row.numbers[metric]
+        cell = lettering.latex(number.text)
+        if number.best:
             cell = rf"\textbf{{{cell}}}"
-        if metric in table.compared() and not pd.isna(line["delta"]):
-            cell += rf" {{\tiny {lettering.latex(difference(table, line))}}}"
+        if number.difference not in (None, MISSING):
+            cell += rf" {{\tiny {lettering.latex(number.difference)}}}"
         cells.append(cell)
-    return cells + [lettering.latex(paper(lines[metric])) for metric in _latex_papers(table)]
+        below.append(r"{{\tiny {:.1f}--{:.1f}}}".format(*number.interval) if number.interval else "")
+    return [*cells, *(lettering.latex(row.numbers[metric].paper) for metric in papers)], [*below, *([""] * len(papers))]
 
 
-def _latex_intervals(table: Table, lines: dict[str, pd.Series]) -> list[str]:
-    """Return what stands below the cells of `_latex_cells`: intervals, and nothing below the paper's numbers."""
-    found = [interval(lines[metric]) for metric in table.columns()]
-    tiny = [rf"{{\tiny {text.replace('-', '--')}}}" if text else "" for text in found]
-    return tiny + [""] * len(_latex_papers(table))
-
-
-def _latex_papers(table: Table) -> list[str]:
-    """Return the metrics with a column for the paper's number: only where it has one."""
-    given = set(table.frame.loc[table.frame["paper"].notna(), "metric"])
-    return [metric for metric in table.paper_metrics() if metric in given]
-
-
-def _latex_rows(table: Table, block: pd.DataFrame) -> list[str]:
+def _latex_rows(table: Table, block: Block) -> list[str]:
     """Return the rows of one model and target, each of one or two printed lines."""
     rows: list[str] = []
-    for name, lines in _methods(block):
-        row = f"{_latex_name(name)} & {' & '.join(_latex_cells(table, lines))} " + r"\\"
-        below = _latex_intervals(table, lines)
+    papers = given_papers(table)
+    for row in block.rows:
+        cells, below = _latex_cells(table, row, papers)
+        text = f"{_latex_name(row.name)} & {' & '.join(cells)} " + r"\\"
         # No page ends between a number and its interval.
-        row = f"{row}\n & {' & '.join(below)} " + r"\\" if any(below) else row
-        rows.append(rf"\addlinespace[{GAP}pt]" + f"\n{row}" if rows else row)
+        text = f"{text}\n & {' & '.join(below)} " + r"\\" if any(below) else text
+        rows.append(rf"\addlinespace[{GAP}pt]" + f"\n{text}" if rows else text)
     return rows
 
 
@@ -294,23 +195,23 @@ def _latex_floats(table: Table, columns: int, notes: Sequence[str]) -> list[list
 
     A model starts a float of its own if the table needs several. A block that no page holds is cut into equal parts.
     """
-    blocks = [(model, target, _latex_rows(table, block)) for model, target, block in table.blocks()]
+    parted = [(block, _latex_rows(table, block)) for block in blocks(table)]
     below = NOTE * sum(1 + len(note) // NOTE_LETTERS for note in notes)
-    whole = CAPTION + below + sum(HEAD + sum(map(_height, rows)) for _, _, rows in blocks)
+    whole = CAPTION + below + sum(HEAD + sum(map(_height, rows)) for _, rows in parted)
     floats: list[list[str]] = [[]]
-    left, before = PAGE - CAPTION, blocks[0][0]
-    for place, (model, target, rows) in enumerate(blocks):
-        extra = HEAD + (below if place == len(blocks) - 1 else 0)
+    left, before = PAGE - CAPTION, parted[0][0].model
+    for place, (block, rows) in enumerate(parted):
+        extra = HEAD + (below if place == len(parted) - 1 else 0)
         high = sum(map(_height, rows))
         parts = next((n for n in range(1, len(rows)) if high / n + extra <= PAGE - CAPTION), len(rows))
         size = math.ceil(len(rows) / parts)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             height = extra + sum(map(_height, part))
-            if floats[-1] and (height > left or start or (whole > PAGE and model != before)):
+            if floats[-1] and (height > left or start or (whole > PAGE and block.model != before)):
                 floats.append([])
                 left = PAGE - CAPTION
-            head = f"{model}, fine-tuned on {target}{' (continued)' if start else ''}"
+            head = f"{block.heading}{' (continued)' if start else ''}"
             floats[-1] += [
                 r"\midrule",
                 # Without a width of its own: TeX would give the last column what a spanning cell takes.
@@ -318,7 +219,7 @@ def _latex_floats(table: Table, columns: int, notes: Sequence[str]) -> list[list
                 rf"{{\raggedright\strut\textit{{{lettering.latex(head)}}}\strut}}}}}} \\",
                 *part,
             ]
-            left, before = left - height, model
+            left, before = left - height, block.model
     return floats
 
 
@@ -331,14 +232,15 @@ def to_latex(table: Table, label: str = "table") -> str:
         table: the table.
         label: what `\\ref{tab:LABEL}` finds.
     """
-    heads = [_LATEX_NAMES.get(metric, lettering.latex(name)) for metric, name in table.columns().items()]
-    heads += [lettering.latex(_paper_heads(table)[metric]) for metric in _latex_papers(table)]
+    names = table.columns()
+    head = [_LATEX_NAMES.get(metric, lettering.latex(name)) for metric, name in names.items()]
+    head += [lettering.latex(f"Paper {names[metric]}") for metric in given_papers(table)]
     caption = lettering.latex(re.sub(r"^Table [0-9]+[.] ", "", table.title))  # LaTeX counts by itself
-    notes = [BELOW, *table.notes]
-    longest, room = max(map(len, table.frame["method_name"])), name_width(len(heads))
-    names = "l" if LETTER * longest <= room else rf">{{\raggedright\arraybackslash}}p{{{room:.0f}pt}}"
-    columns = rf"@{{\extracolsep{{\fill}}}}{names}{'r' * len(heads)}@{{}}"
-    floats = _latex_floats(table, len(heads), notes)
+    notes = [BELOW, *table.texts()]
+    longest, room = max(map(len, table.frame["method_name"])), name_width(len(head))
+    first = "l" if LETTER * longest <= room else rf">{{\raggedright\arraybackslash}}p{{{room:.0f}pt}}"
+    columns = rf"@{{\extracolsep{{\fill}}}}{first}{'r' * len(head)}@{{}}"
+    floats = _latex_floats(table, len(head), notes)
     out = [f"% needs \\usepackage{{{','.join(PACKAGES)}}}"]
     for place, rows in enumerate(floats):
         if place == 0:
@@ -349,7 +251,7 @@ def to_latex(table: Table, label: str = "table") -> str:
             r"\begin{table*}[tp]", r"\centering", r"\begin{threeparttable}", title,
             r"\scriptsize\setlength{\tabcolsep}{1.5pt}\renewcommand{\arraystretch}{0.9}",
             rf"\begin{{tabular*}}{{\textwidth}}{{{columns}}}",
-            r"\toprule", f"Method & {' & '.join(heads)} " + r"\\", *rows, r"\bottomrule", r"\end{tabular*}",
+            r"\toprule", f"Method & {' & '.join(head)} " + r"\\", *rows, r"\bottomrule", r"\end{tabular*}",
         ]
         if place == len(floats) - 1:
             out.append(r"\begin{tablenotes}[flushleft]\footnotesize\setlength{\labelsep}{0pt}\raggedright")

@@ -31,9 +31,9 @@ def differences(asked: Request, whole: Request, ignore: Container[str] = ()) -> 
         What differs -> its values in the request; additional methods, models and targets are under "with". Empty
         if the request has the cells of the whole, perhaps with more seeds. Paths, devices and threads are ignored.
     """
-    whole = whole.only(lambda cell: cell.method.id not in asked.left_out)
+    whole = whole.filtered(lambda cell: cell.method.id not in asked.left_out)
     seeds = {cell.seed for cell in whole.cells if cell.train is not None}
-    if _ids(asked.only(lambda cell: cell.train is None or cell.seed in seeds)) == _ids(whole):
+    if _ids(asked.filtered(lambda cell: cell.train is None or cell.seed in seeds)) == _ids(whole):
         return {}
     found: dict[str, str] = {}
     same = True
@@ -55,8 +55,8 @@ def differences(asked: Request, whole: Request, ignore: Container[str] = ()) -> 
         for one in (asked, whole)
     )
     found |= {key: ", ".join(values) for key, values in swept.items() if values != before[key]}
-    if same and not found:  # another training file, say
-        found["settings"] = digest_of(sorted(_ids(asked)))[:8]
+    if asked.only or (same and not found):  # no product of these axes; another training file, say
+        found["cells" if asked.only else "settings"] = digest_of(sorted(_ids(asked)))[:8]
     return found
 
 

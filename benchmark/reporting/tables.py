@@ -97,6 +97,14 @@ class RowResult:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a reader must know, one sentence or two; of the best values it says how they are marked where it stands."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
 class Table:
     """A finished table.
 
@@ -114,8 +122,16 @@ class Table:
     title: str
     upstream: Mapping[str, str]
     frame: pd.DataFrame
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     shown: tuple[str, ...] = ()
+
+    def texts(self, best: str = "Bold") -> list[str]:
+        """Return the notes as printed.
+
+        Args:
+            best: how the best values are marked.
+        """
+        return [f"{best}: {note.text}" if note.best else note.text for note in self.notes]
 
     def blocks(self) -> list[tuple[str, str, pd.DataFrame]]:
         """Return (model name, target name, lines) for each model and target, in order of appearance."""
@@ -271,19 +287,22 @@ def build(
     frame["p_holm"] = pd.Series(stats.holm(frame.loc[tested, "p"].tolist()), index=tested, dtype=float)
     frame["star"] = frame["p_holm"] < LEVEL
 
-    below = (
+    before = [
         *notes,
         *_missing_notes(found),
         *_older_notes(rows),
         *_count_notes(found, upstream),
         *_seed_notes(found),
+    ]
+    after = [
         *_test_notes(len(tested), frame, draws),
         *_resolvable_notes(frame),
         *_penalty_notes(found, references),
         *_measure_notes(shown),
         *_paper_notes(frame),
         *_protocol_notes(rows, upstream),
-    )
+    ]
+    below = (*map(Note, before), *_best_notes(frame), *map(Note, after))
     return Table(title, dict(upstream), frame, below, tuple(shown))
 
 
@@ -344,18 +363,26 @@ def _seed_notes(found: Sequence[_Evaluated]) -> list[str]:
     return [f"Training seeds: {listed}; values are means, intervals resample seeds and image groups."]
 
 
+def _best_notes(frame: pd.DataFrame) -> list[Note]:
+    """Explain the mark of the best values, and the arrows; nothing in a table of one untuned model."""
+    arrows = f" Arrows: difference from {_reference(frame)}." if any(frame["reference"]) else ""
+    if not arrows and REFERENCE not in set(frame["method"]):
+        return []
+    return [Note(f"best of the tuned methods.{arrows}", best=True)]
+
+
+def _reference(frame: pd.DataFrame) -> str:
+    """Return what the methods are compared with, in words."""
+    return "the method named in `vs`" if {*frame["reference"]} - {"", REFERENCE} else "Full FT"
+
+
 def _test_notes(comparisons: int, frame: pd.DataFrame, draws: int) -> list[str]:
-    """Explain bold, arrows and stars."""
-    against = [name for name in frame["reference"].unique() if name]
-    others = against not in ([], [REFERENCE])
-    what = "the method named in `vs`" if others else "Full FT"
-    notes = [f"Bold: best of the tuned methods. Arrows: difference from {what}."] if against else []
-    if not against and REFERENCE in set(frame["method"]):
-        notes = ["Bold: best of the tuned methods."]
+    """Explain stars."""
+    what, notes = _reference(frame), []
+    whose = "Full FT's" if what == "Full FT" else f"{what} (its H)"
     if comparisons:
         notes.append(
-            f"*: H differs from {what + ' (its H)' if others else what + chr(39) + 's'}, p < {LEVEL} (two-sided "
-            f"paired bootstrap, {draws} draws; "
+            f"*: H differs from {whose}, p < {LEVEL} (two-sided paired bootstrap, {draws} draws; "
             f"Holm-corrected over {counted(comparisons, 'comparison')} in this table)."
         )
         if comparisons * 2 / (draws + 1) >= LEVEL:

@@ -6,7 +6,7 @@ import json
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -25,7 +25,7 @@ from benchmark.models.batch import Items
 from benchmark.models.prompt import IGNORE
 from benchmark.planning.plan import Planned
 from benchmark.running.worker import Worker
-from benchmark.spec import CellSpec
+from benchmark.spec import CellSpec, is_tuned
 from benchmark.store.cell_measures import FOOTPRINT
 from benchmark.store.cells import Store
 from benchmark.store.code_version import version
@@ -67,14 +67,15 @@ def measure(request: Request, plan: Sequence[Planned], store: Store) -> list[str
             numbers = found.get(item.cell.method.id)
             if numbers is None:
                 numbers = _merged(item, planned, store, worker)
-            numbers |= {"code": _code(item.cell), "device": item.cell.device}
-            write_atomic(store.folder(item.cell) / FOOTPRINT, json.dumps(numbers) + "\n")
+            content = {**numbers, "code": _code(item.cell), "device": item.cell.device}
+            write_atomic(store.folder(item.cell) / FOOTPRINT, json.dumps(content) + "\n")
             told.append(f"{item.id}: keeps {numbers['memory']:.2f} |M|, time {numbers.get('step_time', 1):.2f}")
     return told
 
 
 def _code(cell: CellSpec) -> str:
     """Return the versions of the code that a footprint depends on, and the settings that it was measured with."""
+    assert cell.train is not None
     code = f"{version('footprint')}, {version(f'method/{cell.method.id}')}"
     return f"{code}, batch_size {cell.train.batch_size}, last_layers {cell.train.last_layers}"
 
@@ -116,15 +117,13 @@ class Bench:
     """
 
     def __init__(self, cell: CellSpec, worker: Worker) -> None:
-        self.cell = cell
+        assert is_tuned(cell)
         self.loaded: LoadedModel = worker._load(cell)
-        settings = cell.train
-        self.names = trainable_names(self.loaded, settings.scope, settings.last_layers)
-        records = worker.records(cell, cell.target, "train", settings.limit)
-        items = Items(self.loaded, records, supervised=True)
+        self.names = trainable_names(self.loaded, cell.train.scope, cell.train.last_layers)
+        items = Items(self.loaded, worker.training_records(cell), supervised=True)
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
-        pairs = list(Order(cell.seed, tokens, settings.batch_size, settings.loss_group))
-        size = settings.batch_size
+        pairs = list(Order(cell.seed, tokens, cell.train.batch_size, cell.train.loss_group))
+        size = cell.train.batch_size
         starts = range(0, max(1, len(pairs) - size + 1), size)
         self.batches = [[(items[i], weight) for i, weight in pairs[start : start + size]] for start in starts]
         self.unit = 4 * sum(p.numel() for name, p in self.loaded.model.named_parameters() if name in set(self.names))
@@ -132,6 +131,7 @@ class Bench:
     def steps(self, cell: CellSpec, method: Method, count: int) -> Iterator[float]:
         """Run optimizer steps from the base weights; yield the seconds of each, and leave the base weights behind."""
         model, settings = self.loaded.model, cell.train
+        assert settings is not None
         base = snapshot(model, self.names)
         trained = {name: parameter for name, parameter in model.named_parameters() if name in base}
         model.requires_grad_(False)
@@ -143,7 +143,7 @@ class Bench:
         batches = chain.from_iterable(repeat(self.batches))
         try:
             for _, pairs in zip(range(count), batches, strict=False):
-                self._wait()
+                wait(model.device)
                 began = time.perf_counter()
                 size = settings.micro_batch_size
                 for start in range(0, len(pairs), size):
@@ -156,7 +156,7 @@ class Bench:
                     torch.nn.utils.clip_grad_norm_(list(trained.values()), settings.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-                self._wait()
+                wait(model.device)
                 yield time.perf_counter() - began
         finally:
             attachment.remove()
@@ -165,10 +165,6 @@ class Bench:
                 parameter.grad = None
                 parameter.data = parameter.data.to(base[name].dtype)
             apply_delta(model, base)
-
-    def _wait(self) -> None:
-        if self.loaded.model.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def step_seconds(self, cell: CellSpec) -> float:
         """Return the median time of an optimizer step; the first, which allocates, does not count."""
@@ -179,41 +175,64 @@ class Bench:
         """Return memory (kept between steps) and peak (while the method acts), in float32 copies of the weights."""
         method = build(cell.method.id, dict(cell.method.params), cell.seed)
         counter = LiveBytes()
-        for name in ("start", "before_step", "after_step"):
-            setattr(method, name, _counted(getattr(method, name), counter))
+        _count(counter, method, "start", "before_step", "after_step")
         for _ in self.steps(cell, method, 3):
             with counter:
                 method.diagnostics()  # as training does every few steps; what it keeps to do so counts
-        sources = {}
-        if method.uses_pretrained:
-            sources = {shard.source.untyped_storage().data_ptr(): shard.source.nbytes for shard in method.shards}
-        own = {key: value for key, value in vars(method).items() if key not in FIXED}
-        kept = dict(sources)
-        for tensor in _tensors(own):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return {
-            "memory": sum(kept.values()) / self.unit,
-            "peak": (sum(sources.values()) + counter.peak) / self.unit,
-        }
+        pretrained = sum(_storages(_pretrained(method)).values())
+        return {"memory": kept_bytes(method) / self.unit, "peak": (pretrained + counter.peak) / self.unit}
 
 
-def _counted(hook: Any, counter: LiveBytes) -> Any:
-    def run(shards: Any) -> None:
-        with counter:
-            hook(shards)
+def wait(device: torch.device) -> None:
+    """Wait until a device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
-    return run
+
+def _count(counter: LiveBytes, method: Method, *hooks: str) -> None:
+    """Let a counter see what hooks of a method make."""
+    def counted(hook: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            with counter:
+                return hook(*arguments)
+
+        return run
+
+    for name in hooks:
+        setattr(method, name, counted(getattr(method, name)))
+
+
+def kept_bytes(method: Method, shared: Iterable[Tensor] = ()) -> int:
+    """Return the bytes of all tensors that a method keeps between steps, with w* if it reads it.
+
+    Args:
+        method: after a step.
+        shared: tensors that are there without the method; what it keeps of them costs nothing.
+    """
+    own = {name: value for name, value in vars(method).items() if name not in FIXED}
+    without = _storages(list(shared))
+    return sum(size for place, size in _storages([own, _pretrained(method)]).items() if place not in without)
+
+
+def _pretrained(method: Method) -> list[Tensor]:
+    """Return w* as a method keeps it, a part for each of its tensors; nothing if it does not read it."""
+    return [shard.source for shard in method.shards] if method.uses_pretrained else []
+
+
+def _storages(value: Any) -> dict[int, int]:
+    """Return address -> bytes of the storages of every tensor reachable from a value."""
+    return {_place(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(value)}
 
 
 def _tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """Yield every tensor reachable from a value."""
+    """Yield every tensor reachable from a value; functions and modules are nobody's memory."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item, seen)
     elif isinstance(value, list | tuple | set):
@@ -270,16 +289,17 @@ def _merged(item: Planned, planned: dict[str, Planned], store: Store, worker: Wo
     """Return the footprint of a post-hoc method: nothing during training, its peak and time at the merge."""
     from benchmark.training import posthoc
 
+    assert item.needs is not None and is_tuned(item.cell)
     cell, source = item.cell, planned[item.needs]
     folder, counter = store.folder(cell), LiveBytes()
     method = build(cell.method.id, dict(cell.method.params), cell.seed)
-    method.finish = _counted_finish(method.finish, counter)
+    _count(counter, method, "finish")
     scratch = folder / ".footprint.safetensors"
     try:
-        with worker._base(cell) as base:
+        with worker.base(cell) as base:
             unit = 4 * sum(tensor.numel() for tensor in base.values())
             pretrained = sum(tensor.nbytes for tensor in base.values())
-            records = worker.records(cell, cell.target, "train", cell.train.limit)
+            records = worker.training_records(cell)
             delta = store.folder(source.cell) / "delta.safetensors"
             posthoc.transform(cell, worker._load(cell), records, method, base, delta, scratch)
     finally:
@@ -287,11 +307,3 @@ def _merged(item: Planned, planned: dict[str, Planned], store: Store, worker: Wo
     own, trained = store.seconds(folder).get("train"), store.seconds(store.folder(source.cell)).get("train")
     times = {"step_time": (trained + own) / trained} if own is not None and trained else {}
     return {"memory": 0.0, "peak": (pretrained + counter.peak) / unit, **times}
-
-
-def _counted_finish(finish: Any, counter: LiveBytes) -> Any:
-    def run(*arguments: Any) -> Any:
-        with counter:
-            return finish(*arguments)
-
-    return run

@@ -111,7 +111,7 @@ def run(request: Request, show: Progress | None = None) -> int:
     failed = {cell.model.id: cell.model.name for cell in first.cells if cell.model.id not in held}
     if failed:
         print(f"Not trained: {', '.join(failed.values())}. The untuned model could not be scored (see above).")
-    rest = request.only(lambda cell: cell.model.id not in failed)
+    rest = request.filtered(lambda cell: cell.model.id not in failed)
     return (_run(rest, show) if rest.cells else DONE) or code
 
 

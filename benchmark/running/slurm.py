@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmark.config import own_modules
-from benchmark.config.compose import AXES, Request, hydra_value, parameter_of
+from benchmark.config.compose import AXES, Request, hydra_value
 from benchmark.config.own_checkpoints import PREFIX
 from benchmark.core.errors import UserError, counted
 from benchmark.core.progress import clock
@@ -18,7 +17,7 @@ from benchmark.data import DATASETS
 from benchmark.models.sizes import architecture_of
 from benchmark.planning.cost import Costs
 from benchmark.planning.plan import Planned
-from benchmark.spec import ROOT, CellSpec, DatasetSpec, cell_id
+from benchmark.spec import ROOT, CellSpec, DatasetSpec
 
 LIBRARIES, FEATURES = 4.0, 1.0  # GiB per process: Python's packages and data; cached image features
 HEAD = """#!/bin/bash
@@ -52,7 +51,7 @@ exit $code
 """
 
 
-def elements(plan: Sequence[Planned], asked: Request) -> list[list[Planned]]:
+def elements(plan: Sequence[Planned]) -> list[list[Planned]]:
     """Return the unfinished cells in groups that do not depend on each other.
 
     Post-hoc cells are in the group of the Full FT cell that they are made from, whether that is finished or not.
@@ -73,7 +72,7 @@ def script(
         plan: the request's plan.
         asked: the request.
         costs: expected times. The time limit is three times that of the longest element, and at least 30 minutes.
-        overrides: the command line that made the request; each element narrows it to its own cells.
+        overrides: the command line that made the request; each element adds the names of its own cells (only=).
         flags: flags of sbatch, such as "--partition=a --account=b". They come last, so they replace ours.
 
     Returns:
@@ -84,11 +83,11 @@ def script(
     """
     if asked.cells[0].hostfile:
         raise UserError(f"hostfile={asked.cells[0].hostfile}: a job of the array has one node. Leave hostfile out.")
-    groups = elements(plan, asked)
+    groups = elements(plan)
     if not groups:
         raise UserError(f"{counted(len(plan), 'cell')}, all done. There is nothing to submit.")
-    settings = {cell_id(entry.cell): entry.settings for entry in asked.grid}
-    commands = [_command(group, asked, settings, overrides) for group in groups]
+    shared = _shared(asked, overrides)
+    commands = [shlex.join([*shared, f"only={','.join(item.id for item in group)}"]) for group in groups]
     seconds = max(sum(costs.seconds(item.cell, item.missing) for item in group) for group in groups)
     minutes = max(30, math.ceil(3 * seconds / 60))
     place = asked.cells[0]
@@ -137,41 +136,22 @@ def _python() -> str:
     return ".venv/bin/python" if own == ROOT / ".venv" / "bin" / "python" else shlex.quote(str(own))
 
 
-def _command(
-    group: Sequence[Planned], asked: Request, settings: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
-) -> str:
-    """Return the overrides that request exactly these cells."""
-    first = group[0].cell
-    # Post-hoc cells of one training may differ in a swept key: a comma list requests them all. A parameter that no
-    # method of this element has would be refused, so it is dropped.
-    parameters = {name for item in group for name in item.cell.method.params}
-    setting: dict[str, list[Any]] = {}
-    for key, value in (pair for item in group for pair in settings.get(item.id, {}).items()):
-        if key.startswith("method.") and parameter_of(key) not in parameters:
-            continue
-        setting.setdefault(key, [])
-        if value not in setting[key]:
-            setting[key].append(value)
+def _shared(asked: Request, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that every element runs: the user's own, for one cell at a time and on the node's GPUs."""
+    cells = [cell for cell in asked.cells if not cell.method.id.startswith(PREFIX)]
+    methods = dict.fromkeys(cell.method.id for cell in cells)
+    targets = {target.id: target for cell in cells for target in cell.targets if cell.target in (None, target.id)}
+    named = {
+        "methods": {method: _method(method) for method in methods},
+        "targets": {name: _target(target) for name, target in targets.items()},
+    }
+    moved = {axis: names for axis, names in named.items() if any(name != text for name, text in names.items())}
+    own = [axis for axis in moved if any(AXES.get(item.partition("=")[0]) == axis for item in overrides)]
     kept = [
         item for item in overrides
-        if item.partition("=")[0] not in AXES and item.partition("=")[0] not in setting
-        and not item.startswith("method.")
-        and not item.startswith(("jobs=", "checkpoints=", "gpu="))
+        if AXES.get(key := item.partition("=")[0]) not in own and key not in ("jobs", "gpu", "only")
     ]
-    narrowed = [*kept, f"models={first.model.id}", "jobs=1"]
-    narrowed += [f"{key}={','.join(map(hydra_value, values))}" for key, values in setting.items()]
-    methods = list(dict.fromkeys(item.cell.method.id for item in group))
-    if first.method.id.startswith(PREFIX):
-        # A user's own checkpoint is requested beside the untuned model.
-        name = first.method.id.removeprefix(PREFIX)
-        narrowed.append(f"checkpoints={name}@{first.model.id}:{first.model.checkpoint}")
-        methods = ["zero_shot"]
-    narrowed.append(f"methods={','.join(map(_method, methods))}")
-    targets = [dataset for dataset in first.targets if first.target in (None, dataset.id)]
-    narrowed.append(f"targets={','.join(map(_target, targets))}")
-    if first.train is not None:
-        narrowed.append(f"seeds={first.seed}")
-    return " ".join(shlex.quote(item) for item in narrowed)
+    return [*kept, *(f"{axis}={','.join(moved[axis].values())}" for axis in own), "jobs=1"]
 
 
 def _method(method: str) -> str:

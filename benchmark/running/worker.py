@@ -227,7 +227,7 @@ class Worker:
         def told(done: int, total: int, row: Mapping[str, Any]) -> None:
             step("train", done, total, f"loss {row['loss']:.3f}" if "loss" in row else "")
 
-        records, folder = self._training_records(cell), self._store.folder(cell)
+        records, folder = self.training_records(cell), self._store.folder(cell)
         if cell.engine != "single":
             from benchmark.running.multi_process import train_together
 
@@ -238,7 +238,7 @@ class Worker:
         from benchmark.training.train import train
 
         method = method_of(cell)
-        with self._base(cell), images_told(_images("train", step)):
+        with self.base(cell), images_told(_images("train", step)):
             train(cell, self._load(cell), records, method, folder, told)
 
     def _posthoc(self, cell: TunedCell, full_ft: CellSpec | None, step: Step) -> None:
@@ -248,8 +248,8 @@ class Worker:
         method = method_of(cell)
         delta = self._store.folder(full_ft) / "delta.safetensors"
         out = self._store.folder(cell) / "delta.safetensors"
-        with self._base(cell) as base, images_told(_images("train", step)):
-            transform(cell, self._load(cell), self._training_records(cell), method, base, delta, out)
+        with self.base(cell) as base, images_told(_images("train", step)):
+            transform(cell, self._load(cell), self.training_records(cell), method, base, delta, out)
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
         folder = self._store.folder(cell)
@@ -268,7 +268,7 @@ class Worker:
                 return
         loaded = self._load(cell, answering=True)
         path = folder / "answers" / f"{dataset}.jsonl"
-        kept = self._base(cell, answering=True) if is_tuned(cell) else contextlib.nullcontext()
+        kept = self.base(cell, answering=True) if is_tuned(cell) else contextlib.nullcontext()
         with kept, images_told(_images(label, step)):
             answer(cell, loaded, records, dataset, folder, path, told)
 
@@ -332,7 +332,7 @@ class Worker:
         torch.cuda.empty_cache()
 
     @contextlib.contextmanager
-    def _base(self, cell: TunedCell, answering: bool = False) -> Iterator[dict[str, Tensor]]:
+    def base(self, cell: TunedCell, answering: bool = False) -> Iterator[dict[str, Tensor]]:
         """Yield the base values of all tensors that the cell may change; restore them at the end."""
         from benchmark.models import trainable_names
         from benchmark.training.checkpoint import apply_delta, snapshot
@@ -362,7 +362,8 @@ class Worker:
             items[dataset.id][cell.eval.split] |= odd_answers(path, dataset.max_new_tokens)
         return items
 
-    def _training_records(self, cell: TunedCell) -> list[Record]:
+    def training_records(self, cell: TunedCell) -> list[Record]:
+        """Return what a cell is trained on."""
         return self.records(cell, cell.target, "train", cell.train.limit)
 
     def records(self, cell: CellSpec, dataset: str, split: str, limit: int | None) -> list[Record]:

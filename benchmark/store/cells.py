@@ -309,6 +309,13 @@ def _is_table(stages: Any) -> bool:
     return isinstance(stages, dict) and all(isinstance(entry, dict) for entry in stages.values())
 
 
+def stages_of(cell: CellSpec) -> list[str]:
+    """Return the names of a cell's stages, in order."""
+    names = [dataset.id for dataset in cell.datasets]
+    train = ["train"] if cell.train is not None else []
+    return [*train, *(f"generate/{name}" for name in names), *(f"score/{name}" for name in names), "summary"]
+
+
 def output_of(folder: Path, stage: str) -> Path:
     """Return the file that proves a stage of a cell complete."""
     return _outputs(folder, stage)[0]

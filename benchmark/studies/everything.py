@@ -9,10 +9,7 @@ from collections.abc import Callable, Sequence
 from benchmark.config.compose import check_used, request, unused_of, without
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
 from benchmark.core.progress import clock
-from benchmark.planning import plan as planning
 from benchmark.reporting import outputs
-from benchmark.running import runner
-from benchmark.store.cells import Store
 from benchmark.studies import learning_rate, named_figures
 
 TABLES = ("table5", "table6", "table3", "table4", "table2", "variants")
@@ -70,19 +67,7 @@ def run(overrides: Sequence[str]) -> int:
 
 
 def _table(name: str, overrides: Sequence[str]) -> Callable[[], int]:
-    def step() -> int:
-        asked = request([f"table={name}", *overrides])
-        outputs.check_one_setting(asked)
-        code = runner.run(asked)
-        if code not in (PREEMPTED, INTERRUPTED):
-            store = Store(asked.results)
-            plan = planning.make(asked, store)
-            if any(item.done for item in plan):
-                outputs.measure(asked, plan, store)
-                outputs.report(asked, plan, store)
-        return code
-
-    return step
+    return lambda: outputs.make(request([f"table={name}", *overrides]))[0]
 
 
 def _figure(name: str, overrides: Sequence[str]) -> Callable[[], int]:

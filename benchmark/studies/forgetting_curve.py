@@ -126,9 +126,9 @@ def _keep(item: Planned, store: Store, worker: Worker) -> None:
 
     cell, keys, scratch = item.cell, item.keys, store.root / "epochs" / f".{item.id}"
     assert is_tuned(cell) and keys is not None and keys.train is not None
-    loaded, records = worker._load(cell), worker._training_records(cell)
+    loaded, records = worker._load(cell), worker.training_records(cell)
     with (
-        store.lock(cell), worker._base(cell) as base, long_work(item.id) as told,
+        store.lock(cell), worker.base(cell) as base, long_work(item.id) as told,
         images_told(partial(told, "train: images")),
     ):
         method = method_of(cell)

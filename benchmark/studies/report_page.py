@@ -16,9 +16,9 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from benchmark.core.errors import counted
-from benchmark.reporting import render
+from benchmark.reporting import view
 from benchmark.reporting.claims import CONTRADICTED, HOLDS, NOT_RUN, NOT_SHOWN, Verdict
-from benchmark.reporting.tables import AVERAGES, MEASURES, OLDER, Table
+from benchmark.reporting.tables import AVERAGES, OLDER, Table
 from benchmark.studies.report_groups import Group, ScoredCell, name_of
 
 PAGE = "report.html"
@@ -164,50 +164,43 @@ def _main(content: Content) -> Grid | None:
     for table in tables:
         for model, target, block in table.blocks():
             lines = {line["method"]: line for _, line in block[block["metric"] == "H"].iterrows()}
-            names |= {method: render.name_of(line) for method, line in lines.items() if method not in names}
+            names |= {method: view.name_of(line) for method, line in lines.items() if method not in names}
             heads.append(f"{model}, {target}")
             columns.append((table, lines))
     if not columns:
         return None
     rows = [
         [Cell(name, css=""), *(
-            _score(lines[method], render.difference(table, lines[method])) if method in lines else Cell(render.MISSING)
-            for table, lines in columns
+            _score(view.number(table, lines[method]), view.difference(table, lines[method]))
+            if method in lines else Cell(view.MISSING) for table, lines in columns
         )]
         for method, name in names.items()
     ]
     return Grid("main", heads, rows)
 
 
-def _score(line: pd.Series, below: str) -> Cell:
-    """Return a score of a table's line, with something small below unless there is nothing."""
-    css = "n best" if line["best"] else "n"
-    return Cell(render.value(line), line["value"], css, below if below != render.MISSING else "")
+def _score(number: view.Number, below: str) -> Cell:
+    """Return a score, with something small below unless there is nothing."""
+    css = "n best" if number.best else "n"
+    return Cell(number.text, number.line["value"], css, below if below != view.MISSING else "")
 
 
 def _table(table: Table, index: int) -> Section:
     """Return a table of results: a sortable block per model and target, then the notes."""
-    given = set(table.frame.loc[table.frame["paper"].notna(), "metric"])
-    shown = [metric for metric in table.paper_metrics() if metric in given]  # skip a column of dashes
-    grids = []
-    for number, (model, target, block) in enumerate(table.blocks()):
-        heads = ["Method"]
-        for metric, name in table.columns().items():
-            heads += [name, render.against(table)] if metric in table.compared() else [name]
-        heads += [f"Paper {table.columns()[metric]}" for metric in shown]
+    papers, grids = view.given_papers(table), []
+    for place, block in enumerate(view.blocks(table)):
         rows = []
-        for _, lines in block.groupby("method", sort=False):
-            by_metric = {line["metric"]: line for _, line in lines.iterrows()}
-            cells = [Cell(render.name_of(lines.iloc[0]), css="")]
+        for row in block.rows:
+            cells = [Cell(row.name, css="")]
             for metric in table.columns():
-                line = by_metric[metric]
-                cells.append(_score(line, _interval(line) if metric not in MEASURES else ""))
-                if metric in table.compared():
-                    cells.append(Cell(render.difference(table, line), line["delta"]))
-            cells += [Cell(render.paper(by_metric[metric]), by_metric[metric]["paper"]) for metric in shown]
+                number = row.numbers[metric]
+                cells.append(_score(number, "{:.1f} to {:.1f}".format(*number.interval) if number.interval else ""))
+                if number.difference is not None:
+                    cells.append(Cell(number.difference, number.line["delta"]))
+            cells += [Cell(row.numbers[metric].paper, row.numbers[metric].line["paper"]) for metric in papers]
             rows.append(cells)
-        grids.append(Grid(f"table{index}-{number}", heads, rows, f"{model}, fine-tuned on {target}"))
-    return Section(f"table{index}", table.title, grids, "Below each score: its 95 % interval.", table.notes)
+        grids.append(Grid(f"table{index}-{place}", view.heads(table, papers), rows, block.heading))
+    return Section(f"table{index}", table.title, grids, "Below each score: its 95 % interval.", table.texts())
 
 
 def _interval(line: Mapping[str, Any]) -> str:
@@ -249,8 +242,8 @@ def _entry_row(entry: ScoredCell, group: Group, names: Iterable[str]) -> list[Ce
     cells.append(Cell(str(entry.cell.seed) if entry.cell.train is not None else "-"))
     for name in names:
         score = entry.scores.get(name)
-        known = score and Cell(render.number(score["value"]), score["value"], below=_interval(score))
-        cells.append(known or Cell(render.MISSING))
+        known = score and Cell(view.decimals(score["value"]), score["value"], below=_interval(score))
+        cells.append(known or Cell(view.MISSING))
     return [*cells, Cell(entry.name, css="id")]
 
 
@@ -271,7 +264,7 @@ def _diagnostics(cells: Sequence[Mapping[str, Any]]) -> Grid | None:
         row = [Cell(cell["cell"], css="")]
         for head in heads[1:]:
             value, digits = cell[head], ".1f" if head.endswith((" %", " s")) else ".3g"
-            row.append(Cell(render.MISSING, css="n none") if value is None else Cell(f"{value:{digits}}", value))
+            row.append(Cell(view.MISSING, css="n none") if value is None else Cell(f"{value:{digits}}", value))
         rows.append(row)
     return Grid("cells", heads, rows, css="stack")
 

@@ -154,7 +154,7 @@ def test_a_file_of_the_repository_is_its_module(mine):
 
 
 def test_a_slurm_element_names_the_files(mine):
-    from benchmark.running.slurm import _method, _target
+    from benchmark.running.slurm import _method, _shared, _target
 
     cell = request([f"methods='{mine}/mine_m.py:TopKGradient'", "model=llava_pocket",
                     f"targets='{mine}/mine_t.py'"]).cells[0]
@@ -162,6 +162,13 @@ def test_a_slurm_element_names_the_files(mine):
                      f"targets={_target(cell.dataset('my_target'))}"]).cells[0]
     assert str(mine) in _method(cell.method.id) and str(mine) in _target(cell.dataset("my_target"))
     assert cell_id(again) == cell_id(cell)
+    own = [f"method='{mine}/mine_m.py:TopKGradient'", f"target='{mine}/mine_t.py'"]
+    overrides = [own[0], "model=llava_pocket", "jobs=2", own[1]]
+    asked = request(overrides)
+    assert _shared(asked, overrides) == [
+        "model=llava_pocket", f"methods={_method(cell.method.id)}", f"targets={_target(cell.dataset('my_target'))}",
+        "jobs=1",
+    ]
     ours = request(["method=full_ft", "model=llava_pocket", f"targets={NAME}"]).cells[0]
     assert (_method("full_ft"), _target(ours.dataset("my_target"))) == ("full_ft", NAME)
 

@@ -298,7 +298,12 @@ def test_the_version_is_that_of_the_project(capsys):
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [("ver", ["verify"]), ("run mode", ["model=", "models="]), ("run methods=full_ft,spider_co", ["spider_code"]),
-     ("run table=table5 profile=p", ["pocket", "pocket_10k", "paper"]), ("run results=x", [])],
+     ("run table=table5 profile=p", ["pocket", "pocket_10k", "paper"]), ("run results=x", []),
+     # Each command is offered what it reads, and no other.
+     ("compare r", ["results="]), ("compare mo", []), ("plan table=table5 gp", ["gpu=", "gpus="]),
+     ("run table=table5 gp", ["gpus="]), ("data draw p", ["profile="]), ("data draw m", []),
+     ("figure fig1 g", ["gpus="]), ("figure fig5 g", ["gate=", "gpus="]), ("bench s", ["size="]),
+     ("all see", ["seed=", "seeds="]), ("all tar", []), ("export CELL DIR res", ["results="])],
 )
 def test_bash_completes_commands_keys_and_values(line, wanted, capsys):
     assert cli.main(["completion", "bash"]) == 0

@@ -26,7 +26,8 @@ from benchmark.config.compose import (
     usual,
 )
 from benchmark.core.errors import UserError
-from benchmark.spec import CellSpec, DatasetSpec, EvalSpec, ModelSpec, PlaceSpec, RunSpec, TrainSpec, plain
+from benchmark.spec import CellSpec, DatasetSpec, EvalSpec, ModelSpec, PlaceSpec, RunSpec, TrainSpec, cell_id, plain
+from benchmark.studies import named_figures
 from benchmark.training import trackers
 from methods.registry import configured, make_params
 
@@ -78,8 +79,7 @@ def arrived(asked: Request) -> dict[str, Any]:
     cell = plain(asked.cells[-1])
     tree = {item.name: cell[item.name] for item in dataclasses.fields(PlaceSpec)}
     tree |= {"seed": cell["seed"], "train": cell["train"], "eval": cell["eval"], "model": cell["model"]}
-    # Data of other targets are configured too: one set of overrides serves every table, and `data prepare`.
-    tree |= {"dataset": plain(asked.datasets) | {item["id"]: item for item in cell["datasets"]}}
+    tree |= {"dataset": {item["id"]: item for item in cell["datasets"]}}
     tree |= {"method": cell["method"]["params"]}
     tree |= {"engine": {"id": cell["engine"], "zero_optimization": cell["zero_optimization"]}}
     return dict(leaves(tree, ""))
@@ -134,6 +134,10 @@ def test_every_key_of_a_cell_arrives(profile):
     assert lost(dict(leaves(composed, "")), base) == []
     for name, values in datasets.items():
         own = {"target": {"target": name}, "extra": {"method": "zero_shot"}}.get(values["role"], {})
+        if values["role"] == "extra" and name not in composed["profile"]["extra"]:
+            with pytest.raises(UserError, match=f"dataset.{name}.prompt: no cell of this request reads {name}"):
+                request([*grid(*base[2:], **own), f"dataset.{name}.prompt=x"])
+            continue
         assert lost(dict(leaves(values, f"dataset.{name}")), grid(*base[2:], **own)) == []
 
 
@@ -195,7 +199,12 @@ def test_every_run_time_key_arrives(tmp_path):
         "results": tmp_path / "r", "jobs": 3, "gpus": (0, 1), "gpu": "4090x8", "gate": "warn", "radar": "full_ft",
         "checkpoints": f"mine:{tmp_path}/own",
     }
-    given = [f"{key}={','.join(map(str, value)) if key == 'gpus' else value}" for key, value in values.items()]
+    values["only"] = tuple(cell_id(cell) for cell in request(
+        [*grid("model=llava_pocket"), f"checkpoints={values['checkpoints']}"]
+    ).cells)
+    given = [
+        f"{key}={','.join(map(str, value)) if key in ('gpus', 'only') else value}" for key, value in values.items()
+    ]
     asked = request([*grid("model=llava_pocket", "device=cuda"), *given])
     zero = request([*grid("model=llava_pocket", "engine=zero2", "train.micro_batch_size=1"), f"hostfile={hosts}"])
     assert {key: getattr(asked, key) for key in values} == values
@@ -258,3 +267,25 @@ def test_a_key_of_conf_that_no_spec_has_is_refused(monkeypatch, path, value, rea
     monkeypatch.setattr(compose, "_compose", lambda groups: composed)
     with pytest.raises(UserError, match=reason):
         request(grid("model=llava_pocket"))
+
+
+@pytest.mark.parametrize(("overrides", "reason"), [
+    (["methods=zero_shot", "train.epochs=7"], "train.epochs: no cell of this request is trained"),
+    (["methods=full_ft", "targets=coco", "dataset.iconqa.prompt=x"], "dataset.iconqa.prompt: no cell .* reads iconqa"),
+    (["methods=full_ft", "targets=coco", "protocol.iconqa=letter"], "protocol.iconqa: no cell of this request reads"),
+])
+def test_a_key_without_effect_on_any_cell_is_refused(overrides, reason):
+    """It was taken without a word, and whoever gave it believed that it did something."""
+    with pytest.raises(UserError, match=reason):
+        request(["model=llava_pocket", *overrides])
+    (key,) = request(["model=llava_pocket", *overrides], optional=True).unused  # another request may have use for it
+    assert key == overrides[-1].partition("=")[0]
+
+
+def test_a_key_that_one_of_several_requests_reads_is_taken():
+    tables = [request([f"table={name}", "dataset.iconqa.prompt=x"], optional=True) for name in ("table5", "table6")]
+    compose.check_used(tables)
+    with pytest.raises(UserError, match="dataset.iconqa.prompt: no cell of this request reads iconqa"):
+        compose.check_used(tables[:1])
+    assert request(["methods=zero_shot,full_ft", "model=llava_pocket", "target=coco", "train.epochs=7"]).cells
+    assert named_figures.requests("fig1", ["model=llava_pocket", "dataset.iconqa.prompt=x"])  # it reads all datasets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark.config import protocols
+from benchmark.config import compose, protocols
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.spec import cell_id, plain, protocol
@@ -22,6 +22,16 @@ def test_the_default_is_what_the_configuration_says(name):
     for choice in list(known)[1:]:
         changed = protocols.apply(values, name, choice)
         assert changed != values and protocols.name_of(changed, name) == choice
+
+
+@pytest.mark.parametrize("profile", ["pocket", "paper"])
+@pytest.mark.parametrize("name", [*protocols.choices("coco")])
+def test_what_the_profile_says_anyway_is_nobodys_choice(profile, name):
+    """The pocket scale draws from train and restval anyway, so every other choice was called karpathy_restval."""
+    values = plain(request([f"profile={profile}", f"protocol.coco={name}"], grid=False).datasets["coco"])
+    usual = compose.usual(profile)["dataset"]["coco"]
+    same = protocols.apply(usual, "coco", name) | {"counts": usual["counts"]} == usual  # it changes nothing here
+    assert protocols.name_of(values, "coco", usual) == ("one_sentence" if same else name)
 
 
 def one(*overrides: str):

@@ -17,9 +17,9 @@ from benchmark.profiling.bench_methods import (
     RELEASED,
     SIZES,
     TRAINED,
-    Bench,
     Released,
     Size,
+    StepBench,
     Traffic,
     Waits,
     report,
@@ -82,7 +82,7 @@ class Keeps(Method):
 
 
 def test_what_a_method_keeps_and_moves():
-    cost = Bench(TOY, "cpu").measure(Keeps(NoParams(), 0), 3)
+    cost = StepBench(TOY, "cpu").measure(Keeps(NoParams(), 0), 3)
     assert cost.kept == 1.0 and cost.waits == 1
     assert cost.moved == pytest.approx(2 * FLOAT, rel=0.1)  # and a few numbers per tensor
     assert cost.quartiles[0] <= cost.ratio <= cost.quartiles[1] and cost.step > 0
@@ -110,7 +110,7 @@ def test_the_cost_of_spider_and_of_the_released_code():
 def test_the_recreation_gives_the_weights_of_spider_code():
     weights = []
     for method in (build("spider_code", {}, 0), Released(NoParams(), 0)):
-        bench = Bench(TOY, "cpu")
+        bench = StepBench(TOY, "cpu")
         optimizer, _ = bench.attach(method)
         for _ in range(3):
             bench.fresh_gradients()

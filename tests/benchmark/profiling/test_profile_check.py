@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -45,7 +46,9 @@ def test_what_is_missing_is_named_with_its_remedy(places, tmp_path, capsys, monk
     out = capsys.readouterr().out
     assert code == 2 and "Something is missing." in out
     assert "fetch llava-hf/llava-1.5-7b-hf into the hub cache, or set model.checkpoint=" in out
-    assert "MISSING   data      coco: no /nowhere/coco yet, docs/data.md says where it comes from" in out
+    assert "MISSING   coco: no /nowhere/coco yet, docs/data.md says where it comes from" in out
+    missing = [line for line in out.splitlines() if line.startswith("MISSING")]
+    assert not [line for line in missing if re.match(r"MISSING   \w+( \d)? {2,}", line)]  # no second label
     assert "install a CUDA build of torch" in out or "torch sees no CUDA device" in out or "gpu 0 " in out
 
 
@@ -62,6 +65,7 @@ def test_too_little_memory_or_disk_says_what_would_do(monkeypatch):
     monkeypatch.setattr(profile_check.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 9e9))
     ((good, text),) = profile_check._disk(asked)
     assert not good and "9 GB free, a training takes 13 GB: free some, or set results=" in text
+    assert not text.startswith("results  ")
 
 
 def test_wrong_checkpoints(places, tmp_path):

@@ -23,12 +23,13 @@ from benchmark.core.errors import UserError
 from benchmark.core.files import SUMS, sha256_file, write_sums
 from benchmark.publishing import publish
 from benchmark.publishing.findings import Findings, Wrong
-from benchmark.publishing.verify import _same, stages_of, verify
+from benchmark.publishing.verify import verify
+from benchmark.publishing.verify_cell import _same
 from benchmark.reporting import tables
 from benchmark.reporting.render import write
 from benchmark.spec import ROOT, cell_id
 from benchmark.store.answers import read_items
-from benchmark.store.cells import Store, output_of, read_cell
+from benchmark.store.cells import Store, output_of, read_cell, stages_of
 from benchmark.training.checkpoint import save_delta
 from tests.benchmark.cells import Tables, unfold
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmark import cli
 from benchmark.config.compose import options_of, request
 from benchmark.publishing import findings, publish, verify_tables
 from benchmark.reporting import outputs, slices
+from benchmark.spec import cell_id
 from benchmark.store.cells import Store, read_cell
 from tests.benchmark import fakes
 
@@ -38,6 +40,13 @@ def test_a_whole_table_keeps_its_name(table, overrides):
 def test_a_part_says_what_it_holds(overrides, name, heading):
     parts = found(*overrides)
     assert slices.suffix(parts) == name and slices.heading(parts) == heading
+
+
+def test_named_cells_of_all_models_and_methods_are_no_whole_table():
+    names = [cell_id(cell) for cell in request(["table=table5"]).cells]
+    parts = found(f"only={','.join(names[1:])}")
+    assert re.fullmatch("-cells_[0-9a-f]{8}", slices.suffix(parts)) and parts != found(f"only={','.join(names[2:])}")
+    assert found(f"only={','.join(names)}") == {}
 
 
 def test_names_are_safe_and_differ_where_the_parts_do():

@@ -9,7 +9,7 @@ from rich.console import Console
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.paper.numbers import Published
-from benchmark.reporting import lettering, render, tables
+from benchmark.reporting import lettering, render, tables, view
 from eval import stats
 from tests.benchmark.table_rows import DELTAS, METHODS, UPSTREAM, row, rows
 
@@ -18,6 +18,13 @@ DRAWS = 1000
 
 def build(found, **options) -> tables.Table:
     return tables.build("Table 5", found, UPSTREAM, draws=DRAWS, **options)
+
+
+def to_text(table: tables.Table, width: int = render.WIDTH) -> str:
+    """Return what `show` prints where there is no colour."""
+    output = io.StringIO()
+    render.show(table, Console(file=output, width=width, force_terminal=False, color_system=None))
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
 
 
 def line(table: tables.Table, method: str, metric: str, model: str = "llava", target: str = "flickr30k"):
@@ -31,7 +38,7 @@ def line(table: tables.Table, method: str, metric: str, model: str = "llava", ta
 
 def note(table: tables.Table, start: str) -> str:
     """Return the one note that starts like this."""
-    (found,) = [text for text in table.notes if text.startswith(start)]
+    (found,) = [text for text in table.texts() if text.startswith(start)]
     return found
 
 
@@ -99,14 +106,14 @@ def test_too_few_draws_for_a_star_are_admitted():
     few = tables.build("t", rows(), UPSTREAM, draws=200)
     assert not few.frame.star.any()
     assert note(few, "200 draws") == "200 draws are too few for a star among so many comparisons."
-    assert not [text for text in tables.build("t", rows(), UPSTREAM, draws=1000).notes if "too few" in text]
+    assert not [text for text in tables.build("t", rows(), UPSTREAM, draws=1000).texts() if "too few" in text]
 
 
 def test_without_full_ft_there_are_no_differences():
     table = build([row("zero_shot"), row("spider")])
     assert table.frame.delta.isna().all()
-    assert not [text for text in table.notes if text.startswith(("*", "Bold", "Smallest"))]
-    assert "vs FT" in render.to_text(table)
+    assert not [text for text in table.texts() if text.startswith(("*", "Bold", "Smallest"))]
+    assert "vs FT" in to_text(table)
 
 
 def test_rows_on_different_items_are_refused():
@@ -138,7 +145,7 @@ def test_a_failed_cell_is_a_dash_everywhere():
     table = build([row("full_ft"), row("spider", items={}, problems=("seed 0 failed: out of memory",))])
     assert table.frame.loc[table.frame.method == "spider", "value"].isna().all()
     assert "out of memory" in note(table, "Missing")
-    (printed,) = [text for text in render.to_text(table).splitlines() if text.startswith(" SPIDER")]
+    (printed,) = [text for text in to_text(table).splitlines() if text.startswith(" SPIDER")]
     assert printed.split() == ["SPIDER", *["-"] * 11]
     assert r"SPIDER & - & - & - & - & - & - & - & - \\" in render.to_latex(table)
 
@@ -157,7 +164,7 @@ def test_a_missing_seed_is_left_out_and_named():
 def test_no_row_at_all_is_still_a_table():
     table = build([row("full_ft", items={}), row("spider", items={})])
     assert table.frame.value.isna().all()
-    assert "SPIDER" in render.to_text(table)
+    assert "SPIDER" in to_text(table)
     assert "SPIDER" in render.to_latex(table)
 
 
@@ -183,10 +190,10 @@ def test_penalties_as_far_from_the_start_as_full_ft_are_named(full):
     found = note(full, "L2-Reg")
     assert "within 1 % of Full FT's" in found
     assert "LLaVA, Flickr30k: 0.0199 and 0.02" in found
-    assert not [text for text in full.notes if text.startswith("Grafting")]
+    assert not [text for text in full.texts() if text.startswith("Grafting")]
     assert DELTAS["grafting"] < DELTAS["l2_reg"]
     far = build([row("full_ft"), row("l2_reg", diagnostics={0: {"rms_delta": 0.0197}})])
-    assert not [text for text in far.notes if text.startswith("L2-Reg")]
+    assert not [text for text in far.texts() if text.startswith("L2-Reg")]
 
 
 def test_smallest_resolvable_difference_is_stated_per_block(full):
@@ -212,7 +219,7 @@ def test_the_paper_has_a_column_only_where_it_can_be_compared(full):
 
 
 def test_own_notes_come_first():
-    assert build(rows(), notes=["Small profile."]).notes[0] == "Small profile."
+    assert build(rows(), notes=["Small profile."]).texts()[0] == "Small profile."
 
 
 def test_protocol_names_metric_split_prompt_and_length():
@@ -231,11 +238,14 @@ def test_protocol_names_metric_split_prompt_and_length():
 
 
 def test_text_fits_110_columns_and_brackets_the_best(full):
-    text = render.to_text(full)
+    text = to_text(full)
     assert max(map(len, text.splitlines())) <= 110
     assert "…" not in text
     assert f"[{line(full, 'spider', 'H').value:.2f}]" in text
-    assert "[Brackets]: best of the tuned methods" in text
+    assert "[Brackets]: best of the tuned methods" in text and "Bold" not in text
+    assert [text for text in full.texts() if text.startswith("Bold: best")]
+    own = build(rows(), notes=["Bold: a word of mine."])  # no note of the table's is taken for another's
+    assert "Bold: a word of mine." in to_text(own) and "[Brackets]: best of" in to_text(own)
     for block in ("LLaVA, fine-tuned on Flickr30k", "VILA, fine-tuned on COCO-Caption"):
         assert block in text
     for name, _, _ in METHODS.values():
@@ -243,14 +253,14 @@ def test_text_fits_110_columns_and_brackets_the_best(full):
 
 
 def test_numbers_are_never_cut_on_a_narrow_terminal(full):
-    text = render.to_text(full, width=60)
+    text = to_text(full, width=60)
     assert "…" not in text
     assert f"[{line(full, 'spider', 'H').value:.2f}]" in text
 
 
 def test_values_above_100_are_never_cut(full):
     frame = full.frame.assign(value=full.frame.value + 100, delta=full.frame.delta - 10)
-    text = render.to_text(dataclasses.replace(full, frame=frame))
+    text = to_text(dataclasses.replace(full, frame=frame))
     assert "…" not in text
     assert f"{line(full, 'full_ft', 'O').value + 100:.2f}" in text
 
@@ -266,9 +276,9 @@ def test_a_terminal_gets_bold(full):
 def test_difference_has_arrow_size_and_star(full):
     spider = line(full, "spider", "H")
     assert spider.star
-    assert f"↑{spider.delta:.2f}*" in render.to_text(full)
+    assert f"↑{spider.delta:.2f}*" in to_text(full)
     shot = line(full, "zero_shot", "H")
-    assert f"{'↑' if shot.delta > 0 else '↓'}{abs(shot.delta):.2f} " in render.to_text(full)
+    assert f"{'↑' if shot.delta > 0 else '↓'}{abs(shot.delta):.2f} " in to_text(full)
 
 
 # -- Markdown, CSV, LaTeX -----------------------------------------------------------------------------------
@@ -335,7 +345,7 @@ def test_latex_has_a_block_per_model_and_target(full):
 
 def test_a_terminal_shows_the_interval_below_each_score(full):
     own = line(full, "spider", "H")
-    lines = render.to_text(full).splitlines()
+    lines = to_text(full).splitlines()
     place = next(number for number, text in enumerate(lines) if text.startswith(" SPIDER"))
     assert lines[place + 1].count("±") == 8 and f"±{(own.high - own.low) / 2:.1f}" in lines[place + 1]
 
@@ -379,20 +389,20 @@ def test_a_row_is_compared_with_the_method_that_it_names(variants):
     assert half.delta == pytest.approx(values["half_ft"] - values["full_ft"])
     assert pd.isna(line(variants, "dare", "H").delta)  # what it is compared with is not there
     text = render.to_markdown(variants)
-    assert f"{render.difference(variants, spider)}".replace("*", r"\*").replace("_", r"\_") in text
-    assert render.difference(variants, spider).endswith(" half_ft") and "| vs |" in text
+    assert f"{view.difference(variants, spider)}".replace("*", r"\*").replace("_", r"\_") in text
+    assert view.difference(variants, spider).endswith(" half_ft") and "| vs |" in text
     assert "difference from the method named" in note(variants, "Bold:")
 
 
 def test_only_the_columns_asked_for_are_printed_with_their_measures(variants):
     head = next(text for text in render.to_markdown(variants).splitlines() if text.startswith("| Method"))
     assert head == "| Method | A^S | A^T | H | vs | rms | restored % | Paper H |"
-    assert render.value(line(variants, "full_ft", "rms_delta")) == "20.00"  # 0.02, times 1000
-    assert render.value(line(variants, "spider", "restored")) == "50.0"
-    assert render.value(line(variants, "dare", "restored")) == "-"
+    assert view.number(variants, line(variants, "full_ft", "rms_delta")).text == "20.00"  # 0.02, times 1000
+    assert view.number(variants, line(variants, "spider", "restored")).text == "50.0"
+    assert view.number(variants, line(variants, "dare", "restored")).text == "-"
     assert "rms: root mean square" in note(variants, "Columns")
     assert not variants.frame.loc[variants.frame["metric"] == "restored", "best"].any()
-    for written in (render.to_latex(variants), render.to_text(variants)):
+    for written in (render.to_latex(variants), to_text(variants)):
         assert "OKVQA" not in written.split("Items")[0] and "restored" in written
 
 

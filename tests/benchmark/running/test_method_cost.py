@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 import torch
 
-from benchmark.running.method_cost import Bench, LiveBytes, _tensors
+from benchmark.running.method_cost import Bench, LiveBytes, _tensors, kept_bytes
 from benchmark.training.attach import attach
+from methods.base import Method, NoParams
 
 SIDE = 64
 
@@ -75,3 +78,28 @@ def test_tensors_are_found_once_wherever_they_are():
     holder = type("Holder", (), {})()
     holder.inner = {"a": [tensor, (tensor, torch.ones(2))], "self": holder}
     assert len(list(_tensors(vars(holder)))) == 2
+
+
+class Holder(Method):
+    """Keeps tensors in every kind of container, a view, the weights themselves, and functions."""
+
+    uses_pretrained = False
+
+    def start(self, shards):
+        self.weights = [shard.weight for shard in shards]
+        self.sets, self.read_only = {torch.zeros(8)}, MappingProxyType({"a": torch.zeros(16)})
+        self.view = torch.zeros(32)[:1]  # keeps the whole storage alive
+        self.function, self.module = torch.zeros(64).add, torch.nn.Linear(9, 9)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_kept_bytes_are_those_of_whole_storages_in_any_container(reads):
+    layer = torch.nn.Linear(SIDE, SIDE, bias=False)
+    method = Holder(NoParams(), 0)
+    method.uses_pretrained = reads
+    named = {"layer.weight": layer.weight}
+    base = {"layer.weight": layer.weight.detach().clone()}
+    attach(torch.optim.AdamW(named.values()), named, base, method)
+    own, weights = 4 * (8 + 16 + 32), 4 * SIDE * SIDE
+    assert kept_bytes(method) == own + weights + reads * weights  # w* counts if the method reads it
+    assert kept_bytes(method, [layer.weight]) == own + reads * weights

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,10 @@ import pytest
 
 from benchmark import cli
 from benchmark.config.compose import request
-from benchmark.spec import cell_id
+from benchmark.core.errors import UserError
+from benchmark.pocket.world import draw
+from benchmark.spec import ROOT, cell_id
+from benchmark.store.cells import Store
 
 
 def script(capsys, *overrides: str) -> str:
@@ -42,7 +47,7 @@ def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     made: list[str] = []
     for arguments in commands(text):
-        assert folder in arguments and "jobs=1" in arguments
+        assert arguments[: len(overrides) + 1] == [folder, *overrides] and "jobs=1" in arguments
         cells = {cell_id(cell): cell for cell in request(arguments).cells}
         made += cells
         assert sum(not cell.method.posthoc for cell in cells.values()) <= 1  # one training each
@@ -51,6 +56,46 @@ def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_
     assert wanted <= set(made) and len(set(made)) == len(made)
     count = int(re.search(r"--array=0-(\d+)", text)[1]) + 1
     assert count == len(commands(text)) and "--requeue" in text
+
+
+@pytest.mark.slow
+def test_an_element_of_a_script_makes_its_cells_and_no_others(capsys, monkeypatch, tmp_path: Path):
+    counts = {"train": 12, "validation": 4, "test": 4}
+    monkeypatch.setattr(draw, "COUNTS", dict.fromkeys(draw.COUNTS, counts))
+    draw.draw(tmp_path / "data")
+    text = script(
+        capsys, "profile=pocket", "models=llava_pocket", "methods=spider,wise_ft", "method.alpha=0.2,0.3", "seeds=0,1",
+        "targets=iconqa", f"data_root={tmp_path}/data", "train.epochs=1", "train.limit=4", "train.batch_size=4",
+        "train.micro_batch_size=4", "eval.limit=2", f"results={tmp_path}/r", "jobs=2", "gpu=4090x8",
+        *(f"dataset.{name}.counts.{split}={number}" for name in (*draw.UPSTREAM, "iconqa")
+          for split, number in counts.items()),
+    )
+    merged = next(number for number, arguments in enumerate(commands(text)) if "full_ft-" in arguments[-1])
+    (tmp_path / "job.sh").write_text(text)
+    done = subprocess.run(
+        ["bash", tmp_path / "job.sh"], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHON": sys.executable, "SLURM_ARRAY_TASK_ID": str(merged)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = Store(tmp_path / "r")
+    cells = [folder.name for folder in store.all_cells()]
+    assert sorted(cells) == sorted(commands(text)[merged][-1].removeprefix("only=").split(","))
+    assert [name.split("-")[2] for name in sorted(cells)] == ["full_ft", "wise_ft", "wise_ft"]
+    assert all((store.cells / name / "scores.json").is_file() for name in cells)
+
+
+def test_only_keeps_the_named_cells_and_refuses_other_names():
+    asked = ["table=table6", "models=llava_pocket", "methods=zero_shot,dare,spider"]
+    names = [cell_id(cell) for cell in request(asked).cells]
+    assert names[0] == "llava_pocket-zero_shot-" + names[0].rpartition("-")[2]
+    kept = request([*asked, f"only={names[-1]},{names[0]}"])
+    assert [cell_id(cell) for cell in kept.cells] == [names[0], names[-1]]
+    source = next(cell_id(cell) for cell in request([*asked, "methods=full_ft"]).cells)
+    assert [cell_id(cell) for cell in request([*asked, f"only={source}"]).cells] == [source]
+    with pytest.raises(UserError, match=f"only={names[0]}0: the other keys make no cell of this name.*{names[0]!r}"):
+        request([*asked, f"only={names[0]}0"])
+    with pytest.raises(UserError, match="make no cell of this name"):  # another seed than the request's
+        request([*asked, "seeds=1", f"only={names[-1]}"])
 
 
 @pytest.mark.slow

@@ -38,9 +38,9 @@ def test_images_that_a_stage_reads_before_its_first_step_are_reported(tmp_path, 
 
     cell = request(["method=full_ft", "model=llava_pocket", "dataset=iconqa"]).cells[0]
     own, told = worker.Worker(Store(tmp_path)), []
-    monkeypatch.setattr(worker.Worker, "_base", lambda *_, **__: contextlib.nullcontext({}))
+    monkeypatch.setattr(worker.Worker, "base", lambda *_, **__: contextlib.nullcontext({}))
     monkeypatch.setattr(worker.Worker, "_load", lambda *_, **__: SimpleNamespace(model=None, digest=""))
-    monkeypatch.setattr(worker.Worker, "_training_records", lambda *_: [])
+    monkeypatch.setattr(worker.Worker, "training_records", lambda *_: [])
     monkeypatch.setattr(worker.Worker, "records", lambda *_: [])
     for name in (
         "benchmark.training.train.train", "benchmark.training.posthoc.transform",

@@ -225,7 +225,7 @@ def test_a_cell_of_a_run_that_older_code_made_is_named_in_the_table(world, monke
     store = Store(asked.results)
     table = outputs.build_table(asked, plan.make(asked, store), store)
     assert table.frame["value"].isna().all()
-    assert any("older code, settings or data made it, run it again" in note for note in table.notes)
+    assert any("older code, settings or data made it, run it again" in note for note in table.texts())
 
 
 def test_without_finished_cells_there_is_no_report(tmp_path, capsys):
