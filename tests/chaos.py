@@ -305,8 +305,9 @@ def table(count: int, seed: int, small: bool, out: Path) -> list[str]:
             draw.COUNTS[name] = dict(SMALL_COUNTS)
     asked = ["run", *(SMALL if small else FULL)]
     if small:
-        asked += [f"dataset.{name}.counts.{split}={number}" for name in (*draw.UPSTREAM, "iconqa")
+        asked += [f"dataset.{name}.counts.{split}={number}" for name in draw.COUNTS
                   for split, number in SMALL_COUNTS.items()]
+        asked += [f"dataset.textvqa_no_ocr.counts.{split}={number}" for split, number in SMALL_COUNTS.items()]
     began = time.monotonic()
     code = attempt([*asked, f"results={out / 'quiet'}"], out / "quiet.events", None, log)
     if code:

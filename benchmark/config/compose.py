@@ -192,7 +192,7 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
 
 
 def check_used(requests: Sequence[Request]) -> None:
-    """Refuse keys that do nothing in any request: a parameter (method.x) that no method has, a dataset that none reads.
+    """Refuse keys that do nothing in any request: a parameter (method.x) that no method has, train.x without training.
 
     Args:
         requests: all requests of one command line, each made with `optional`.
@@ -227,17 +227,14 @@ def _unused(given: Mapping[str, Any], config: Mapping[str, Any], methods: Sequen
 
 
 def _without_effect(given: Iterable[str], cells: Sequence[CellSpec]) -> dict[str, str]:
-    """Return the given keys of trainings and datasets that none of these cells has -> why, and what to do."""
-    datasets = {dataset.id for cell in cells for dataset in cell.datasets}
-    reasons: dict[str, str] = {}
-    for key in given:
-        head, *rest = key.split(".")
-        if head == "train" and rest and not any(cell.train for cell in cells):
-            reasons[key] = "no cell of this request is trained. Leave it out, or add a method that trains."
-        elif head in ("dataset", "protocol") and rest and rest[0] not in datasets:
-            read = ", ".join(sorted(datasets))
-            reasons[key] = f"no cell of this request reads {rest[0]}, but {read}. Leave it out, or add the dataset."
-    return reasons
+    """Return the given training settings that none of these cells has -> why, and what to do.
+
+    Settings of a dataset that no cell reads are accepted: a script may describe all its data in every command.
+    """
+    if any(cell.train for cell in cells):
+        return {}
+    reason = "no cell of this request is trained. Leave it out, or add a method that trains."
+    return {key: reason for key in given if key.startswith("train.")}
 
 
 def parameter_of(key: str) -> str:

@@ -76,8 +76,6 @@ def requests(name: str, overrides: Sequence[str], optional: bool = False) -> lis
     if figure["kind"] == "sweep":
         return [sweep.ask([*defaults(figure), *overrides], optional)]
     plain = with_models([*defaults(figure), *overrides])
-    if figure["kind"] == "pid":
-        return [_pid_request(plain, optional)]
     curve = figure.get("curve")
     found = [request(plain, optional=optional or bool(curve))]
     if curve:
@@ -85,15 +83,6 @@ def requests(name: str, overrides: Sequence[str], optional: bool = False) -> lis
         if not optional:
             check_used(found)
     return found
-
-
-def _pid_request(overrides: Sequence[str], optional: bool = False) -> Request:
-    """Return the request of Fig. 1, which reads every dataset of the profile, not only those of its cell."""
-    asked = request(overrides, optional=True)
-    asked = replace(asked, unused=tuple(key for key in asked.unused if not key.startswith(("dataset.", "protocol."))))
-    if not optional:
-        check_used([asked])
-    return asked
 
 
 def curve_of(curve: Mapping[str, Any], overrides: Sequence[str], beside: Request) -> Request:
@@ -212,7 +201,7 @@ def _pid(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     from benchmark.running.worker import Worker, prepare_process
     from benchmark.studies import discrepancy
 
-    asked = _pid_request(with_models(overrides))
+    asked = request(with_models(overrides))
     store, show = Store(asked.results), progress()
     store.check_writable()
     runner.prepare(asked, show)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import Parameter
 
-from benchmark.profiling.bench_methods import Bench, Size
+from benchmark.profiling.bench_methods import Size, StepBench
 from benchmark.training.attach import attach
 from methods import fused, ops, spider
 from methods.registry import build
@@ -125,7 +125,7 @@ def test_a_gpu_gives_the_numbers_of_a_cpu_and_the_host_never_waits():
 def test_a_pass_counts_what_it_must_move(monkeypatch):
     """A's lerp 12; A for its moments 4; A and w* in 16 bits for Eq. 8's mean 6; these, w and w again 14: 36 bytes."""
     size = Size("Toy", 256, 512, 128, rounds=1)
-    bench = Bench(size, "cpu")
+    bench = StepBench(size, "cpu")
     optimizer, _ = bench.attach(build("spider", {}, 0))
     plain, written = (bench.count(which)[0] for which in (bench.plain, optimizer))
     monkeypatch.setattr(fused, "devices", {"cpu"})
@@ -139,7 +139,7 @@ def test_a_pass_counts_what_it_must_move(monkeypatch):
 def test_a_row_of_the_log_counts_what_it_must_move(monkeypatch):
     """Beyond Full FT's: A and w* in 16 bits for M, and M written, 10; M != 0 and M == 1, their sums, 12: 22 bytes."""
     size = Size("Toy", 256, 512, 128, rounds=1)
-    bench, moved = Bench(size, "cpu"), {}
+    bench, moved = StepBench(size, "cpu"), {}
     monkeypatch.setattr(fused, "devices", {"cpu"})
     for method in ("full_ft", "spider"):
         optimizer, attachment = bench.attach(build(method, {}, 0))

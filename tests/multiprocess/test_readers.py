@@ -40,7 +40,7 @@ def hangs(*arguments):  # as on a network disk that no longer answers
 batch.open_image = hangs
 
 try:
-    records = worker.Worker(None)._training_records(cell)
+    records = worker.Worker(None).training_records(cell)
     train.train(cell, loading.load_model(cell.model, cell.dtype, "cpu"), records, worker.method_of(cell), folder, told)
 except Exception as error:
     ending = endings.of_error(error)

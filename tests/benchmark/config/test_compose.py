@@ -27,7 +27,6 @@ from benchmark.config.compose import (
 )
 from benchmark.core.errors import UserError
 from benchmark.spec import CellSpec, DatasetSpec, EvalSpec, ModelSpec, PlaceSpec, RunSpec, TrainSpec, cell_id, plain
-from benchmark.studies import named_figures
 from benchmark.training import trackers
 from methods.registry import configured, make_params
 
@@ -271,8 +270,6 @@ def test_a_key_of_conf_that_no_spec_has_is_refused(monkeypatch, path, value, rea
 
 @pytest.mark.parametrize(("overrides", "reason"), [
     (["methods=zero_shot", "train.epochs=7"], "train.epochs: no cell of this request is trained"),
-    (["methods=full_ft", "targets=coco", "dataset.iconqa.prompt=x"], "dataset.iconqa.prompt: no cell .* reads iconqa"),
-    (["methods=full_ft", "targets=coco", "protocol.iconqa=letter"], "protocol.iconqa: no cell of this request reads"),
 ])
 def test_a_key_without_effect_on_any_cell_is_refused(overrides, reason):
     """It was taken without a word, and whoever gave it believed that it did something."""
@@ -283,9 +280,13 @@ def test_a_key_without_effect_on_any_cell_is_refused(overrides, reason):
 
 
 def test_a_key_that_one_of_several_requests_reads_is_taken():
-    tables = [request([f"table={name}", "dataset.iconqa.prompt=x"], optional=True) for name in ("table5", "table6")]
-    compose.check_used(tables)
-    with pytest.raises(UserError, match="dataset.iconqa.prompt: no cell of this request reads iconqa"):
-        compose.check_used(tables[:1])
-    assert request(["methods=zero_shot,full_ft", "model=llava_pocket", "target=coco", "train.epochs=7"]).cells
-    assert named_figures.requests("fig1", ["model=llava_pocket", "dataset.iconqa.prompt=x"])  # it reads all datasets
+    given = ["model=llava_pocket", "target=coco", "train.epochs=7"]
+    requests = [request([*given, f"methods={methods}"], optional=True) for methods in ("zero_shot", "full_ft")]
+    compose.check_used(requests)
+    with pytest.raises(UserError, match="train.epochs: no cell of this request is trained"):
+        compose.check_used(requests[:1])
+    assert request([*given, "methods=zero_shot,full_ft"]).cells
+
+
+def test_settings_of_a_dataset_that_no_cell_reads_are_taken():
+    assert request(["methods=full_ft", "model=llava_pocket", "targets=coco", "dataset.iconqa.counts.test=3"]).cells
