@@ -150,7 +150,7 @@ def instrument(watch: Callable[[], Watch]) -> None:
         kind = "posthoc" if kind == "train" and cell.method.posthoc else kind.replace("summary", "score")
         return f"{kind} {cell_id(cell)} {dataset}".rstrip()
 
-    wrap(draw, "_draw_dataset", lambda name, *_: f"draw {name}")
+    wrap(draw, "draw_dataset", lambda name, *_: f"draw {name}")
     wrap(Worker, "stage", stage)
     wrap(CellTrainer, "_save_checkpoint", lambda self, *_: (
         f"checkpoint {cell_id(self.run.cell)} {self.state.global_step}"
