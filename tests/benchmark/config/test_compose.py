@@ -78,7 +78,8 @@ def arrived(asked: Request) -> dict[str, Any]:
     cell = plain(asked.cells[-1])
     tree = {item.name: cell[item.name] for item in dataclasses.fields(PlaceSpec)}
     tree |= {"seed": cell["seed"], "train": cell["train"], "eval": cell["eval"], "model": cell["model"]}
-    tree |= {"dataset": {item["id"]: item for item in cell["datasets"]}}
+    # Data of other targets are configured too: one set of overrides serves every table, and `data prepare`.
+    tree |= {"dataset": plain(asked.datasets) | {item["id"]: item for item in cell["datasets"]}}
     tree |= {"method": cell["method"]["params"]}
     tree |= {"engine": {"id": cell["engine"], "zero_optimization": cell["zero_optimization"]}}
     return dict(leaves(tree, ""))
