@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmark.core.errors import counted
+
 # In a usable captioning set, references of one image agree and captions of other images score low.
 CAPTION_RANGES = {"one_reference": (70.0, 150.0), "commonest": (0.0, 15.0), "shuffled": (0.0, 30.0)}
 
@@ -105,7 +107,7 @@ def verdict(report: Report) -> str:
         shown = [f"  {' = '.join(each['places'])} ({each['key'][:60]})" for each in report.duplicates[:10]]
         more = len(report.duplicates) - len(shown)
         lines += [
-            f"{len(report.duplicates)} scenes occur in more than one split or dataset:", *shown,
+            f"In more than one split or dataset: {counted(len(report.duplicates), 'scene')}.", *shown,
             *([f"  ... and {more} more"] if more else []),
             "No evaluation item may occur in training. Draw the data again.",
         ]

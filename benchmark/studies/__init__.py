@@ -1,1 +1,1 @@
-"""Studies that need more than one table: sweeps, learning rates, forgetting curves, the report."""
+"""Studies that need more than one table: sweeps, learning rates, calibration, forgetting curves, the report."""

@@ -69,7 +69,7 @@ def test_a_planted_duplicate_scene_fails(root, spec_of):
     plant(root, "test", "7", "scene 2")
     code, text = run([spec_of("gqa")], root)
     assert code == 1
-    assert "AUDIT FAILED" in text and "1 scenes occur in more than one split or dataset" in text
+    assert "AUDIT FAILED" in text and "In more than one split or dataset: 1 scene." in text
     assert "gqa/test group 7 = gqa/train group 2 (scene 2)" in text
 
 
