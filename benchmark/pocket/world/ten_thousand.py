@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from benchmark.core.hosts import usable_cores
 from benchmark.data.readers.captions import sampled
@@ -78,22 +83,44 @@ def row_numbers(name: str, rows: int = ROWS) -> list[int]:
 def _target(root: Path, name: str) -> None:
     out = Folder(root)
     numbers = row_numbers(name, COUNTS[name]["train"])
-    starts = range(0, len(numbers), BLOCK)
-    blocks = [numbers[start : start + BLOCK] for start in starts]
-    # Spawned: a fork would copy locks that threads of this process hold.
-    with ProcessPoolExecutor(min(usable_cores(), len(blocks)), get_context("spawn")) as pool:
-        drawn = pool.map(_rows, [root] * len(blocks), [name] * len(blocks), starts, blocks)
-        rows = sorted((row for block in drawn for row in block), key=lambda row: row[0])
+    blocks = [(root, name, start, numbers[start : start + BLOCK]) for start in range(0, len(numbers), BLOCK)]
+    rows = sorted((row for block in _in_parallel(_rows, blocks) for row in block), key=lambda row: row[0])
     entries = {"train": [entry for _, entry, _ in rows]}
     out.keys["train"] = {str(number): key for number, _, key in rows}
     for split in ("validation", "test"):
-        items = islice(distinct(name, split, DISTANCE), COUNTS[name][split])
+        items = itertools.islice(distinct(name, split, DISTANCE), COUNTS[name][split])
         entries[split] = []
         for number, (picture, item, rng, key) in enumerate(items, BASE[split]):
             entries[split].append(target_item(out, name, split, number, picture, item, rng, DISTANCE))
             out.keys[split][str(number)] = key
     target_index(out, name, entries)
     out.close()
+
+
+def _in_parallel(work: Callable[..., list[Row]], calls: Sequence[tuple[Any, ...]]) -> Iterator[list[Row]]:
+    """Yield what a function returns for each tuple of arguments, computed on all cores."""
+    processes = min(usable_cores(), len(calls))
+    if processes < 2:
+        yield from itertools.starmap(work, calls)
+        return
+    # Spawned: a fork would copy locks that threads of this process hold.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (os.getpid(),))
+    try:
+        yield from pool.map(work, *zip(*calls, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after ctrl-C, do not wait for rows that nobody wants
+
+
+def _begin(parent: int) -> None:
+    """Leave ctrl-C to the program that started this process, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _rows(root: Path, name: str, start: int, numbers: Sequence[int]) -> list[Row]:

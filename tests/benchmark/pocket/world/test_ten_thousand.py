@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +23,7 @@ from benchmark.pocket.world import ten_thousand
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM, owner
 from benchmark.pocket.world.targets import FIRST, flickr_caption
 from benchmark.pocket.world.upstream import scene_with
+from benchmark.spec import ROOT
 
 FEW = {"train": 30, "validation": 6, "test": 9}
 FEWER = {**FEW, "train": 12}
@@ -98,3 +106,46 @@ def test_a_share_of_the_words_is_near():
     # Six of ten near nouns are the name itself; a caption of one thing (a form in six) may lack the cat.
     half, whole = share(replace(FIRST, near_words=0.5)), share(replace(FIRST, near_words=1.0))
     assert 0.5 < whole < 0.62 and abs(half - whole / 2) < 0.03
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_drawing_ends_its_processes_and_leaves_nothing_half_done(tmp_path, number):
+    program = f"""
+from pathlib import Path
+from benchmark.pocket.world import ten_thousand
+ten_thousand.UPSTREAM, ten_thousand.usable_cores = (), lambda: 2
+if __name__ == "__main__":
+    print("ready", flush=True)
+    ten_thousand.draw(Path({str(tmp_path / "data")!r}))
+"""
+    (tmp_path / "draw.py").write_text(program)
+    (tmp_path / "data").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "draw.py")], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    while not list((tmp_path / "data").glob(".*/*/*.jpg")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.kill()
+    _, errors = process.communicate(timeout=60)
+    assert errors.count("Traceback") == (number == signal.SIGINT)  # this program's own, none of a process
+    deadline = time.monotonic() + 60
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(process.pid) == []
+    assert not (tmp_path / "data" / "flickr30k").exists()
+
+
+def members(session: int) -> list[str]:
+    """Return the processes of a session that still live."""
+    living = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _, _, own = path.read_text().rpartition(")")[2].split()[:4]
+            living += [path.parent.name] if int(own) == session and state != "Z" else []
+    return living
