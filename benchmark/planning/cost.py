@@ -10,6 +10,8 @@ from benchmark.config.compose import usual
 from benchmark.spec import CellSpec, ProfileSpec, samples
 from benchmark.store.cells import Store
 
+SAMPLE = "train a sample"
+
 
 class Costs:
     """Seconds per stage: the mean over cells of the results folder that ran the stage, else the profile's guess.
@@ -29,7 +31,8 @@ class Costs:
             about = store.status(folder).get("about") or {}
             for stage, seconds in store.seconds(folder).items():
                 kind = _kind(stage, about.get("posthoc", False))
-                seconds /= about.get("samples") or 1 if kind == "train" else 1
+                if kind == "train" and about.get("samples"):
+                    kind, seconds = SAMPLE, seconds / about["samples"]
                 for model in (about.get("model", ""), ""):
                     measured[kind, model].append(seconds)
         self._measured = {key: mean(values) for key, values in measured.items()}
@@ -48,15 +51,14 @@ class Costs:
         return self._profile.megabytes * sum(1 for stages in missing if stages)
 
     def _stage(self, cell: CellSpec, kind: str) -> float:
-        own = (samples(cell) or 1) if kind == "train" else 1
-        for key in ((kind, cell.model.id), (kind, "")):
+        count = samples(cell) if kind == "train" else None
+        measured, units = (SAMPLE, count) if count else (kind, 1)
+        for key in ((measured, cell.model.id), (measured, "")):
             if key in self._measured:
-                return self._measured[key] * own
+                return self._measured[key] * units
         guess = self._profile.seconds.get(kind.partition("/")[0], 0.0)
-        if kind != "train" or cell.target is None or cell.train is None:
-            return guess
-        rows = cell.dataset(cell.target).counts.get("train")  # the guess is for all of them
-        return guess * own / (rows * self._epochs) if rows else guess
+        rows = cell.dataset(cell.target).counts.get("train") if count and cell.target else None
+        return guess * units / (rows * self._epochs) if rows else guess  # a guess is for all rows
 
 
 def _kind(stage: str, posthoc: bool) -> str:

@@ -213,10 +213,12 @@ def _unzip(archive: Path, folder: Path) -> None:
 
 def _untar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as file:
+        # Python before 3.11.4 has no filters; the members are checked below in any case.
+        file.extraction_filter = getattr(tarfile, "data_filter", None)
         members = file.getmembers()
         for member in members:
             member.name = _inside(archive, member.name)
             if not (member.isfile() or member.isdir()):
                 raise UserError(f"{archive} holds {member.name!r}, no plain file or folder. It is not unpacked.")
         _room(archive, folder, sum(member.size for member in members))
-        file.extractall(folder, members, filter="data")
+        file.extractall(folder, members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -126,6 +127,21 @@ def test_training_costs_in_proportion_to_rows_and_epochs(tmp_path):
     (store.folder(measured) / "delta.safetensors").touch()
     store.finish_stage(measured, "train", "key", 20.0)
     assert seconds() == {(128, 5): 10.0, (512, 5): 40.0, (128, 10): 20.0, (512, 10): 80.0}
+
+
+def test_a_training_that_was_measured_without_its_samples_predicts_no_other(tmp_path):
+    """Folders of an older version do not say how many samples a cell had."""
+    asked = request(["method=full_ft", "model=vila_pocket", "dataset=coco"])
+    (cell,), store = asked.cells, Store(tmp_path)
+    store.begin(cell)
+    store.start_stage(cell, "train", "key")
+    (store.folder(cell) / "delta.safetensors").touch()
+    store.finish_stage(cell, "train", "key", 100.0)
+    path = store.folder(cell) / "status.json"
+    status = json.loads(path.read_text())
+    del status["about"]["samples"]
+    path.write_text(json.dumps(status))
+    assert Costs(store, asked.profile).seconds(cell, ["train"]) == asked.profile.seconds["train"]
 
 
 @pytest.mark.parametrize(
