@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmark.config.compose import AXES, Request, request
+from benchmark.config.compose import AXES, Request, request, without
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.paper import numbers
@@ -85,7 +85,7 @@ def cells_of(overrides: Sequence[str]) -> Request:
         like = numbers.LIKE.get(model.family)
         targets = [name for name in base.profile.targets if like and numbers.lookup(like, name, "Full FT", "A_S")]
         if targets:
-            kept = [item for item in overrides if not item.startswith(("model=", "models="))]
+            kept = without(overrides, ("model", "models"))
             parts.append(request([
                 *kept, f"models={model.id}", f"targets={','.join(targets)}", "methods=zero_shot,full_ft",
                 f"seeds={SEED}", "eval.split=validation",

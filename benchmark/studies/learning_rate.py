@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmark.config.compose import AXES, Request, request
+from benchmark.config.compose import AXES, Request, request, without
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.planning import plan
@@ -125,7 +125,7 @@ def grid_of(model: ModelSpec, overrides: Sequence[str]) -> Request:
     The projector's rate keeps the ratio to the model's rate that its configuration has.
     """
     ratio = model.projector_learning_rate / model.learning_rate
-    kept = [item for item in overrides if not item.startswith(("model=", "models="))]
+    kept = without(overrides, ("model", "models"))
     grid = request(["table=table5", "methods=full_ft", *kept, f"models={model.id}"]).profile.rate_grid
     fixed = ["table=table5", "methods=full_ft", *kept, f"models={model.id}", f"targets={TARGETS}", f"seeds={SEED}"]
     parts = []

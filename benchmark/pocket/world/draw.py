@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -332,15 +333,25 @@ OFFICIAL = {"train": "train", "validation": "val", "test": "test"}
 
 def _target(root: Path, name: str) -> None:
     out = Folder(root)
-    entries: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-    for split in SPLITS:
-        for number, (picture, item, rng, key) in enumerate(distinct(name, split)):
-            if number == COUNTS[name][split]:
-                break
-            entries[split].append(target_item(out, name, split, BASE[split] + number, picture, item, rng, FIRST))
-            out.keys[split][str(BASE[split] + number)] = key
-    target_index(out, name, entries)
+    target_index(out, name, {split: target_split(out, name, split, COUNTS[name][split]) for split in SPLITS})
     out.close()
+
+
+def target_split(out: Folder, name: str, split: str, count: int, distance: Distance = FIRST) -> list[Entry]:
+    """Write the first items of a split of a target, all different, and return their entries in the target's index.
+
+    Args:
+        out: the target's folder; gets their content keys.
+        name: target.
+        split: train, validation or test.
+        count: number of items.
+        distance: of the target from pretraining.
+    """
+    entries = []
+    for number, (picture, item, rng, key) in enumerate(islice(distinct(name, split, distance), count), BASE[split]):
+        entries.append(target_item(out, name, split, number, picture, item, rng, distance))
+        out.keys[split][str(number)] = key
+    return entries
 
 
 def target_item(

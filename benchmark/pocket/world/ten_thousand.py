@@ -17,7 +17,16 @@ from typing import Any
 from benchmark.core.hosts import usable_cores
 from benchmark.data.readers.captions import sampled
 from benchmark.pocket.world import draw as drawing
-from benchmark.pocket.world.draw import BASE, Entry, Folder, Progress, candidates, distinct, target_index, target_item
+from benchmark.pocket.world.draw import (
+    BASE,
+    Entry,
+    Folder,
+    Progress,
+    candidates,
+    target_index,
+    target_item,
+    target_split,
+)
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM
 from benchmark.pocket.world.targets import Distance
 
@@ -35,7 +44,7 @@ Row = tuple[int, Entry, str]  # number, entry in the index, content key
 
 def complete(root: Path) -> bool:
     """Return whether every dataset below a folder was drawn by this code: then nothing has to be written."""
-    return all(drawing.is_drawn(Path(root) / name, _stamp(name)) for name in UPSTREAM + TARGETS)
+    return all(drawing.is_drawn(Path(root) / name, stamp) for name, stamp in _stamps().items())
 
 
 def draw(root: Path, on_progress: Progress | None = None) -> None:
@@ -48,19 +57,23 @@ def draw(root: Path, on_progress: Progress | None = None) -> None:
     Raises:
         UserError: the folder cannot be written, or the icon font is missing.
     """
-    names = UPSTREAM + TARGETS
-    for index, name in enumerate(names):
+    stamps = _stamps()
+    for index, (name, stamp) in enumerate(stamps.items()):
         if on_progress:
-            on_progress(index, len(names), name)
+            on_progress(index, len(stamps), name)
         write: Callable[[Path, str], None] = _target if name in TARGETS else drawing.WRITERS[name]
-        drawing.draw_dataset(name, Path(root) / name, _stamp(name), write)
+        drawing.draw_dataset(name, Path(root) / name, stamp, write)
     if on_progress:
-        on_progress(len(names), len(names), "done")
+        on_progress(len(stamps), len(stamps), "done")
 
 
-def _stamp(name: str) -> drawing.Stamp:
-    own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16] if name in TARGETS else ""
-    return {"version": drawing.code_version() + own, "counts": COUNTS[name]}
+def _stamps() -> dict[str, drawing.Stamp]:
+    """Return dataset -> what it is drawn from; the source sets do not depend on this module."""
+    version, own = drawing.code_version(), hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    return {
+        name: {"version": version + (own if name in TARGETS else ""), "counts": COUNTS[name]}
+        for name in UPSTREAM + TARGETS
+    }
 
 
 def row_numbers(name: str, rows: int = ROWS) -> list[int]:
@@ -88,11 +101,7 @@ def _target(root: Path, name: str) -> None:
     entries = {"train": [entry for _, entry, _ in rows]}
     out.keys["train"] = {str(number): key for number, _, key in rows}
     for split in ("validation", "test"):
-        items = itertools.islice(distinct(name, split, DISTANCE), COUNTS[name][split])
-        entries[split] = []
-        for number, (picture, item, rng, key) in enumerate(items, BASE[split]):
-            entries[split].append(target_item(out, name, split, number, picture, item, rng, DISTANCE))
-            out.keys[split][str(number)] = key
+        entries[split] = target_split(out, name, split, COUNTS[name][split], DISTANCE)
     target_index(out, name, entries)
     out.close()
 
