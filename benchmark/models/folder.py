@@ -38,7 +38,8 @@ def load_pretrained(cls: type[PreTrainedModel], folder: Path, **kwargs: Any) -> 
     safetensors_files(folder)
     try:
         with quiet():
-            # With output_loading_info it returns a pair, which transformers does not declare.
+            # With output_loading_info it returns a pair, which transformers does not declare: so mypy knows neither
+            # the model nor the lists below.
             model, info = cls.from_pretrained(  # type: ignore[misc]
                 folder,
                 local_files_only=True,

@@ -44,7 +44,7 @@ class FrozenTowerLlava(LlavaModel):
         if pixel_values.dim() == 4:
             return super().get_image_features(pixel_values=pixel_values, **kwargs)
         return BaseModelOutputWithPooling(
-            # One tensor per image, as in LlavaModel.
+            # One tensor per image, as LlavaModel returns them, though the field is declared as one tensor.
             pooler_output=list(self.multi_modal_projector(pixel_values))  # type: ignore[arg-type]
         )
 
@@ -116,7 +116,7 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
             "which is not LLaVA-1.5. Use a LLaVA-1.5 checkpoint."
         )
     # CLIP's sizes are whole numbers; the class allows others.
-    patches = (vision.image_size // vision.patch_size) ** 2  # type: ignore[operator]
+    patches = (vision.image_size // vision.patch_size) ** 2  # type: ignore[operator]  # whole numbers in a CLIP tower
     length = patches + (config.vision_feature_select_strategy == "full")
     if config.image_seq_length != length:
         raise UserError(
@@ -131,7 +131,7 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict:
         )
     return {
         "model": model,
-        "tokenizer": folders.load_tokenizer(path, config.text_config.vocab_size),  # type: ignore[union-attr]
+        "tokenizer": folders.load_tokenizer(path, config.text_config.vocab_size),  # type: ignore[union-attr]  # likewise
         "image_processor": processor,
         "image_token_id": config.image_token_id,
         "image_seq_length": length,
