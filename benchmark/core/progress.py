@@ -19,8 +19,8 @@ _READING: ContextVar[Told | None] = ContextVar("reading", default=None)
 class Progress(Protocol):
     """A progress display, which the runner calls."""
 
-    def begin(self, cells: Mapping[str, float]) -> None:
-        """The run starts with these cells and the seconds that each is expected to take."""
+    def begin(self, cells: Mapping[str, Mapping[str, float]]) -> None:
+        """The run starts with these cells and the seconds that each of their stages is expected to take."""
 
     def cell(self, cell: str) -> None:
         """A cell starts."""
@@ -48,13 +48,14 @@ class Clock:
     def __init__(self, workers: int = 1) -> None:
         self.started = time.monotonic()
         self._workers = workers
-        self._expected: dict[str, float] = {}
+        self._expected: dict[str, Mapping[str, float]] = {}
         self._running: dict[str, float] = {}
-        self._took: dict[str, tuple[float, float]] = {}
+        self._later: dict[str, dict[str, float]] = {}  # running cell -> its expected stages that are not measured yet
+        self._took: dict[tuple[str, str], tuple[float, float]] = {}  # seconds expected and seconds taken
         self._stages: dict[str, tuple[tuple[str, int], int, float]] = {}
         self._stage_left: dict[str, tuple[float, float]] = {}
 
-    def begin(self, cells: Mapping[str, float]) -> None:
+    def begin(self, cells: Mapping[str, Mapping[str, float]]) -> None:
         """Start the clock."""
         self.started = time.monotonic()
         self._expected = dict(cells)
@@ -62,27 +63,35 @@ class Clock:
     def start(self, cell: str) -> None:
         """A cell starts."""
         self._running[cell] = time.monotonic()
+        self._later[cell] = dict(self._expected.get(cell, {}))
 
     def step(self, cell: str, stage: str, done: int, total: int) -> None:
-        """A stage of a cell has made progress. From the second report on, its pace bounds the time left from below.
+        """A stage of a cell has made progress. From the second report on, its pace says when it ends.
 
-        The first report of a stage, and the first with a new total, starts the measurement. Work of an earlier run that
-        this one resumes does not count.
+        If the stage has an expected time, its pace also corrects what is expected of all other stages. The first report
+        of a stage, and the first with a new total, starts the measurement. Work of an earlier run that this one resumes
+        does not count.
         """
         now = time.monotonic()
         measured, first, began = self._stages.get(cell, (("", 0), 0, now))
+        expected = self._expected.get(cell, {})
         if measured != (stage, total) or done < first:
             self._stages[cell] = ((stage, total), done, now)
             self._stage_left.pop(cell, None)
         elif done > first:
             self._stage_left[cell] = (now, (now - began) / (done - first) * max(0, total - done))
+            if stage in expected:
+                order = [*expected]
+                self._later[cell] = {name: expected[name] for name in order[order.index(stage) + 1:]}
+                self._took[cell, stage] = (expected[stage] * (done - first) / total, now - began)
 
     def stop(self, cell: str) -> None:
         """A cell ends."""
         began = self._running.pop(cell, None)
-        if began is not None and cell in self._expected:
-            self._took[cell] = (self._expected[cell], time.monotonic() - began)
-        self._expected.pop(cell, None)
+        expected = self._expected.pop(cell, {})
+        if began is not None and not any((cell, stage) in self._took for stage in expected):
+            self._took[cell, ""] = (sum(expected.values()), time.monotonic() - began)
+        self._later.pop(cell, None)
         self._stages.pop(cell, None)
         self._stage_left.pop(cell, None)
 
@@ -98,10 +107,12 @@ class Clock:
         pace = sum(seconds for _, seconds in self._took.values()) / expected if expected > 0 else 1.0
         now = time.monotonic()
         rest = 0.0
-        for cell, seconds in self._expected.items():
-            guess = pace * seconds - (now - self._running.get(cell, now))
-            reported, measured = self._stage_left.get(cell, (now, 0.0))
-            rest += max(0.0, guess, measured - (now - reported))
+        for cell, stages in self._expected.items():
+            if cell in self._stage_left:
+                reported, measured = self._stage_left[cell]
+                rest += max(0.0, measured - (now - reported)) + pace * sum(self._later[cell].values())
+            else:
+                rest += max(0.0, pace * sum(stages.values()) - (now - self._running.get(cell, now)))
         return rest / self._workers if rest > 0 or not self._expected else None
 
     @property
@@ -125,7 +136,7 @@ class Lines:
         self._total = self._done = 0
         self._said: dict[str, float] = {}
 
-    def begin(self, cells: Mapping[str, float]) -> None:
+    def begin(self, cells: Mapping[str, Mapping[str, float]]) -> None:
         self._clock.begin(cells)
         self._total = len(cells)
 
@@ -176,7 +187,7 @@ class Bars:
         self._inner: dict[str, Any] = {}  # rich's TaskID
         self._alone = alone
 
-    def begin(self, cells: Mapping[str, float]) -> None:
+    def begin(self, cells: Mapping[str, Mapping[str, float]]) -> None:
         self._clock.begin(cells)
         self._bars.update(self._cells, total=max(1, len(cells)), visible=not self._alone)
         self._bars.start()
@@ -236,7 +247,7 @@ def long_work(what: str) -> Iterator[StageTold]:
         nonlocal show
         if show is None:
             show = progress(alone=True)
-            show.begin({what: 0.0})
+            show.begin({what: {}})
             show.cell(what)
         show.step(what, stage, done, total)
 

@@ -137,7 +137,9 @@ def _run(request: Request, show: Progress | None) -> int:
             schedule = Schedule(left, {item.id for item in plan if item.done})
             if left:
                 cells = {item.id: item.cell for item in plan}
-                show.begin({item.id: costs.seconds(item.cell, item.missing) for item in left})
+                show.begin({
+                    item.id: {stage: costs.seconds(item.cell, [stage]) for stage in item.missing} for item in left
+                })
                 if workers == 1:
                     _one_by_one(request, schedule, cells, store, show)
                 else:

@@ -20,7 +20,7 @@ def now(monkeypatch):
 
 def test_a_training_longer_than_the_guess_is_estimated_from_its_steps(now):
     clock = Clock()
-    clock.begin({"a": 10.0})
+    clock.begin({"a": {"train": 10.0}})
     clock.start("a")
     clock.step("a", "train", 1, 101)
     now[0] += 50
@@ -32,9 +32,25 @@ def test_a_training_longer_than_the_guess_is_estimated_from_its_steps(now):
     assert clock.left == 0
 
 
+@pytest.mark.parametrize("guess", [1000.0, 60.0])
+def test_the_pace_of_the_first_training_corrects_what_is_expected_of_all(now, guess):
+    """Twenty cells of 100 s training and 20 s answers, expected wrongly by any factor."""
+    clock = Clock()
+    clock.begin({f"cell {number}": {"train": guess, "generate/coco": guess / 5} for number in range(20)})
+    clock.start("cell 0")
+    clock.step("cell 0", "train: images", 1, 2)
+    clock.step("cell 0", "train", 1, 101)
+    now[0] += 5
+    clock.step("cell 0", "train", 6, 101)
+    assert clock.left == pytest.approx(20 * 120, rel=0.02)
+    now[0] += 95
+    clock.step("cell 0", "train", 101, 101)
+    assert clock.left == pytest.approx(19 * 120 + 20, rel=0.02)
+
+
 def test_work_that_remains_is_never_no_time(now):
     clock = Clock()
-    clock.begin({"a": 10.0})
+    clock.begin({"a": {"train": 10.0}})
     clock.start("a")
     now[0] += 9.9
     assert clock.left > 0 and clock.left_text == ", 1 s left"
@@ -46,7 +62,7 @@ def test_work_that_remains_is_never_no_time(now):
 
 def test_a_resumed_training_and_a_new_stage_start_their_own_measurement(now):
     clock = Clock()
-    clock.begin({"a": 1.0})
+    clock.begin({"a": {"train": 1.0}})
     clock.start("a")
     clock.step("a", "train", 900, 1000)
     now[0] += 10
@@ -61,7 +77,7 @@ def test_a_resumed_training_and_a_new_stage_start_their_own_measurement(now):
 def test_a_resumed_training_is_measured_from_its_first_step_here(now):
     """As the worker reports: a stage that begins, 0 of 1, then the first step of this process."""
     clock = Clock()
-    clock.begin({"a": 1.0})
+    clock.begin({"a": {"train": 1.0}})
     clock.start("a")
     clock.step("a", "train", 0, 1)
     now[0] += 10
@@ -75,7 +91,7 @@ def test_features_that_outlast_the_guess_and_a_training_after_them_leave_time(no
     """The line names image and step, and never says that no time is left."""
     stream = io.StringIO()
     show = Lines(stream=stream)
-    show.begin({"a": 60.0})
+    show.begin({"a": {"train": 60.0}})
     show.cell("a")
     show.step("a", "train", 0, 1)
     for done in range(500, 10_001, 500):
@@ -85,7 +101,7 @@ def test_features_that_outlast_the_guess_and_a_training_after_them_leave_time(no
         now[0] += 20
         show.step("a", "train", done, 100, "loss 1.000")
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "[40 s, 6 min left] a: train: images 1,000/10,000"
+    assert lines[0] == "[40 s, 7 min left] a: train: images 1,000/10,000"
     assert lines[-1] == "[40 min] a: train 100/100 loss 1.000"
     lefts = {line: re.fullmatch(r"\[.*, (\d+) (s|min) left\] .*", line) for line in lines}
     assert all(int(left[1]) > 0 for left in lefts.values() if left)
@@ -143,7 +159,7 @@ def test_work_that_fails_leaves_no_bar_behind(monkeypatch):
 def test_a_run_of_one_cell_keeps_the_bar_that_has_the_time(now):
     """A cell's name is long: on a terminal of 80 columns nothing fits behind its stage."""
     show = Bars()
-    show.begin({"a": 60.0})
+    show.begin({"a": {"train": 60.0}})
     show.cell("a")
     show.step("a", "train", 0, 10)
     try:

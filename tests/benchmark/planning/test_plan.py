@@ -155,7 +155,7 @@ def test_time_left_follows_the_pace(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("benchmark.core.progress.time.monotonic", lambda: now[0])
     watch = Clock()
-    watch.begin({"a": 10.0, "b": 10.0, "c": 20.0})
+    watch.begin({"a": {"train": 10.0}, "b": {"train": 10.0}, "c": {"train": 20.0}})
     assert watch.left == 40
     watch.start("a")
     now[0] = 20.0
@@ -169,7 +169,7 @@ def test_time_left_follows_the_pace(monkeypatch):
 
 def test_lines_are_one_per_event(capsys):
     show = Lines()
-    show.begin({"a": 5.0, "b": 5.0})
+    show.begin({"a": {"train": 5.0}, "b": {"train": 5.0}})
     for name in "ab":
         show.cell(name)
         show.step(name, "train", 1, 10, "loss 2.0")  # too often for a log
