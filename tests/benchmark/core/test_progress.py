@@ -105,9 +105,9 @@ def test_features_that_outlast_the_guess_and_a_training_after_them_leave_time(no
     assert lines[-1] == "[40 min] a: train 100/100 loss 1.000"
     lefts = {line: re.fullmatch(r"\[.*, (\d+) (s|min) left\] .*", line) for line in lines}
     assert all(int(left[1]) > 0 for left in lefts.values() if left)
-    # Only after the last image, when no step is measured yet, and after the last step nothing is known.
+    # Only after the last step nothing is known.
     silent = [line.partition("a: ")[2] for line, left in lefts.items() if not left]
-    assert len(lines) == 60 and silent == ["train: images 10,000/10,000", "train 100/100 loss 1.000"]
+    assert len(lines) == 60 and silent == ["train 100/100 loss 1.000"]
 
 
 def test_a_long_piece_of_work_says_a_line_now_and_then_and_a_short_one_none(now, capsys):
