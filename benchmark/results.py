@@ -44,10 +44,10 @@ class Results:
 
         Columns: cell (its name), profile, model, method, target, seed; A_S, A_T, H, O in points, each with _low and
         _high, the 95 % interval; epochs, batch_size, learning_rate, last_layers (missing for untuned models); commit,
-        seconds (all stages) and peak_memory_mb of the run. As JSON: spec (all settings), scores (every dataset's value
-        with its interval, by type, and the averages), provenance (versions, machine, digests of item ids), weights and
-        footprint (where they were measured). Published cells also have key, a digest of everything that the scores
-        depend on.
+        seconds (all stages), peak_memory_mb and trained_parameters of the run. As JSON: spec (all settings), scores
+        (every dataset's value with its interval, by type, and the averages), provenance (versions, machine, digests of
+        item ids), weights and footprint (where they were measured). Published cells also have key, a digest of
+        everything that the scores depend on.
 
         Raises:
             UserError: a file of a cell is damaged.
@@ -154,7 +154,9 @@ def _cell(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     about = {
         **{key: train.get(key) for key in ("epochs", "batch_size", "learning_rate", "last_layers")},
         "commit": made.get("commit"), "seconds": sum(made.get("seconds", {}).values()),
-        "peak_memory_mb": made.get("peak_memory_mb"), "spec": json.dumps(values, ensure_ascii=False, default=str),
+        "peak_memory_mb": made.get("peak_memory_mb"),
+        "trained_parameters": sum(made.get("trained", {}).values()) or None,
+        "spec": json.dumps(values, ensure_ascii=False, default=str),
         **{column: _text(folder / file) for file, column in cell_tables.FILES.items()}, "key": published_key(folder),
     }
     for target, averages in (scores["averages"] or {None: {}}).items():

@@ -134,6 +134,7 @@ class TrainSpec:
     limit: int | None = field(metadata=bounds(low=1))
     # Run each block again in the backward pass instead of keeping its activations; no number changes.
     gradient_checkpointing: bool = field(default=False, metadata=APART)
+    projector: Literal["full", "frozen"] = field(default="full", metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,11 @@ def draw_frozen(names: Iterable[str], seed: int, step: int | None = None) -> lis
     """Draw the tensors that a run, or one of its steps, freezes.
 
     Per layer 2 of 4 attention matrices and 1 of 2 norms are trained; 2 of 3 feed-forward matrices in a
-    random half of the layers (the larger half of an odd number) and 1 of 3 in the others.
+    random half of the layers (the larger half of an odd number) and 1 of 3 in the others. Where train.scope leaves
+    fewer matrices of a kind, half of them: rounded up in that half of the layers, rounded down in the others.
 
     Args:
-        names: all trainable tensors; those outside complete decoder layers are never frozen.
+        names: all trainable tensors; those outside decoder layers are never frozen.
         seed: the run's seed.
         step: number of the optimizer step, or None for the single draw of a run.
 
@@ -48,26 +49,27 @@ def draw_frozen(names: Iterable[str], seed: int, step: int | None = None) -> lis
         Sorted names of the frozen tensors.
 
     Raises:
-        UserError: no complete decoder layer is among the names.
+        UserError: no matrix or norm of a decoder layer is among the names.
     """
     layers: dict[str, dict[str, list[str]]] = {}
     for name in names:
         layer, module = split_layer(name) or ("", "")
         if module in BLOCKS:
             layers.setdefault(layer, {}).setdefault(module, []).append(name)
-    complete = sorted(layer for layer, modules in layers.items() if len(modules) == len(BLOCKS))
-    if not complete:
+    if not layers:
         raise UserError(
-            "half_ft found no complete decoder layer (q, k, v, o, gate, up, down and two norms) among the "
-            "trainable tensors. Train whole layers (train.scope=last_layers, train.last_layers>=1)."
+            "half_ft found no matrix or norm of a decoder layer among the trainable tensors. "
+            "Train layers (train.scope=last_layers, train.last_layers>=1)."
         )
     source = generator(seed, "half_ft" if step is None else f"half_ft/{step}")
-    order = torch.randperm(len(complete), generator=source).tolist()
-    generous = {complete[i] for i in order[: (len(complete) + 1) // 2]}
+    ordered = sorted(layers)
+    order = torch.randperm(len(ordered), generator=source).tolist()
+    generous = {ordered[i] for i in order[: (len(ordered) + 1) // 2]}
     frozen = []
-    for layer in complete:
-        wide = 2 if layer in generous else 1
-        for modules, trained in ((ATTENTION, 2), (FEED_FORWARD, wide), (NORMS, 1)):
+    for layer in ordered:
+        for kind in (ATTENTION, FEED_FORWARD, NORMS):
+            modules = [module for module in kind if module in layers[layer]]
+            trained = (len(modules) + (layer in generous)) // 2
             for i in torch.randperm(len(modules), generator=source).tolist()[trained:]:
                 frozen += layers[layer][modules[i]]
     return sorted(frozen)

@@ -768,13 +768,14 @@ def _check_processes(trains: Iterable[TrainSpec | None], place: PlaceSpec, fault
 
 def _check_names(config: Mapping[str, Any], profile: ProfileSpec, faults: Faults) -> None:
     """Note names in conf/ that only the code can check: model families and the blocks to tune."""
-    from benchmark.models import FAMILIES, SCOPES
+    from benchmark.models import FAMILIES
+    from benchmark.models.scope import fault_of
 
-    checks: list[tuple[str, Any, Collection[str]]] = [("train.scope", config["train"]["scope"], SCOPES)]
-    checks += [("model.family", model["family"], FAMILIES) for model in config["models"].values()]
-    for key, value, valid in checks:
-        if not isinstance(value, str) or value not in valid:
-            faults.add(f"{key}={value}: unknown value.{did_you_mean(str(value), valid)}")
+    if fault := fault_of(str(config["train"]["scope"]), config["train"]["projector"]):
+        faults.add(fault)
+    for model in config["models"].values():
+        if model["family"] not in FAMILIES:
+            faults.add(f"model.family={model['family']}: unknown value.{did_you_mean(str(model['family']), FAMILIES)}")
     # These become names of files and folders.
     ids = {f"dataset.{name}.id": item["id"] for name, item in config["dataset"].items()}
     ids |= {f"model.id of {name}": model["id"] for name, model in config["models"].items()}

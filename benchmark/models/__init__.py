@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.models import prompt
+from benchmark.models import scope as scopes
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from benchmark.models.scope import Projector
     from benchmark.models.vision import ImageProcessor
-    from benchmark.spec import ModelSpec
+    from benchmark.spec import ModelSpec, TrainSpec
 
 FAMILIES = {
     "llava": "benchmark.models.llava",
@@ -189,36 +191,7 @@ def digest(path: str | Path, tower: Path | None = None) -> str:
     return found
 
 
-def _all(loaded: LoadedModel, last_layers: int) -> list[str]:
-    return [loaded.projector_prefix, *loaded.block_prefixes]
-
-
-def _blocks(loaded: LoadedModel, last_layers: int) -> list[str]:
-    return loaded.block_prefixes
-
-
-def _last(loaded: LoadedModel, last_layers: int) -> list[str]:
-    count = len(loaded.block_prefixes)
-    if not 1 <= last_layers <= count:
-        raise UserError(
-            f"train.last_layers={last_layers}, but the model has {count} blocks. Choose 1 to {count}."
-        )
-    return [loaded.projector_prefix, *loaded.block_prefixes[-last_layers:]]
-
-
-def _projector(loaded: LoadedModel, last_layers: int) -> list[str]:
-    return [loaded.projector_prefix]
-
-
-SCOPES: dict[str, Callable[[LoadedModel, int], list[str]]] = {
-    "last_layers": _last,
-    "all": _all,
-    "llm": _blocks,
-    "projector": _projector,
-}
-
-
-def trainable_names(loaded: LoadedModel, scope: str, last_layers: int) -> list[str]:
+def trainable_names(loaded: LoadedModel, scope: str, last_layers: int, projector: Projector = "full") -> list[str]:
     """Return the names of the parameters that fine-tuning may change, projector first, then blocks in order.
 
     Embeddings, output layer, final norm and vision tower are always frozen (paper, section 4.1: the last L blocks and
@@ -226,22 +199,32 @@ def trainable_names(loaded: LoadedModel, scope: str, last_layers: int) -> list[s
 
     Args:
         loaded: the model.
-        scope: "last_layers" (L blocks and the projector), "all" (every block and the projector), "llm" (every block)
-            or "projector".
-        last_layers: L, used by scope "last_layers".
+        scope: "last_layers" (L blocks and the projector), "all" (every block and the projector), "llm" (every block),
+            "projector", "attention" (query, key, value and output projections of the L blocks), "gate_up", "mlp" (the
+            same for these parts), or "re:PATTERN", searched in names such as layers.3.self_attn.q_proj.weight.
+        last_layers: L.
+        projector: "full", or "frozen" to leave the projector as it is.
 
     Returns:
         Names as in model.named_parameters().
 
     Raises:
-        UserError: unknown scope, or L outside 1 .. number of blocks.
+        UserError: unknown scope, L outside 1 .. number of blocks, or a pattern that matches nothing.
     """
-    if scope not in SCOPES:
-        raise UserError(f"train.scope={scope!r} is unknown.{did_you_mean(scope, SCOPES)}")
     names = [name for name, _ in loaded.model.named_parameters()]
+    blocks = [[name.removeprefix(prefix) for name in names if name.startswith(prefix)] for prefix in
+              loaded.block_prefixes]
+    chosen = scopes.block_names(blocks, scope, last_layers)
+    first = [name for name in names if name.startswith(loaded.projector_prefix)]
     return [
-        name for prefix in SCOPES[scope](loaded, last_layers) for name in names if name.startswith(prefix)
+        *(first if scopes.projector_trains(scope, projector) else []),
+        *(prefix + name for prefix, block in zip(loaded.block_prefixes, chosen, strict=True) for name in block),
     ]
+
+
+def tuned_names(loaded: LoadedModel, train: TrainSpec) -> list[str]:
+    """Return the names of the parameters that a cell's training settings choose; see `trainable_names`."""
+    return trainable_names(loaded, train.scope, train.last_layers, train.projector)
 
 
 def family_of(family: str) -> Family:

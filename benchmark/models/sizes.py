@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from benchmark.core.errors import UserError, did_you_mean
+from benchmark.models.scope import Projector, block_names, projector_trains
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,21 @@ class Architecture:
     tower: Tower = field(metadata={"nested": Tower})
 
     @property
+    def block_parameters(self) -> dict[str, int]:
+        """Name -> size of each parameter of one block of the language model."""
+        h, i, kv = self.hidden, self.intermediate, self.hidden // self.heads * self.kv_heads
+        matrices = {
+            "self_attn.q_proj": h * h, "self_attn.k_proj": h * kv, "self_attn.v_proj": h * kv,
+            "self_attn.o_proj": h * h,
+            "mlp.gate_proj": h * i, "mlp.up_proj": h * i, "mlp.down_proj": h * i,
+            "input_layernorm": h, "post_attention_layernorm": h,
+        }
+        return {f"{name}.weight": size for name, size in matrices.items()}
+
+    @property
     def block(self) -> int:
         """Parameters of one block of the language model."""
-        h, kv = self.hidden, self.hidden // self.heads * self.kv_heads
-        return 2 * h * h + 2 * h * kv + 3 * h * self.intermediate + 2 * h
+        return sum(self.block_parameters.values())
 
     @property
     def language_model(self) -> int:
@@ -96,14 +108,16 @@ class Architecture:
         side = self.tower.image // self.tower.patch
         return ((side + 1) // 2) ** 2 if self.family == "vila" else side * side
 
-    def trainable(self, scope: str, last_layers: int) -> int:
-        """Return the number of parameters that train.scope and train.last_layers select."""
-        blocks = {"last_layers": last_layers, "all": self.layers, "llm": self.layers, "projector": 0}[scope]
-        return blocks * self.block + (0 if scope == "llm" else self.projector)
+    def trainable(self, scope: str, last_layers: int, projector: Projector = "full") -> int:
+        """Return the number of parameters that train.scope, train.last_layers and train.projector select."""
+        blocks = sum(self.trained_per_block(scope, last_layers))
+        return blocks + (self.projector if projector_trains(scope, projector) else 0)
 
-    def trained_blocks(self, scope: str, last_layers: int) -> int:
-        """Return the number of language-model blocks that train."""
-        return {"last_layers": last_layers, "projector": 0}.get(scope, self.layers)
+    def trained_per_block(self, scope: str, last_layers: int) -> list[int]:
+        """Return the number of parameters that train in each block of the language model."""
+        sizes = self.block_parameters
+        chosen = block_names([[*sizes]] * self.layers, scope, last_layers)
+        return [sum(sizes[name] for name in block) for block in chosen]
 
 
 def architecture_of(values: Mapping[str, Any], where: str) -> Architecture:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmark.core.errors import UserError, did_you_mean
+from benchmark.models.scope import Projector, projector_trains
 from benchmark.models.sizes import Architecture
 from benchmark.spec import CellSpec
 
@@ -81,6 +82,7 @@ class Setting:
         tokens: length of the longest typical sequence, image included.
         method: its id.
         bucket: number of elements that DeepSpeed reduces at a time.
+        projector: train.projector.
     """
 
     sizes: Architecture
@@ -94,11 +96,17 @@ class Setting:
     tokens: int
     method: str = "spider"
     bucket: int = 500_000_000
+    projector: Projector = "full"
 
     @property
     def trained(self) -> int:
         """Number of trained parameters."""
-        return self.sizes.trainable(self.scope, self.last_layers)
+        return self.sizes.trainable(self.scope, self.last_layers, self.projector)
+
+    @property
+    def projector_trains(self) -> bool:
+        """Whether the projector trains."""
+        return projector_trains(self.scope, self.projector)
 
 
 def setting_of(cell: CellSpec, sizes: Architecture, processes: int) -> Setting:
@@ -108,7 +116,7 @@ def setting_of(cell: CellSpec, sizes: Architecture, processes: int) -> Setting:
         sizes, cell.engine, processes if cell.engine != "single" else 1, cell.train.micro_batch_size,
         cell.train.batch_size, cell.train.gradient_checkpointing, cell.train.scope, cell.train.last_layers,
         sizes.image_tokens + TEXT_TOKENS, cell.method.id,
-        int(cell.zero_optimization.get("reduce_bucket_size", 500_000_000)),
+        int(cell.zero_optimization.get("reduce_bucket_size", 500_000_000)), cell.train.projector,
     )
 
 
@@ -164,8 +172,11 @@ def activations(setting: Setting, checkpointing: bool) -> float:
 
 
 def crossed(setting: Setting) -> int:
-    """Return how many blocks the gradient crosses: all of them if the projector below them trains, or all blocks."""
-    return setting.sizes.layers  # for every scope: last_layers, all and projector tune the projector
+    """Return how many blocks the gradient crosses: all if the projector trains, else those from the first trained."""
+    if setting.projector_trains:
+        return setting.sizes.layers
+    per_block = setting.sizes.trained_per_block(setting.scope, setting.last_layers)
+    return setting.sizes.layers - next(number for number, count in enumerate(per_block) if count)
 
 
 def fits(setting: Setting, gpu: Gpu) -> bool:
@@ -215,8 +226,8 @@ def sample_flops(setting: Setting) -> dict[str, float]:
     forward = 2.0 * (blocks * tokens + sizes.projector * sizes.image_tokens)
     forward += 2.0 * sizes.layers * sizes.hidden * tokens**2
     backward = forward * crossed(setting) / sizes.layers
-    trained = 2.0 * (sizes.trained_blocks(setting.scope, setting.last_layers) * sizes.block * tokens)
-    trained += 2.0 * sizes.projector * sizes.image_tokens if setting.scope != "llm" else 0.0
+    trained = 2.0 * sum(sizes.trained_per_block(setting.scope, setting.last_layers)) * tokens
+    trained += 2.0 * sizes.projector * sizes.image_tokens if setting.projector_trains else 0.0
     parts = {"tower": 2.0 * sizes.vision * sizes.tower.patches, "forward": forward, "activation gradients": backward}
     parts |= {"weight gradients": trained, "recomputation": forward if setting.checkpointing else 0.0}
     return parts

@@ -155,7 +155,7 @@ def _model(model: ModelSpec, sizes: Architecture, items: Sequence[Planned], fore
         f"          a sample of {setting.tokens} tokens takes {sum(flops.values()) / 1e12:.1f} TFLOP: "
         + ", ".join(f"{part} {value / 1e12:.2f}" for part, value in flops.items() if value),
     ]
-    if setting.scope in ("last_layers", "all", "projector"):
+    if setting.projector_trains:
         lines.append(
             "          the projector, below the language model, is trained: activation gradients cross all "
             f"{sizes.layers} blocks, and train.last_layers hardly changes the time"

@@ -28,7 +28,7 @@ from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import user_path, write_atomic
 from benchmark.core.progress import Lines
 from benchmark.data import Record
-from benchmark.models import LoadedModel, trainable_names
+from benchmark.models import LoadedModel, tuned_names
 from benchmark.models.sizes import Architecture, Tower, architecture_of
 from benchmark.planning.estimate import GIB, GPUS, OVERHEAD, Setting, memory
 from benchmark.profiling.random_model import random_model
@@ -219,7 +219,7 @@ def _train_row(
     rate = 16 * (len(times) - 1) / (times[-1] - times[0])
     length = _mean_length(loaded, records)
     blocks = sizes.layers * sizes.block + sizes.projector
-    trained = sizes.trainable(cell.train.scope, cell.train.last_layers)
+    trained = sizes.trainable(cell.train.scope, cell.train.last_layers, cell.train.projector)
     flops = (4.0 * blocks + 2.0 * trained) * length  # 2P forward, 2P activation gradient, 2P of what trains
     peak = _peak(check.device)
     return {
@@ -255,7 +255,7 @@ def _memory_row(
         loaded = random_model(sizes, check.device, check.dtype)
         row["weights_gib"] = _allocated(check.device)
         if cell.engine == "single":  # as the worker holds in a run
-            base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
+            base = snapshot(loaded.model, tuned_names(loaded, cell.train))
         with _folder() as folder:
             train(
                 cell, loaded, records, build(cell.method.id, {}, 0), folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmark.core.errors import UserError, printable
 from benchmark.core.files import SUMS
@@ -34,6 +35,9 @@ def describe(store: Store, name: str) -> str:
     if cell.train is not None:
         train = cell.train
         lines.append(f"training  {cell.target}, seed {cell.seed}, {train.epochs} epochs, rate {train.learning_rate:g}")
+    if trained := _provenance(folder).get("trained"):
+        parts = ", ".join(f"{part} {count:,}" for part, count in trained.items())
+        lines.append(f"trained   {sum(trained.values()):,} parameters: {parts}")
     lines += _weights(store, cell, folder)
     for stage, entry in status["stages"].items():
         lines.append(f"stage     {stage:<22} {entry['state']:<8} {entry.get('seconds', '')} s  key {entry['key'][:8]}")
@@ -62,15 +66,24 @@ def _weights(store: Store, cell: CellSpec, folder: Path) -> list[str]:
 
 def _odd(folder: Path) -> dict[str, str]:
     """Return dataset -> text with the number of empty and unfinished answers, if there are any."""
+    items = _provenance(folder).get("items") or {}
     try:
-        items = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("items") or {}
         counts = {name: {key: split.get(key, 0) for split in splits.values() for key in ("empty", "unfinished")
                          if key in split} for name, splits in items.items()}
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except AttributeError:
         return {}
     return {
         name: "".join(f", {count} {key}" for key, count in found.items() if count) for name, found in counts.items()
     }
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """Return what provenance.json says, or nothing if it cannot be read."""
+    try:
+        content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _scores(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmark.config.compose import FULL_FT, Request
 from benchmark.core.files import write_atomic
-from benchmark.models import LoadedModel, trainable_names
+from benchmark.models import LoadedModel, tuned_names
 from benchmark.models.batch import Items
 from benchmark.models.prompt import IGNORE
 from benchmark.planning.plan import Planned
@@ -119,7 +119,7 @@ class Bench:
     def __init__(self, cell: CellSpec, worker: Worker) -> None:
         assert is_tuned(cell)
         self.loaded: LoadedModel = worker._load(cell)
-        self.names = trainable_names(self.loaded, cell.train.scope, cell.train.last_layers)
+        self.names = tuned_names(self.loaded, cell.train)
         items = Items(self.loaded, worker.training_records(cell), supervised=True)
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
         pairs = list(Order(cell.seed, tokens, cell.train.batch_size, cell.train.loss_group))

@@ -253,7 +253,7 @@ class Worker:
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
         folder = self._store.folder(cell)
-        records, label = self.records(cell, dataset, cell.eval.split, cell.eval.limit), f"generate {dataset}"
+        records, label = self.records(cell, dataset, cell.eval.split, cell.eval.limit), f"generate/{dataset}"
 
         def told(done: int, total: int, *_: Any) -> None:
             step(label, done, total, "")
@@ -295,9 +295,11 @@ class Worker:
     def _provenance(self, cell: CellSpec, folder: Path, seconds: dict[str, float]) -> None:
         """Write provenance.json; stages of an earlier process keep their time."""
         from benchmark.store.provenance import describe
+        from benchmark.training.trainable import trained_counts
 
+        trained = trained_counts(folder / "delta.safetensors") if is_tuned(cell) else None
         earlier = {name: value for name, value in self._store.seconds(folder).items() if name not in seconds}
-        content = json.dumps(describe(cell, {**earlier, **seconds}, self._items(cell)), indent=1)
+        content = json.dumps(describe(cell, {**earlier, **seconds}, self._items(cell), trained), indent=1)
         write_atomic(folder / "provenance.json", content + "\n")
 
     # -- what is kept between cells -----------------------------------------------------------------------------
@@ -334,11 +336,11 @@ class Worker:
     @contextlib.contextmanager
     def base(self, cell: TunedCell, answering: bool = False) -> Iterator[dict[str, Tensor]]:
         """Yield the base values of all tensors that the cell may change; restore them at the end."""
-        from benchmark.models import trainable_names
+        from benchmark.models import tuned_names
         from benchmark.training.checkpoint import apply_delta, snapshot
 
         loaded = self._load(cell, answering)
-        base = snapshot(loaded.model, trainable_names(loaded, cell.train.scope, cell.train.last_layers))
+        base = snapshot(loaded.model, tuned_names(loaded, cell.train))
         try:
             yield base
         finally:

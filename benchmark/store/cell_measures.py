@@ -105,13 +105,13 @@ def footprint(folder: Path) -> dict[str, float]:
 
 
 def _measure(cell: CellSpec, delta: Path) -> dict[str, float]:
-    from benchmark.models import trainable_names
+    from benchmark.models import tuned_names
     from benchmark.training.checkpoint import load_delta
 
     assert cell.train is not None
     loaded = _base(cell)
     parameters = dict(loaded.model.named_parameters())
-    names = trainable_names(loaded, cell.train.scope, cell.train.last_layers)
+    names = tuned_names(loaded, cell.train)
     tuned = load_delta(delta, loaded.digest)
     size = sum(parameters[name].numel() for name in names)
     squares, changed = 0.0, 0

@@ -33,7 +33,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
         "benchmark/training/train.py", "benchmark/training/checkpoint.py", "benchmark/training/engine.py",
         "benchmark/training/fragments.py", "benchmark/training/attach.py", "methods/shards.py", *MODEL,
-        "methods/base.py", "methods/state.py",
+        "benchmark/models/scope.py", "methods/base.py", "methods/state.py",
     ),
     "posthoc": (
         "benchmark/training/posthoc.py", "benchmark/training/calibration.py", "methods/blocks.py", "methods/masks.py",

@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ REDIRECTING = {
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
 
 
-def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | None = None) -> dict[str, Any]:
+def describe(
+    cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | None = None,
+    trained: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """Return the content of provenance.json. It holds no host name, user name or absolute path.
 
     Args:
@@ -40,6 +44,7 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
         seconds: wall time of each stage that this process ran.
         items: dataset -> split -> {n, ids: SHA-256 of the item ids} of the items of training and evaluation; evaluated
             splits also have the counts of `odd_answers`.
+        trained: part of the model -> number of its parameters that train; None for an untuned model.
 
     Returns:
         JSON values.
@@ -62,6 +67,7 @@ def describe(cell: CellSpec, seconds: dict[str, float], items: dict[str, Any] | 
         "removed_variables": sorted(variables.removed),
         "seconds": seconds,
         "items": items or {},
+        "trained": dict(trained or {}),
         # Linux counts in KiB. The peak is that of the process, so it includes earlier cells of the same run.
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }

@@ -17,7 +17,7 @@ from benchmark.config.compose import Request
 from benchmark.core.errors import UserError
 from benchmark.core.files import digest_of, write_atomic
 from benchmark.data import subset
-from benchmark.models import LoadedModel, trainable_names
+from benchmark.models import LoadedModel, trainable_names, tuned_names
 from benchmark.models.batch import Item, Items
 from benchmark.models.prompt import IGNORE
 from benchmark.running.worker import Worker
@@ -143,7 +143,7 @@ def _supervised(pair: tuple[list[int], list[int]]) -> int:
 def _parts(loaded: LoadedModel, cell: TunedCell) -> dict[str, list[str]]:
     """Return the parts of the model by name, each with its parameters."""
     everything = trainable_names(loaded, "all", 1)
-    parts = {"tuned": trainable_names(loaded, cell.train.scope, cell.train.last_layers)}
+    parts = {"tuned": tuned_names(loaded, cell.train)}
     prefixes = {"projector": loaded.projector_prefix}
     prefixes |= {str(index): prefix for index, prefix in enumerate(loaded.block_prefixes)}
     for part, prefix in prefixes.items():

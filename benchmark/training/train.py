@@ -28,7 +28,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.files import digest_of, write_atomic
 from benchmark.core.signals import noting, stopped
 from benchmark.data.record import Record
-from benchmark.models import LoadedModel, trainable_names
+from benchmark.models import LoadedModel, tuned_names
 from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_start, start_cache
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
@@ -124,7 +124,7 @@ def train(
             f"train.micro_batch_size={settings.micro_batch_size} on {processes} process(es) does not divide "
             f"train.batch_size={settings.batch_size}. Choose a divisor."
         )
-    names = trainable_names(loaded, settings.scope, settings.last_layers)
+    names = tuned_names(loaded, settings)
     check_counts(loaded, names, cell)
     if cell.model.architecture and rank == 0:
         print(trainable_table(loaded, names), flush=True)

@@ -1,11 +1,21 @@
-"""The trained parameters: a table for the log, and a check of their number against the configuration."""
+"""The trained parameters: a table for the log, counts by part, and a check against the configuration."""
 
 from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from safetensors import safe_open
 
 from benchmark.core.errors import UserError
 from benchmark.models import LoadedModel
 from benchmark.models.sizes import architecture_of
 from benchmark.spec import CellSpec
+from methods.blocks import split_layer
+
+# Part -> what the names of its modules contain; the other modules of a block are norms.
+MARKS = {"projector": "projector", "attention": "attn", "mlp": "mlp"}
 
 
 def trainable_table(loaded: LoadedModel, names: list[str]) -> str:
@@ -56,7 +66,8 @@ def check_counts(loaded: LoadedModel, names: list[str], cell: CellSpec) -> None:
     if not cell.model.architecture or cell.train is None:
         return
     sizes = architecture_of(cell.model.architecture, "model.architecture")
-    wanted = sizes.total, sizes.trainable(cell.train.scope, cell.train.last_layers)
+    train = cell.train
+    wanted = sizes.total, sizes.trainable(train.scope, train.last_layers, train.projector)
     counts = {name: parameter.numel() for name, parameter in loaded.model.named_parameters()}
     actual = sum(counts.values()), sum(counts[name] for name in names)
     if actual != wanted:
@@ -65,6 +76,21 @@ def check_counts(loaded: LoadedModel, names: list[str], cell: CellSpec) -> None:
             f"train.scope={cell.train.scope}; {cell.model.id} has {wanted[0]:,} and {wanted[1]:,}. This is another "
             "model: correct model.checkpoint, or model.architecture in conf/model."
         )
+
+
+def trained_counts(delta: Path) -> dict[str, int]:
+    """Return the number of trained parameters of a cell by part: projector, attention, mlp, norms.
+
+    Args:
+        delta: the cell's delta.safetensors, which has every trained tensor.
+    """
+    counts: Counter[str] = Counter()
+    with safe_open(delta, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  # the file is no mapping
+            _, module = split_layer(name) or ("", "projector")
+            part = next((part for part, mark in MARKS.items() if mark in module), "norms")
+            counts[part] += math.prod(file.get_slice(name).get_shape())
+    return dict(counts)
 
 
 def _span(start: int, end: int) -> str:

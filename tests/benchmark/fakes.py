@@ -165,6 +165,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     """Replace what is slow."""
     import benchmark.data
     import benchmark.models
+    import benchmark.training.trainable
 
     for name, made in modules().items():
         patch.setitem(sys.modules, name, made)
@@ -173,7 +174,8 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(benchmark.data, "load", load_records)
     patch.setattr(benchmark.models, "load", load_model)
     patch.setattr(benchmark.models, "digest", checkpoint_digest)
-    patch.setattr(benchmark.models, "trainable_names", lambda *_: ["weight"])
+    patch.setattr(benchmark.models, "tuned_names", lambda *_: ["weight"])
+    patch.setattr(benchmark.training.trainable, "trained_counts", lambda delta: {"mlp": 1} if delta.is_file() else {})
 
 
 def serve_fake(*arguments: Any) -> None:

@@ -251,3 +251,20 @@ def test_masks_do_not_depend_on_how_a_tensor_is_cut(method):
             torch.cat([piece[name] for piece in pieces]), whole[name], rtol=0, atol=1e-6
         )
         assert 0 < whole[name].count_nonzero() < sizes[name]
+
+
+@pytest.mark.parametrize(("leaves", "kept"), [
+    ([f"self_attn.{x}_proj" for x in "qkvo"], [2, 2]),  # train.scope=attention
+    (["mlp.gate_proj", "mlp.up_proj"], [1, 1]),  # gate_up
+    (["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"], [1, 2]),  # mlp
+    (["self_attn.q_proj"], [0, 1]),  # a pattern
+])
+def test_half_ft_trains_half_of_what_the_scope_leaves(leaves, kept):
+    layers = [[f"model.layers.{i}.{leaf}.weight" for leaf in leaves] for i in range(2)]
+    draws = []
+    for seed in range(40):
+        frozen = draw_frozen([*layers[0], *layers[1], "mm_projector.layers.2.weight"], seed)
+        assert set(frozen) <= {*layers[0], *layers[1]}
+        assert sorted(sum(name not in frozen for name in layer) for layer in layers) == kept
+        draws.append(frozenset(frozen))
+    assert {name for draw in draws for name in draw} == {*layers[0], *layers[1]}

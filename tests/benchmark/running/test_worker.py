@@ -51,7 +51,7 @@ def test_images_that_a_stage_reads_before_its_first_step_are_reported(tmp_path, 
         monkeypatch.setattr(f"benchmark.training.checkpoint.{name}", lambda *_: None)
     wise_ft = request(["method=wise_ft", "model=llava_pocket", "dataset=iconqa"]).cells[0]
     for stage, one, label in (
-        ("train", cell, "train"), ("train", wise_ft, "train"), ("generate/gqa", cell, "generate gqa"),
+        ("train", cell, "train"), ("train", wise_ft, "train"), ("generate/gqa", cell, "generate/gqa"),
     ):
         told.clear()
         own.stage(stage, one, cell, lambda *report: told.append(report))
