@@ -59,7 +59,7 @@ $(foreach name,$(slips),$(info error: make $(goals) does not read $(name).$(if $
 $(error nothing was started. It reads $(sort $(reads)))
 endif
 
-.PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting regime \
+.PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting regime survey \
 	all report compare verify sbatch plan list test test-fast lint pretrain rates calibration publish bench bench-scorers bench-methods gpu-check \
 	doctor chaos accept clean check-python
 
@@ -111,6 +111,9 @@ forgetting: $(ready) ## scores after every epoch of one training
 	@$(python) -m benchmark figure $@ $(settings)
 
 regime: $(ready) ## SPIDER against Full FT over training rows and learning rates (PROFILE=pocket_10k)
+	@$(python) -m benchmark figure $@ $(settings)
+
+survey: $(ready) ## every method at equal learning: the table and the plane (docs/survey.md)
 	@$(python) -m benchmark figure $@ $(settings)
 
 all: $(ready) ## every table and figure from what is missing, then the report

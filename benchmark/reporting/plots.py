@@ -208,6 +208,62 @@ def _plane_panel(
         handles.setdefault(point["method_name"], drawn)
 
 
+# -- equal learning -------------------------------------------------------------------------------------------
+
+
+def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
+    """Draw the curve of every row of the survey in the plane of A^S and A^T: a row of panels per target, one per group.
+
+    Args:
+        points: one line per row and strength: target_name, row, name, group, strength, A_S, A_T. The line with an empty
+            group is the untuned model, where every curve starts; the rows of the first group stand in every panel.
+        title: heading.
+        stem: output path without suffix.
+
+    Returns:
+        Paths of the PNG, PDF and CSV files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    groups = [group for group in dict.fromkeys(points["group"]) if group]
+    targets = list(dict.fromkeys(points["target_name"]))
+    first = points.loc[points["group"] == groups[0], "row"].iloc[0]
+    with plt.rc_context(STYLE):
+        size = (2.9 * len(groups) + 0.6, 2.9 * len(targets) + 1.0)
+        figure, grid = plt.subplots(
+            len(targets), len(groups), figsize=size, squeeze=False, layout="constrained", sharex="row", sharey="row"
+        )
+        for row, target in zip(grid, targets, strict=True):
+            lines = points[points["target_name"] == target]
+            start = lines[lines["group"] == ""]
+            for plot, group in zip(row, groups, strict=True):
+                _curves_panel(plot, lines, start, group, first)
+                plot.set_title(group if target == targets[0] else "")
+                plot.set_xlabel(f"{MATH['A_S']} (kept)", parse_math=True)
+            row[0].set_ylabel(f"{target}\n{MATH['A_T']} (learned)", parse_math=True)
+        for plot in grid[-1]:
+            plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7, frameon=False)
+        text = f"{title}. Lines start at the untuned model (star); dashed: Full FT"
+        figure.suptitle(textwrap.fill(text, round(14 * size[0])), fontsize=10)
+        return save(figure, points, stem)
+
+
+def _curves_panel(plot: Axes, lines: pd.DataFrame, start: pd.DataFrame, group: str, first: str) -> None:
+    """Draw the curves of one group over that of the first row, the reference."""
+    reference = pd.concat([start, lines[lines["row"] == first].sort_values("strength")])
+    plot.plot(reference["A_S"], reference["A_T"], color="0.25", linewidth=1.0, linestyle="--", zorder=2)
+    plot.plot(start["A_S"], start["A_T"], marker="*", markersize=10, color="black", linestyle="none", zorder=6)
+    own = lines[lines["group"] == group]
+    colours = plt.get_cmap("tab20" if own["row"].nunique() > 10 else "tab10")
+    for place, (_, curve) in enumerate(own.groupby("row", sort=False)):
+        drawn = pd.concat([start, curve.sort_values("strength")])
+        plot.plot(
+            drawn["A_S"], drawn["A_T"], color=colours(place), linewidth=1.1, marker="o", markersize=3, zorder=4,
+            label=curve["name"].iloc[0],
+        )
+
+
 # -- the regime map -------------------------------------------------------------------------------------------
 
 

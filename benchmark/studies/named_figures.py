@@ -17,7 +17,7 @@ from benchmark.planning import plan as planning
 from benchmark.reporting import lettering, outputs, slices
 from benchmark.running import runner
 from benchmark.store.cells import Store
-from benchmark.studies import sweep
+from benchmark.studies import survey, sweep
 
 GRID = ("models", "methods", "targets", "seeds")
 
@@ -73,6 +73,8 @@ def requests(name: str, overrides: Sequence[str], optional: bool = False) -> lis
         UserError: no such figure, or wrong overrides.
     """
     figure = read(name)
+    if figure["kind"] == "survey":
+        return [survey.ask(figure, overrides).everything]
     if figure["kind"] == "sweep":
         return [sweep.ask([*defaults(figure), *overrides], optional)]
     plain = with_models([*defaults(figure), *overrides])
@@ -293,8 +295,34 @@ def _regime(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     return code
 
 
+def _survey(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Make the table and the plane of every method at equal learning."""
+    from benchmark.core.files import write_atomic
+    from benchmark.reporting import plots
+
+    overrides = overrides[len(defaults(figure)):]  # the survey adds those of its file itself
+    asked = survey.ask(figure, overrides)
+    code = runner.run(asked.everything)
+    if code in (PREEMPTED, INTERRUPTED):
+        return code
+    store = Store(asked.base.results)
+    readings, points = survey.measure(asked, store, planning.make(asked.everything, store))
+    if readings.empty:
+        raise UserError("No finished curve to read: the untuned model, Full FT and one more point are needed.")
+    part = survey.part_of(figure, overrides, asked)
+    for model, lines in readings.groupby("model", sort=False):
+        stem = f"{figure['id']}_{model}{slices.suffix(part)}"
+        title = f"{figure['title']}{slices.heading(part)}: {lines['model_name'].iloc[0]}"
+        text = survey.markdown(lines, asked.levels, title, survey.notes(asked, lines))
+        write_atomic(store.root / "tables" / f"{stem}.md", text)
+        write_atomic(store.root / "tables" / f"{stem}.csv", lettering.spreadsheet(lines))
+        print(f"\n{text}\nTable: {store.root / 'tables' / stem}.{{md,csv}}")
+        _told(plots.curves(points[points["model"] == model], title, store.root / "figures" / stem))
+    return code
+
+
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], int]] = {
     "sweep": _sweep, "plane": _plane, "pid": _pid, "examples": _examples, "epochs": _epochs,
-    "regime": _regime,
+    "regime": _regime, "survey": _survey,
 }
 
