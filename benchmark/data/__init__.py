@@ -253,7 +253,7 @@ def _check_kinds(record: Record, spec: DatasetLike, folder: Path, split: str) ->
         wrong.append(f"meta={record.meta!r}, expected a dict")
     for name, value in tuples.items():
         if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-            wrong.append(f"{name}={value!r}, expected a tuple of texts")
+            wrong.append(f"{name}={value!r}, expected a tuple of strings")
     if wrong:
         raise UserError(
             f"Item {record.item_id} of {spec.id}/{split} in {folder} has {'; '.join(wrong)}. Correct the data or the "
@@ -279,7 +279,7 @@ def _check_texts(record: Record, spec: DatasetLike) -> None:
             text.encode()
     except (UnicodeEncodeError, AttributeError) as error:
         raise UserError(
-            f"Item {record.item_id} of {spec.id}/{record.split} holds a text that is no Unicode ({error}). {FIX}"
+            f"Item {record.item_id} of {spec.id}/{record.split} has text that is not valid Unicode ({error}). {FIX}"
         ) from None
 
 

@@ -136,7 +136,7 @@ def texts(entry: Any, key: str, path: Path, where: str, least: int = 1) -> list[
     found = rows(_get(entry, key, path, where), path, f"{key} of {where}")
     wrong = [item for item in found if not isinstance(item, str)]  # null is not allowed either
     if wrong:
-        raise UserError(f"{path}: {key} of {where} holds {_kind(wrong[0])}, expected texts. {FIX}")
+        raise UserError(f"{path}: {key} of {where} holds {_kind(wrong[0])}, expected strings. {FIX}")
     if len(found) < least:
         raise UserError(f"{path}: {key} of {where} has {len(found)} entries, expected at least {least}. {FIX}")
     return list(found)

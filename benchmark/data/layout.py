@@ -160,7 +160,7 @@ def choice(entry: Any, path: Path, where: str) -> tuple[tuple[str, ...], int]:
     # Numbers are valid options; a string would be read as a list of letters.
     plain = isinstance(given, list) and all(isinstance(o, str | int | float) and not isinstance(o, bool) for o in given)
     if not plain:
-        raise UserError(f"{path}: {where} has choices {given!r}, expected a list of texts or numbers. {FIX}")
+        raise UserError(f"{path}: {where} has choices {given!r}, expected a list of strings or numbers. {FIX}")
     options, index = tuple(map(str, given)), need(entry, "answer", path, where)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(options):
         raise UserError(f"{path}: {where} has answer {index!r} but {len(options)} choices. {FIX}")

@@ -80,7 +80,7 @@ def test_missing_and_wrong_things(folder, tmp_path):
 @pytest.mark.parametrize(("change", "reason"), [
     ({"answers": "cat"}, "answers of line 3 is text 'cat', expected a list"),
     ({"answers": []}, "answers of line 3 has 0 entries, expected at least 1"),
-    ({"answers": [3]}, "answers of line 3 holds a number 3, expected texts"),
+    ({"answers": [3]}, "answers of line 3 holds a number 3, expected strings"),
     ({"answers": None}, "answers of line 3 is null, expected a list"),
     ({"prompt": 3}, "line 3 has prompt=a number 3, expected text"),
     ({"prompt": None}, "line 3 has prompt=null, expected text"),

@@ -46,7 +46,7 @@ GROUP = "the group's files"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """The user's request to `data prepare`.
 
     Attributes:
@@ -122,19 +122,19 @@ def main(argv: Sequence[str], specs: Mapping[str, data.DatasetLike], root: Path)
     for name in splits:
         if name not in data.SPLITS:
             raise UserError(f"Unknown split {name!r}.{did_you_mean(name, data.SPLITS)}")
-    asked = Asked(tuple(places), own, not given.no_hub, splits, ids, given.group_first)
+    options = Options(tuple(places), own, not given.no_hub, splits, ids, given.group_first)
     by_reader = {data.reader_of(spec): spec for spec in reversed(list(specs.values()))}
-    prepare({name: by_reader[name] for name in names}, root, asked, lambda text: print(text, flush=True))
+    prepare({name: by_reader[name] for name in names}, root, options, lambda text: print(text, flush=True))
     return 0
 
 
-def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say: Say) -> None:
+def prepare(specs: Mapping[str, data.DatasetLike], root: Path, options: Options, say: Say) -> None:
     """Prepare datasets one after another. If one fails, the others are still prepared.
 
     Args:
         specs: reader -> spec of the datasets to prepare.
         root: data folder; receives a folder per dataset, and ids.json with the digests of all item ids ever prepared.
-        asked: where to look.
+        options: where to look.
         say: called with each line of progress.
 
     Raises:
@@ -142,13 +142,13 @@ def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say
     """
     @cache
     def online() -> bool:
-        if asked.hub and not hub.reachable():
+        if options.hub and not hub.reachable():
             say(
                 "The hub cannot be reached: nothing is downloaded, only tables below --from and in the hub client's "
                 "cache are read (--no-hub leaves out this check)"
             )
             return False
-        return asked.hub
+        return options.hub
 
     faults = {}
     with _alone(root, say):
@@ -156,7 +156,7 @@ def prepare(specs: Mapping[str, data.DatasetLike], root: Path, asked: Asked, say
             about = sources()[name]
             say(f"{name}: licence {about['licence']}; terms {about['terms']}")
             try:
-                for line in _prepare(name, spec, root, asked, online, say):
+                for line in _prepare(name, spec, root, options, online, say):
                     say(f"  {line}")
             except UserError as error:
                 faults[name] = str(error)
@@ -190,19 +190,19 @@ def wanted_splits(spec: data.DatasetLike, more: Sequence[str] = ()) -> list[str]
 
 
 def _prepare(
-    name: str, spec: data.DatasetLike, root: Path, asked: Asked, online: Callable[[], bool], say: Say
+    name: str, spec: data.DatasetLike, root: Path, options: Options, online: Callable[[], bool], say: Say
 ) -> list[str]:
     """Prepare one dataset; return the lines of its summary. `online` is called only when a download may be needed."""
     folder = root / name
     before = _manifest(folder)
-    splits = wanted_splits(spec, (*asked.splits, *(before or {}).get("splits", {})))
+    splits = wanted_splits(spec, (*options.splits, *(before or {}).get("splits", {})))
     # Keep the earlier options: a later prepare without them must not silently choose other items.
     kept = folder / LISTED if before is not None and before["written"] and (folder / LISTED).is_file() else None
-    ids = _listed(asked.ids.get(name, kept))
-    asked = replace(asked, group_first=asked.group_first or bool((before or {}).get("group_first")))
+    ids = _listed(options.ids.get(name, kept))
+    options = replace(options, group_first=options.group_first or bool((before or {}).get("group_first")))
     choice = digest_of([
         {split: official_names(spec, split, _module(name).SPLITS) for split in splits},
-        spec.counts, spec.options, ids, *(["group first"] if asked.group_first else []),
+        spec.counts, spec.options, ids, *(["group first"] if options.group_first else []),
     ])
     users_own = before is None and folder.is_dir() and not (folder / MARKER).exists() and any(folder.iterdir())
     if users_own or (before is not None and not before["written"]):
@@ -213,7 +213,7 @@ def _prepare(
         records = {split: data.load(spec, root, split) for split in splits}
         if all(record.image is None or data.find_image(record.image) for split in splits for record in records[split]):
             return ["prepared already", *_summary(before)]
-    index, found, origin, notes = _rows(name, spec, splits, asked, root, online, say)
+    index, found, origin, notes = _rows(name, spec, splits, options, root, online, say)
     _check_rows(name, spec, found, origin)
     if name == "ocrvqa":
         found, records, gone = _sample_books(spec, found, splits, ids, root, index)
@@ -232,7 +232,7 @@ def _prepare(
     if ids:
         write_atomic(folder / LISTED, "".join(f"{item}\n" for item in ids))
     _place_images(name, records, found, index, spec, root, say)
-    return _finish(name, spec, root, records, choice, origin, True, notes, say, asked.group_first)
+    return _finish(name, spec, root, records, choice, origin, True, notes, say, options.group_first)
 
 
 def _module(name: str) -> Any:
@@ -268,12 +268,12 @@ def _listed(path: Path | None) -> list[str]:
 
 
 def _rows(
-    name: str, spec: data.DatasetLike, splits: Sequence[str], asked: Asked, root: Path, online: Callable[[], bool],
+    name: str, spec: data.DatasetLike, splits: Sequence[str], options: Options, root: Path, online: Callable[[], bool],
     say: Say,
 ) -> tuple[Index, dict[str, list[Row]], dict[str, str], list[str]]:
     """Return the index of the user's files, rows per official split, the source of each of our splits, and notes."""
     about = sources()[name]
-    places = [Place(path) for path in asked.places] + [Place(path, own=True) for path in asked.own.get(name, ())]
+    places = [Place(path) for path in options.places] + [Place(path, own=True) for path in options.own.get(name, ())]
     index = Index(places, about["images"])
     archives = [path for path in index.archives if _belongs(path, about, places)]
     for path in archives:
@@ -299,7 +299,7 @@ def _rows(
         return {split: officials[split] for split in splits if split not in origin}
 
     by_hand = [("official files", official.load), (GROUP, group.load)]
-    for source, load in reversed(by_hand) if asked.group_first else by_hand:
+    for source, load in reversed(by_hand) if options.group_first else by_hand:
         for parts in ([part for names in left().values() for part in names], *left().values()):
             if left() and parts and not all(part in found for part in parts):
                 take(load(name, parts, index), source)

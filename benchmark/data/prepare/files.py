@@ -98,7 +98,7 @@ class Index:
             if re.fullmatch(pattern, name, re.IGNORECASE) and any(map(accept, paths))
         )
         if len(names) > 1:
-            raise UserError(f"Several files could be meant: {', '.join(names[:5])}. Give a folder with one of them.")
+            raise UserError(f"Several files match: {', '.join(names[:5])}. Give a folder with one of them.")
         return self.file(names[0], accept) if names else None
 
     def image(self, path: Path) -> Path | None:
@@ -114,7 +114,7 @@ class Index:
             same = [other for other in near if other.suffix.lower() == path.suffix.lower()] or near
             if len(same) > 1 and len({other.stat().st_size for other in same}) > 1:
                 raise UserError(
-                    f"{len(same)} different files could be {path.parent.name}/{path.name}: "
+                    f"{len(same)} different files match {path.parent.name}/{path.name}: "
                     f"{', '.join(map(str, same[:3]))}. Name one folder, e.g. --from gqa=DIR."
                 )
             found = same
@@ -180,7 +180,7 @@ def unpack(archive: Path, folder: Path) -> Path:
             (_unzip if archive.name.lower().endswith(".zip") else _untar)(archive, partial)
             partial.rename(target)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{archive} is damaged or no archive that can be read ({error}). Fetch it again.") from None
+        raise UserError(f"{archive} cannot be read as an archive ({error}). Fetch it again.") from None
     except OSError as error:
         raise UserError(f"Cannot unpack {archive} into {folder}: {error.strerror or error}. Free some space.") from None
     return target
@@ -219,6 +219,6 @@ def _untar(archive: Path, folder: Path) -> None:
         for member in members:
             member.name = _inside(archive, member.name)
             if not (member.isfile() or member.isdir()):
-                raise UserError(f"{archive} holds {member.name!r}, no plain file or folder. It is not unpacked.")
+                raise UserError(f"{archive} holds {member.name!r}, neither a file nor a folder. It is not unpacked.")
         _room(archive, folder, sum(member.size for member in members))
         file.extractall(folder, members)

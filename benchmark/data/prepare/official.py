@@ -194,7 +194,7 @@ def problem(entry: Any, path: Path, where: str) -> dict[str, Any]:
     """Return question, choices and answer of a multiple-choice problem."""
     given = check.rows(entry.get("choices"), path, f"choices of {where}")
     if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in given):
-        raise UserError(f"{path}: choices of {where} holds {given!r}, expected texts or numbers. {check.FIX}")
+        raise UserError(f"{path}: choices of {where} holds {given!r}, expected strings or numbers. {check.FIX}")
     choices, answer = [str(item) for item in given], entry.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise UserError(f"{path}: {where} has answer {answer!r} but {len(choices)} choices. {check.FIX}")

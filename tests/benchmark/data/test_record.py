@@ -379,7 +379,7 @@ def test_a_data_set_without_items_is_an_error(tmp_path):
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"imageId": "../../../secret"}, r"question 7 has imageId=.*secret.*: an id that is a path is refused"),
     ({"imageId": "/etc/passwd"}, "an id that is a path is refused"),
-    ({"question": "\ud800?"}, "Item 7 of gqa/test holds a text that is no Unicode"),
+    ({"question": "\ud800?"}, "Item 7 of gqa/test has text that is not valid Unicode"),
 ])
 def test_ids_that_are_paths_and_halves_of_characters(tmp_path, changes, reason):
     spec = dataclasses.replace(request([], grid=False).datasets["gqa"], counts={})
@@ -403,8 +403,8 @@ class Own:
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
-    ({"references": "cat"}, "references='cat', expected a tuple of texts"),
-    ({"references": (3,)}, r"references=\(3,\), expected a tuple of texts"),
+    ({"references": "cat"}, "references='cat', expected a tuple of strings"),
+    ({"references": (3,)}, r"references=\(3,\), expected a tuple of strings"),
     ({"references": ()}, "cannot be scored: the metric exact_lower needs at least one reference"),
     ({"target": 3}, "target=3, expected text"), ({"prompt": None}, "prompt=None, expected text"),
     ({"image": "a.png"}, "image='a.png', expected a pathlib.Path"), ({"options": "ab"}, "options='ab'"),

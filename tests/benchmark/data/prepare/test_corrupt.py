@@ -80,7 +80,7 @@ ROWS: list[tuple[str, int, Callable[[Any], None], str]] = [
     ("okvqa", 1, put("answers", [{"raw_answer": "x"}]), r"an answer of question \d+ lacks the key 'answer'"),
     ("okvqa", 1, drop("question_id"), "annotation 0 lacks the key 'question_id'"),
     ("textvqa", 0, drop("answers"), r"question \d+ lacks the key 'answers'"),
-    ("textvqa", 0, put("answers", [1, 2]), r"answers of question \d+ holds a number 1, expected texts"),
+    ("textvqa", 0, put("answers", [1, 2]), r"answers of question \d+ holds a number 1, expected strings"),
     ("textvqa", 0, put("answers", []), r"answers of question \d+ has 0 entries"),
     ("textvqa", 0, put("question", None), r"question \d+ has question=null"),
     ("textvqa", 0, put("image_id", "nowhere"), r"has no entry for image nowhere \(question \d+ of "),

@@ -346,7 +346,7 @@ def test_an_archive_with_damaged_bytes_is_named(specs, drawn, tmp_path):
     content = bytearray(path.read_bytes())
     content[80:140] = b"\xff" * 60
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"gqa.zip is damaged or no archive that can be read .* Fetch it again"):
+    with pytest.raises(UserError, match=r"gqa.zip cannot be read as an archive .* Fetch it again"):
         main(["--no-hub", "--from", str(tmp_path), "gqa"], specs, tmp_path / "data")
 
 
