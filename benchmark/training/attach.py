@@ -1,7 +1,7 @@
 """Hook a method around the steps of an optimizer, with views of the trained tensors.
 
-It works in the same way in plain torch, DDP and ZeRO-1, 2 and 3. `benchmark.training.fragments` knows where each of
-them keeps the weights.
+It works in the same way in plain torch, DDP, FSDP2 and ZeRO-1, 2 and 3. `benchmark.training.fragments` knows where
+each of them keeps the weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from benchmark.core.errors import UserError
-from benchmark.training.fragments import Fragment, Layout, find_layout
+from benchmark.training.fragments import Fragment, Layout, find_layout, local
 from methods.base import Method
 from methods.shards import LIVE, Shard, Shards
 from methods.state import differences, held, unsaved
@@ -69,8 +69,8 @@ class Attachment:
             )
         cls = type(self.method).__name__
         stale = (
-            "If the method's code has changed since, undo that; else mend load_state_dict: the saved state is whole. "
-            "To train again from the start, delete the checkpoint folder."
+            "If the method's code has changed since, undo that; else correct load_state_dict: the saved state is "
+            "whole. To train again from the start, delete the checkpoint folder."
         )
         try:
             self.method.load_state_dict(state["method"])
@@ -237,11 +237,11 @@ def _check(
                 f"{name} has shape {tuple(fragment.shape)}, in the base checkpoint {tuple(pretrained[name].shape)}; "
                 "use the model's own base, unsharded"
             )
-        elif pretrained[name].data_ptr() == fragment.buffer.data_ptr():
+        elif pretrained[name].data_ptr() == local(fragment.buffer.detach()).data_ptr() != 0:
             faults.append(f"{name} would train the pretrained value itself; give a copy")
         if fragment.buffer.dtype not in (torch.float32, torch.float64):
             faults.append(f"{name} is {fragment.buffer.dtype}; train float32 weights, with bf16 autocast for speed")
-        if type(fragment.buffer.data) is not Tensor or not fragment.buffer.is_contiguous():
+        if type(local(fragment.buffer.data)) is not Tensor or not fragment.buffer.is_contiguous():
             faults.append(f"{name} ({type(fragment.buffer.data).__name__}) has no flat view; use a plain tensor")
     if faults:
         raise UserError("Cannot attach the method: " + "; ".join(faults) + ".")
@@ -263,8 +263,8 @@ def _all_reduce(values: Tensor, group: Any) -> Tensor:
         torch.distributed.all_reduce(total, group=group)
     except RuntimeError as error:
         raise RuntimeError(
-            f"Process {torch.distributed.get_rank(group)} waited for the others in vain: one of them stopped or hangs. "
-            "The first error in their output says why; the same command resumes from the last saved state."
+            f"Process {torch.distributed.get_rank(group)} waited too long for the others: one of them stopped or "
+            "hangs. The first error in their output says why; the same command resumes from the last saved state."
         ) from error
     return total
 

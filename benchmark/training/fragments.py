@@ -1,7 +1,8 @@
 """Where an optimizer keeps the weights that its step changes: whole tensors, or this process's parts of them.
 
-Plain torch and DDP step the model's own tensors. DeepSpeed's ZeRO steps flat float32 buffers that hold this process's
-parts of many tensors, one after another, and then copies them to the model's tensors.
+Plain torch and DDP step the model's own tensors. FSDP2 steps them too, but of each tensor a process holds only some
+rows. DeepSpeed's ZeRO steps flat float32 buffers that hold this process's parts of many tensors, one after another, and
+then copies them to the model's tensors.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Fragment:
 
     def view(self, buffer: Tensor) -> Tensor:
         """Return the fragment of the buffer or of its gradient, as a 1-D view."""
-        return buffer.detach().view(-1).narrow(0, self.start, self.length)
+        return local(buffer.detach()).view(-1).narrow(0, self.start, self.length)
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,46 @@ def find_layout(optimizer: Any) -> Layout:
     if hasattr(optimizer, "optimizer"):
         raise UserError(
             f"Optimizer wrapper {path} is unknown, so a method might see stale weights or gradients. Train with a "
-            "torch optimizer, or with DeepSpeed ZeRO stage 1, 2 or 3 (engine=zero1, zero2 or zero3)."
+            "torch optimizer, FSDP2, or DeepSpeed ZeRO stage 1, 2 or 3 (engine=zero1, zero2 or zero3)."
         )
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(f"{path} is no torch.optim.Optimizer. Use one, for example torch.optim.AdamW.")
+        raise UserError(f"{path} is not a torch.optim.Optimizer. Use one, for example torch.optim.AdamW.")
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(class_path(parameter) in DTENSOR for parameter in held):
+        return _by_rows(optimizer, held)
     fragments = [Fragment(parameter, parameter, 0, parameter.numel(), 0) for parameter in held]
     return Layout("plain torch", optimizer, fragments)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a DTensor that this process holds; other tensors are whole."""
+    return tensor.to_local() if class_path(tensor) in DTENSOR else tensor  # type: ignore[attr-defined]  # of DTensor
+
+
+def _by_rows(optimizer: torch.optim.Optimizer, held: list[Any]) -> Layout:
+    """FSDP2 (`fully_shard`): the rows of every tensor are cut into one piece per process; HSDP repeats the pieces.
+
+    Raises:
+        UserError: a tensor is whole, or cut in another way.
+    """
+    mesh = next(parameter for parameter in held if class_path(parameter) in DTENSOR).device_mesh
+    for parameter in held:
+        cut = class_path(parameter) in DTENSOR and parameter.device_mesh == mesh and [*map(str, parameter.placements)]
+        if not cut or cut[-1] != ROWS or set(cut[:-1]) - {REPLICA}:
+            raise UserError(
+                f"A trained tensor of shape {tuple(parameter.shape)} is not cut by rows over the same processes as the "
+                "others. Apply fully_shard to the whole model, without tensor parallelism, before making the optimizer."
+            )
+    last = mesh.ndim - 1
+    rank, processes = mesh.get_local_rank(last), mesh.size(last)
+    fragments = []
+    for parameter in held:
+        rows = parameter.shape[0]
+        first = min(rank * -(-rows // processes), rows)
+        width = parameter.numel() // rows if rows else 0
+        fragments.append(Fragment(parameter, parameter, 0, local(parameter.detach()).numel(), first * width))
+    # The other dimension of HSDP's mesh holds copies: a sum over it would count every element twice.
+    return Layout("FSDP2", optimizer, fragments, mesh.get_group(last))
 
 
 def class_path(thing: Any) -> str:
@@ -138,6 +172,8 @@ ZERO = {
     ),
     "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3": Zero("ZeRO-3", _cut),
 }
+DTENSOR = frozenset({"torch.distributed.tensor.DTensor", "torch.distributed.tensor._api.DTensor"})
+ROWS, REPLICA = "S(0)", "R"  # how a DTensor's placements print: cut along the first dimension, or repeated
 # Wrappers whose step() only calls the inner one.
 TRANSPARENT = frozenset(
     {"accelerate.optimizer.AcceleratedOptimizer", "accelerate.utils.deepspeed.DeepSpeedOptimizerWrapper"}

@@ -15,7 +15,7 @@ from methods.registry import build
 from tests.multiprocess.launch import Failed, launch
 from tests.multiprocess.training import Data, Training
 
-MESSAGE = "Process 0 waited for the others in vain: one of them stopped or hangs"
+MESSAGE = "Process 0 waited too long for the others: one of them stopped or hangs"
 PATIENCE = 10.0  # seconds that a process waits for another one, in the test where that hangs
 
 

@@ -154,7 +154,7 @@ def test_unknown_wrappers_and_other_objects_are_refused():
     for name in ("Lookahead", "FP16_Optimizer", "DeepSpeedZeroOptimizer"):
         with pytest.raises(UserError, match=rf"{name} is unknown.*zero1, zero2 or zero3"):
             find_layout(type(name, (), {"optimizer": inner})())
-    with pytest.raises(UserError, match="no torch.optim.Optimizer"):
+    with pytest.raises(UserError, match="not a torch.optim.Optimizer"):
         find_layout(object())
 
 
