@@ -441,6 +441,11 @@ def samples(cell: CellSpec) -> int | None:
     return min(known) * cell.train.epochs if known else None
 
 
+def source_samples(cell: CellSpec) -> int:
+    """Return the training samples of each source set that a method which calibrates on them reads (`samples`)."""
+    return -(-int(cell.method.params["samples"]) // max(1, len(cell.upstream)))
+
+
 def cell_id(cell: CellSpec) -> str:
     """Return a short, readable and unique name, e.g. vila-coco-spider-momentum0.9-s0-1a2b3c4d."""
     return "-".join(filter(None, (head_of(cell), label(cell.changed), seed_part(cell), cell_hash(cell))))

@@ -28,15 +28,18 @@ class MethodEntry:
         cls: "module:Class"; empty for zero-shot, which evaluates the base checkpoint as it is.
         name: as printed in tables.
         reference: where it was proposed.
-        kind: "none" (no training), "training", or "posthoc" (transforms a finished Full FT run).
+        kind: "none" (no training), "training" (trains the weights), "adapter" (trains added tensors in their place),
+            or "posthoc" (transforms a finished Full FT run).
         refuses: engines on which it cannot train as configured; listed here because plans do not import its module.
+        sees_sources: whether it reads training samples of the source sets.
     """
 
     cls: str
     name: str
     reference: str
-    kind: Literal["none", "training", "posthoc"]
+    kind: Literal["none", "training", "adapter", "posthoc"]
     refuses: tuple[str, ...] = ()
+    sees_sources: bool = False
 
 
 NRCA = "as in the code of Huang et al., NRCA, ICML 2025"
@@ -119,6 +122,48 @@ METHODS: dict[str, MethodEntry] = {
         "methods.tailor:Tailor", "Tailor, projector kept", "SpiderBench", "posthoc"
     ),
     "wise_ft": MethodEntry("methods.wise_ft:WiseFT", "WiSE-FT", "Wortsman et al., CVPR 2022", "posthoc"),
+    # Adapters of the peft library
+    "lora": MethodEntry("methods.peft:Lora", "LoRA", "Hu et al., ICLR 2022", "adapter"),
+    "rslora": MethodEntry("methods.peft:Lora", "rsLoRA", "Kalajdzievski, arXiv 2312.03732", "adapter"),
+    "dora": MethodEntry("methods.peft:Lora", "DoRA", "Liu et al., ICML 2024", "adapter"),
+    "pissa": MethodEntry("methods.peft:Lora", "PiSSA", "Meng et al., NeurIPS 2024", "adapter"),
+    "olora": MethodEntry("methods.peft:Lora", "OLoRA", "Buyukakyuz, arXiv 2406.01775", "adapter"),
+    "mica": MethodEntry("methods.peft:Lora", "MiCA", "arXiv 2604.01694", "adapter"),
+    "corda": MethodEntry(
+        "methods.peft:Corda", "CorDA, knowledge preserved", "Yang et al., NeurIPS 2024", "adapter", sees_sources=True
+    ),
+    "vera": MethodEntry("methods.peft:Vera", "VeRA", "Kopiczko et al., ICLR 2024", "adapter"),
+    "oft": MethodEntry("methods.peft:Oft", "OFT", "Qiu et al., NeurIPS 2023", "adapter"),
+    "boft": MethodEntry("methods.peft:Boft", "BOFT", "Liu et al., ICLR 2024", "adapter", ("zero3",)),
+    "osf": MethodEntry("methods.peft:Osf", "OSF", "Nayak et al., arXiv 2504.07097", "adapter"),
+    "ia3": MethodEntry("methods.peft:Ia3", "IA3", "Liu et al., NeurIPS 2022", "adapter"),
+    "shira": MethodEntry("methods.peft:Shira", "SHiRA, random", "Bhardwaj et al., NeurIPS 2024", "adapter", ("zero3",)),
+    "shira_magnitude": MethodEntry(
+        "methods.peft:Shira", "SHiRA, magnitude", "Bhardwaj et al., NeurIPS 2024", "adapter", ("zero3",)
+    ),
+    "shira_gradient": MethodEntry(
+        "methods.peft:Shira", "SHiRA, gradient", "Bhardwaj et al., NeurIPS 2024", "adapter", ("zero3",)
+    ),
+    "supertuning": MethodEntry(
+        "methods.peft:Supertuning", "Super-Tuning, top", "arXiv 2607.09287", "adapter", ("zero3",)
+    ),
+    "supertuning_bottom": MethodEntry(
+        "methods.peft:Supertuning", "Super-Tuning, bottom", "arXiv 2607.09287", "adapter", ("zero3",)
+    ),
+    "ln_tuning": MethodEntry("methods.peft:LnTuning", "LN tuning", "Zhao et al., ICLR 2024", "adapter"),
+    # Adapters of our own, on the library's LoRA
+    "milora": MethodEntry("methods.subspaces:MiLora", "MiLoRA", "Wang et al., NAACL 2025", "adapter"),
+    "lora_null": MethodEntry(
+        "methods.subspaces:LoraNull", "LoRA-Null", "Tang et al., AAAI 2026", "adapter", sees_sources=True
+    ),
+    "oplora": MethodEntry("methods.subspaces:OpLora", "OPLoRA", "Xiong and Xie, AAAI 2026", "adapter"),
+    "lorasculpt": MethodEntry(
+        "methods.lorasculpt:LoraSculpt", "LoRASculpt", "Liang et al., CVPR 2025", "adapter", ("zero3",)
+    ),
+    "lorasculpt_code": MethodEntry(
+        "methods.lorasculpt:LoraSculpt", "LoRASculpt, released code", "released code, LiangJian24/LoRASculpt",
+        "adapter", ("zero3",),
+    ),
 }
 
 
@@ -139,7 +184,14 @@ def entry(method: str) -> MethodEntry:
         raise UserError(f"Unknown method {method!r}.{hint} Your own: module:Class or ./file.py:Class.")
     cls = load_class(method)
     title = getattr(cls, "title", cls.__name__)
-    return MethodEntry(method, title, method, "posthoc" if cls.posthoc else "training")
+    return MethodEntry(method, title, method, _kind(cls))
+
+
+def _kind(cls: type[Method]) -> Literal["training", "adapter", "posthoc"]:
+    """Return the kind of a user's own method."""
+    from methods.adapter import AdapterMethod
+
+    return "posthoc" if cls.posthoc else "adapter" if issubclass(cls, AdapterMethod) else "training"
 
 
 def load_class(path: str) -> type[Method]:

@@ -61,6 +61,10 @@ class Shards:
     def __iter__(self) -> Iterator[Shard]:
         return iter(self._read())
 
+    def where(self, wanted: Callable[[Shard], bool]) -> Shards:
+        """Return the shards that a function accepts; it must accept the same tensors in every process."""
+        return Shards(lambda: [shard for shard in self if wanted(shard)], self._reduce, self._place)
+
     def reduce_sum(self, values: Tensor) -> Tensor:
         """Sum a 1-D float64 tensor over the processes. Every process must call it, with the same length."""
         return self._reduce(values)

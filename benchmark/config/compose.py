@@ -815,7 +815,7 @@ def _check_methods(config: Mapping[str, Any], methods: Sequence[Any], faults: Fa
             if not as_configured:
                 make_params(name, method.params)
             looked_at = not as_configured or engine in entry(name).refuses
-            if engine != "single" and entry(name).kind == "training" and looked_at:
+            if engine != "single" and entry(name).kind in ("training", "adapter") and looked_at:
                 reason = refusal(name, method.params, engine)
                 if reason:
                     faults.add(f"method={name} refuses engine={engine}: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -60,19 +61,22 @@ class Architecture:
     @property
     def block_parameters(self) -> dict[str, int]:
         """Name -> size of each parameter of one block of the language model."""
-        h, i, kv = self.hidden, self.intermediate, self.hidden // self.heads * self.kv_heads
-        matrices = {
-            "self_attn.q_proj": h * h, "self_attn.k_proj": h * kv, "self_attn.v_proj": h * kv,
-            "self_attn.o_proj": h * h,
-            "mlp.gate_proj": h * i, "mlp.up_proj": h * i, "mlp.down_proj": h * i,
-            "input_layernorm": h, "post_attention_layernorm": h,
-        }
-        return {f"{name}.weight": size for name, size in matrices.items()}
+        return {f"{name}.weight": math.prod(shape) for name, shape in self.block_shapes.items()}
 
     @property
     def block(self) -> int:
         """Parameters of one block of the language model."""
         return sum(self.block_parameters.values())
+
+    @property
+    def block_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight of a block, by the name of its layer below the block."""
+        h, i, kv = self.hidden, self.intermediate, self.hidden // self.heads * self.kv_heads
+        return {
+            "self_attn.q_proj": (h, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h),
+            "self_attn.o_proj": (h, h), "mlp.gate_proj": (i, h), "mlp.up_proj": (i, h), "mlp.down_proj": (h, i),
+            "input_layernorm": (h,), "post_attention_layernorm": (h,),
+        }
 
     @property
     def language_model(self) -> int:
@@ -115,9 +119,13 @@ class Architecture:
 
     def trained_per_block(self, scope: str, last_layers: int) -> list[int]:
         """Return the number of parameters that train in each block of the language model."""
-        sizes = self.block_parameters
-        chosen = block_names([[*sizes]] * self.layers, scope, last_layers)
-        return [sum(sizes[name] for name in block) for block in chosen]
+        return [sum(map(math.prod, block.values())) for block in self.trained_shapes(scope, last_layers)]
+
+    def trained_shapes(self, scope: str, last_layers: int) -> list[dict[str, tuple[int, ...]]]:
+        """Return for each block: the name of every layer below it whose weight trains -> shape of the weight."""
+        shapes = {f"{name}.weight": shape for name, shape in self.block_shapes.items()}
+        chosen = block_names([[*shapes]] * self.layers, scope, last_layers)
+        return [{name.removesuffix(".weight"): shapes[name] for name in block} for block in chosen]
 
 
 def architecture_of(values: Mapping[str, Any], where: str) -> Architecture:

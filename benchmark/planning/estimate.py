@@ -11,6 +11,8 @@ from benchmark.core.errors import UserError, did_you_mean
 from benchmark.models.scope import Projector, projector_trains
 from benchmark.models.sizes import Architecture
 from benchmark.spec import CellSpec
+from methods.adapter_sizes import elements
+from methods.registry import METHODS, configured
 
 GIB = 2**30
 TEXT_TOKENS = 64            # system prompt, question and answer of a typical item, beside the image
@@ -83,6 +85,7 @@ class Setting:
         method: its id.
         bucket: number of elements that DeepSpeed reduces at a time.
         projector: train.projector.
+        adapter: number of elements that an adapter trains in the blocks; None for a method without one.
     """
 
     sizes: Architecture
@@ -97,11 +100,19 @@ class Setting:
     method: str = "spider"
     bucket: int = 500_000_000
     projector: Projector = "full"
+    adapter: int | None = None
+
+    @property
+    def tuned(self) -> int:
+        """Number of weights that the scope tunes, by themselves or through an adapter."""
+        return self.sizes.trainable(self.scope, self.last_layers, self.projector)
 
     @property
     def trained(self) -> int:
-        """Number of trained parameters."""
-        return self.sizes.trainable(self.scope, self.last_layers, self.projector)
+        """Number of trained parameters: with an adapter, its own and the projector's."""
+        if self.adapter is None:
+            return self.tuned
+        return self.tuned - sum(self.sizes.trained_per_block(self.scope, self.last_layers)) + self.adapter
 
     @property
     def projector_trains(self) -> bool:
@@ -117,7 +128,18 @@ def setting_of(cell: CellSpec, sizes: Architecture, processes: int) -> Setting:
         cell.train.batch_size, cell.train.gradient_checkpointing, cell.train.scope, cell.train.last_layers,
         sizes.image_tokens + TEXT_TOKENS, cell.method.id,
         int(cell.zero_optimization.get("reduce_bucket_size", 500_000_000)), cell.train.projector,
+        adapter_of(cell, sizes),
     )
+
+
+def adapter_of(cell: CellSpec, sizes: Architecture) -> int | None:
+    """Return the number of elements that a cell's adapter trains; None for a method without one, or a user's own."""
+    method = METHODS.get(cell.method.id)
+    if cell.train is None or method is None or method.kind != "adapter":
+        return None
+    params = {**configured(cell.method.id), **cell.method.params}
+    blocks = sizes.trained_shapes(cell.train.scope, cell.train.last_layers)
+    return sum(elements(method.cls, params, shapes) for shapes in blocks)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -150,8 +172,10 @@ def memory(setting: Setting) -> dict[str, float]:
         parts["gradients"] += 6.0 * min(setting.bucket, trained)  # a bucket in bfloat16, and its float32 sum
     parts["activations"] = activations(setting, setting.checkpointing)
     parts["logits"] = 12.0 * setting.micro_batch * 2 * ANSWER_TOKENS * sizes.vocab  # bf16, float32 and gradient
-    parts["base values"] = 4.0 * trained if single else 2.0 * trained  # one copy in the training, one in the worker
-    parts["method state"] = float(METHOD_BYTES.get(setting.method, METHOD_OTHER)) * trained / n
+    tuned = setting.tuned
+    parts["base values"] = 4.0 * tuned if single else 2.0 * tuned  # one copy in the training, one in the worker
+    kept = METHOD_BYTES.get(setting.method, METHOD_OTHER) if setting.adapter is None else 0
+    parts["method state"] = float(kept) * trained / n
     parts["CUDA, NCCL"] = OVERHEAD
     return parts
 
@@ -226,7 +250,8 @@ def sample_flops(setting: Setting) -> dict[str, float]:
     forward = 2.0 * (blocks * tokens + sizes.projector * sizes.image_tokens)
     forward += 2.0 * sizes.layers * sizes.hidden * tokens**2
     backward = forward * crossed(setting) / sizes.layers
-    trained = 2.0 * sum(sizes.trained_per_block(setting.scope, setting.last_layers)) * tokens
+    in_blocks = sum(sizes.trained_per_block(setting.scope, setting.last_layers))
+    trained = 2.0 * tokens * (in_blocks if setting.adapter is None else setting.adapter)
     trained += 2.0 * sizes.projector * sizes.image_tokens if setting.projector_trains else 0.0
     parts = {"tower": 2.0 * sizes.vision * sizes.tower.patches, "forward": forward, "activation gradients": backward}
     parts |= {"weight gradients": trained, "recomputation": forward if setting.checkpointing else 0.0}

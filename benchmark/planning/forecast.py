@@ -170,7 +170,7 @@ def _model(model: ModelSpec, sizes: Architecture, items: Sequence[Planned], fore
         f"{other / GIB:.2f}; while loading, {setting.processes * 2 * sizes.total / GIB:.0f} GiB of host memory",
     ]
     deltas = sum(1 for item in items if item.cell.train is not None)
-    size = 2 * setting.trained
+    size = 2 * setting.tuned
     lines.append(
         f"  disk    {deltas * size / 1e9:.1f} GB for {deltas} deltas of {size / 1e9:.2f} GB (a whole checkpoint: "
         f"{2 * sizes.total / 1e9:.1f} GB), {2 * 14 * setting.trained / 1e9:.1f} GB while training"

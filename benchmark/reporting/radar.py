@@ -76,6 +76,10 @@ _VARIANTS = tuple(
         "<>hpd8^vsDo", strict=True,
     )
 )
+# Adapters: four colours in turn.
+_ADAPTERS = tuple(
+    Style(colour, dash, marker) for dash, marker in _VARIANTS for colour in ("#AA4499", "#44AA99", "#999933", "#117733")
+)
 # A user's own methods.
 _OWN = tuple(
     Style(colour, dash, marker)
@@ -88,6 +92,9 @@ def _look(method: str) -> Style | None:
     """Return the style of a method of the registry, which depends only on its id; None for a user's own."""
     if method in _STYLES or method not in METHODS:
         return _STYLES.get(method)
+    if METHODS[method].kind == "adapter":
+        adapters = [name for name, entry in METHODS.items() if entry.kind == "adapter"]
+        return _ADAPTERS[adapters.index(method) % len(_ADAPTERS)]
     family = max((name for name in _STYLES if method.startswith(f"{name}_")), key=len, default="wise_ft")
     variants = [name for name in METHODS if name.startswith(f"{family}_") and name not in _STYLES]
     dash, marker = _VARIANTS[variants.index(method) % len(_VARIANTS)]

@@ -6,7 +6,7 @@ method and metric, and the notes below it. `benchmark.reporting.render` prints a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from benchmark.core.errors import counted
 from benchmark.paper.numbers import Published
 from eval import stats
 from eval.score import METRICS
+from methods.registry import METHODS
 
 if TYPE_CHECKING:
     from benchmark.spec import DatasetSpec
@@ -52,6 +53,7 @@ MEASURES = {
     "mask_flips": Measure("flips %", 100, 1, "share of the mask that changed between the last two logged masks (10 "
                           "steps apart, fewer at the end), estimated from at most 1024 elements of each tensor"),
 }
+ADAPTER_RATIO = "ratio %: what it trains, with the projector, as a share of the tuned weights"
 
 
 @dataclass(frozen=True)
@@ -298,7 +300,7 @@ def build(
         *_test_notes(len(tested), frame, draws),
         *_resolvable_notes(frame),
         *_penalty_notes(found, references),
-        *_measure_notes(shown),
+        *_measure_notes(shown, {item.row.method for item in found}),
         *_paper_notes(frame),
         *_protocol_notes(rows, upstream),
     ]
@@ -427,9 +429,11 @@ def _penalty_notes(found: Sequence[_Evaluated], references: Mapping) -> list[str
     ]
 
 
-def _measure_notes(shown: Sequence[str]) -> list[str]:
+def _measure_notes(shown: Sequence[str], methods: Collection[str]) -> list[str]:
     """Explain the columns that are not scores."""
     parts = [f"{MEASURES[name].name}: {MEASURES[name].meaning}" for name in shown if name in MEASURES]
+    if "learnable" in shown and any(name in METHODS and METHODS[name].kind == "adapter" for name in methods):
+        parts.append(f"of an adapter, {ADAPTER_RATIO}")
     return [f"Columns: {'; '.join(parts)}; '-' where it was not measured or does not exist."] if parts else []
 
 

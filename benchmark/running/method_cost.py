@@ -29,6 +29,7 @@ from benchmark.spec import CellSpec, is_tuned
 from benchmark.store.cell_measures import FOOTPRINT
 from benchmark.store.cells import Store
 from benchmark.store.code_version import version
+from benchmark.training.adapters import insert
 from benchmark.training.attach import attach
 from benchmark.training.checkpoint import apply_delta, snapshot
 from benchmark.training.train import Order, batch_loss, training_batch
@@ -116,11 +117,14 @@ class Bench:
         worker: loads model and records.
     """
 
+    added = 0  # bytes of the adapter that the last steps trained
+
     def __init__(self, cell: CellSpec, worker: Worker) -> None:
         assert is_tuned(cell)
         self.loaded: LoadedModel = worker._load(cell)
         self.names = tuned_names(self.loaded, cell.train)
-        items = Items(self.loaded, worker.training_records(cell), supervised=True)
+        self.records = worker.training_records(cell)
+        items = Items(self.loaded, self.records, supervised=True)
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
         pairs = list(Order(cell.seed, tokens, cell.train.batch_size, cell.train.loss_group))
         size = cell.train.batch_size
@@ -130,9 +134,11 @@ class Bench:
 
     def steps(self, cell: CellSpec, method: Method, count: int) -> Iterator[float]:
         """Run optimizer steps from the base weights; yield the seconds of each, and leave the base weights behind."""
+        assert is_tuned(cell)
         model, settings = self.loaded.model, cell.train
-        assert settings is not None
-        base = snapshot(model, self.names)
+        adapter = insert(cell, self.loaded, method, self.names, self.records, sharded=False)
+        self.added = adapter.bytes if adapter else 0
+        base = snapshot(model, adapter.trained if adapter else self.names)
         trained = {name: parameter for name, parameter in model.named_parameters() if name in base}
         model.requires_grad_(False)
         for parameter in trained.values():
@@ -165,6 +171,8 @@ class Bench:
                 parameter.grad = None
                 parameter.data = parameter.data.to(base[name].dtype)
             apply_delta(model, base)
+            if adapter:
+                adapter.remove()
 
     def step_seconds(self, cell: CellSpec) -> float:
         """Return the median time of an optimizer step; the first, which allocates, does not count."""
@@ -172,15 +180,19 @@ class Bench:
         return median(list(self.steps(cell, method, STEPS))[1:])
 
     def bytes_of(self, cell: CellSpec) -> dict[str, float]:
-        """Return memory (kept between steps) and peak (while the method acts), in float32 copies of the weights."""
+        """Return memory (kept between steps) and peak (while the method acts), in float32 copies of the weights.
+
+        An adapter's tensors count as kept: they are in the model beside its base weights.
+        """
         method = build(cell.method.id, dict(cell.method.params), cell.seed)
         counter = LiveBytes()
         _count(counter, method, "start", "before_step", "after_step")
         for _ in self.steps(cell, method, 3):
             with counter:
                 method.diagnostics()  # as training does every few steps; what it keeps to do so counts
-        pretrained = sum(_storages(_pretrained(method)).values())
-        return {"memory": kept_bytes(method) / self.unit, "peak": (pretrained + counter.peak) / self.unit}
+        pretrained = sum(_storages(_pretrained(method)).values()) + self.added
+        kept = kept_bytes(method) + self.added
+        return {"memory": kept / self.unit, "peak": (pretrained + counter.peak) / self.unit}
 
 
 def wait(device: torch.device) -> None:

@@ -294,10 +294,13 @@ class Worker:
 
     def _provenance(self, cell: CellSpec, folder: Path, seconds: dict[str, float]) -> None:
         """Write provenance.json; stages of an earlier process keep their time."""
+        from benchmark.store.cell_measures import last_row
         from benchmark.store.provenance import describe
         from benchmark.training.trainable import trained_counts
 
         trained = trained_counts(folder / "delta.safetensors") if is_tuned(cell) else None
+        if adapted := last_row(folder).get("trained_parameters"):  # the delta has the weights that it was merged into
+            trained = {"adapter and projector": int(adapted)}
         earlier = {name: value for name, value in self._store.seconds(folder).items() if name not in seconds}
         content = json.dumps(describe(cell, {**earlier, **seconds}, self._items(cell), trained), indent=1)
         write_atomic(folder / "provenance.json", content + "\n")

@@ -49,6 +49,8 @@ def _named(found: dict[str, float], folder: Path, wanted: Sequence[str]) -> dict
     """Add the shares of restored and changed weights, and the method cost."""
     if "restored_fraction" in found:
         found |= {"restored": found["restored_fraction"], "learnable": 1 - found["restored_fraction"]}
+    if "trained_share" in found:  # of an adapter: nearly all merged weights differ from the base
+        found |= {"learnable": found["trained_share"]}
     if set(OF_FOOTPRINT) & set(wanted):
         found |= footprint(folder)
     return found

@@ -23,9 +23,11 @@ from benchmark.spec import (
     own_dtype,
     plain,
     protocol,
+    source_samples,
     training_form,
 )
 from benchmark.store import code_version
+from methods.registry import METHODS
 
 if TYPE_CHECKING:
     from benchmark.core.progress import StageTold
@@ -87,7 +89,13 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
             })
         else:
             data = digests.records(cell.dataset(cell.target), cell.data_root, "train", cell.train.limit)
-            train = digest_of({**common, "code": code["train"], "train": training_form(cell.train), "data": data})
+            content = {**common, "code": code["train"], "train": training_form(cell.train), "data": data}
+            if cell.method.id in METHODS and METHODS[cell.method.id].sees_sources:
+                count = source_samples(cell)
+                content["sources"] = [
+                    digests.records(dataset, cell.data_root, "train", count) for dataset in cell.upstream
+                ]
+            train = digest_of(content)
     # Settings that were added later are part of a key only if they are set, so that older keys stay the same.
     later = {name: value for name, value in (
         ("share_images", cell.eval.share_images), ("eval_dtype", own_dtype(cell)),

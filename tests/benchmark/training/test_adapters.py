@@ -1,0 +1,167 @@
+"""Adapters in the trainer: exact resume, an ordinary delta, a model that is as before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmark.core.errors import UserError
+from benchmark.models import trainable_names
+from benchmark.spec import DatasetSpec, MethodSpec
+from benchmark.store import cell_measures
+from benchmark.training.adapters import adapted_layers
+from benchmark.training.checkpoint import snapshot
+from methods.registry import build
+from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
+    Killed,
+    cell,
+    kill,
+    loaded,
+    models,
+    records,
+    run,
+    same,
+    stop_at,
+    vila,
+)
+
+SMALL = {
+    "lora": {"r": 4}, "dora": {"r": 4}, "pissa": {"r": 4}, "osf": {}, "shira_gradient": {"r": 2, "samples": 3},
+    "lorasculpt": {"r": 4, "prune_after": 4}, "lorasculpt_code": {"r": 4, "prune_after": 4}, "oplora": {"r": 2, "k": 4},
+}
+
+
+def adapted(method, **changes):
+    """Return a cell of a method with an adapter that fits the small model."""
+    return replace(cell(**changes), method=MethodSpec(method, SMALL[method]))
+
+
+def tuned(loaded, records, out, spec, **options):  # noqa: F811
+    return run(loaded, records, out, spec, build(spec.method.id, dict(spec.method.params), spec.seed), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SMALL)
+def test_resume_is_bitwise_exact(vila, records, tmp_path, method):  # noqa: F811
+    spec = adapted(method, epochs=3, micro_batch_size=2)
+    whole, rows = tuned(vila, records, tmp_path / "whole", spec)
+    for step in (5, 8):  # lorasculpt prunes after step 4
+        with pytest.raises(Killed):
+            tuned(vila, records, tmp_path / "cut", spec, on_progress=stop_at(step, kill), checkpoint_steps=2)
+    seen = []
+    delta, resumed = tuned(vila, records, tmp_path / "cut", spec, on_progress=lambda step, *_: seen.append(step))
+    assert seen == [7, 8, 9]
+    assert same(whole, delta) and resumed == rows
+
+
+@pytest.mark.slow
+def test_a_cell_ends_as_an_ordinary_delta_and_leaves_the_model_as_it_was(loaded, records, tmp_path):  # noqa: F811
+    everything = [name for name, _ in loaded.model.named_parameters()]
+    kinds = [type(module) for module in loaded.model.modules()]
+    before = snapshot(loaded.model, everything)
+    names = trainable_names(loaded, "last_layers", 1)
+    delta, rows = tuned(loaded, records, tmp_path / "lora", adapted("lora", epochs=6, last_layers=1))
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    assert set(delta) == {name for name in names if "norm" not in name or name.startswith(loaded.projector_prefix)}
+    assert [name for name, _ in loaded.model.named_parameters()] == everything
+    assert [type(module) for module in loaded.model.modules()] == kinds
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(loaded.model, everything).items())
+    for name, value in delta.items():
+        if not name.startswith(loaded.projector_prefix):
+            change = value.double() - before[name].double()
+            values = torch.linalg.svdvals(change)
+            assert values[3] > 1e-4 and values[4:].max() < 1e-6, name
+    assert "rms_delta" not in rows[-1] and 0 < rows[-1]["trained_share"] < 1 and rows[-1]["rms_adapter"] > 0
+
+
+@pytest.mark.slow
+def test_other_methods_train_the_same_before_and_after_an_adapter(vila, records, tmp_path):  # noqa: F811
+    first, rows = run(vila, records, tmp_path / "a")
+    tuned(vila, records, tmp_path / "lora", adapted("lora"))
+    with pytest.raises(Killed):
+        tuned(vila, records, tmp_path / "cut", adapted("pissa"), on_progress=stop_at(2, kill))
+    again, rows2 = run(vila, records, tmp_path / "b")
+    assert same(first, again) and rows == rows2
+
+
+@pytest.mark.slow
+def test_the_model_keeps_the_tuned_weights(vila, records, tmp_path):  # noqa: F811
+    from benchmark.training.checkpoint import apply_delta, load_delta
+    from benchmark.training.train import train
+
+    spec = adapted("lora")
+    base = snapshot(vila.model, [name for name, _ in vila.model.named_parameters()])
+    train(spec, vila, records, build("lora", SMALL["lora"], 0), tmp_path)
+    try:
+        for name, value in load_delta(tmp_path / "delta.safetensors", vila.digest).items():
+            assert torch.equal(vila.model.get_parameter(name), value)
+    finally:
+        apply_delta(vila.model, base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "pissa", "dora"])
+def test_in_bfloat16(vila, records, tmp_path, method):  # noqa: F811
+    vila.model.to(torch.bfloat16)
+    try:
+        delta, rows = tuned(vila, records, tmp_path, adapted(method, dtype="bfloat16", epochs=6))
+        assert delta and all(tensor.dtype == torch.bfloat16 for tensor in delta.values())
+        assert rows[-1]["loss"] < rows[0]["loss"]
+        assert all(p.dtype == torch.bfloat16 for p in vila.model.parameters())
+    finally:
+        vila.model.to(torch.float32)
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_changes_no_number(vila, records, tmp_path):  # noqa: F811
+    plain, rows = tuned(vila, records, tmp_path / "a", adapted("lora"))
+    recomputed, again = tuned(vila, records, tmp_path / "b", adapted("lora", gradient_checkpointing=True))
+    assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
+    assert plain.keys() == recomputed.keys()
+
+
+def test_the_layers_are_those_of_the_trained_weights(loaded):  # noqa: F811
+    method = build("lora", {"r": 4}, 0)
+    names = trainable_names(loaded, "last_layers", 1)
+    layers = adapted_layers(loaded, names, method)
+    assert len(layers) == 7 and all(layer.startswith(loaded.block_prefixes[-1]) for layer in layers)
+    attention = [name for name in names if "self_attn" in name]  # a narrower scope narrows the adapter
+    assert len(adapted_layers(loaded, attention, method)) == 4
+    targets = build("lora", {"r": 4, "targets": r"mlp\.(gate|up)_proj"}, 0)
+    assert len(adapted_layers(loaded, names, targets)) == 2
+
+
+@pytest.mark.parametrize("scope", ["projector"])
+def test_a_scope_without_layers_is_refused_before_training(vila, records, tmp_path, scope):  # noqa: F811
+    with pytest.raises(UserError, match="trains no linear layer of a decoder block"):
+        tuned(vila, records, tmp_path, adapted("lora", scope=scope))
+    assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_calibration_reads_training_samples_of_every_source_set(vila, records, tmp_path, monkeypatch):  # noqa: F811
+    from benchmark.training import adapters
+
+    sets = tuple(
+        DatasetSpec(name, name, "upstream", "gqa", "{question}", 8, {"train": "train"}, {}, {}) for name in ("a", "b")
+    )
+    read = []
+
+    def load(dataset, root, split, limit):
+        read.append((dataset.id, split, limit))
+        return records[:limit]
+
+    monkeypatch.setattr(adapters.data, "load", load)
+    spec = replace(cell(epochs=1), method=MethodSpec("corda", {"r": 4, "samples": 5}), datasets=sets)
+    first, _ = tuned(vila, records, tmp_path / "a", spec)
+    assert read == [("a", "train", 3), ("b", "train", 3)]
+    again, _ = tuned(vila, records, tmp_path / "b", spec)
+    assert same(first, again) and len(first) > 10
+
+
+def test_ratio_is_what_an_adapter_trains(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"step": 3, "loss": 1.0, "trained_share": 0.25, "rms_adapter": 0.1}\n')
+    (tmp_path / "weights.json").write_text('{"rms_delta": 0.5, "restored_fraction": 0.0}')
+    found = cell_measures.recorded(cell(), tmp_path, ("learnable", "rms_delta"))
+    assert (found["learnable"], found["rms_delta"], found["restored"]) == (0.25, 0.5, 0.0)

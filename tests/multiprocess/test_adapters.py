@@ -1,0 +1,123 @@
+"""Adapters under ZeRO: the same deltas as on one process, exact resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from benchmark.core.errors import UserError
+from benchmark.core.signals import Preempted
+from benchmark.data.record import Record
+from benchmark.spec import MethodSpec
+from benchmark.training.train import train
+from methods.registry import METHODS, build
+from tests.benchmark.models import tiny
+from tests.multiprocess.launch import launch
+from tests.multiprocess.test_train import STOP, cell, delta, rows
+from tests.multiprocess.training import ANSWERS
+
+# What fits layers of 35, 37 and 40 inputs.
+NARROW = r"self_attn.*|mlp\.(gate|up)_proj"
+SMALL: dict[str, dict[str, Any]] = {
+    "lora": {"r": 4}, "dora": {"r": 4}, "pissa": {"r": 4}, "mica": {"r": 4}, "vera": {"r": 6},
+    "oft": {"oft_block_size": 5, "targets": NARROW},
+    "boft": {"boft_block_size": 2, "targets": r"self_attn\.o_proj"}, "osf": {}, "ia3": {}, "shira": {"r": 2},
+    "supertuning": {"sparsity": 0.9}, "ln_tuning": {}, "oplora": {"r": 4, "k": 4},
+    "lorasculpt": {"r": 4, "prune_after": 2, "strength": 0.5},
+    "lorasculpt_code": {"r": 4, "prune_after": 2, "strength": 0.5},
+}
+PROJECTOR = "model.multi_modal_projector.linear_1.weight"
+
+
+def several(
+    folder: Path, out: Path, engine: str, methods: Sequence[str], dtype: str = "float32", stop: bool = False
+) -> list[str]:
+    """Train one cell after another, as a worker process does; return how each ended."""
+    records = [
+        Record(
+            f"item{i}", "toy", "train", None if i % 3 == 2 else folder / f"{i}.png", f"what is {i} ?",
+            ANSWERS[i % len(ANSWERS)], (), None, str(i), {},
+        )
+        for i in range(21)
+    ]
+    ended = []
+    for name in methods:
+        method = build(name, SMALL[name], 0)
+        if stop and os.environ["RANK"] == "1":
+            method.before_step = stopping(method.before_step)
+        unset_hf_deepspeed_config()  # of the cell before; under ZeRO-3 it would cut up the next model as it loads
+        loaded = tiny.load("llava", folder / "model", getattr(torch, dtype))
+        spec = replace(cell(engine, dtype), method=MethodSpec(name, SMALL[name]))
+        try:
+            train(spec, loaded, records, method, out / name)
+            ended.append("done")
+        except (Preempted, UserError) as error:
+            ended.append(f"{type(error).__name__}: {error}")
+    return ended
+
+
+def stopping(before_step: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a hook that tells this process to stop in the step STOP."""
+    seen = []
+
+    def hook(shards: Any) -> None:
+        before_step(shards)
+        seen.extend(shard.name for shard in shards if shard.name == PROJECTOR)
+        if len(seen) == STOP:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return hook
+
+
+@pytest.fixture(scope="module")
+def single(folder, tmp_path_factory):
+    """Every cell on one process."""
+    out = tmp_path_factory.mktemp("single")
+    assert launch(several, 1, folder, out, "single", [*SMALL]) == [["done"] * len(SMALL)]
+    return out
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_every_type_gets_the_same_weights_or_is_refused(engine, folder, single, tmp_path):
+    methods = [name for name in SMALL if engine not in METHODS[name].refuses]
+    assert len(methods) == {"zero2": 15, "zero3": 10}[engine]
+    assert launch(several, 2, folder, tmp_path, engine, methods) == [["done"] * len(methods)] * 2
+    for name in methods:
+        expected, found = delta(single / name, folder), delta(tmp_path / name, folder)
+        assert expected.keys() == found.keys(), name
+        for tensor, value in expected.items():
+            assert (found[tensor] - value).abs().max() < 1e-6, (name, tensor)
+        for one, other in zip(rows(single / name), rows(tmp_path / name), strict=True):
+            assert other == pytest.approx(one, rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.parametrize(("engine", "methods"), [("zero2", ["lora", "lorasculpt"]), ("zero3", ["pissa"])])
+def test_a_cell_resumes_exactly(engine, methods, folder, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert launch(several, 2, folder, straight, engine, methods) == [["done"] * len(methods)] * 2
+    for text in launch(several, 2, folder, stopped, engine, methods, "float32", True)[0]:
+        assert text.startswith(f"Preempted: Stopped after step {STOP} of 6"), text
+    assert launch(several, 2, folder, stopped, engine, methods) == [["done"] * len(methods)] * 2
+    for name in methods:
+        found, again = delta(straight / name, folder), delta(stopped / name, folder)
+        assert found.keys() == again.keys() and all(torch.equal(again[key], found[key]) for key in found), name
+        assert rows(stopped / name) == rows(straight / name), name
+
+
+def test_in_bfloat16_the_delta_holds_the_masters_merged(folder, tmp_path):
+    methods = ["lora", "pissa", "dora"]
+    for engine in ("zero1", "zero2"):
+        assert launch(several, 2, folder, tmp_path / engine, engine, methods, "bfloat16") == [["done"] * 3] * 2
+    for name in methods:
+        first, second = (delta(tmp_path / engine / name, folder) for engine in ("zero1", "zero2"))
+        assert first and all(tensor.dtype == torch.bfloat16 for tensor in first.values())
+        for tensor, value in second.items():  # masters that differ in the last bits may round to neighbours
+            assert torch.allclose(first[tensor].float(), value.float(), rtol=2**-7, atol=1e-5), (name, tensor)
