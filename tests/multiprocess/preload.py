@@ -11,7 +11,8 @@ import importlib
 import deepspeed
 from PIL import Image
 
-import tests.multiprocess.parity  # noqa: F401
+import tests.multiprocess.parity
+import tests.multiprocess.warm  # noqa: F401
 
 for module in (
     "deepspeed.module_inject.auto_ep_layer",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import json
@@ -28,13 +27,21 @@ from benchmark.running import endings, multi_process, rank
 from benchmark.spec import MethodSpec
 from benchmark.store import cells
 from benchmark.training.generate import generate
+from tests.multiprocess import warm
 from tests.multiprocess.small_world import ICONQA, cell, folder_of
 
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def launchers(monkeypatch):
+    """Launchers are forked with all imports done, and listed here. `trained` starts them as the program does."""
+    return warm.start_warm(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
+    """A cell that torchrun's processes have trained, started as the program starts them."""
     spec = cell(world)
     folder = folder_of(tmp_path_factory.mktemp("cells") / "straight", spec)
     told: list[tuple[int, int]] = []
@@ -46,7 +53,7 @@ def trained(world, tmp_path_factory):
     return spec, folder
 
 
-def test_a_method_of_ones_own_trains_on_two_processes(world, tmp_path):
+def test_a_method_of_ones_own_trains_on_two_processes(world, tmp_path, launchers):
     """examples/my_method.py through the program's own launcher: what its share never reaches stays at w*."""
     spec = cell(world, method=MethodSpec("examples.my_method:TopKGradient", {}))
     folder = folder_of(tmp_path / "own", spec)
@@ -55,7 +62,7 @@ def test_a_method_of_ones_own_trains_on_two_processes(world, tmp_path):
     assert row["step"] == 6 and 0.3 < row["restored_fraction"] < 0.9 and row["rms_delta"] > 0
 
 
-def test_two_processes_train_and_answer(world, trained):
+def test_two_processes_train_and_answer(world, trained, launchers):
     spec, folder = trained
     assert sorted(path.name for path in folder.iterdir()) == [
         "cell.yaml", "checkpoint", "delta.safetensors", "speed.json", "train.jsonl", "train.log",
@@ -84,7 +91,7 @@ def test_two_processes_train_and_answer(world, trained):
     alone.unlink()
 
 
-def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trained, tmp_path):
+def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trained, tmp_path, launchers):
     spec, straight = trained
     folder = folder_of(tmp_path / "stopped", spec)
 
@@ -112,7 +119,7 @@ def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trai
 KILLED = r"train failed: process 1 of 2 was killed by signal 9 \(Killed\), .*; the others stopped. Run the same command"
 
 
-def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
+def test_the_others_stop_when_one_process_is_killed(world, tmp_path, launchers):
     """As the system's memory killer does it: a message in seconds, not torch's half an hour of waiting."""
     spec = cell(world)
     spec = replace(spec, train=replace(spec.train, epochs=200))
@@ -121,12 +128,8 @@ def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
     def kill() -> None:
         while not (folder / "train.jsonl").is_file() or not (folder / "train.jsonl").read_text():
             time.sleep(0.05)
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                words, variables = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-                if b"benchmark.running.rank" in words and str(folder).encode() in words and b"\0RANK=1\0" in variables:
-                    killed.append(int(process.name))
-                    os.kill(killed[-1], signal.SIGKILL)
+        killed.append(warm.children(launchers[0].pid)[1])
+        os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -138,7 +141,7 @@ def test_the_others_stop_when_one_process_is_killed(world, tmp_path):
     assert not any(path.name.startswith(("outcome", "images")) for path in folder.iterdir())
 
 
-def test_the_processes_end_when_the_program_that_started_them_is_killed(world, tmp_path):
+def test_the_processes_end_when_the_program_that_started_them_is_killed(world, tmp_path, launchers):
     """They would train on without anybody who waits for them, and hold their GPUs."""
     spec = cell(world)
     spec = replace(spec, train=replace(spec.train, epochs=200))
@@ -146,27 +149,16 @@ def test_the_processes_end_when_the_program_that_started_them_is_killed(world, t
 
     def told(*_) -> None:
         if not started:
-            started.extend(_processes(b"benchmark.running.rank", folder))
-            os.kill(*_processes(b"benchmark.running.torchrun", folder), signal.SIGKILL)
+            started.extend(warm.children(launchers[0].pid))
+            launchers[0].kill()
 
     with pytest.raises(RuntimeError, match="train failed: .* by signal 9"):
         multi_process.train_together(spec, folder, None, 600, told)
     end = time.monotonic() + 120
-    while left := _processes(b"benchmark.running.rank", folder):
+    while left := [process for process in started if warm.running(process)]:
         assert time.monotonic() < end, left
         time.sleep(0.2)
     assert len(started) == 2
-
-
-def _processes(module: bytes, folder: Path) -> list[int]:
-    """Return the processes of a module that work on a folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if words[1:3] == [b"-m", module] or (b"-u" in words[:2] and module in words[:4]):
-                found += [int(process.name)] * (str(folder).encode() in words)
-    return found
 
 
 def test_processes_that_do_not_stop_are_killed(monkeypatch):
