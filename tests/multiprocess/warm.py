@@ -103,6 +103,7 @@ def _run(program: list[str], env: dict[str, str], cwd: str, output: str | None) 
     """Do in a forked process what the interpreter does for `python -m`."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
+    multiprocessing.set_start_method(None, force=True)  # that of a program, not of its fork server
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # torchrun's handlers
         signal.signal(number, signal.SIG_DFL)
