@@ -208,6 +208,11 @@ class CellSpec(PlaceSpec):
         """The targets, each of which gives an A^T: the cell's target, or for an untuned model all requested ones."""
         return tuple(dataset for dataset in self.datasets if dataset.role == "target")
 
+    @functools.cached_property
+    def digits(self) -> str:
+        """The eight hex digits of `cell_hash`. A table asks for those of the same cells thousands of times."""
+        return digest_of(identity(self))[:8]
+
     def dataset(self, name: str) -> DatasetSpec:
         """Return one of the cell's datasets by its id."""
         return next(dataset for dataset in self.datasets if dataset.id == name)
@@ -430,7 +435,7 @@ def identity(cell: CellSpec) -> dict[str, Any]:
 
 def cell_hash(cell: CellSpec) -> str:
     """Return the eight hex digits that end a cell's name and distinguish it from all other cells."""
-    return digest_of(identity(cell))[:8]
+    return cell.digits
 
 
 def samples(cell: CellSpec) -> int | None:

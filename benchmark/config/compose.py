@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark.config import own_checkpoints, own_modules, protocols
 from benchmark.core.errors import UserError, did_you_mean
@@ -38,6 +39,9 @@ from benchmark.spec import (
     seed_of,
 )
 from benchmark.training import trackers
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 CONF = ROOT / "conf"
 # What a user may write -> the axis of the grid. The Makefile passes the plural.
@@ -254,10 +258,9 @@ def _no_parameter(key: str, methods: Iterable[str], valid: Collection[str]) -> s
 
 def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
     """Return key -> its values: several for a comma list or a range. The last override of a key wins."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, given = OverridesParser.create(), dict[str, list[Any]]()
+    given = dict[str, list[Any]]()
     for text in overrides:
         key, equals, raw = text.partition("=")
         if len(text) > LONGEST or not text.replace("\n", " ").replace("\t", " ").isprintable():
@@ -272,10 +275,10 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
         if key in PATHS:  # Hydra knows no ~
             text = f"{key}={re.sub('(?<![^,])~[^,]*', lambda path: hydra_value(str(_home(path[0], faults))), raw)}"
         try:
-            override = parser.parse_override(text)
+            override = _override(text)
             # A range may be very long, so it is cut before it fills the memory.
             sweep = override.sweep_iterator() if override.is_sweep_override() else iter([override.value()])
-            values: list[Any] = list(itertools.islice(sweep, MOST + 1))
+            values: list[Any] = copy.deepcopy(list(itertools.islice(sweep, MOST + 1)))
         except HydraException as error:
             reason = shorten(str(error).splitlines()[0], 200)
             faults.add(f"{shorten(text, 200)!r} cannot be read: {reason}. Quote it: '{key}=\"value\"'.")
@@ -292,6 +295,14 @@ def _parse(overrides: Sequence[str], faults: Faults) -> dict[str, list[Any]]:
             continue
         given[override.key_or_group] = values
     return given
+
+
+@functools.lru_cache(maxsize=1024)
+def _override(text: str) -> Override:
+    """Return a parsed override. Some commands make many requests of the same text, and Hydra's grammar is slow."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(text)
 
 
 def _groups(given: Mapping[str, list[Any]], faults: Faults) -> dict[str, str]:
@@ -322,19 +333,11 @@ def default_profile() -> str:
 @functools.cache
 def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Return conf/ composed as plain dicts, with every model under `models` and every method under `methods`."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    chosen = [f"{group}={name}" for group, name in groups]
-    chosen += [f"+model@models.{name}={name}" for name in options_of("model")]
-    chosen += [f"+method@methods.{name}={name}" for name in options_of("method")]
-    try:
-        with initialize_config_dir(str(CONF), version_base=None):
-            config = OmegaConf.to_container(compose("config", overrides=chosen), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"Cannot compose conf/: {error}. Look at your changes: git diff conf.") from error
+    chosen = _hydra("config", tuple(f"{group}={name}" for group, name in groups))
+    with _conf_errors():
+        config = OmegaConf.to_container(OmegaConf.merge(chosen, _library()), resolve=True)
     assert isinstance(config, dict)
     # Every model gets every key, so that model.KEY=VALUE works for all of them.
     optional = {item.name: item.default for item in fields(ModelSpec) if item.default is not MISSING}
@@ -344,6 +347,37 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         model["projector_learning_rate"] *= rate / model["learning_rate"]  # keeps its ratio
         model["learning_rate"] = rate
     return {str(key): value for key, value in config.items()}
+
+
+@functools.cache
+def _library() -> Any:
+    """Return every model under `models` and every method under `methods`: once, since no choice changes these files."""
+    chosen = [f"+model@models.{name}={name}" for name in options_of("model")]
+    chosen += [f"+method@methods.{name}={name}" for name in options_of("method")]
+    return _hydra(None, tuple(chosen))
+
+
+def _hydra(name: str | None, chosen: tuple[str, ...]) -> Any:
+    """Return a file of conf/, or None for an empty one, with Hydra's overrides; nothing is resolved yet."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with _conf_errors(), initialize_config_dir(str(CONF), version_base=None):
+        config = compose(name, overrides=list(chosen))
+        OmegaConf.set_struct(config, False)  # keys may be added to it
+        return config
+
+
+@contextlib.contextmanager
+def _conf_errors() -> Iterator[None]:
+    """Turn the errors of Hydra and OmegaConf into one message."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"Cannot compose conf/: {error}. Look at your changes: git diff conf.") from error
 
 
 def _home(path: Any, faults: Faults) -> Path:
