@@ -212,11 +212,11 @@ def _plane_panel(
 
 
 def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
-    """Draw the curve of every row of the survey in the plane of A^S and A^T: a row of panels per target, one per group.
+    """Draw the curve of every row of the survey in the plane of A^S and A^T: a row of panels per group, one per target.
 
     Args:
         points: one line per row and strength: target_name, row, name, group, strength, A_S, A_T. The line with an empty
-            group is the untuned model, where every curve starts; the rows of the first group stand in every panel.
+            group is the untuned model, where every curve starts; the first row stands in every panel, dashed.
         title: heading.
         stem: output path without suffix.
 
@@ -230,22 +230,21 @@ def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     targets = list(dict.fromkeys(points["target_name"]))
     first = points.loc[points["group"] == groups[0], "row"].iloc[0]
     with plt.rc_context(STYLE):
-        size = (2.9 * len(groups) + 0.6, 2.9 * len(targets) + 1.0)
+        size = (2.7 * len(targets) + 2.6, 2.3 * len(groups) + 1.0)
         figure, grid = plt.subplots(
-            len(targets), len(groups), figsize=size, squeeze=False, layout="constrained", sharex="row", sharey="row"
+            len(groups), len(targets), figsize=size, squeeze=False, layout="constrained", sharex="col", sharey="col"
         )
-        for row, target in zip(grid, targets, strict=True):
-            lines = points[points["target_name"] == target]
-            start = lines[lines["group"] == ""]
-            for plot, group in zip(row, groups, strict=True):
-                _curves_panel(plot, lines, start, group, first)
-                plot.set_title(group if target == targets[0] else "")
-                plot.set_xlabel(f"{MATH['A_S']} (kept)", parse_math=True)
-            row[0].set_ylabel(f"{target}\n{MATH['A_T']} (learned)", parse_math=True)
-        for plot in grid[-1]:
-            plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7, frameon=False)
+        for row, group in zip(grid, groups, strict=True):
+            for plot, target in zip(row, targets, strict=True):
+                lines = points[points["target_name"] == target]
+                _curves_panel(plot, lines, lines[lines["group"] == ""], group, first)
+                plot.set_title(target if group == groups[0] else "")
+                plot.set_xlabel(f"{MATH['A_S']} (kept)" if group == groups[-1] else "", parse_math=True)
+            row[0].set_ylabel(f"{MATH['A_T']} (learned)", parse_math=True)
+            row[-1].legend(title=group, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7, title_fontsize=8,
+                           frameon=False, alignment="left")
         text = f"{title}. Lines start at the untuned model (star); dashed: Full FT"
-        figure.suptitle(textwrap.fill(text, round(14 * size[0])), fontsize=10)
+        figure.suptitle(textwrap.fill(text, round(13 * size[0])), fontsize=10)
         return save(figure, points, stem)
 
 
@@ -259,7 +258,7 @@ def _curves_panel(plot: Axes, lines: pd.DataFrame, start: pd.DataFrame, group: s
     for place, (_, curve) in enumerate(own.groupby("row", sort=False)):
         drawn = pd.concat([start, curve.sort_values("strength")])
         plot.plot(
-            drawn["A_S"], drawn["A_T"], color=colours(place), linewidth=1.1, marker="o", markersize=3, zorder=4,
+            drawn["A_S"], drawn["A_T"], color=colours(place % colours.N), linewidth=1.1, marker="o", markersize=3, zorder=4,
             label=curve["name"].iloc[0],
         )
 

@@ -17,9 +17,11 @@ from benchmark.spec import ModelSpec
 from benchmark.store.cells import Store
 from eval import stats
 from eval.equal_learning import area, kept
+from methods.registry import METHODS
 
 REFERENCE, UNTUNED = "full_ft", "zero_shot"
 RATE = "train.learning_rate"
+SEES_SOURCES = " ‡"  # follows the name of a row that read training samples of the source sets
 REACHED = 0.95  # share of the bootstrap draws that must reach a level
 
 
@@ -82,8 +84,11 @@ def rows_of(figure: Mapping[str, Any], names: Sequence[str] = ()) -> tuple[Row, 
 
     def row(name: str, group: str, entry: Mapping[str, Any]) -> Row:
         method = entry.get("method", name)
+        printed = entry.get("name") or outputs.name_of(method)
+        if method in METHODS and METHODS[method].sees_sources:
+            printed += SEES_SOURCES
         return Row(
-            name, entry.get("name") or outputs.name_of(method), group, method, entry.get("usual", 1.0),
+            name, printed, group, method, entry.get("usual", 1.0),
             entry.get("key"), tuple(entry.get("values") or rates), entry.get("set") or {},
             entry.get("to_full_ft", False),
         )
@@ -342,6 +347,8 @@ def notes(survey: Survey, readings: pd.DataFrame) -> list[str]:
         "reached; best H: of the five points. 95 % intervals. ↑ ↓: the interval of the difference from Full FT's own "
         "curve excludes 0. The rule is in docs/survey.md.",
     ]
+    if any(name.endswith(SEES_SOURCES) for name in readings["name"]):
+        lines.append(f"{SEES_SOURCES.strip()}: calibrated on training samples of the source sets.")
     if waiting:
         lines.append(f"No finished cell: {', '.join(waiting)}.")
     if len(short):
