@@ -258,8 +258,8 @@ def _curves_panel(plot: Axes, lines: pd.DataFrame, start: pd.DataFrame, group: s
     for place, (_, curve) in enumerate(own.groupby("row", sort=False)):
         drawn = pd.concat([start, curve.sort_values("strength")])
         plot.plot(
-            drawn["A_S"], drawn["A_T"], color=colours(place % colours.N), linewidth=1.1, marker="o", markersize=3, zorder=4,
-            label=curve["name"].iloc[0],
+            drawn["A_S"], drawn["A_T"], color=colours(place % colours.N), linewidth=1.1, marker="o", markersize=3,
+            zorder=4, label=curve["name"].iloc[0],
         )
 
 
