@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Checkpoint file {path} cannot be read as JSON ({error}). {FIX}") from None
     if not isinstance(value, dict):
-        raise UserError(f"Checkpoint file {path} holds no JSON object. {FIX}")
+        raise UserError(f"Checkpoint file {path} is not a JSON object. {FIX}")
     return value
 
 
@@ -52,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
         if single.is_file():
             if shards and not absent:
                 raise UserError(
-                    f"Checkpoint {folder} holds its weights twice: {single.name}, and {len(shards)} shards that "
+                    f"Checkpoint {folder} has its weights twice: {single.name}, and {len(shards)} shards that "
                     f"{index.name} names. They may differ, and nothing says which is meant. Delete the older set."
                 )
             return [single]  # an index without its shards is left over from an earlier save

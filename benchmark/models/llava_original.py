@@ -129,7 +129,7 @@ def _tower_state(tower: Path) -> dict[str, Tensor]:
         if name.startswith(prefix) and not name.endswith(COMPUTED)
     }
     if not state:
-        raise UserError(f"{tower} holds no CLIP vision weights ({prefix}*). Fetch openai/clip-vit-large-patch14-336.")
+        raise UserError(f"{tower} has no CLIP vision weights ({prefix}*). Fetch openai/clip-vit-large-patch14-336.")
     return state
 
 
@@ -188,4 +188,4 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"Checkpoint file {path} is truncated or corrupt ({reason}). {FIX}") from None
     except Exception as error:  # weights_only=True refused it, or it is not a dict of tensors
         reason = shorten(str(error), 120) if "weights_only" not in str(error) else "weights_only=True refuses it"
-        raise UserError(f"Checkpoint file {path} is no plain file of tensors ({reason}). {FIX}") from None
+        raise UserError(f"Checkpoint file {path} is not a plain file of tensors ({reason}). {FIX}") from None

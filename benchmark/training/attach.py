@@ -79,7 +79,7 @@ class Attachment:
         except Exception as error:  # a user's method can fail in any way
             keys = ", ".join(map(repr, [*state["method"]][:5])) or "nothing"
             raise UserError(
-                f"{cls}.load_state_dict failed on the saved state, which holds {keys}: {type(error).__name__}: {error}."
+                f"{cls}.load_state_dict failed on the saved state, which has {keys}: {type(error).__name__}: {error}."
                 f" {stale}"
             ) from error
         if other := differences(state["method"], self.method):

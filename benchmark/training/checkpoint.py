@@ -156,7 +156,7 @@ def _metadata(path: Path, file: Any) -> dict[str, Any]:
     try:
         return json.loads(file.metadata()[KEY])
     except (TypeError, KeyError, ValueError):
-        raise UserError(f"{path} is no delta written by this program. {AGAIN}") from None
+        raise UserError(f"{path} is not a delta that this program wrote. {AGAIN}") from None
 
 
 class StateFolder:

@@ -439,7 +439,7 @@ class CellTrainer(Trainer):
         if saved != self.place:
             raise UserError(
                 f"The training state in {found} was saved with {saved}, this run has {self.place}. It is cut like "
-                f"the weights: go on with {_same(saved)}, or delete the folder to start again."
+                f"the weights: continue with {_same(saved)}, or delete the folder to start again."
             )
         try:
             if self.rank == 0:

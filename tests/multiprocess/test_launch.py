@@ -109,7 +109,7 @@ def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trai
         stopped = True
     thread.join()
     if stopped:
-        with pytest.raises(UserError, match=r"go on with engine=zero2 and GPUS=2 \(gpus=2\), or delete"):
+        with pytest.raises(UserError, match=r"continue with engine=zero2 and GPUS=2 \(gpus=2\), or delete"):
             multi_process.train_together(replace(spec, processes=1), folder, None, 6)
         multi_process.train_together(spec, folder, None, 6)
     one, other = (_delta(path) for path in (straight, folder))

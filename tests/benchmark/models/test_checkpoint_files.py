@@ -66,7 +66,7 @@ def test_a_single_file_beside_whole_shards_is_refused(checkpoint):
     family, folder = checkpoint
     shard(part(family, folder), old=True)
     for use in (lambda: tiny.load(family, folder), lambda: check_weights.check(folder), lambda: loaded_files(folder)):
-        with pytest.raises(UserError, match="holds its weights twice: model.safetensors, and 2 shards .*Delete"):
+        with pytest.raises(UserError, match="has its weights twice: model.safetensors, and 2 shards .*Delete"):
             use()
 
 
@@ -158,7 +158,7 @@ def test_pickled_weights_are_checked_too(tmp_path, kind):
 
 @pytest.mark.parametrize(("index", "reason"), [
     ({"weight_map": {"a": "../model.safetensors"}}, "names '../model.safetensors', which is not beside it"),
-    ({"weight_map": {"a": None}}, "has no weight_map"), ({}, "has no weight_map"), ([], "holds no JSON object"),
+    ({"weight_map": {"a": None}}, "has no weight_map"), ({}, "has no weight_map"), ([], "is not a JSON object"),
 ])
 def test_an_index_that_cannot_be_meant(tmp_path, index, reason):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -248,8 +248,8 @@ def pickled_code(folder):
 
 WRONG = {
     "a missing shard": (without("pytorch_model-00002-of-00002.bin"), "lacks pytorch_model-00002-of-00002.bin"),
-    "a cut shard": (cut("pytorch_model-00001-of-00002.bin"), "truncated or corrupt|no plain file of tensors"),
-    "code in a shard": (pickled_code, "no plain file of tensors"),
+    "a cut shard": (cut("pytorch_model-00001-of-00002.bin"), "truncated or corrupt|not a plain file of tensors"),
+    "code in a shard": (pickled_code, "not a plain file of tensors"),
     "no index": (without("pytorch_model.bin.index.json"), "no model.*safetensors and no pytorch_model"),
     "another projector": (config_with(mm_projector_type="linear"), "mm_projector_type='linear'; LLaVA-1.5 has"),
     "another layer": (config_with(mm_vision_select_layer=-1), "mm_vision_select_layer=-1"),
@@ -265,7 +265,7 @@ WRONG = {
     "neither layout": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "needs 'llava'"),
     "a tower without vision": (
         lambda folder: torch.save({"text_model.x": torch.ones(1)}, folder.parent / CLIP / "pytorch_model.bin"),
-        "holds no CLIP vision weights",
+        "has no CLIP vision weights",
     ),
 }
 
@@ -290,10 +290,10 @@ BROKEN_PICKLES = {
     **{f"{share:.0%} of a file": (whole(STATE)[: int(share * len(whole(STATE)))], "truncated or corrupt")
        for share in (0.01, 0.3, 0.9, 0.999)},
     "empty": (b"", "truncated or corrupt .it ends too early"),
-    "a pointer of git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "no plain file"),
-    "noise": (whole(STATE)[:64] + bytes(range(256)) * 2 + whole(STATE)[576:], "truncated or corrupt|no plain file"),
-    "a pickle of code": (pickle.dumps({"x": print}), "no plain file of tensors .weights_only=True refuses it"),
-    "a list": (whole([torch.ones(2)]), "no plain file of tensors"),
+    "a pointer of git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "not a plain file"),
+    "noise": (whole(STATE)[:64] + bytes(range(256)) * 2 + whole(STATE)[576:], "truncated or corrupt|not a plain file"),
+    "a pickle of code": (pickle.dumps({"x": print}), "not a plain file of tensors .weights_only=True refuses it"),
+    "a list": (whole([torch.ones(2)]), "not a plain file of tensors"),
     "a training state": (whole({"state_dict": STATE}), "'state_dict' is a dict"),
     "a number": (whole(STATE | {"step": 3}), "'step' is a int"),
 }

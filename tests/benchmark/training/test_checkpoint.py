@@ -83,7 +83,7 @@ def test_missing_and_foreign_files(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="no delta written by this program"):
+    with pytest.raises(UserError, match="not a delta that this program wrote"):
         load_delta(tmp_path / "other.safetensors", "b")
 
 
