@@ -144,6 +144,9 @@ plan: $(ready) ## what a table needs: cells, time, space (TABLE=table6, and with
 list: $(ready) ## models, methods, datasets, tables
 	@$(python) -m benchmark list
 
+# Whatever the shell says: without bytecode pytest would rewrite all assertions anew in every worker.
+test test-fast: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(ready) lint ## all tests, a process per core, after make lint
 	@$(python) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(ARGS) < /dev/null
 

@@ -2,16 +2,18 @@
 
 Only sizes differ: item counts, one epoch, answer lengths (a random model never stops) and the checkpoints, which are
 random models in the public layouts of LLaVA-1.5 and VILA1.5; a process trains alone (engine=single). Every command
-runs in a process of its own whose root is a folder of the test.
+runs in a process of its own whose root is a folder of the test, forked from one that has imported the libraries.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,10 @@ import yaml
 from benchmark.spec import ROOT
 from tests import real_layouts
 from tests.benchmark.models import tiny
+from tests.multiprocess.launch import context
 
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+CODE = ("benchmark", "eval", "methods", "examples")
 METHODS = "zero_shot,full_ft,dare,spider"
 UPSTREAM = ("okvqa", "textvqa", "ocrvqa", "gqa")
 TARGETS = ("flickr30k", "coco", "iconqa", "scienceqa")
@@ -35,12 +40,10 @@ def place(tmp_path_factory) -> Path:
         model = yaml.safe_load(path.read_text())
         sized = {"architecture", "vocab_size"}  # the public sizes, which tiny checkpoints are refused for
         path.write_text(yaml.safe_dump({key: value for key, value in model.items() if key not in sized}))
-    for name in ("benchmark", "eval", "methods", "examples", "results"):
-        if name == "results":
-            (root / name).mkdir()
-            (root / name / "published").symlink_to(ROOT / name / "published")
-        else:
-            (root / name).symlink_to(ROOT / name)
+    for name in CODE:
+        (root / name).symlink_to(ROOT / name)
+    (root / "results").mkdir()
+    (root / "results" / "published").symlink_to(ROOT / "results" / "published")
     with pytest.MonkeyPatch.context() as patch:
         real_layouts.draw_official(root / "downloads", patch)
     tiny.write("llava", root / "checkpoints" / "llava-1.5-7b-hf")
@@ -50,15 +53,29 @@ def place(tmp_path_factory) -> Path:
 
 def run(place: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Run the command line with the folder as the repository."""
-    program = (
-        "import sys; sys.path.insert(0, '.');"
-        "from pathlib import Path; import benchmark.spec; benchmark.spec.ROOT = Path.cwd();"
-        "from benchmark.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=place, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    files = [place / name for name in ("stdout", "stderr")]
+    process = context.Process(target=command, args=(place, arguments, files))
+    process.start()
+    process.join()
+    return subprocess.CompletedProcess(arguments, process.exitcode or 0, *(path.read_text() for path in files))
+
+
+def command(place: Path, arguments: Sequence[str], files: Sequence[Path]) -> None:
+    """Do in a forked process what a new interpreter does in the folder; only its libraries are there already."""
+    multiprocessing.set_start_method(None, force=True)  # that of a program, not of its fork server
+    for stream, path in enumerate(files, start=1):
+        os.dup2(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
+    os.chdir(place)
+    for name in [name for name in sys.modules if name.partition(".")[0] in CODE]:
+        del sys.modules[name]
+    sys.path.insert(0, ".")
+    import benchmark.spec
+
+    assert Path(benchmark.spec.__file__).absolute().is_relative_to(place)
+    benchmark.spec.ROOT = Path.cwd()
+    from benchmark.cli import main
+
+    sys.exit(main(list(arguments)))
 
 
 def settings() -> list[str]:
@@ -68,7 +85,6 @@ def settings() -> list[str]:
             "model.max_length=480"]
 
 
-@pytest.mark.slow
 def test_prepare_gate_and_both_tables(place):
     own = [f"--from={name}=downloads/{name}" for name in (*UPSTREAM, *TARGETS)]
     done = run(place, "data", "prepare", *real_layouts.overrides(), "--no-hub", *own)
@@ -99,7 +115,6 @@ def test_prepare_gate_and_both_tables(place):
     assert kept["okvqa"]["test"]["ids"] in {entry["ids"] for name, entry in known.items() if name.startswith("okvqa")}
 
 
-@pytest.mark.slow
 def test_audit_protocol_renders_a_sample_of_each_dataset(place):
     own = [f"--from={name}=downloads/{name}" for name in (*UPSTREAM, *TARGETS)]
     assert run(place, "data", "prepare", *real_layouts.overrides(), "--no-hub", *own).returncode == 0
