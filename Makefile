@@ -147,7 +147,7 @@ list: $(ready) ## models, methods, datasets, tables
 # Whatever the shell says: without bytecode pytest would rewrite all assertions anew in every worker.
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
 
-test: $(ready) lint ## all tests, a process per core, after make lint
+test: $(ready) ## all tests, linter and types, a process per core
 	@$(python) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(ARGS) < /dev/null
 
 test-fast: $(ready) ## the quick tests, in about a minute and a half

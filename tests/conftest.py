@@ -21,13 +21,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put modules with long tests first, so that none is left for one worker at the end; skip GPU tests without a GPU.
 
-    Tests that fork from one warm process come first of all: they stay with the worker that has started it. The tests of
-    a module stay together, so that a worker makes what they share only once.
+    The check of types, the longest, starts at once. Tests that fork from one warm process come next: they stay with the
+    worker that has started it. The tests of a module stay together, so that a worker makes what they share only once.
     """
     first = {
         mark: {item.path for item in items if item.get_closest_marker(mark)} for mark in ("multiprocess", "slow")
     }
-    items.sort(key=lambda item: (item.path not in first["multiprocess"], item.path not in first["slow"]))
+    items.sort(key=lambda item: (
+        item.path.name != "test_lint.py", item.path not in first["multiprocess"], item.path not in first["slow"],
+    ))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
