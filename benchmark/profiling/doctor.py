@@ -35,10 +35,11 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def satisfies(version: str, wanted: str) -> bool:
-    """Return whether a version is in a range like '>=2.11' or '==6.4.0' (parts joined by commas)."""
+    """Return whether a version is in a range like '>=2.11', '<0.22' or '==6.4.0' (parts joined by commas)."""
     for part in filter(None, wanted.split(",")):
-        sign, bound = re.match(r"(>=|==)(.*)", part.strip()).groups()  # type: ignore[union-attr]
-        if (sign == "==" and numbers(version) != numbers(bound)) or numbers(version) < numbers(bound):
+        sign, bound = re.match(r"(>=|==|<)(.*)", part.strip()).groups()  # type: ignore[union-attr]
+        found, limit = numbers(version), numbers(bound)
+        if not {">=": found >= limit, "==": found == limit, "<": found < limit}[sign]:
             return False
     return True
 

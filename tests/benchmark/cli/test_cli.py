@@ -518,6 +518,7 @@ def test_an_interrupted_publish_loses_nothing(moment, world, reference, monkeypa
         ("2.13.0+cpu", ">=2.11", True), ("2.9.1", ">=2.11", False), ("2.11", ">=2.11.0", True),
         ("6.4.0", "==6.4.0", True), ("6.4", "==6.4.0", True), ("6.5.0", "==6.4.0", False),
         ("10.0", ">=9.1", True), ("5.17.0rc1", ">=5.17", True), ("1.0", "", True),
+        ("0.21.2", ">=0.21,<0.22", True), ("0.22", ">=0.21,<0.22", False), ("0.20", ">=0.21,<0.22", False),
     ],
 )
 def test_version_ranges(version, wanted, good):
