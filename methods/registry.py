@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -270,10 +271,24 @@ def make_params(method: str, params: dict[str, Any]) -> Any:
         UserError: lists all unknown names and wrong types; or a value is out of range.
     """
     cls = load_class(entry(method).cls).Params if entry(method).cls else None
+    return checked(method, cls, {**configured(method), **params})
+
+
+def checked(method: str, cls: type | None, params: Mapping[str, Any]) -> Any:
+    """Build a dataclass of parameters from values that a user gave.
+
+    Args:
+        method: its name, for messages.
+        cls: the dataclass; None for a method without parameters.
+        params: values by name.
+
+    Raises:
+        UserError: see `make_params`.
+    """
     types = get_type_hints(cls) if cls else {}
     valid = {field.name: types[field.name] for field in fields(cls)} if cls else {}
     faults, values = [], {}
-    for name, value in {**configured(method), **params}.items():
+    for name, value in params.items():
         if name not in valid:
             hint = did_you_mean(name, valid) if valid else " It has none."
             faults.append(f"Method {method} has no parameter {name!r}.{hint}")

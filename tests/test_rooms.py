@@ -19,8 +19,8 @@ ORDER = (
     ("benchmark.__main__",), ("benchmark.cli",), ("benchmark.profiling", "benchmark.pocket"), ("benchmark.publishing",),
     ("benchmark.audit",), ("benchmark.studies",), ("benchmark.reporting",), ("benchmark.running",),
     ("benchmark.results",), ("benchmark.paper",), ("benchmark.planning",), ("benchmark.config",), ("benchmark.store",),
-    ("benchmark.training",), ("benchmark.models",), ("benchmark.data",), ("benchmark.spec",), ("methods", "eval"),
-    ("benchmark.core",), ("benchmark",),
+    ("benchmark.training", "benchmark.merging"), ("benchmark.models",), ("benchmark.data",), ("benchmark.spec",),
+    ("methods", "eval"), ("benchmark.core",), ("benchmark",),
 )  # fmt: skip
 LEVEL = {room: len(ORDER) - row for row, rooms in enumerate(ORDER) for room in rooms}
 LIGHT = ("benchmark.cli", "benchmark.config.compose", "benchmark.planning.plan", "benchmark.planning.forecast",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmark.cli import datasets, machine, project, results, runs, usage
+from benchmark.cli import datasets, machine, merging, project, results, runs, usage
 from benchmark.core import signals, terminal
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Locked, UserError, did_you_mean, printable
 from benchmark.core.variables import neutralise_process
@@ -120,8 +121,8 @@ def _help() -> str:
 
 
 def _said(verb: str) -> str:
-    """Return what a verb does, in a line or two."""
-    return VERBS[verb].__doc__ or ""
+    """Return what a verb does, in a line or a few."""
+    return inspect.cleandoc(VERBS[verb].__doc__ or "")
 
 
 # The first line of a verb's docstring is its line in the help.
@@ -130,7 +131,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "verify": results.verify, "list": project.list_, "inspect": results.inspect, "doctor": machine.doctor,
     "data": datasets.data, "audit": datasets.audit, "pretrain": project.pretrain, "rates": runs.rates,
     "calibration": runs.calibration,
-    "publish": results.publish, "export": results.export, "sweep": runs.sweep, "figure": runs.figure,
+    "publish": results.publish, "export": results.export, "merge": merging.merge,
+    "sweep": runs.sweep, "figure": runs.figure,
     "all": runs.all_, "report": results.report, "bench": machine.bench, "gpu-check": machine.gpu_check,
     "accept": project.accept, "completion": project.completion,
 }

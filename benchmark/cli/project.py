@@ -49,7 +49,7 @@ def completion(arguments: list[str]) -> int:
         raise UserError(f"completion {' '.join(arguments)}: only bash is known. Use completion bash.")
     written = dict.fromkeys((*KEYS, *AXES))  # plurals, then what else a user may write
     keys = "\n".join(
-        f"    '{name} '*) words='{' '.join(f'{key}=' for key in written if usage.takes(key))}' ;;"
+        f"    '{name} '*) words='{' '.join([*usage.choices, *(f'{key}=' for key in written if usage.takes(key))])}' ;;"
         for name, usage in sorted(USAGES.items(), reverse=True)  # "data draw" before "data"
     )
     values = {group: options_of(group) for group in GROUPS}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmark.core.errors import UserError, did_you_mean
+from benchmark.merging import MERGES
 
 KEYS = {
     "profile": "a scale of conf/profile: {profile}",
@@ -55,6 +57,7 @@ class Usage:
         never: how those of them begin that it has no use for.
         words: what it takes beside keys and options.
         explained: keys that the command itself refuses, with its reason.
+        choices: words that it takes in the first place, for completion.
         options: option with its value -> what it does; None if the command parses its options itself.
     """
 
@@ -64,6 +67,7 @@ class Usage:
     never: tuple[str, ...] = ()
     words: str = ""
     explained: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     options: Mapping[str, str] | None = field(default_factory=dict)
 
     def takes(self, key: str) -> bool:
@@ -158,6 +162,10 @@ USAGES = {
     "export": Usage(
         ("export {model}-coco-spider-s0 /tmp/tuned", "export {model}-coco-full_ft-s0 /tmp/ft results=~/runs/mine"),
         _FOLDER, words="CELL DIR",
+    ),
+    "merge": Usage(
+        ("merge dare BASE TUNED OUT method.keep=0.1 seed=0", "merge ties BASE TUNED1 TUNED2 OUT method.keep=0.2"),
+        ("seeds",), ("method.",), words="METHOD BASE TUNED [TUNED ...] OUT", choices=MERGES,
     ),
     "sweep": Usage(
         ("sweep train.epochs=5,10 targets=coco", "sweep method.momentum=0.5,0.9 methods=spider name=momentum"),
@@ -267,7 +275,7 @@ def describe(verb: str, arguments: Sequence[str], said: str) -> str:
     Args:
         verb: the command.
         arguments: what follows it; a second word may name a part of it, as in data draw.
-        said: one line on what it does.
+        said: a line or a few on what it does.
     """
     from benchmark.config.compose import options_of
 
@@ -281,7 +289,7 @@ def describe(verb: str, arguments: Sequence[str], said: str) -> str:
     words = usage.words.removeprefix(name.partition(" ")[2]).strip()  # "protocol" stands in "audit protocol" already
     more = ["[OPTION ...]"] * bool(usage.options) + ["[KEY=VALUE ...]"] * bool(keys)
     form = " ".join(filter(None, [name, words, *more]))
-    blocks = [f"python -m benchmark {form}\n\n  {said}\n"]
+    blocks = [f"python -m benchmark {form}\n\n{textwrap.indent(said, '  ')}\n"]
     for title, lines in (("Keys", keys), ("Options", usage.options or {})):
         width = max(map(len, lines), default=0)
         if lines:
