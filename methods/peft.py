@@ -299,16 +299,6 @@ class Boft(Peft):
             f"{shape[1]}. Choose smaller numbers"
         )
 
-    def refuses(self, engine: str) -> str | None:
-        return needs_weights("BOFT", engine)
-
-
-def needs_weights(name: str, engine: str) -> str | None:
-    """Return why an adapter that multiplies whole base weights cannot train on an engine; None if it can."""
-    if engine != "zero3":
-        return None
-    return f"{name} computes with whole base weights, and ZeRO-3 leaves each process a part. Train on engine=zero2."
-
 
 @dataclass(frozen=True)
 class OsfParams:
@@ -444,9 +434,6 @@ class Shira(Peft):
         most = out * inputs // (out + inputs)
         return f"r={self.params.r} would train more elements than it has. Choose r up to {most}"
 
-    def refuses(self, engine: str) -> str | None:
-        return needs_weights("SHiRA", engine)
-
 
 def chosen(values: torch.Tensor, r: int) -> torch.Tensor:
     """Return a mask of the r (in + out) largest values of a matrix; of equal ones, the first."""
@@ -489,9 +476,6 @@ class Supertuning(Peft):
         if int(shape[0] * shape[1] * (1 - self.params.sparsity)) > 0:
             return None
         return f"sparsity={self.params.sparsity} trains none of its {shape[0] * shape[1]} elements"
-
-    def refuses(self, engine: str) -> str | None:
-        return needs_weights("Super-Tuning", engine)
 
 
 @dataclass(frozen=True)

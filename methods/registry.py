@@ -135,22 +135,14 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "vera": MethodEntry("methods.peft:Vera", "VeRA", "Kopiczko et al., ICLR 2024", "adapter"),
     "oft": MethodEntry("methods.peft:Oft", "OFT", "Qiu et al., NeurIPS 2023", "adapter"),
-    "boft": MethodEntry("methods.peft:Boft", "BOFT", "Liu et al., ICLR 2024", "adapter", ("zero3",)),
+    "boft": MethodEntry("methods.peft:Boft", "BOFT", "Liu et al., ICLR 2024", "adapter"),
     "osf": MethodEntry("methods.peft:Osf", "OSF", "Nayak et al., arXiv 2504.07097", "adapter"),
     "ia3": MethodEntry("methods.peft:Ia3", "IA3", "Liu et al., NeurIPS 2022", "adapter"),
-    "shira": MethodEntry("methods.peft:Shira", "SHiRA, random", "Bhardwaj et al., NeurIPS 2024", "adapter", ("zero3",)),
-    "shira_magnitude": MethodEntry(
-        "methods.peft:Shira", "SHiRA, magnitude", "Bhardwaj et al., NeurIPS 2024", "adapter", ("zero3",)
-    ),
-    "shira_gradient": MethodEntry(
-        "methods.peft:Shira", "SHiRA, gradient", "Bhardwaj et al., NeurIPS 2024", "adapter", ("zero3",)
-    ),
-    "supertuning": MethodEntry(
-        "methods.peft:Supertuning", "Super-Tuning, top", "arXiv 2607.09287", "adapter", ("zero3",)
-    ),
-    "supertuning_bottom": MethodEntry(
-        "methods.peft:Supertuning", "Super-Tuning, bottom", "arXiv 2607.09287", "adapter", ("zero3",)
-    ),
+    "shira": MethodEntry("methods.peft:Shira", "SHiRA, random", "Bhardwaj et al., NeurIPS 2024", "adapter"),
+    "shira_magnitude": MethodEntry("methods.peft:Shira", "SHiRA, magnitude", "Bhardwaj et al., NeurIPS 2024", "adapter"),
+    "shira_gradient": MethodEntry("methods.peft:Shira", "SHiRA, gradient", "Bhardwaj et al., NeurIPS 2024", "adapter"),
+    "supertuning": MethodEntry("methods.peft:Supertuning", "Super-Tuning, top", "arXiv 2607.09287", "adapter"),
+    "supertuning_bottom": MethodEntry("methods.peft:Supertuning", "Super-Tuning, bottom", "arXiv 2607.09287", "adapter"),
     "ln_tuning": MethodEntry("methods.peft:LnTuning", "LN tuning", "Zhao et al., ICLR 2024", "adapter"),
     # Adapters of our own, on the library's LoRA
     "milora": MethodEntry("methods.subspaces:MiLora", "MiLoRA", "Wang et al., NAACL 2025", "adapter"),

@@ -131,7 +131,7 @@ def _base(cell: CellSpec):
     """Return the cell's base model on the CPU; the last one stays loaded."""
     from benchmark.models.loading import load_model
 
-    key = (cell.model, cell.dtype)
+    key = (repr(cell.model), cell.dtype)  # a model holds a dict, its architecture, so it cannot be a key itself
     if key not in _bases:
         _bases.clear()
         _bases[key] = load_model(cell.model, cell.dtype, "cpu")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import methods
+from benchmark.config import compose
 from benchmark.core.errors import UserError
 from benchmark.training.attach import attach
 from methods.adapter_sizes import elements
@@ -524,6 +525,11 @@ def test_a_quantised_layer_is_refused(monkeypatch):
     monkeypatch.setattr(nn.Module, "get_submodule", quantised)
     with pytest.raises(UserError, match=r"layers.0.mlp.up_proj is quantised \(torch.float8_e4m3fn\)"):
         adapt("lora")
+
+
+def test_a_refused_engine_is_said_before_anything_runs():
+    with pytest.raises(UserError, match="method=lorasculpt refuses engine=zero3: the regulariser needs a layer's A"):
+        compose.request(["method=lorasculpt", "model=llava_pocket", "dataset=coco", "engine=zero3"])
 
 
 @pytest.mark.parametrize("method", [name for name in ADAPTERS if METHODS[name].refuses])

@@ -88,7 +88,7 @@ def single(folder, tmp_path_factory):
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_every_type_gets_the_same_weights_or_is_refused(engine, folder, single, tmp_path):
     methods = [name for name in SMALL if engine not in METHODS[name].refuses]
-    assert len(methods) == {"zero2": 15, "zero3": 10}[engine]
+    assert len(methods) == {"zero2": 15, "zero3": 13}[engine]  # LoRASculpt's two are refused
     assert launch(several, 2, folder, tmp_path, engine, methods) == [["done"] * len(methods)] * 2
     for name in methods:
         expected, found = delta(single / name, folder), delta(tmp_path / name, folder)

@@ -52,6 +52,30 @@ def test_counts_are_the_public_ones():
         architecture_of({"widht": 1}, "a")
 
 
+def test_an_adapter_is_planned_by_what_it_trains():
+    """LoRA of rank 32 on LLaVA-1.5-7B's last two blocks, counted by hand; the rest of the plan follows from it."""
+    cells = {cell.method.id: cell for cell in request(
+        [*PAPER, "models=llava15_7b", "methods=full_ft,lora,dora,ln_tuning", "targets=iconqa", "engine=zero2",
+         "gpus=0,1"]
+    ).cells if cell.train}
+    found = {name: estimate.setting_of(cell, sizes("llava15_7b"), 8) for name, cell in cells.items()}
+    a_block = 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    projector = sizes("llava15_7b").projector
+    assert found["full_ft"].adapter is None and found["full_ft"].trained == 425_746_432
+    assert found["lora"].trained == projector + 2 * a_block == projector + 4_997_120
+    assert found["dora"].trained == found["lora"].trained + 2 * (5 * 4096 + 2 * 11008)
+    assert found["ln_tuning"].trained == projector + 4 * 4096
+    full, lora = memory(found["full_ft"]), memory(found["lora"])
+    assert lora["optimizer"] == full["optimizer"] * found["lora"].trained / found["full_ft"].trained
+    assert lora["base values"] == full["base values"] and lora["method state"] == 0
+    flops = {name: sample_flops(setting)["weight gradients"] for name, setting in found.items()}
+    assert flops["lora"] < 0.1 * flops["full_ft"]
+    narrow = replace(cells["lora"], train=replace(cells["lora"].train, scope="attention"))
+    assert estimate.adapter_of(narrow, sizes("llava15_7b")) == 2 * 32 * 4 * 8192
+    own = replace(cells["lora"], method=replace(cells["lora"].method, params={"r": 4, "targets": r"mlp\.up_proj"}))
+    assert estimate.adapter_of(own, sizes("llava15_7b")) == 2 * 4 * (4096 + 11008)
+
+
 def test_spiders_added_time_is_below_its_target_by_arithmetic():
     """The numbers of docs/methods.md; test_fused counts the 36 bytes, and no GPU has measured the time."""
     llava, card = setting(checkpointing=False), GPUS["h100"]

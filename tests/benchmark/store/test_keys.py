@@ -48,6 +48,25 @@ def chain(*names: str) -> set[str]:
     return {f"{stage}/{name}" for stage in ("generate", "score") for name in names} | {"summary"}
 
 
+def test_a_method_that_sees_the_source_sets_is_trained_again_when_their_training_data_change():
+    corda, lora = (request([f"method={name}", "model=vila_pocket", "dataset=iconqa"]).cells[0] for name in (
+        "corda", "lora",
+    ))
+    new = Contents(changed="gqa train")
+    assert changed(keys_of(corda, Contents()), keys_of(corda, new)) == everything(corda)
+    assert changed(keys_of(lora, Contents()), keys_of(lora, new)) == set()
+    read: list[tuple[str, str, int | None]] = []
+
+    class Noting(Contents):
+        def records(self, dataset, data_root, split, limit):
+            read.append((dataset.id, split, limit))
+            return super().records(dataset, data_root, split, limit)
+
+    keys_of(corda, Noting())
+    sources = [(name, "train", 64) for name in ("okvqa", "textvqa", "ocrvqa", "gqa")]  # 256 samples of four sets
+    assert [entry for entry in read if entry[1] == "train" and entry[0] != "iconqa"] == sources
+
+
 def test_stages_come_in_order(cell):
     stages = list(keys_of(cell, Contents()).stages)
     assert stages[0] == "train" and stages[-1] == "summary"

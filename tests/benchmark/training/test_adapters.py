@@ -160,6 +160,22 @@ def test_calibration_reads_training_samples_of_every_source_set(vila, records, t
     assert same(first, again) and len(first) > 10
 
 
+@pytest.mark.slow
+def test_rms_is_measured_on_the_merged_weights(vila, records, tmp_path, monkeypatch):  # noqa: F811
+    from benchmark.models import loading
+
+    spec = adapted("lora")
+    delta, _ = tuned(vila, records, tmp_path, spec)
+    monkeypatch.setattr(loading, "load_model", lambda *_: vila)
+    monkeypatch.setattr(cell_measures, "_bases", {})
+    found = cell_measures.of_cell(spec, tmp_path, ("rms_delta", "learnable"))
+    base, names = dict(vila.model.named_parameters()), trainable_names(vila, "last_layers", 2)
+    squares = sum((delta[name].double() - base[name].double()).square().sum() for name in delta)
+    size = sum(base[name].numel() for name in names)
+    assert found["rms_delta"] == pytest.approx(float((squares / size) ** 0.5)) and found["rms_delta"] > 0
+    assert found["learnable"] == found["trained_share"] < 1
+
+
 def test_ratio_is_what_an_adapter_trains(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"step": 3, "loss": 1.0, "trained_share": 0.25, "rms_adapter": 0.1}\n')
     (tmp_path / "weights.json").write_text('{"rms_delta": 0.5, "restored_fraction": 0.0}')
