@@ -139,10 +139,14 @@ METHODS: dict[str, MethodEntry] = {
     "osf": MethodEntry("methods.peft:Osf", "OSF", "Nayak et al., arXiv 2504.07097", "adapter"),
     "ia3": MethodEntry("methods.peft:Ia3", "IA3", "Liu et al., NeurIPS 2022", "adapter"),
     "shira": MethodEntry("methods.peft:Shira", "SHiRA, random", "Bhardwaj et al., NeurIPS 2024", "adapter"),
-    "shira_magnitude": MethodEntry("methods.peft:Shira", "SHiRA, magnitude", "Bhardwaj et al., NeurIPS 2024", "adapter"),
+    "shira_magnitude": MethodEntry(
+        "methods.peft:Shira", "SHiRA, magnitude", "Bhardwaj et al., NeurIPS 2024", "adapter"
+    ),
     "shira_gradient": MethodEntry("methods.peft:Shira", "SHiRA, gradient", "Bhardwaj et al., NeurIPS 2024", "adapter"),
     "supertuning": MethodEntry("methods.peft:Supertuning", "Super-Tuning, top", "arXiv 2607.09287", "adapter"),
-    "supertuning_bottom": MethodEntry("methods.peft:Supertuning", "Super-Tuning, bottom", "arXiv 2607.09287", "adapter"),
+    "supertuning_bottom": MethodEntry(
+        "methods.peft:Supertuning", "Super-Tuning, bottom", "arXiv 2607.09287", "adapter"
+    ),
     "ln_tuning": MethodEntry("methods.peft:LnTuning", "LN tuning", "Zhao et al., ICLR 2024", "adapter"),
     # Adapters of our own, on the library's LoRA
     "milora": MethodEntry("methods.subspaces:MiLora", "MiLoRA", "Wang et al., NAACL 2025", "adapter"),
