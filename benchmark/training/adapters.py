@@ -7,7 +7,7 @@ the difference of the merged weights, computed in float32 and cast once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from benchmark.spec import TunedCell, at_root, source_samples
 from benchmark.training.calibration import Calibration
 from benchmark.training.checkpoint import snapshot, state_digest
 from benchmark.training.engine import place
-from methods.adapter import AdapterMethod
+from methods.adapter import NAME, AdapterMethod
 from methods.base import Method
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -158,6 +158,7 @@ class Adapter:
         parameters: number of their elements.
         share: the same, over that of the weights that the scope would train.
         bytes: of everything that the insertion added to the model, whether it trains or not.
+        digest: of the same, before the first step.
         weights: names of the weights that a finished cell changes, in the order of `names`.
     """
 
@@ -196,19 +197,13 @@ class Adapter:
             for name, value in layer.get_base_layer().named_parameters()
             if not torch.equal(value, self._base[f"{path}.{name}"])
         }
-        added = [tensor for layer in self._layers.values() for tensor in _tensors(layer)]
-        inside = {tensor.data_ptr() for layer in self._originals.values() for tensor in layer.parameters()}
-        sizes = {tensor.data_ptr(): tensor.nbytes for tensor in added if tensor.data_ptr() not in inside}
-        self.bytes = sum(sizes.values())
+        added = {f"{path}.{name}": value for path, layer in self._layers.items() for name, value in _added(layer)}
+        self.bytes = sum({value.data_ptr(): value.nbytes for value in added.values()}.values())  # some are shared
+        self.digest = state_digest(added)
         if spare:
             self._layers = copy.deepcopy(self._layers)
             for layer in self._layers.values():
                 layer.cpu()
-
-    @property
-    def digest(self) -> str:
-        """Digest of the adapter's tensors before the first step."""
-        return state_digest(self._initial)
 
     def row(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Return a method's numbers for train.jsonl. How far the weights moved is known only when they are merged.
@@ -266,8 +261,13 @@ class Adapter:
         self._model.requires_grad_(False)
 
 
-def _tensors(layer: nn.Module) -> list[Tensor]:
-    return [*layer.parameters(), *layer.buffers()]
+def _added(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield everything in an adapted layer that was not in the layer before: parameters, buffers, SHiRA's indices."""
+    named = [*layer.named_parameters(), *layer.named_buffers(remove_duplicate=False)]
+    yield from ((name, value) for name, value in named if not name.startswith("base_layer."))
+    for name, value in vars(layer).items():
+        if isinstance(value, dict) and isinstance(tensor := value.get(NAME), Tensor):
+            yield name, tensor
 
 
 def _set(layer: nn.Module, path: str, values: Mapping[str, Tensor]) -> None:

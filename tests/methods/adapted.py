@@ -115,11 +115,13 @@ class Adapted:
         return self.base[f"{layer}.weight"]
 
 
-def adapt(method: str, dtype: torch.dtype = torch.float32, load: Any = None, **params: Any) -> Adapted:
+def adapt(
+    method: str, dtype: torch.dtype = torch.float32, load: Any = None, method_object: Any = None, **params: Any
+) -> Adapted:
     """Put a method's adapter into a new decoder. `load` gives a module of another copy of `methods`."""
     model = decoder(dtype)
     base = {name: numpy(value) for name, value in model.named_parameters()}
-    built = build(method, SMALL[method] | params, seed=0)
+    built = method_object or build(method, SMALL[method] | params, seed=0)
     if load is not None:
         module, _, cls = METHODS[method].cls.partition(":")
         built = getattr(load(module.removeprefix("methods.")), cls)(built.params, 0)

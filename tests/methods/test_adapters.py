@@ -81,6 +81,23 @@ def test_the_seed_alone_decides_what_is_random(method):
     assert torch.initial_seed() == 2
 
 
+def test_a_resume_with_another_random_part_would_be_noticed():
+    """The trained tensors all begin at 0; what differs is which elements they are, or what they multiply."""
+    for method in ("shira", "vera"):
+        one, other = (build(method, SMALL[method], seed) for seed in (0, 1))
+        digests = [adapt(method, method_object=built).adapter.digest for built in (one, other)]
+        assert digests[0] != digests[1], method
+
+
+def test_what_an_adapter_keeps_is_counted_once():
+    made = adapt("vera")  # its two matrices serve every layer
+    trained = made.adapter.parameters - 72
+    assert made.adapter.bytes == 4 * (10 * 12 + 12 * 10 + trained)
+    assert adapt("lora").adapter.bytes == 4 * 3 * (16 + 16 + 20 + 20)
+    shira = adapt("shira")
+    assert shira.adapter.bytes == (4 + 8) * (shira.adapter.parameters - 72)  # a value and two indices
+
+
 @pytest.mark.parametrize("method", ["pissa", "olora", "corda", "milora", "lora_null"])
 def test_in_bfloat16_a_split_weight_comes_back_bit_for_bit(method):
     """The base's rest is rounded, but the delta is computed on W* as stored: only training changes it."""
