@@ -74,7 +74,7 @@ class ModelSpec:
     name: str = field(metadata=APART)
     family: str
     checkpoint: str = field(metadata=APART)
-    preprocess: Literal["pad", "crop", "resize"]
+    preprocess: Literal["pad", "crop", "resize", "processor"]  # processor: the checkpoint's own (family auto)
     max_length: int = field(metadata=bounds(low=16))
     learning_rate: float = field(metadata=bounds(above=0) | APART)  # default; a cell's TrainSpec has the cell's rates
     projector_learning_rate: float = field(metadata=bounds(above=0) | APART)
@@ -85,6 +85,16 @@ class ModelSpec:
     vocab_size: int | None = field(default=None, metadata=bounds(low=1) | LATER)  # output rows that count; null: all
     # Transparent images: drop the transparency, as the original code does, or put the image on white.
     transparency: Literal["drop", "white"] = field(default="drop", metadata=LATER)
+    # Of family auto: the image settings of the checkpoint's processor; null leaves the checkpoint's own.
+    min_pixels: int | None = field(default=None, metadata=bounds(low=1) | LATER)    # least area of an image
+    max_pixels: int | None = field(default=None, metadata=bounds(low=1) | LATER)    # largest area of an image
+    longest_edge: int | None = field(default=None, metadata=bounds(low=1) | LATER)  # of an image, pixels
+    max_tiles: int | None = field(default=None, metadata=bounds(low=1) | LATER)     # that an image is cut into
+    split_images: bool | None = field(default=None, metadata=LATER)                 # cut large images into tiles
+    # Of family auto: the model's parts, for a type that benchmark/models/auto_parts.py does not list.
+    decoder: str | None = field(default=None, metadata=LATER)
+    projector: tuple[str, ...] = field(default=(), metadata=LATER)
+    tower: str | None = field(default=None, metadata=LATER)
     # Sizes, which plans use; a loaded checkpoint must match them.
     architecture: dict[str, Any] = field(default_factory=dict, metadata=APART)
 

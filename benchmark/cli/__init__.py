@@ -134,5 +134,5 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "publish": results.publish, "export": results.export, "merge": merging.merge,
     "sweep": runs.sweep, "figure": runs.figure,
     "all": runs.all_, "report": results.report, "bench": machine.bench, "gpu-check": machine.gpu_check,
-    "accept": project.accept, "completion": project.completion,
+    "model": project.model, "accept": project.accept, "completion": project.completion,
 }

@@ -40,6 +40,17 @@ def list_(arguments: list[str]) -> int:
     return 0
 
 
+def model(arguments: list[str]) -> int:
+    """model add DIR: what a checkpoint of any Hugging Face image-text-to-text model is, and its file of conf/model"""
+    from benchmark.audit.checkpoint import main as add
+
+    overrides, words = split(arguments)
+    if words[:1] != ["add"] or len(words) not in (2, 3):
+        raise UserError("model needs an action and a folder: model add DIR, or model add DIR NAME.")
+    out = [item.partition("=")[2] for item in overrides if item.startswith("out=")]
+    return add(user_path(words[1]), words[2] if len(words) == 3 else None, user_path(out[-1]) if out else None)
+
+
 def completion(arguments: list[str]) -> int:
     """print completion of commands, keys and their values for bash: source <(python -m benchmark completion)"""
     from benchmark.config.compose import AXES, GROUPS, options_of

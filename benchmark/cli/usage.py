@@ -143,6 +143,10 @@ USAGES = {
         words="protocol",
     ),
     "audit published": Usage(("audit published",), words="published"),
+    "model": Usage(
+        ("model add /data/Qwen2.5-VL-3B-Instruct", "model add /data/InternVL3-1B-hf internvl3_1b"), ("out",),
+        words="add DIR [NAME]",
+    ),
     "pretrain": Usage(
         ("pretrain", "pretrain models={model}"), ("models", "threads"), (*DATA, "model."),
     ),

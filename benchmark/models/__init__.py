@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from benchmark.data.record import Record
+    from benchmark.models.batch import Item
     from benchmark.models.scope import Projector
     from benchmark.models.vision import ImageProcessor
     from benchmark.spec import ModelSpec, TrainSpec
 
 FAMILIES = {
+    "auto": "benchmark.models.auto",
     "llava": "benchmark.models.llava",
     "vila": "benchmark.models.vila",
 }
@@ -31,7 +34,8 @@ FAMILIES = {
 class Family(Protocol):
     """What a module of FAMILIES provides. Training, methods, generation and keys need nothing else of an architecture.
 
-    Only families whose checkpoints we write have a fourth function, `save(model, tokenizer, preprocessor, path)`.
+    Only families whose checkpoints we write have a fourth function, `save(model, tokenizer, preprocessor, path)`. A
+    module with COMPLETE = True needs `load` alone, which then returns `inputs` and the prefixes too.
     """
 
     @staticmethod
@@ -50,6 +54,26 @@ class Family(Protocol):
         """Return the parameter-name prefix of the projector, and of each language-model block in order."""
 
 
+class Inputs(Protocol):
+    """What a family provides whose images differ in number and kind of tensors. Others use `benchmark.models.batch`."""
+
+    def encode(self, record: Record, supervised: bool) -> tuple[list[int], list[int]]:
+        """Return (input_ids, labels) of a record, image positions included."""
+
+    def images(self, record: Record) -> dict[str, Tensor]:
+        """Return the tensors of a record's image."""
+
+    def keep(self, records: Sequence[Record]) -> list[dict[str, Tensor]] | None:
+        """Return the tensors of each distinct image of some records, in order; None if they do not fit into memory."""
+
+    @property
+    def blank(self) -> Item:
+        """A conversation about a dummy image, without supervised tokens."""
+
+    def collate(self, items: Sequence[Item], padding_side: str) -> dict[str, Tensor]:
+        """Return a padded batch: input_ids, attention_mask, labels, and what else the model takes."""
+
+
 @dataclass
 class LoadedModel:
     """A model with everything that training and generation need.
@@ -59,8 +83,8 @@ class LoadedModel:
         tokenizer: pads with <unk>.
         image_processor: PIL image to float32 (3, H, W).
         image_token_id: token id at image positions.
-        image_seq_length: image positions per image.
-        projector_prefix: prefix of the projector's parameter names.
+        image_seq_length: image positions per image; 0 if that varies.
+        projector_prefix: prefix of the projector's parameter names, or several.
         block_prefixes: prefixes of parameter names, one per language-model block in forward order.
         tower: maps pixels (images, 3, H, W) to features (images, *feature_shape), the projector's input. The model
             accepts these features as pixel_values, in place of pixels.
@@ -70,6 +94,9 @@ class LoadedModel:
         path: the checkpoint folder.
         encode: the family's function from prompt and image positions to tokens and labels.
         tower_path: folder of the vision tower, if the checkpoint has no tower.
+        tower_prefix: what the names of the tower's parameters contain.
+        inputs: makes the inputs of all records, in place of encode, image_processor and tower. Such models share no
+            tokens between items, and keep no features of images.
         features: features of whole image sets; they stay valid, because no cell changes the tower.
         checked: image sets too large to keep, whose files have all been read once.
     """
@@ -79,7 +106,7 @@ class LoadedModel:
     image_processor: ImageProcessor
     image_token_id: int
     image_seq_length: int
-    projector_prefix: str
+    projector_prefix: str | tuple[str, ...]
     block_prefixes: list[str]
     tower: Callable[[Tensor], Tensor]
     feature_shape: tuple[int, int]
@@ -88,6 +115,8 @@ class LoadedModel:
     path: Path
     encode: Callable[..., tuple[list[int], list[int]]] = prompt.encode
     tower_path: Path | None = None
+    tower_prefix: str = "vision_tower"
+    inputs: Inputs | None = None
     features: dict[Any, Tensor] = field(default_factory=dict, repr=False)
     checked: set[Any] = field(default_factory=set, repr=False)
 
@@ -128,11 +157,10 @@ def load(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
         )
     family = family_of(spec.family)
     fields = family.load(path, spec, dtype)
-    projector, blocks = family.blocks(fields["model"])
-    loaded = LoadedModel(
-        **fields, projector_prefix=projector, block_prefixes=blocks, max_length=spec.max_length, path=path,
-        encode=family.encode,
-    )
+    if not getattr(family, "COMPLETE", False):
+        fields["projector_prefix"], fields["block_prefixes"] = family.blocks(fields["model"])
+        fields["encode"] = family.encode
+    loaded = LoadedModel(**fields, max_length=spec.max_length, path=path)
     _settle(loaded)
     return loaded
 
@@ -236,7 +264,8 @@ def family_of(family: str) -> Family:
     if family not in FAMILIES:
         raise UserError(f"model.family={family!r} is unknown.{did_you_mean(family, FAMILIES)}")
     module = importlib.import_module(FAMILIES[family])
-    lacking = [name for name in ("load", "encode", "blocks") if not hasattr(module, name)]
+    needed = ("load",) if getattr(module, "COMPLETE", False) else ("load", "encode", "blocks")
+    lacking = [name for name in needed if not hasattr(module, name)]
     if lacking:
         raise UserError(f"The module {FAMILIES[family]} of model.family={family} lacks {', '.join(lacking)}.")
     return module  # type: ignore[return-value]  # a module has Family's functions without a class around them

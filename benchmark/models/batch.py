@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,13 +32,14 @@ class Item:
         item_id: the record's id.
         input_ids: token ids, with image positions expanded.
         labels: as long as input_ids, -100 where nothing is supervised.
-        image: pixels, uint8 (3, H, W), or the frozen tower's features of them, (patches, channels); None without image.
+        image: pixels, uint8 (3, H, W), or the frozen tower's features of them, (patches, channels), or what the
+            family's own inputs make of them; None without image.
     """
 
     item_id: str
     input_ids: list[int]
     labels: list[int]
-    image: Tensor | None
+    image: Any
 
 
 class Items:
@@ -81,8 +83,10 @@ class Items:
         return 0 if self.in_memory else min(8, len(os.sched_getaffinity(0)))
 
     @property
-    def blank(self) -> Tensor:
-        """A dummy image in the form of the other images."""
+    def blank(self) -> Tensor | Item:
+        """A dummy image in the form of the other images, or an item with one, if the family makes its own inputs."""
+        if self.loaded.inputs is not None:
+            return self.loaded.inputs.blank
         if self.features is not None:
             return torch.zeros(self.loaded.feature_shape, dtype=self.features.dtype)
         processor = self.loaded.image_processor
@@ -119,20 +123,14 @@ class Items:
         if supervised and record.target is None:
             raise UserError(f"Item {record.item_id} of {record.dataset} has no target to train on.")
         try:
-            return self.loaded.encode(
-                self.loaded.tokenizer,
-                record.prompt,
-                record.target if supervised else None,
-                record.image is not None,
-                self.loaded.image_token_id,
-                self.loaded.image_seq_length,
-                self.loaded.max_length,
-            )
+            return encode(self.loaded, record, supervised)
         except UserError as error:
             raise UserError(f"Item {record.item_id} of {record.dataset}: {error}") from None
 
-    def _features(self) -> Tensor | None:
+    def _features(self) -> Any:
         loaded, model = self.loaded, self.loaded.model
+        if loaded.inputs is not None:
+            return loaded.inputs.keep(self.records)
         shape = (len(self.rows), *loaded.feature_shape)
         used = sum(features.nbytes for features in loaded.features.values())
         files = [find_image(path) or path for path in self.rows]
@@ -154,7 +152,9 @@ class Items:
             loaded.features[key] = features
         return loaded.features[key]
 
-    def _open(self, record: Record) -> Tensor:
+    def _open(self, record: Record) -> Any:
+        if self.loaded.inputs is not None:
+            return self.loaded.inputs.images(record)
         processor = self.loaded.image_processor
         return processor.to_uint8(open_image(record, processor.transparency))
 
@@ -165,6 +165,25 @@ class Items:
         except UserError:
             check_images(self.records)
             raise
+
+
+def encode(loaded: LoadedModel, record: Record, supervised: bool) -> tuple[list[int], list[int]]:
+    """Return (input_ids, labels) of a record, with its target if `supervised`.
+
+    Raises:
+        UserError: it is too long, or its target is empty.
+    """
+    if loaded.inputs is not None:
+        return loaded.inputs.encode(record, supervised)
+    return loaded.encode(
+        loaded.tokenizer,
+        record.prompt,
+        record.target if supervised else None,
+        record.image is not None,
+        loaded.image_token_id,
+        loaded.image_seq_length,
+        loaded.max_length,
+    )
 
 
 def _state(path: Path) -> tuple[Path, int, int]:
@@ -186,8 +205,11 @@ def collate(loaded: LoadedModel, items: Sequence[Item], padding_side: str) -> di
     Returns:
         input_ids, attention_mask, position_ids and labels, each (batch, length), int64. If items have images also
         pixel_values, one per item with an image, in item order: pixels (images, 3, H, W), float32, or tower features
-        (images, patches, channels). Positions count from 0 at the first token that is not padding.
+        (images, patches, channels). Positions count from 0 at the first token that is not padding. A family with its
+        own inputs returns what its model takes.
     """
+    if loaded.inputs is not None:
+        return loaded.inputs.collate(items, padding_side)
     length = max(len(item.input_ids) for item in items)
     input_ids = torch.full((len(items), length), loaded.pad_token_id)
     labels = torch.full((len(items), length), IGNORE)
@@ -220,8 +242,11 @@ def split_start(loaded: LoadedModel, items: Sequence[Item]) -> tuple[list[int], 
         items: encoded conversations, each with the begin token.
 
     Returns:
-        (the shared tokens, the items without them). Running the model on both parts equals running it on the whole.
+        (the shared tokens, the items without them). Running the model on both parts equals running it on the whole. A
+        family with its own inputs shares none: its positions may have several axes, or look ahead.
     """
+    if loaded.inputs is not None:
+        return [], list(items)
     # The position before the first supervised token must stay in the rest, because its logits are needed.
     kept = min(next((i for i, x in enumerate(item.labels) if x != IGNORE), len(item.labels)) - 1 for item in items)
     shared = 0

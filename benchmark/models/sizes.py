@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.models.scope import Projector, block_names, projector_trains
 
+FAMILIES = ("llava", "vila", "auto")
 
 @dataclass(frozen=True)
 class Tower:
@@ -128,17 +129,86 @@ class Architecture:
         return [{name.removesuffix(".weight"): shapes[name] for name in block} for block in chosen]
 
 
-def architecture_of(values: Mapping[str, Any], where: str) -> Architecture:
+@dataclass(frozen=True)
+class MeasuredTower:
+    """The vision tower of any model: width, layers, and its positions for the picture of `Measured.image_tokens`."""
+
+    hidden: int
+    layers: int
+    patches: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Sizes of a model of family auto, which `model add` counts on a model without weights.
+
+    Args:
+        family: "auto".
+        hidden: width of the language model.
+        intermediate: width of its MLP.
+        layers: number of its blocks.
+        vocab: rows of the output layer.
+        block_shapes: shape of every parameter of a block, by its name below the block.
+        projector: parameters of the projector.
+        vision: parameters of the vision tower, without a projector inside it.
+        total: all parameters; a tied output layer counts once.
+        image_tokens: positions of a picture of 640 x 480 pixels in the language model.
+        tower: sizes of the vision tower.
+    """
+
+    family: Literal["auto"]
+    hidden: int
+    intermediate: int
+    layers: int
+    vocab: int
+    block_shapes: Mapping[str, Sequence[int]] = field(metadata={"shapes": True})
+    projector: int
+    vision: int
+    total: int
+    image_tokens: int
+    tower: MeasuredTower = field(metadata={"nested": MeasuredTower})
+
+    @property
+    def block(self) -> int:
+        """Parameters of one block of the language model."""
+        return sum(map(math.prod, self.block_shapes.values()))
+
+    def trainable(self, scope: str, last_layers: int, projector: Projector = "full") -> int:
+        """Return the number of parameters that train.scope, train.last_layers and train.projector select."""
+        blocks = sum(self.trained_per_block(scope, last_layers))
+        return blocks + (self.projector if projector_trains(scope, projector) else 0)
+
+    def trained_per_block(self, scope: str, last_layers: int) -> list[int]:
+        """Return the number of parameters that train in each block of the language model."""
+        return [sum(math.prod(self.block_shapes[name]) for name in block) for block in self._chosen(scope, last_layers)]
+
+    def trained_shapes(self, scope: str, last_layers: int) -> list[dict[str, tuple[int, ...]]]:
+        """Return for each block: the name of every layer below it whose weight trains -> shape of the weight."""
+        return [
+            {name.removesuffix(".weight"): tuple(self.block_shapes[name]) for name in block if name.endswith(".weight")}
+            for block in self._chosen(scope, last_layers)
+        ]
+
+    def _chosen(self, scope: str, last_layers: int) -> list[list[str]]:
+        return block_names([[*self.block_shapes]] * self.layers, scope, last_layers)
+
+    def with_image_tokens(self, count: int) -> Measured:
+        """Return the sizes for pictures that take `count` positions; the tower's positions grow with them."""
+        patches = max(1, round(self.tower.patches * count / self.image_tokens))
+        return replace(self, image_tokens=count, tower=replace(self.tower, patches=patches))
+
+
+def architecture_of(values: Mapping[str, Any], where: str) -> Architecture | Measured:
     """Return the architecture that conf/model describes.
 
     Args:
-        values: the fields of Architecture, with those of Tower below "tower".
+        values: the fields of Architecture, or of Measured with family "auto"; those of the tower below "tower".
         where: for messages.
 
     Raises:
         UserError: a field is missing, unknown, or not a positive whole number.
     """
-    return _build(Architecture, values, where)
+    return _build(Measured if values.get("family") == "auto" else Architecture, values, where)
 
 
 def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
@@ -151,8 +221,17 @@ def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
         value = values.get(name)
         if "nested" in item.metadata:
             accepted[name] = _build(item.metadata["nested"], value or {}, f"{where}.{name}")
-        elif value in ("llava", "vila") if name == "family" else type(value) is int and value > 0:
+        elif "shapes" in item.metadata:
+            shapes = {str(key): tuple(shape) for key, shape in (value or {}).items()}
+            if not shapes or not all(type(n) is int and n > 0 for shape in shapes.values() for n in shape):
+                raise UserError(
+                    f"{where}.{name}: expected the shape of each parameter, e.g. mlp.up_proj.weight: [8, 4]."
+                )
+            accepted[name] = shapes
+        elif value in FAMILIES if name == "family" else type(value) is int and value > 0:
             accepted[name] = value
         else:
-            raise UserError(f"{where}.{name}={value}: expected a positive whole number (family: llava or vila).")
+            raise UserError(
+                f"{where}.{name}={value}: expected a positive whole number (family: {', '.join(FAMILIES)})."
+            )
     return cls(**accepted)

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.models.scope import Projector, projector_trains
-from benchmark.models.sizes import Architecture
+from benchmark.models.sizes import Architecture, Measured
 from benchmark.spec import CellSpec
 from methods.adapter_sizes import elements
 from methods.registry import METHODS, configured
@@ -88,7 +88,7 @@ class Setting:
         adapter: number of elements that an adapter trains in the blocks; None for a method without one.
     """
 
-    sizes: Architecture
+    sizes: Architecture | Measured
     engine: str
     processes: int
     micro_batch: int
@@ -120,7 +120,7 @@ class Setting:
         return projector_trains(self.scope, self.projector)
 
 
-def setting_of(cell: CellSpec, sizes: Architecture, processes: int) -> Setting:
+def setting_of(cell: CellSpec, sizes: Architecture | Measured, processes: int) -> Setting:
     """Return the setting of a cell on `processes` GPUs."""
     assert cell.train is not None
     return Setting(
@@ -132,7 +132,7 @@ def setting_of(cell: CellSpec, sizes: Architecture, processes: int) -> Setting:
     )
 
 
-def adapter_of(cell: CellSpec, sizes: Architecture) -> int | None:
+def adapter_of(cell: CellSpec, sizes: Architecture | Measured) -> int | None:
     """Return the number of elements that a cell's adapter trains; None for a method without one, or a user's own."""
     method = METHODS.get(cell.method.id)
     if cell.train is None or method is None or method.kind != "adapter":
@@ -276,7 +276,9 @@ def training_seconds(
     return flops / UTILISATION[1], flops / UTILISATION[0]
 
 
-def answer_seconds(sizes: Architecture, gpu: Gpu, items: int, batch: int, tokens: int) -> tuple[float, float]:
+def answer_seconds(
+    sizes: Architecture | Measured, gpu: Gpu, items: int, batch: int, tokens: int
+) -> tuple[float, float]:
     """Return the seconds to answer questions on one GPU, (low, high): prefill by arithmetic, decoding by bandwidth.
 
     Args:

@@ -11,7 +11,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.hosts import world_size
 from benchmark.core.progress import clock
 from benchmark.models import places
-from benchmark.models.sizes import Architecture, architecture_of
+from benchmark.models.sizes import Architecture, Measured, architecture_of
 from benchmark.planning.cost import Costs
 from benchmark.planning.estimate import (
     GIB,
@@ -30,6 +30,7 @@ from benchmark.planning.estimate import (
     setting_of,
     training_seconds,
 )
+from benchmark.planning.image_tokens import ImageTokens, of_data
 from benchmark.planning.plan import Planned
 from benchmark.spec import CellSpec, ModelSpec
 from benchmark.store.cells import Store
@@ -60,6 +61,7 @@ class Forecast(Costs):
             for model in request.models if model.architecture
         }
         self.rates = _rates(store, self.gpu)
+        self._image_tokens: dict[tuple[str, str, str], ImageTokens | None] = {}
 
     def seconds(self, cell: CellSpec, stages: Sequence[str]) -> float:
         """Return the middle of the expected range."""
@@ -68,29 +70,47 @@ class Forecast(Costs):
 
     def span(self, cell: CellSpec, stages: Sequence[str]) -> Range:
         """Return the expected time of some stages of a cell, (low, high)."""
-        sizes = self.sizes.get(cell.model.id)
-        if sizes is None:
+        if cell.model.id not in self.sizes:
             value = super().seconds(cell, stages)
             return value, value
         total = [0.0, 0.0]
         for stage in stages:
             kind, _, name = stage.partition("/")
             if kind == "train" and not cell.method.posthoc:
-                low, high = self._training(cell, sizes)
+                low, high = self._training(cell)
             elif kind == "generate":
-                low, high = self._answers(cell, sizes, name)
+                low, high = self._answers(cell, name)
             else:
                 low = high = super().seconds(cell, [stage])
             total[0], total[1] = total[0] + low, total[1] + high
         return total[0], total[1]
 
-    def _training(self, cell: CellSpec, sizes: Architecture) -> Range:
+    def image_tokens(self, cell: CellSpec, dataset: str, split: str) -> ImageTokens | None:
+        """Return the positions of the images of one of a cell's datasets, if the model decides them by size."""
+        key = cell.model.id, dataset, split
+        if key not in self._image_tokens:
+            self._image_tokens[key] = of_data(cell.model, cell.dataset(dataset), cell.data_root, split)
+        return self._image_tokens[key]
+
+    def sizes_of(self, cell: CellSpec, dataset: str, split: str, largest: bool = False) -> Architecture | Measured:
+        """Return a model's sizes with the positions of a dataset's mean or largest image, if they differ."""
+        sizes = self.sizes[cell.model.id]
+        if isinstance(sizes, Measured) and (tokens := self.image_tokens(cell, dataset, split)):
+            return sizes.with_image_tokens(tokens.largest if largest else tokens.mean)
+        return sizes
+
+    def setting(self, cell: CellSpec, largest: bool = False) -> Setting:
+        """Return what decides the time of a training, or with `largest` its memory."""
+        assert cell.target is not None
+        return setting_of(cell, self.sizes_of(cell, cell.target, "train", largest), self.count)
+
+    def _training(self, cell: CellSpec) -> Range:
         assert cell.train is not None
         rate = self.rates.get((cell.model.id, cell.train.gradient_checkpointing))
-        return training_seconds(setting_of(cell, sizes, self.count), self.gpu, samples_of(cell), rate)
+        return training_seconds(self.setting(cell), self.gpu, samples_of(cell), rate)
 
-    def _answers(self, cell: CellSpec, sizes: Architecture, name: str) -> Range:
-        dataset = cell.dataset(name)
+    def _answers(self, cell: CellSpec, name: str) -> Range:
+        dataset, sizes = cell.dataset(name), self.sizes_of(cell, name, cell.eval.split)
         items = cell.eval.limit or dataset.counts.get(cell.eval.split) or 0
         tokens = 13 if dataset.metric == "cider" else 4
         low, high = answer_seconds(sizes, self.gpu, int(items), cell.eval.batch_size, tokens)
@@ -124,24 +144,24 @@ def describe(plan: Sequence[Planned], request: Request, forecast: Forecast) -> s
         if sizes is None or not items:
             continue
         blocks.append(_model(model, sizes, items, forecast))
-        if trained := _heaviest(items, sizes, forecast.count):
+        if trained := _heaviest(items, forecast):
             refused += _refusal(model, trained, forecast)
     if refused:
         raise UserError("\n".join([*blocks, *refused]))
     return "\n".join(blocks)
 
 
-def _model(model: ModelSpec, sizes: Architecture, items: Sequence[Planned], forecast: Forecast) -> str:
+def _model(model: ModelSpec, sizes: Architecture | Measured, items: Sequence[Planned], forecast: Forecast) -> str:
     left = [item for item in items if not item.done]
     lines = [f"{model.name}: {sizes.total:,} parameters. {_checkpoint(model)}"]
     spans = [forecast.span(item.cell, item.missing) for item in left]
     low, high = sum(span[0] for span in spans), sum(span[1] for span in spans)
     card = f"{forecast.count} x {forecast.gpu.name}"
     lines.append(f"  time    {clock(low)} to {clock(high)} on {card} for {len(left)} of {len(items)} cells")
-    trained = _heaviest(items, sizes, forecast.count)
+    trained = _heaviest(items, forecast)
     if trained is None:
         return "\n".join(lines)
-    setting = setting_of(trained.cell, sizes, forecast.count)
+    setting, heaviest = forecast.setting(trained.cell), forecast.setting(trained.cell, largest=True)
     flops = sample_flops(setting)
     one = forecast.span(trained.cell, ["train"])
     rate = forecast.rates.get((model.id, setting.checkpointing))
@@ -160,8 +180,16 @@ def _model(model: ModelSpec, sizes: Architecture, items: Sequence[Planned], fore
             "          the projector, below the language model, is trained: activation gradients cross all "
             f"{sizes.layers} blocks, and train.last_layers hardly changes the time"
         )
-    parts = memory(setting)
-    other = activations(setting, not setting.checkpointing)
+    if isinstance(sizes, Measured):
+        assert trained.cell.target is not None
+        tokens = forecast.image_tokens(trained.cell, trained.cell.target, "train")
+        lines.append(
+            f"  images  {tokens.mean} tokens on average, at most {tokens.largest}, in {tokens.images} training images "
+            f"of {trained.cell.target}: time by the mean, memory by the largest" if tokens else
+            f"  images  {sizes.image_tokens} tokens, those of a picture of 640 x 480 pixels: no data or checkpoint here"
+        )
+    parts = memory(heaviest)
+    other = activations(heaviest, not setting.checkpointing)
     lines += [
         f"  memory  {sum(parts.values()) / GIB:.1f} of {forecast.gpu.memory:.0f} GiB per GPU "
         f"({trained.cell.method.id}, engine={setting.engine}, micro-batch {setting.micro_batch}): "
@@ -178,16 +206,16 @@ def _model(model: ModelSpec, sizes: Architecture, items: Sequence[Planned], fore
     return "\n".join(lines)
 
 
-def _heaviest(items: Sequence[Planned], sizes: Architecture, count: int) -> Planned | None:
+def _heaviest(items: Sequence[Planned], forecast: Forecast) -> Planned | None:
     """Return the cell whose training takes the most memory."""
     trained = [item for item in items if item.cell.train is not None and not item.cell.method.posthoc]
-    need = {item.id: sum(memory(setting_of(item.cell, sizes, count)).values()) for item in trained}
+    need = {item.id: sum(memory(forecast.setting(item.cell, largest=True)).values()) for item in trained}
     return max(trained, key=lambda item: need[item.id], default=None)
 
 
 def _refusal(model: ModelSpec, heaviest: Planned, forecast: Forecast) -> list[str]:
     """Return why a training cannot be run on these GPUs, if it cannot."""
-    setting = setting_of(heaviest.cell, forecast.sizes[model.id], forecast.count)
+    setting = forecast.setting(heaviest.cell, largest=True)
     together = setting.micro_batch * setting.processes
     if setting.batch % together:
         sizes = [n for n in (8, 4, 2, 1) if setting.batch % (n * setting.processes) == 0]

@@ -129,7 +129,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("torch sees no CUDA device. Run this on one, or rehearse it: device=cpu.")
     folder = user_path(given["out"] or ROOT / ("results/gpu" if large else "results/runs/gpu-check"))
     slug = re.sub(r"[^a-z0-9]+", "-", _name(device).lower()).strip("-")
-    paper = {m.id: (m.name, architecture_of(m.architecture, m.id)) for m in request(["profile=paper"], False).models}
+    named = {m.id: (m.name, architecture_of(m.architecture, m.id)) for m in request(["profile=paper"], False).models}
+    paper = {name: (pretty, sizes) for name, (pretty, sizes) in named.items() if isinstance(sizes, Architecture)}
     models = paper if large else {f"tiny_{name}": (f"tiny {name}", sizes) for name, sizes in TINY.items()}
     path = folder / f"{slug}.json"
     content = _read(path)

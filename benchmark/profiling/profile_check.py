@@ -15,7 +15,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.machine import available_gb
 from benchmark.models import places
 from benchmark.models.checkpoint_files import check_whole, weight_files
-from benchmark.models.sizes import Architecture, architecture_of
+from benchmark.models.sizes import Architecture, Measured, architecture_of
 from benchmark.planning.estimate import GIB, OVERHEAD
 from benchmark.spec import ModelSpec, at_root
 
@@ -184,7 +184,7 @@ def _disk(request: Request) -> Iterator[tuple[bool, str]]:
         yield False, f"{text}, a training takes {need:.0f} GB: free some, or set results="
 
 
-def _architectures(request: Request) -> list[Architecture]:
+def _architectures(request: Request) -> list[Architecture | Measured]:
     return [
         architecture_of(model.architecture, f"model {model.id}: architecture")
         for model in request.models if model.architecture

@@ -1,4 +1,4 @@
-"""A tuned cell as a standard checkpoint: llava-hf's layout, or VILA's folders, with a model card."""
+"""A tuned cell as a standard checkpoint: llava-hf's layout, VILA's folders, or the base's own, with a model card."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from benchmark import models
 from benchmark.core.errors import UserError
 from benchmark.core.files import canonical_json, unfinished_folder, write_atomic
 from benchmark.models import LoadedModel
+from benchmark.models.checkpoint_files import read_json
+from benchmark.models.folder import quiet
 from benchmark.models.loading import load_model
 from benchmark.models.prompt import IMAGE_TAG
 from benchmark.models.vila import VilaForConditionalGeneration
@@ -34,7 +36,8 @@ def export(store: Store, name: str, target: Path) -> Path:
     """Write a cell's model to a new folder.
 
     LLaVA is always written in the layout that LlavaForConditionalGeneration.from_pretrained reads. VILA is written as
-    VILA's folders, with the configuration files of its base. Weights have the dtype of the cell's training.
+    VILA's folders, with the configuration files of its base. Family auto is written as its base, with the base's
+    processor and chat template. Weights have the dtype of the cell's training.
 
     Args:
         store: the results that hold the cell.
@@ -166,7 +169,24 @@ def _write_vila(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
             write_atomic(path / name, DTYPE.sub(rf"\g<1>{cell.dtype}\g<2>", text))
 
 
-WRITERS = {"llava": _write_llava, "vila": _write_vila}
+def _write_auto(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
+    """Write the base's own folder with the tuned weights, and with the image settings of the cell."""
+    path.mkdir(parents=True, exist_ok=True)
+    for file in sorted(loaded.path.iterdir()):
+        copied = file.suffix in BESIDE_WEIGHTS and not file.name.endswith(".index.json")
+        if copied and file.is_file() and file.name != "trainer_state.json":
+            shutil.copyfile(file, path / file.name)
+    loaded.model.generation_config = _generation(loaded)
+    with quiet():
+        loaded.model.save_pretrained(path)
+    images, nested = loaded.image_processor.to_dict(), path / "processor_config.json"  # type: ignore[attr-defined]
+    write_atomic(path / "preprocessor_config.json", canonical_json(images))
+    if nested.is_file() and "image_processor" in (content := read_json(nested)):
+        write_atomic(nested, canonical_json(content | {"image_processor": images}))
+
+
+BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")  # configurations, templates and tokenizer files
+WRITERS = {"auto": _write_auto, "llava": _write_llava, "vila": _write_vila}
 
 
 def card(cell: CellSpec, folder: Path) -> str:
@@ -187,13 +207,14 @@ def card(cell: CellSpec, folder: Path) -> str:
     ]
     table = ["| dataset | role | score | n |", "| --- | --- | --- | --- |", *rows] if rows else ["Not evaluated."]
     settings = ", ".join(f"{name} {value}" for name, value in plain(cell.train).items() if value is not None)
-    if cell.model.family == "llava":
+    if cell.model.family in ("auto", "llava"):
         load = (
             'AutoProcessor.from_pretrained(folder, backend="pil"), '
             "AutoModelForImageTextToText.from_pretrained(folder)  # transformers"
         )
     else:
         load = "VilaForConditionalGeneration.from_pretrained(folder)  # benchmark.models.vila, or VILA's own code"
+    prompt = "chat template of the checkpoint" if cell.model.family == "auto" else "vicuna_v1"
     note = f"Answers were generated in {answering_dtype(cell)}. " + (
         f"Answers were scored with the first {cell.model.vocab_size:,} rows of the output layer."
         if cell.model.vocab_size else ""
@@ -203,6 +224,6 @@ def card(cell: CellSpec, folder: Path) -> str:
         f"# {cell.model.name}, {cell.method.id} on {cell.target}", "",
         f"Fine-tuned with SpiderBench, cell `{folder.name}`, seed {cell.seed}. The licence is the base model's.", "",
         *table, "", "    " + load, "",
-        f"Images: {cell.model.preprocess}. Prompt: vicuna_v1. {note}".rstrip(), "",
+        f"Images: {cell.model.preprocess}. Prompt: {prompt}. {note}".rstrip(), "",
         f"Training: {settings}; {cell.dtype}; method parameters {plain(cell.method.params)}.", "",
     ])

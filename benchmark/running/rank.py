@@ -149,16 +149,11 @@ def share(
         rank: number of this process.
         processes: number of processes.
     """
+    from benchmark.models.batch import encode
     from benchmark.training.generate import cut
 
-    def length(record: Record) -> int:
-        return len(loaded.encode(
-            loaded.tokenizer, record.prompt, None, record.image is not None, loaded.image_token_id,
-            loaded.image_seq_length, loaded.max_length,
-        )[0])
-
-    images = [record.image if how.share_images else None for record in records]
-    batches = cut([length(record) for record in records], images, how.batch_size)
+    images = [record.image if how.share_images and loaded.inputs is None else None for record in records]
+    batches = cut([len(encode(loaded, record, False)[0]) for record in records], images, how.batch_size)
     return [records[index] for batch in batches[rank::processes] for index in batch]
 
 

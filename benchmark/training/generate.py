@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -123,6 +124,9 @@ def generate(
         )
     # Longest first: a batch too large for memory fails at once, and the estimated time left is not too low.
     lengths = [len(ids) for ids, _ in items.encoded]
+    if share_images and loaded.inputs is not None:
+        share_images = False
+        _say_once("eval.share_images: this family runs an image again for each of its questions. Answers are the same.")
     batches = cut(lengths, [record.image if share_images else None for record in records], batch_size)
     batches = [batch for batch in batches if not all(records[index].item_id in answered for index in batch)]
     loader: DataLoader[Item] = DataLoader(
@@ -197,23 +201,25 @@ def answer_batch(
     # Every item has the same system prompt. It is a third of the work if prompts are short, so run it once.
     shared, rest = split_image(loaded, items) if one_image else split_start(loaded, items)
     pixels = collate(loaded, items[:1], "left")["pixel_values"].to(model.device, model.dtype) if one_image else None
-    start = torch.tensor([shared], device=model.device)
+    start = torch.tensor([shared], dtype=torch.long, device=model.device)
     batch = {key: value.to(model.device) for key, value in collate(loaded, rest, "left").items()}
     starts = start.expand(len(items), -1)
     positions = torch.arange(len(shared), device=model.device).expand(len(items), -1)
     inputs = {
         "input_ids": torch.cat([starts, batch["input_ids"]], dim=1),
         "attention_mask": torch.cat([torch.ones_like(starts), batch["attention_mask"]], dim=1),
-        "position_ids": torch.cat([positions, batch["position_ids"] + len(shared)], dim=1),
     }
-    if "pixel_values" in batch:
-        inputs["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    if "position_ids" in batch:
+        inputs["position_ids"] = torch.cat([positions, batch["position_ids"] + len(shared)], dim=1)
+    for name, value in batch.items():
+        if name not in ("labels", "input_ids", "attention_mask", "position_ids"):
+            inputs[name] = value.to(model.dtype) if value.is_floating_point() else value
     watch, ended = _Watch(), _Stop(loaded.tokenizer, stop, inputs["input_ids"].shape[1])
     output = model.generate(  # type: ignore[operator]  # of GenerationMixin, which PreTrainedModel need not have
         **inputs,
         logits_processor=LogitsProcessorList([watch]),
         stopping_criteria=StoppingCriteriaList([ended] if stop else []),
-        past_key_values=start_cache(model, start, len(items), pixels),
+        past_key_values=start_cache(model, start, len(items), pixels) if shared else None,
         generation_config=GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -243,6 +249,11 @@ def answer_batch(
         )
         answers.append((text.strip(), ended.tokens.get(index, len(ids))))
     return answers
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, flush=True)
 
 
 def prompt_hash(record: Record) -> str:

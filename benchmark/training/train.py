@@ -291,16 +291,16 @@ class TrainingSet:
 
 
 def training_batch(
-    loaded: LoadedModel, pairs: Sequence[tuple[Item, float]], blank: Tensor | None = None, share: bool = True
+    loaded: LoadedModel, pairs: Sequence[tuple[Item, float]], blank: Tensor | Item | None = None, share: bool = True
 ) -> dict[str, Any]:
     """Collate a micro-batch and reduce its labels to what the loss needs.
 
     Args:
         loaded: the model.
         pairs: (item, weight).
-        blank: dummy image for a batch without images, in an extra row of weight 0. Several processes need it. Under
-            ZeRO-3 they wait for each other for ever unless all run the same modules in the same order, and a projector
-            that did not run would be stepped with the gradient of an earlier batch.
+        blank: dummy image, or an item with one, for a batch without images, in an extra row of weight 0. Several
+            processes need it. Under ZeRO-3 they wait for each other for ever unless all run the same modules in the
+            same order, and a projector that did not run would be stepped with the gradient of an earlier batch.
         share: run the tokens that all items begin with only once. Gradient checkpointing excludes this: layers that run
             again would write the keys of these tokens a second time, so transformers drops them.
 
@@ -310,15 +310,18 @@ def training_batch(
         (batch, columns), with weight 0 where nothing is supervised; "item_ids".
     """
     if blank is not None and all(item.image is None for item, _ in pairs):
-        # It begins like the first item, so it does not shorten the start that all items share.
-        ids = pairs[0][0].input_ids + [loaded.image_token_id] * loaded.image_seq_length
-        pairs = [*pairs, (Item("blank", ids, [IGNORE] * len(ids), blank), 0.0)]
+        if not isinstance(blank, Item):
+            # It begins like the first item, so it does not shorten the start that all items share.
+            ids = pairs[0][0].input_ids + [loaded.image_token_id] * loaded.image_seq_length
+            blank = Item("blank", ids, [IGNORE] * len(ids), blank)
+        pairs = [*pairs, (blank, 0.0)]
     items = [item for item, _ in pairs]
     shared, rest = split_start(loaded, items) if share else ([], items)
     batch: dict[str, Any] = collate(loaded, rest, "right")
     mask = batch["attention_mask"]
     batch["attention_mask"] = torch.cat([mask.new_ones(len(mask), len(shared)), mask], dim=1)
-    batch["position_ids"] += len(shared)
+    if "position_ids" in batch:
+        batch["position_ids"] += len(shared)
     following = batch.pop("labels")[:, 1:]
     supervised = following != IGNORE
     columns = supervised.any(0).nonzero().flatten()

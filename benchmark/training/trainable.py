@@ -38,7 +38,7 @@ def trainable_table(loaded: LoadedModel, names: Sequence[str]) -> str:
         if name.startswith(loaded.projector_prefix):
             part = "projector"
         elif number is None:
-            part = "vision tower" if "vision_tower" in name else "embedding, norm, output"
+            part = "vision tower" if loaded.tower_prefix in name else "embedding, norm, output"
         else:
             part = _span(0, first) if number < first else _span(first, len(blocks))
         row = rows.setdefault(part, [0, 0, 0])
