@@ -12,7 +12,8 @@ IN_TRAINING = [name for name, entry in METHODS.items() if entry.kind == "trainin
 
 
 def test_every_method_with_a_class_has_a_check():
-    assert set(CHECKS) == {name for name, entry in METHODS.items() if entry.cls}
+    """Those of adapters are in test_adapters.py, which asserts the same of them."""
+    assert set(CHECKS) == {name for name, entry in METHODS.items() if entry.cls and entry.kind != "adapter"}
 
 
 @pytest.mark.parametrize("method", CHECKS)
