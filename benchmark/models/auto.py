@@ -46,7 +46,7 @@ def load(path: Path, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
     model = folders.load_pretrained(loader, path, dtype=dtype)
     parts = parts_of(model, spec)
     tokenizer, blocks = processor.tokenizer, model.get_submodule(parts.decoder)
-    rows = model.get_output_embeddings().weight.shape[0]
+    rows = model.config.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise UserError(
             f"The tokenizer in {path} has {len(tokenizer)} tokens, the model only {rows} rows for them: they do not "

@@ -1,4 +1,4 @@
-"""The trainer on family auto under ZeRO-2: the same deltas as on one process, for every type."""
+"""The trainer on family auto under ZeRO-2, and ZeRO-3 for two types: the same deltas as on one process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.multiprocess.launch import launch
 from tests.multiprocess.training import ZERO
 
 ANSWERS = ["red", "a blue dog", "A", "green cat"]
+ZERO3 = ("gemma3", "qwen3_vl")
 SIZES = [(64, 48), None, (30, 90), None]  # the second process gets a micro-batch without images
 
 
@@ -58,13 +59,17 @@ def test_every_type_gets_the_weights_of_one_process(tmp_path):
             tiny.picture(*size, seed=number).save(tmp_path / f"{number}.png")
     assert launch(run, 1, tmp_path, kinds, "single") == [kinds]
     assert launch(run, 2, tmp_path, kinds, "zero2") == [kinds, kinds]
+    for kind in ZERO3:  # one process group each: DeepSpeed cuts up every model that is loaded after a ZeRO-3 training
+        assert launch(run, 2, tmp_path, [kind], "zero3") == [[kind], [kind]]
     for kind in kinds:
-        digest = auto_tiny.load(kind, tmp_path / kind).digest
-        one, two = (
-            load_delta(tmp_path / f"{kind}-{engine}" / "delta.safetensors", digest) for engine in ("single", "zero2")
+        loaded = auto_tiny.load(kind, tmp_path / kind)
+        base = {name: parameter.detach() for name, parameter in loaded.model.named_parameters()}
+        one, *others = (
+            load_delta(tmp_path / f"{kind}-{engine}" / "delta.safetensors", loaded.digest)
+            for engine in ("single", "zero2", *(["zero3"] if kind in ZERO3 else []))
         )
-        assert one.keys() == two.keys(), kind
-        base = dict(auto_tiny.load(kind, tmp_path / kind).model.named_parameters())
-        moved = sum(float((one[name] - base[name]).norm() ** 2) for name in one) ** 0.5
-        apart = sum(float((one[name] - two[name]).norm() ** 2) for name in one) ** 0.5
-        assert apart < 1e-2 * moved, (kind, apart, moved)
+        for other in others:
+            assert one.keys() == other.keys(), kind
+            moved = sum(float((one[name] - base[name]).norm() ** 2) for name in one) ** 0.5
+            apart = sum(float((one[name] - other[name]).norm() ** 2) for name in one) ** 0.5
+            assert apart < 1e-3 * moved, (kind, apart, moved)

@@ -38,7 +38,7 @@ def given(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dare", "tailor", "tailor_official", "wise_ft", "grafting_mask", "half_ft"])
+@pytest.mark.parametrize("method", ["dare", "tailor", "tailor_official", "wise_ft", "grafting_mask", "half_ft", "lora"])
 def test_other_methods_work_too(given, method, capsys):
     given = [item for item in given if not item.startswith("methods=")]
     assert cli.main(["run", *given, f"methods={method}"]) == 0, capsys.readouterr()
