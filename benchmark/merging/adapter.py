@@ -58,33 +58,30 @@ class Adapter:
     Args:
         folder: adapter_config.json and adapter_model.safetensors.
         base: the checkpoint to merge into.
-        names: stored name -> name in the model, of the base's tensors.
 
     Raises:
         UserError: no LoRA adapter, a kind or a setting that this arithmetic does not cover, or tensors that the base
             does not have in these shapes; all are named in one message.
     """
 
-    def __init__(self, folder: Path, base: Weights, names: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, base: Weights) -> None:
         self.folder = folder
         self.config = _config(folder)
         self._file = folder / FILE
         check_whole(self._file)
         with safe_open(self._file, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        stored = {loaded: name for name, loaded in names.items()}
         self.updates: dict[str, Update] = {}
         faults = []
         for name, update in _updates(self.config, shapes).items():
-            target = stored.get(name, name)
-            entry = base.entries.get(target)
+            entry = base.entries.get(name)
             shape = _shape(update, shapes)
             if entry is None:
                 faults.append(f"{name} is not in it")
             elif shape != entry.shape or not entry.is_float:
                 faults.append(f"{name} has {list(shape)}, there {list(entry.shape)} {entry.dtype}")
             else:
-                self.updates[target] = update
+                self.updates[name] = update
         if faults:
             made_for = self.config.get("base_model_name_or_path")
             raise UserError(
@@ -96,7 +93,7 @@ class Adapter:
         """Return a tensor's merged value in float32, or the tensor itself if the adapter leaves it alone.
 
         Args:
-            name: stored name in the base.
+            name: its name in the model.
             weight: the base's tensor.
             tuned: not used.
         """

@@ -18,7 +18,6 @@ from benchmark.core.files import digest_of, sync, unfinished_folder, write_atomi
 from benchmark.core.progress import StageTold
 from benchmark.merging import MERGES, POSTHOC
 from benchmark.merging.adapter import CONFIG, FILE, Adapter
-from benchmark.merging.names import loaded_names
 from benchmark.merging.ties import Ties, TiesParams
 from benchmark.merging.weights import Weights
 from benchmark.models.checkpoint_files import BY_PRODUCTS, PARTS, STATE, check_whole, read_json, refuse_adapter
@@ -26,7 +25,7 @@ from benchmark.models.digest_cache import checkpoint_digest, file_digest
 from methods.base import NoParams
 from methods.registry import METHODS, build, checked, configured
 
-Rule = Callable[[str, Tensor, Sequence[Tensor]], Tensor]  # (stored name, w*, tuned tensors) -> new tensor
+Rule = Callable[[str, Tensor, Sequence[Tensor]], Tensor]  # (name, w*, tuned tensors) -> new tensor
 CARD = "README.md"
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 
@@ -68,9 +67,8 @@ def merge(
     start = Weights(base)
     others = [] if method == "lora" else [Weights(folder) for folder in tuned]
     _check_same(start, others)
-    names = loaded_names(base, start.entries)
     pairs = Pairs(start, others, told)
-    rule = Adapter(tuned[0], start, names) if method == "lora" else _rule(method, values, seed, pairs, names)
+    rule = Adapter(tuned[0], start) if method == "lora" else _rule(method, values, seed, pairs)
     digests = {"base": _digest(base), "tuned": [_digest(folder) for folder in tuned]}
     try:
         with unfinished_folder(out.with_name(f".{out.name}.unfinished")) as unfinished:
@@ -197,14 +195,13 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _rule(method: str, params: Any, seed: int, pairs: Pairs, names: Mapping[str, str]) -> Rule:
+def _rule(method: str, params: Any, seed: int, pairs: Pairs) -> Rule:
     """Return what makes a new tensor out of the base's and the tuned ones."""
     if method == "ties":
         return Ties(params, pairs, pairs.models)
     rule = build(method, asdict(params), seed)
 
     def finish(name: str, weight: Tensor, others: Sequence[Tensor]) -> Tensor:
-        name = names[name]  # random choices depend on the name, and the benchmark's cells know the model's
         return rule.finish({name: others[0]}, {name: weight}, None)[name]
 
     return finish

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmark.models.checkpoint_files import PARTS
+
+VILA_TOWER = ("vision_tower.vision_model.", "vision_tower.")  # in public files, which an older transformers wrote
+
 
 def loaded_names(folder: Path, stored: Iterable[str]) -> dict[str, str]:
     """Return stored name -> name in the model, by transformers' own rules of renaming.
 
-    Training and PEFT see the model's names: a LLaVA file's language_model.model.norm.weight is
-    model.language_model.norm.weight there. VILA's parts need no renaming.
+    Training, PEFT and the benchmark's cells see the model's names: a LLaVA file's language_model.model.norm.weight is
+    model.language_model.norm.weight there. So checkpoints fit together however each was saved.
 
     Args:
         folder: the checkpoint.
-        stored: names in its files.
+        stored: names in its files; in VILA's layout with the part before them, as in "llm.model.norm.weight".
 
     Returns:
         Unchanged names where transformers has no class for the architecture.
     """
     names = list(stored)
+    if (folder / PARTS[0]).is_dir():
+        return {name: name.replace(*VILA_TOWER) for name in names}
     rules = _rules(folder)
     if rules is None:
         return {name: name for name in names}

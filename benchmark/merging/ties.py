@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from methods.ops import exact, first_largest
+from methods.ops import CHUNK, exact, first_largest
 
 # A magnitude's float32 pattern has 31 bits and sorts like the number. Two histograms, over the upper 16 bits and over
 # the lower 15 bits of one bin, give any order statistic of a whole model exactly.
@@ -58,36 +58,49 @@ class Ties:
         if params.variant == "released":
             self._limits = _limits(params.keep, tensors, models)
             signs = 0
-            for _, base, tuned in tensors("elect signs"):
-                total = torch.stack(self._trimmed(base, tuned)).sum(0)
+            for base, tuned in _pieces(tensors("elect signs")):
+                total = self._trimmed(base, tuned).sum(0)
                 signs += int((total > 0).sum()) - int((total < 0).sum())
             self._majority = float((signs > 0) - (signs < 0))
 
     def __call__(self, name: str, base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
         """Return the merged tensor in float32; its name does not matter."""
-        changes = torch.stack(self._trimmed(base, tuned))
+        size = CHUNK if self.params.variant == "released" else max(1, base.numel())  # trimmed per tensor: in one piece
+        parts = [self._merged(*piece) for piece in _pieces([(name, base, tuned)], size)]
+        return torch.cat(parts).view(base.shape) if parts else base.float()
+
+    def _merged(self, base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
+        changes = self._trimmed(base, tuned)
         total = changes.sum(0)
         sign = torch.where(total == 0, self._majority, total.sign())
-        agreeing = changes.sign() == sign
-        agreeing &= changes != 0  # where every sign cancels over the whole model, the elected sign is 0
+        agreeing = (changes.sign() == sign) & (changes != 0)  # the elected sign may be 0: if the majority's is
         mean = torch.where(agreeing, changes, 0.0).sum(0) / agreeing.sum(0).clamp(min=1)
         return base.float() + self.params.scale * mean
 
-    def _trimmed(self, base: Tensor, tuned: Sequence[Tensor]) -> list[Tensor]:
-        """Return each model's change, 0 where it is trimmed."""
+    def _trimmed(self, base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
+        """Return (models, elements), each model's change, 0 where it is trimmed."""
         changes = [tensor.float() - base.float() for tensor in tuned]
         if self.params.variant == "released":
             kept = [change.abs() >= limit for change, limit in zip(changes, self._limits, strict=True)]
         else:
             count = max(1, int(exact(self.params.keep) * base.numel()))
             kept = [first_largest(change.abs(), count) for change in changes]
-        return [torch.where(mask, change, 0.0) for mask, change in zip(kept, changes, strict=True)]
+        return torch.stack([torch.where(mask, change, 0.0) for mask, change in zip(kept, changes, strict=True)])
+
+
+def _pieces(tensors: Tensors, size: int = CHUNK) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield (w*, tuned) of up to `size` elements, 1-D: what is computed with a large tensor stays small."""
+    for _, base, tuned in tensors:
+        columns = [tensor.flatten().split(size) for tensor in (base, *tuned)]
+        for first, *others in zip(*columns, strict=True):
+            if first.numel():
+                yield first, others
 
 
 def _limits(keep: float, tensors: Callable[[str], Tensors], models: int) -> list[float]:
     """Return each model's k-th smallest |w_t - w*| of all n elements, k = int(n (1 - keep)); 0 if k is 0."""
     high = torch.zeros(models, HIGH, dtype=torch.int64)
-    for _, base, tuned in tensors("trim, first pass"):
+    for base, tuned in _pieces(tensors("trim, first pass")):
         for row, tensor in zip(high, tuned, strict=True):
             row += torch.bincount(_pattern(base, tensor) >> LOW_BITS, minlength=HIGH)
     size = int(high[0].sum())
@@ -96,7 +109,7 @@ def _limits(keep: float, tensors: Callable[[str], Tensors], models: int) -> list
         return [0.0] * models
     bins = [_bin(row, rank) for row in high]
     low = torch.zeros(models, LOW, dtype=torch.int64)
-    for _, base, tuned in tensors("trim, second pass"):
+    for base, tuned in _pieces(tensors("trim, second pass")):
         for row, tensor, (upper, _) in zip(low, tuned, bins, strict=True):
             pattern = _pattern(base, tensor)
             row += torch.bincount(pattern[pattern >> LOW_BITS == upper] & (LOW - 1), minlength=LOW)
@@ -105,8 +118,8 @@ def _limits(keep: float, tensors: Callable[[str], Tensors], models: int) -> list
 
 
 def _pattern(base: Tensor, tuned: Tensor) -> Tensor:
-    """Return the bits of |w_t - w*| as whole numbers, 1-D."""
-    return (tuned.float() - base.float()).abs().flatten().view(torch.int32)
+    """Return the bits of |w_t - w*| as whole numbers."""
+    return (tuned.float() - base.float()).abs().view(torch.int32)
 
 
 def _bin(counts: Tensor, rank: int) -> tuple[int, int]:

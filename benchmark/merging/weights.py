@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmark.core.errors import UserError
 from benchmark.core.files import sync
+from benchmark.merging.names import loaded_names
 from benchmark.models.checkpoint_files import FIX, PARTS, promised, safetensors_files
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -46,7 +47,7 @@ class Weights:
 
     Attributes:
         folder: see above.
-        entries: name -> stored tensor. In VILA's layout a name begins with its part: "llm.model.norm.weight".
+        entries: name in the loaded model (`loaded_names`) -> stored tensor.
 
     Raises:
         UserError: no safetensors, pickled weights, an adapter, a missing, truncated or incomplete shard.
@@ -54,25 +55,24 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.entries: dict[str, Entry] = {}
-        self._files: dict[Path, list[str]] = {}
+        stored: dict[Path, list[tuple[str, Entry]]] = {}
         parts = [part for part in PARTS if (folder / part).is_dir()] if (folder / PARTS[0]).is_dir() else [""]
         for part in parts:
             prefix = f"{part}." if part else ""
             for path in safetensors_files(folder / part):
-                with safe_open(path, framework="pt") as file:
-                    names = file.offset_keys()
-                    slices = {name: file.get_slice(name) for name in names}
-                    stored = {
-                        name: Entry(path, name, piece.get_dtype(), tuple(piece.get_shape()))
-                        for name, piece in slices.items()
-                    }
-                if lost := sorted({*promised(path)} - stored.keys()):
+                entries = _entries(path)
+                if lost := sorted({*promised(path)} - {entry.stored for entry in entries}):
                     raise UserError(f"Checkpoint file {path} lacks {lost[0]}, which its index names. {FIX}")
-                if twice := sorted(name for name in names if prefix + name in self.entries):
-                    raise UserError(f"Checkpoint {folder} holds {twice[0]} in two files. {FIX}")
-                self.entries |= {prefix + name: entry for name, entry in stored.items()}
-                self._files[path] = [prefix + name for name in names]
+                stored[path] = [(prefix + entry.stored, entry) for entry in entries]
+        names = loaded_names(folder, (name for entries in stored.values() for name, _ in entries))
+        self.entries: dict[str, Entry] = {}
+        self._files: dict[Path, list[str]] = {}
+        for path, file_entries in stored.items():
+            for name, entry in file_entries:
+                if names[name] in self.entries:
+                    raise UserError(f"Checkpoint {folder} holds {names[name]} twice, in {path} too. {FIX}")
+                self.entries[names[name]] = entry
+            self._files[path] = [names[name] for name, _ in file_entries]
 
     @property
     def nbytes(self) -> int:
@@ -84,8 +84,8 @@ class Weights:
 
         Args:
             target: folder of the new checkpoint.
-            tensor_of: name -> tensor of the stored shape and dtype. It is called once per tensor, and each result is
-                written before the next call.
+            tensor_of: name in the loaded model -> tensor of the stored shape and dtype. It is called once per tensor,
+                and each result is written before the next call.
         """
         for path, names in self._files.items():
             new = target / path.relative_to(self.folder)
@@ -101,3 +101,10 @@ class Weights:
                     assert (tuple(tensor.shape), tensor.nbytes) == (entry.shape, end - begin), name
                     file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
             sync(new)
+
+
+def _entries(path: Path) -> list[Entry]:
+    """Return the tensors of a file in the order of their bytes."""
+    with safe_open(path, framework="pt") as file:
+        pieces = [(name, file.get_slice(name)) for name in file.offset_keys()]
+        return [Entry(path, name, piece.get_dtype(), tuple(piece.get_shape())) for name, piece in pieces]
