@@ -26,7 +26,10 @@ VALUES = {
     "method.momentum": "0.5", "eval.limit": "4", "data_root": "{tmp}", "device": "cpu", "threads": "2",
     "train.epoch": "3", "job": "2",
 }
-WORDS = {"inspect": ["CELL"], "export": ["CELL", "DIR"], "figure": ["fig5"], "accept": ["train"]}
+WORDS = {
+    "inspect": ["CELL"], "export": ["CELL", "DIR"], "merge": ["dare", "A", "B", "C"], "figure": ["fig5"],
+    "accept": ["train"],
+}
 COMMANDS = [name for name in usage.USAGES if name != "data"]
 
 
@@ -168,7 +171,7 @@ def test_every_example_is_accepted(text, tmp_path, monkeypatch, capsys):
         assert asked[0].cells
     elif verb in ("plan", "list", "inspect", "completion"):
         assert cli.main([verb, *rest]) == 0, capsys.readouterr().err
-    elif verb in ("bench", "gpu-check", "accept"):  # they read no configuration
+    elif verb in ("bench", "gpu-check", "accept", "merge"):  # they read no configuration
         assert all(usage.usage_of(verb, rest)[1].takes(item.partition("=")[0]) for item in overrides)
     elif verb == "publish":
         kept = [item for item in overrides if not item.startswith(("table=", "figure="))]
