@@ -55,7 +55,7 @@ class MethodCallback(TrainerCallback):
         if (kind := entry(method).kind) != "training":
             raise UserError(f"{method} does not act on the steps of a training. " + {
                 "none": "It trains nothing.",
-                "posthoc": f"Train without it, then run: python -m benchmark merge {method} BASE TUNED OUT.",
+                "posthoc": "Train without it, then merge the two checkpoints: docs/merging.md.",
                 "adapter": "It trains added tensors: use the peft library itself, or python -m benchmark run.",
             }[kind])
         self.name = method

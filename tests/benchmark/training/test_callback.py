@@ -126,7 +126,7 @@ def test_the_base_can_be_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(("method", "text"), [
-    ("spidr", "Did you mean 'spider'"), ("dare", "benchmark merge dare"), ("zero_shot", "trains nothing"),
+    ("spidr", "Did you mean 'spider'"), ("dare", "docs/merging.md"), ("zero_shot", "trains nothing"),
     ("lora", "peft library"),
 ])
 def test_a_method_that_cannot_train_here_is_refused(method, text):
