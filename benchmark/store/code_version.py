@@ -26,14 +26,15 @@ FILE = Path(__file__).with_name("stage_versions.json")
 # versions. The data's digest covers data readers. Spec, plan, store and runner compute no numbers.
 MODEL = (
     "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/checkpoint_files.py",
-    "benchmark/models/folder.py", "benchmark/models/prompt.py", "benchmark/models/tokenizer_model.py",
-    "benchmark/models/vision.py",
+    "benchmark/models/folder.py", "benchmark/models/prompt.py", "benchmark/models/scope.py",
+    "benchmark/models/tokenizer_model.py", "benchmark/models/vision.py",
 )
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
         "benchmark/training/train.py", "benchmark/training/checkpoint.py", "benchmark/training/engine.py",
         "benchmark/training/fragments.py", "benchmark/training/attach.py", "methods/shards.py", *MODEL,
-        "benchmark/models/scope.py", "methods/base.py", "methods/state.py",
+        "benchmark/training/adapters.py", "benchmark/training/calibration.py", "methods/adapter.py", "methods/blocks.py",
+        "methods/base.py", "methods/state.py",
     ),
     "posthoc": (
         "benchmark/training/posthoc.py", "benchmark/training/calibration.py", "methods/blocks.py", "methods/masks.py",
