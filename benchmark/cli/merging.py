@@ -26,7 +26,7 @@ def merge(arguments: list[str]) -> int:
     overrides, words = split(arguments)
     if len(words) < 4:
         raise UserError(f"merge needs a method and three folders or more: {FORM}.")
-    from benchmark.merging.merge import differing_settings
+    from benchmark.merging.merge import differing_settings, other_base
     from benchmark.merging.merge import merge as write
 
     method, base, *tuned, out = words
@@ -35,8 +35,11 @@ def merge(arguments: list[str]) -> int:
     with long_work("merge") as told:
         path = write(method, folders[0], folders[1:], user_path(out), params, seed, told)
     print(f"Written: {path}")
+    if method == "lora" and (named := other_base(*folders)):
+        print(f"note: the adapter names {named} as its base; the tensors of {folders[0]} fit it too. Check that "
+              "these are the same weights.")
     for folder in folders[1:]:
-        if names := differing_settings(folders[0], folder):
+        if method != "lora" and (names := differing_settings(folders[0], folder)):
             print(f"note: {', '.join(names)} in {folder} are not those of {folders[0]}, which {path} has.")
     return 0
 

@@ -290,6 +290,13 @@ def differing_settings(base: Path, tuned: Path) -> list[str]:
     return different
 
 
+def other_base(base: Path, adapter: Path) -> str | None:
+    """Return the base that an adapter names in its configuration, if it is called otherwise than the given one."""
+    named = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    same = named is None or named == _name(base) or Path(named).resolve().name == base.resolve().name
+    return None if same else str(named)
+
+
 def _digest(folder: Path) -> str:
     """Return the digest of a checkpoint as a cell's key has it, or of an adapter's settings and weights."""
     if (folder / CONFIG).is_file():

@@ -117,6 +117,13 @@ def test_an_adapter_for_another_base_is_named_whole(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("named", "noted"), [("some/other", True), ("base", False), ("/gone/base", False)])
+def test_a_base_that_fits_but_has_another_name_is_noted(named, noted, tmp_path, capsys):
+    adapter = write(tmp_path / "adapter", halves("a.proj"), base_model_name_or_path=named)
+    assert main(["merge", "lora", str(base_of(tmp_path)), str(adapter), str(tmp_path / "out")]) == 0
+    assert (f"note: the adapter names {named} as its base" in capsys.readouterr().out) == noted
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
