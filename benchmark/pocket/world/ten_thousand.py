@@ -114,8 +114,14 @@ def _in_parallel(work: Callable[..., list[Row]], calls: Sequence[tuple[Any, ...]
         return
     # Spawned: a fork would copy locks that threads of this process hold.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (os.getpid(),))
+    # A process inherits the mask: ctrl-C while it starts, before `_begin`, would end it with a traceback.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield from pool.map(work, *zip(*calls, strict=True))
+        try:
+            rows = pool.map(work, *zip(*calls, strict=True))  # starts the processes
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield from rows
     finally:
         pool.shutdown(cancel_futures=True)  # after ctrl-C, do not wait for rows that nobody wants
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import re
@@ -137,7 +138,7 @@ def given(tmp_path, monkeypatch):
     plain = compose._compose
 
     def composed(groups):
-        config = plain(groups)
+        config = copy.deepcopy(plain(groups))  # it is kept for other requests
         for model in config["models"].values():
             model["architecture"] = finding.sizes
         return config
