@@ -300,7 +300,6 @@ def _survey(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     from benchmark.core.files import write_atomic
     from benchmark.reporting import plots
 
-    overrides = overrides[len(defaults(figure)):]  # the survey adds those of its file itself
     asked = survey.ask(figure, overrides)
     code = runner.run(asked.everything)
     if code in (PREEMPTED, INTERRUPTED):

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmark.core.errors import UserError
+from benchmark.core.files import write_atomic
 from benchmark.training.attach import Attachment, attach
 from benchmark.training.fragments import DTENSOR, class_path
 from methods.registry import build, entry
@@ -123,7 +124,7 @@ class MethodCallback(TrainerCallback):
             torch.save(self.attachment.state_dict(), partial)
             partial.rename(folder / STATE.format(rank=_rank()))
             if _rank() == 0:
-                (folder / "spiderbench_method.json").write_text(json.dumps({
+                write_atomic(folder / "spiderbench_method.json", json.dumps({
                     "method": self.name, "params": vars(self.method.params) if self.method.params else {},
                     "seed": self.method.seed,
                 }, indent=1, default=str) + "\n")
