@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.models.scope import Projector, block_names, projector_trains
 
 FAMILIES = ("llava", "vila", "auto")
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -35,8 +36,47 @@ class Tower:
         return 4 * (h * h + h) + 2 * h * i + h + i + 4 * h
 
 
+class _Blocks:
+    """What the shapes of a decoder block's parameters give. All blocks of a model have the same."""
+
+    if TYPE_CHECKING:  # the classes below have these
+
+        @property
+        def layers(self) -> int: ...
+
+        @property
+        def projector(self) -> int: ...
+
+        @property
+        def block_shapes(self) -> Mapping[str, Sequence[int]]: ...
+
+    @property
+    def block(self) -> int:
+        """Parameters of one block of the language model."""
+        return sum(map(math.prod, self.block_shapes.values()))
+
+    def trainable(self, scope: str, last_layers: int, projector: Projector = "full") -> int:
+        """Return the number of parameters that train.scope, train.last_layers and train.projector select."""
+        blocks = sum(self.trained_per_block(scope, last_layers))
+        return blocks + (self.projector if projector_trains(scope, projector) else 0)
+
+    def trained_per_block(self, scope: str, last_layers: int) -> list[int]:
+        """Return the number of parameters that train in each block of the language model."""
+        return [sum(math.prod(self.block_shapes[name]) for name in block) for block in self._chosen(scope, last_layers)]
+
+    def trained_shapes(self, scope: str, last_layers: int) -> list[dict[str, tuple[int, ...]]]:
+        """Return for each block: the name of every layer below it whose weight trains -> shape of the weight."""
+        return [
+            {name.removesuffix(".weight"): tuple(self.block_shapes[name]) for name in block if name.endswith(".weight")}
+            for block in self._chosen(scope, last_layers)
+        ]
+
+    def _chosen(self, scope: str, last_layers: int) -> list[list[str]]:
+        return block_names([[*self.block_shapes]] * self.layers, scope, last_layers)
+
+
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(_Blocks):
     """A Llama with a vision tower and a projector.
 
     Args:
@@ -60,24 +100,15 @@ class Architecture:
     tower: Tower = field(metadata={"nested": Tower})
 
     @property
-    def block_parameters(self) -> dict[str, int]:
-        """Name -> size of each parameter of one block of the language model."""
-        return {f"{name}.weight": math.prod(shape) for name, shape in self.block_shapes.items()}
-
-    @property
-    def block(self) -> int:
-        """Parameters of one block of the language model."""
-        return sum(self.block_parameters.values())
-
-    @property
     def block_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight of a block, by the name of its layer below the block."""
+        """Shape of every parameter of a block, by its name below the block."""
         h, i, kv = self.hidden, self.intermediate, self.hidden // self.heads * self.kv_heads
-        return {
+        shapes: dict[str, tuple[int, ...]] = {
             "self_attn.q_proj": (h, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h),
             "self_attn.o_proj": (h, h), "mlp.gate_proj": (i, h), "mlp.up_proj": (i, h), "mlp.down_proj": (h, i),
             "input_layernorm": (h,), "post_attention_layernorm": (h,),
         }
+        return {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @property
     def language_model(self) -> int:
@@ -113,21 +144,6 @@ class Architecture:
         side = self.tower.image // self.tower.patch
         return ((side + 1) // 2) ** 2 if self.family == "vila" else side * side
 
-    def trainable(self, scope: str, last_layers: int, projector: Projector = "full") -> int:
-        """Return the number of parameters that train.scope, train.last_layers and train.projector select."""
-        blocks = sum(self.trained_per_block(scope, last_layers))
-        return blocks + (self.projector if projector_trains(scope, projector) else 0)
-
-    def trained_per_block(self, scope: str, last_layers: int) -> list[int]:
-        """Return the number of parameters that train in each block of the language model."""
-        return [sum(map(math.prod, block.values())) for block in self.trained_shapes(scope, last_layers)]
-
-    def trained_shapes(self, scope: str, last_layers: int) -> list[dict[str, tuple[int, ...]]]:
-        """Return for each block: the name of every layer below it whose weight trains -> shape of the weight."""
-        shapes = {f"{name}.weight": shape for name, shape in self.block_shapes.items()}
-        chosen = block_names([[*shapes]] * self.layers, scope, last_layers)
-        return [{name.removesuffix(".weight"): shapes[name] for name in block} for block in chosen]
-
 
 @dataclass(frozen=True)
 class MeasuredTower:
@@ -139,7 +155,7 @@ class MeasuredTower:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(_Blocks):
     """Sizes of a model of family auto, which `model add` counts on a model without weights.
 
     Args:
@@ -167,30 +183,6 @@ class Measured:
     total: int
     image_tokens: int
     tower: MeasuredTower = field(metadata={"nested": MeasuredTower})
-
-    @property
-    def block(self) -> int:
-        """Parameters of one block of the language model."""
-        return sum(map(math.prod, self.block_shapes.values()))
-
-    def trainable(self, scope: str, last_layers: int, projector: Projector = "full") -> int:
-        """Return the number of parameters that train.scope, train.last_layers and train.projector select."""
-        blocks = sum(self.trained_per_block(scope, last_layers))
-        return blocks + (self.projector if projector_trains(scope, projector) else 0)
-
-    def trained_per_block(self, scope: str, last_layers: int) -> list[int]:
-        """Return the number of parameters that train in each block of the language model."""
-        return [sum(math.prod(self.block_shapes[name]) for name in block) for block in self._chosen(scope, last_layers)]
-
-    def trained_shapes(self, scope: str, last_layers: int) -> list[dict[str, tuple[int, ...]]]:
-        """Return for each block: the name of every layer below it whose weight trains -> shape of the weight."""
-        return [
-            {name.removesuffix(".weight"): tuple(self.block_shapes[name]) for name in block if name.endswith(".weight")}
-            for block in self._chosen(scope, last_layers)
-        ]
-
-    def _chosen(self, scope: str, last_layers: int) -> list[list[str]]:
-        return block_names([[*self.block_shapes]] * self.layers, scope, last_layers)
 
     def with_image_tokens(self, count: int) -> Measured:
         """Return the sizes for pictures that take `count` positions; the tower's positions grow with them."""
