@@ -179,25 +179,26 @@ def _train(
         on_progress=on_progress,
         adapter=adapter,
     )
-    with quiet(), noting() as run.signals:
-        trainer = CellTrainer(run, items)
-        trainer.run_cell()
-        tuned = trainer.weights()
-    model.requires_grad_(False).eval()
-    if settings.gradient_checkpointing:
-        _checkpointing(model, "disable")
-    if rank == 0:
-        trainer.write_speed(out / "speed.json")
-        if adapter:
-            tuned, pretrained = tuned | adapter.merged(tuned), adapter.base(pretrained)
-            names = adapter.weights
-        # In the dtype of the base: the last forward pass used it, and it halves the size of float32 masters.
-        tuned = {name: tuned[name].to(pretrained[name].dtype) for name in names}
-        save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
-    if sharded:
-        trainer.model_wrapped.destroy()  # type: ignore[operator]  # DeepSpeed's engine, which has no types
-        meet()
-    else:
+    with noting() as run.signals:  # until the weights are written: a late signal must not undo a finished training
+        with quiet():
+            trainer = CellTrainer(run, items)
+            trainer.run_cell()
+            tuned = trainer.weights()
+        model.requires_grad_(False).eval()
+        if settings.gradient_checkpointing:
+            _checkpointing(model, "disable")
+        if rank == 0:
+            trainer.write_speed(out / "speed.json")
+            if adapter:
+                tuned, pretrained = tuned | adapter.merged(tuned), adapter.base(pretrained)
+                names = adapter.weights
+            # In the dtype of the base: the last forward pass used it, and it halves the size of float32 masters.
+            tuned = {name: tuned[name].to(pretrained[name].dtype) for name in names}
+            save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
+        if sharded:
+            trainer.model_wrapped.destroy()  # type: ignore[operator]  # DeepSpeed's engine, which has no types
+            meet()
+            return
         if adapter:
             adapter.remove()
             apply_delta(model, tuned)

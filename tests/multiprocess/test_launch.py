@@ -108,10 +108,9 @@ def test_a_stopped_training_goes_on_and_names_the_processes_it_needs(world, trai
     except Preempted:
         stopped = True
     thread.join()
-    if stopped and any((folder / "checkpoint").glob("step-*")):  # it may be stopped before the first state
+    if stopped:
         with pytest.raises(UserError, match=r"continue with engine=zero2 and GPUS=2 \(gpus=2\), or delete"):
             multi_process.train_together(replace(spec, processes=1), folder, None, 6)
-    if stopped:
         multi_process.train_together(spec, folder, None, 6)
     one, other = (_delta(path) for path in (straight, folder))
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())

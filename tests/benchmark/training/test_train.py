@@ -503,10 +503,19 @@ def test_a_second_ctrl_c_stops_at_once(vila, records, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_after_the_last_step_loses_nothing(vila, records, tmp_path):
+@pytest.mark.parametrize("moment", ["last step", "weights"])
+def test_a_signal_after_the_last_step_loses_nothing(vila, records, tmp_path, monkeypatch, moment):
     """The weights are there: they are kept, and the run stops when that is recorded."""
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def save(*args):
+        stop()
+        return save_delta(*args)
+
+    monkeypatch.setattr("benchmark.training.train.save_delta", save if moment == "weights" else save_delta)
     with raising():
-        run(vila, records, tmp_path, on_progress=stop_at(6, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        run(vila, records, tmp_path, on_progress=stop_at(6, stop if moment == "last step" else lambda: None))
         assert (tmp_path / "delta.safetensors").is_file()
         with pytest.raises(Terminated):
             check()
