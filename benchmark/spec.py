@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import digest_of, user_path
+from benchmark.core.project import CODE, IS_CHECKOUT, ROOT, WORK, shipped
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from typing_extensions import TypeIs
 
-ROOT = Path(__file__).resolve().parent.parent
+CONF = shipped("conf")
 LONGEST_LABEL = 48  # characters of a cell's name for the settings that differ from the defaults
 LONGEST_HEAD = 150  # characters for model, target and method; a file name may have 255 in all
 Spec = TypeVar("Spec", bound="DataclassInstance")
@@ -241,8 +242,15 @@ def is_tuned(cell: CellSpec) -> TypeIs[TunedCell]:
 
 
 def at_root(path: str | Path) -> Path:
-    """Return a path of the configuration as an absolute one: relative to the repository; ~ is the user's home."""
-    return ROOT / user_path(path)
+    """Return a path of the configuration as an absolute one; ~ is the user's home.
+
+    Args:
+        path: relative to the repository. In an installed package, files that ship with the code are relative to it,
+            all others to the working folder.
+    """
+    path = user_path(path)
+    ships = not IS_CHECKOUT and path.parts[:1] and path.parts[0] in CODE and (ROOT / path).exists()
+    return (ROOT if ships else WORK) / path
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The table of methods; importing it imports no torch."""
+"""The table of methods, and those that installed packages add; importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from pathlib import Path
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from benchmark.core.errors import UserError, did_you_mean
+from benchmark.core.project import shipped
 
 if TYPE_CHECKING:
     from methods.base import Method
 
 
-CONF = Path(__file__).resolve().parents[1] / "conf" / "method"
+CONF = shipped("conf") / "method"
+GROUP = "spiderbench.methods"  # entry points by which another package adds methods: ID = "module:Class"
 
 
 @dataclass(frozen=True)
@@ -164,20 +166,60 @@ METHODS: dict[str, MethodEntry] = {
 }
 
 
+@functools.cache
+def _offers() -> Mapping[str, tuple[metadata.EntryPoint, ...]]:
+    """Return id -> the entry points of installed packages that add a method of this id."""
+    offers: dict[str, tuple[metadata.EntryPoint, ...]] = {}
+    for point in metadata.entry_points(group=GROUP):
+        offers[point.name] = (*offers.get(point.name, ()), point)
+    return offers
+
+
+def _package(point: metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist else "unknown"
+
+
+def list_methods() -> dict[str, MethodEntry]:
+    """Return every method by its id: those of this package, then those that other installed packages add.
+
+    Another package adds a method by an entry point of the group `spiderbench.methods`: ID = "module:Class". Its class
+    inherits from `methods.base.Method`.
+
+    Returns:
+        Id -> entry with name, reference and kind ("none", "training", "adapter" or "posthoc").
+
+    Raises:
+        UserError: an id is used twice, or a package's class cannot be used.
+    """
+    return {name: entry(name) for name in (*METHODS, *sorted(_offers().keys() - METHODS.keys()))}
+
+
 def entry(method: str) -> MethodEntry:
     """Return the entry of a method.
 
     Args:
-        method: an id of METHODS, or "module:Class" of a user's own method (this imports the module; its
-            table name is the class attribute `title`, else the class name).
+        method: an id of METHODS or of an installed package, or "module:Class" of a user's own method (this imports the
+            module; its table name is the class attribute `title`, else the class name).
 
     Raises:
-        UserError: unknown id, or a class that cannot be used.
+        UserError: unknown id, an id that is used twice, or a class that cannot be used.
     """
+    offers = _offers().get(method, ())
+    if len(offers) + (method in METHODS) > 1:
+        packages = " and ".join([*["SpiderBench"] * (method in METHODS), *map(_package, offers)])
+        raise UserError(f"The method {method!r} is in {packages}. Uninstall one of them, or use module:Class.")
     if method in METHODS:
         return METHODS[method]
+    if offers:
+        try:
+            return entry(offers[0].value)
+        except UserError as error:
+            raise UserError(
+                f"The package {_package(offers[0])} adds the method {method!r} as {offers[0].value}, which cannot be "
+                f"used: {error} Correct or uninstall that package."
+            ) from error
     if ":" not in method:
-        hint = did_you_mean(method, METHODS)
+        hint = did_you_mean(method, [*METHODS, *_offers()])
         raise UserError(f"Unknown method {method!r}.{hint} Your own: module:Class or ./file.py:Class.")
     cls = load_class(method)
     title = getattr(cls, "title", cls.__name__)

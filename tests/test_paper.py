@@ -72,7 +72,8 @@ def command(place: Path, arguments: Sequence[str], files: Sequence[Path]) -> Non
     import benchmark.spec
 
     assert Path(benchmark.spec.__file__).absolute().is_relative_to(place)
-    benchmark.spec.ROOT = Path.cwd()
+    benchmark.spec.ROOT = benchmark.spec.WORK = Path.cwd()
+    benchmark.spec.CONF = Path.cwd() / "conf"
     from benchmark.cli import main
 
     sys.exit(main(list(arguments)))

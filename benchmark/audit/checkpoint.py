@@ -16,7 +16,7 @@ from benchmark.audit.protocol import conversation
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.models import places
-from benchmark.spec import ROOT, ModelSpec
+from benchmark.spec import CONF, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +83,7 @@ def main(path: Path, name: str | None, out: Path | None, console: Console | None
     name = name or re.sub(r"\W+", "_", place.resolve().name.lower()).strip("_")
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
         raise UserError(f"{name!r} cannot be the name of a model: use letters, digits, '_', '.', '+' and '-'.")
-    target = out or ROOT / "conf" / "model" / f"{name}.yaml"
+    target = out or CONF / "model" / f"{name}.yaml"
     if target.exists():
         raise UserError(f"{target} exists. Give another name (model add {path} NAME), or delete the file.")
     finding = look(place, name)

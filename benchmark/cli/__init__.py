@@ -106,11 +106,15 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def version() -> str:
-    """Return the program's version, as pyproject.toml has it."""
+    """Return the program's version, as pyproject.toml has it, or the installed package."""
     import tomllib
 
-    from benchmark.spec import ROOT
+    from benchmark.spec import IS_CHECKOUT, ROOT
 
+    if not IS_CHECKOUT:
+        from importlib import metadata
+
+        return metadata.version("spiderbench")
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 

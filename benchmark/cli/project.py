@@ -11,7 +11,7 @@ from benchmark.core.files import user_path
 def list_(arguments: list[str]) -> int:
     """show models, methods, datasets, tables, profiles; `list cells` shows finished cells"""
     from benchmark.config.compose import options_of, request
-    from methods.registry import METHODS
+    from methods.registry import list_methods
 
     overrides, words = split(arguments)
     if words not in ([], ["cells"]):
@@ -27,8 +27,9 @@ def list_(arguments: list[str]) -> int:
         for folder in store.all_cells():
             print(printable(f"{folder.name}  {store.status(folder)['state']}  {headline(folder)}").rstrip())
         return 0
-    width = max(map(len, METHODS))
-    print("methods   " + "\n          ".join(f"{name:<{width}}  {entry.name}" for name, entry in METHODS.items()))
+    methods = list_methods()
+    width = max(map(len, methods))
+    print("methods   " + "\n          ".join(f"{name:<{width}}  {entry.name}" for name, entry in methods.items()))
     roles: dict[str, list[str]] = {"target": [], "upstream": [], "extra": []}
     for dataset in asked.datasets.values():
         roles[dataset.role].append(dataset.id)
@@ -54,7 +55,7 @@ def model(arguments: list[str]) -> int:
 def completion(arguments: list[str]) -> int:
     """print completion of commands, keys and their values for bash: source <(python -m benchmark completion)"""
     from benchmark.config.compose import AXES, GROUPS, options_of
-    from methods.registry import METHODS
+    from methods.registry import list_methods
 
     if arguments not in ([], ["bash"]):
         raise UserError(f"completion {' '.join(arguments)}: only bash is known. Use completion bash.")
@@ -65,15 +66,15 @@ def completion(arguments: list[str]) -> int:
     )
     values = {group: options_of(group) for group in GROUPS}
     values |= {"model": options_of("model"), "models": options_of("model")}
-    values |= {"method": [*METHODS], "methods": [*METHODS]}
+    values |= dict.fromkeys(("method", "methods"), [*list_methods()])
     verbs = dict.fromkeys(name.partition(" ")[0] for name in USAGES)
     cases = "\n".join(f"    {key}) words='{' '.join(names)}' ;;" for key, names in values.items())
     print(COMPLETION.format(verbs=" ".join(verbs), keys=keys, cases=cases), end="")
     return 0
 
 
-# Completes `spiderbench`, which is then an alias or a function for `python -m benchmark`.
-COMPLETION = """spiderbench() {{ python -m benchmark "$@"; }}
+# Completes `spiderbench`: the installed command, or a function in its place.
+COMPLETION = """command -v spiderbench > /dev/null || spiderbench() {{ python -m benchmark "$@"; }}
 _spiderbench() {{
   local line=${{COMP_LINE:0:$COMP_POINT}} word words head
   line=${{line#* }}

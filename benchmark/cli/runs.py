@@ -147,11 +147,11 @@ def _show_config(arguments: list[str]) -> int:
 def _compare_with_reference(reference: str | None, ours: Path, cells: Sequence[str]) -> None:
     """Print one line on how far the cells of a run are from the published numbers, if there are any."""
     from benchmark.publishing.compare import compare, line
-    from benchmark.spec import ROOT, at_root
+    from benchmark.spec import WORK, at_root
     from benchmark.store.cells import Store
 
     theirs = at_root(reference) if reference else None
     if theirs is None or theirs == ours or not any(Store(theirs).cells.glob("*/scores.json")):
         return
     gaps, alone = compare(ours, theirs, cells)
-    print(line(gaps, theirs.relative_to(ROOT) if theirs.is_relative_to(ROOT) else theirs, alone))
+    print(line(gaps, theirs.relative_to(WORK) if theirs.is_relative_to(WORK) else theirs, alone))

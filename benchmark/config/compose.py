@@ -20,7 +20,8 @@ from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import user_path
 from benchmark.core.hosts import world_size
 from benchmark.spec import (
-    ROOT,
+    CONF,
+    WORK,
     CellSpec,
     DatasetSpec,
     EvalSpec,
@@ -43,7 +44,6 @@ from benchmark.training import trackers
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-CONF = ROOT / "conf"
 # What a user may write -> the axis of the grid. The Makefile passes the plural.
 AXES = {
     "model": "models", "models": "models", "method": "methods", "methods": "methods", "dataset": "targets",
@@ -173,7 +173,7 @@ def request(overrides: Sequence[str], grid: bool = True, optional: bool = False)
     faults.stop()
     assert place is not None
     table = config.get("table") or {}
-    folder = ROOT / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder"))))
+    folder = WORK / "results" / "runs" / "-".join(filter(None, (profile.id, table.get("folder"))))
     if engine != "single":
         run = replace(run, gpus=place.devices)
     return Request(
@@ -585,7 +585,7 @@ def _axes(
         name if name in config["dataset"] or not own_modules.is_module(str(name))
         else _own_target(str(name), config, faults) for name in axes["targets"]
     ]
-    axes["methods"] = [_own_method(str(name), faults) if ":" in str(name) else name for name in axes["methods"]]
+    axes["methods"] = [_own_method(str(name), faults) for name in axes["methods"]]
     _check_axes(axes, config, faults)
     axes["seeds"] = [seed_of(seed, faults) for seed in axes["seeds"]]
     if grid or named:
@@ -612,9 +612,14 @@ def _own_target(module: str, config: Mapping[str, Any], faults: Faults) -> str:
 
 
 def _own_method(text: str, faults: Faults) -> str:
-    """Return the user's own method as module:Class; the user may have written FILE:Class."""
+    """Return a method's id: module:Class for the user's own, who may have written FILE:Class, or another package's."""
+    from methods.registry import METHODS, entry
+
     module, _, name = text.rpartition(":")
     try:
+        if not module:
+            cls = entry(text).cls
+            return text if text in METHODS else cls
         return f"{own_modules.canonical(module)}:{name}"
     except UserError as error:
         faults.add(str(error))

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from benchmark.core.errors import UserError, did_you_mean
-from benchmark.spec import ROOT
+from benchmark.spec import CONF
 
-FOLDER = ROOT / "conf" / "protocol"
+FOLDER = CONF / "protocol"
 
 
 @dataclass(frozen=True)

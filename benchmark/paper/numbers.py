@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 
 from benchmark.core.errors import UserError
+from benchmark.core.project import shipped
 
-FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
+FOLDER = shipped("results/published")
 
 # Our model ids and the names in the files.
 MODELS = {"vila15_3b": "vila1.5-3b", "llava15_7b": "llava-1.5-7b"}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from benchmark.core.hosts import usable_cores
 from benchmark.core.machine import available_gb
+from benchmark.core.project import ROOT, WORK
 
-ROOT = Path(__file__).resolve().parents[2]
 MEMORY_GB, DISK_GB, CORES = 5.0, 2.0, 2
 
 
@@ -20,7 +20,10 @@ def ranges(pyproject: Path = ROOT / "pyproject.toml") -> dict[str, str]:
     """Return package -> version range of the project's dependencies."""
     import tomllib
 
-    listed = tomllib.loads(pyproject.read_text())["project"]["dependencies"]
+    if pyproject.is_file():
+        listed = tomllib.loads(pyproject.read_text())["project"]["dependencies"]
+    else:  # an installed package
+        listed = [item for item in metadata.requires("spiderbench") or [] if "extra ==" not in item]
     parts = (re.fullmatch(r"([A-Za-z0-9._-]+)(.*)", item) for item in listed)
     return {part[1]: part[2] for part in parts if part}
 
@@ -81,7 +84,7 @@ def machine() -> tuple[list[str], list[str]]:
             warnings.append(
                 f"{memory:.1f} GB of memory available, {MEMORY_GB:.0f} GB needed: close other programs, or set jobs=1"
             )
-    disk = shutil.disk_usage(ROOT).free / 1e9
+    disk = shutil.disk_usage(WORK).free / 1e9
     facts.append(f"disk      {disk:.1f} GB free")
     if disk < DISK_GB:
         warnings.append(

@@ -34,7 +34,7 @@ from benchmark.planning.estimate import GIB, GPUS, OVERHEAD, Setting, memory
 from benchmark.profiling.random_model import random_model
 from benchmark.profiling.settings import read_settings
 from benchmark.running.method_cost import wait
-from benchmark.spec import ROOT, CellSpec, DatasetSpec, EvalSpec, MethodSpec, at_root, is_tuned
+from benchmark.spec import WORK, CellSpec, DatasetSpec, EvalSpec, MethodSpec, at_root, is_tuned
 from benchmark.store.provenance import PACKAGES, version
 from benchmark.training.checkpoint import snapshot
 from benchmark.training.generate import generate
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"device={given['device']}: cuda, or cpu for a rehearsal with tiny models.")
     if large and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device. Run this on one, or rehearse it: device=cpu.")
-    folder = user_path(given["out"] or ROOT / ("results/gpu" if large else "results/runs/gpu-check"))
+    folder = user_path(given["out"] or WORK / ("results/gpu" if large else "results/runs/gpu-check"))
     slug = re.sub(r"[^a-z0-9]+", "-", _name(device).lower()).strip("-")
     named = {m.id: (m.name, architecture_of(m.architecture, m.id)) for m in request(["profile=paper"], False).models}
     paper = {name: (pretty, sizes) for name, (pretty, sizes) in named.items() if isinstance(sizes, Architecture)}

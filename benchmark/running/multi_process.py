@@ -18,7 +18,7 @@ from benchmark.core.files import lock, write_atomic
 from benchmark.core.hosts import gpus_in_sight, world_size
 from benchmark.core.variables import neutralise
 from benchmark.running.endings import Ending, How, cause, forget, memory_kills, noted, of_exit
-from benchmark.spec import ROOT, CellSpec
+from benchmark.spec import ROOT, WORK, CellSpec
 
 STOP = "stop"      # when this file appears, the processes save their state and end
 PATIENCE = 900.0   # seconds for that
@@ -132,7 +132,7 @@ def _launch(cell: CellSpec, folder: Path, visible: str | None, stage: str, watch
         _clear(folder)
         # In a new session: ctrl-C then reaches only this process, which lets the others save their state.
         process = subprocess.Popen(
-            command(cell, folder, processes, stage), cwd=ROOT, env=environment(cell, visible), stdout=output,
+            command(cell, folder, processes, stage), cwd=WORK, env=environment(cell, visible), stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )
         try:

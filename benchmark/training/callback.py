@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, distributed, nn
-from torch.nn import Parameter
+from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
-from benchmark.training.attach import Attachment, attach
-from benchmark.training.fragments import DTENSOR, class_path
-from methods.registry import build, entry
+from benchmark.training.attach_model import Base, ModelAttachment, join, training_method
 
 STATE = "spiderbench_method_{rank}.pt"
-# Beginnings of optimizer classes that do not step float32 weights in one call -> what they do.
-REFUSED = {
-    "bitsandbytes.": "keeps its moments in 8 bits or pages them",
-    "torchao.": "keeps its moments in few bits",
-    "galore_torch.": "steps a projection of the gradient",
-    "apollo_torch.": "steps a projection of the gradient",
-    "lomo_optim.": "updates weights during the backward pass",
-    "transformers.trainer_pt_utils.LayerWiseDummyOptimizer": "updates weights during the backward pass",
-}
-# Methods that rank weights by the size of their base values.
-BY_SIZE = ("methods.spider:Spider", "methods.select:Select")
 
 
 class MethodCallback(TrainerCallback):
@@ -50,19 +34,11 @@ class MethodCallback(TrainerCallback):
         UserError: unknown method or parameter, or a method that does not act during training.
     """
 
-    def __init__(
-        self, method: str, pretrained: str | Path | Mapping[str, Tensor] | None = None, seed: int = 0, **params: Any
-    ) -> None:
-        if (kind := entry(method).kind) != "training":
-            raise UserError(f"{method} does not act on the steps of a training. " + {
-                "none": "It trains nothing.",
-                "posthoc": "Train without it, then merge the two checkpoints: docs/merging.md.",
-                "adapter": "It trains added tensors: use the peft library itself, or python -m benchmark run.",
-            }[kind])
+    def __init__(self, method: str, pretrained: Base = None, seed: int = 0, **params: Any) -> None:
         self.name = method
-        self.method = build(method, params, seed)
+        self.method = training_method(method, params, seed)
         self.pretrained = pretrained
-        self.attachment: Attachment | None = None
+        self.attachment: ModelAttachment | None = None
         self._numbers: dict[str, float] = {}
 
     def on_train_begin(
@@ -77,24 +53,13 @@ class MethodCallback(TrainerCallback):
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if self.attachment is not None:
             raise UserError(f"This MethodCallback({self.name!r}) has trained before. Make a new one for each training.")
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not trained:
-            raise UserError("No parameter of the model requires a gradient, so there is nothing to train.")
-        if meta := [name for name, p in trained.items() if p.device.type == "meta"]:
-            raise UserError(f"{meta[0]} is on the meta device: its values are offloaded. Load the model onto a device.")
-        _check_optimizer(optimizer)
-        if any(".lora_" in name for name in trained) and entry(self.name).cls in BY_SIZE:
-            raise UserError(
-                f"{self.name} ranks weights by the size of their base values, but LoRA's B begins with zeros. Use "
-                "l2_reg or grafting with LoRA, or train the weights themselves."
-            )
         resumed = state.global_step > 0
         if resumed and self.pretrained is None:
             raise UserError(
                 f"The training resumes at step {state.global_step}: the model's weights are no longer w*. Name the "
                 f"base: MethodCallback({self.name!r}, pretrained=FOLDER)."
             )
-        self.attachment = attach(optimizer, trained, self._base(model, trained), self.method)
+        self.attachment = join(self.name, self.method, optimizer, model, self.pretrained)
         if resumed:
             self._restore(_checkpoint(args, state))
 
@@ -136,14 +101,6 @@ class MethodCallback(TrainerCallback):
         if self.attachment is not None:
             self.attachment.remove()
 
-    def _base(self, model: nn.Module, trained: Mapping[str, Parameter]) -> Mapping[str, Tensor]:
-        """Return w* of the trained tensors, in their full shapes."""
-        if self.pretrained is None:
-            return {name: _whole(parameter) for name, parameter in trained.items()}
-        if isinstance(self.pretrained, Mapping):
-            return self.pretrained
-        return read_weights(Path(self.pretrained), trained)
-
     def _restore(self, folder: Path) -> None:
         assert self.attachment is not None
         path = folder / STATE.format(rank=_rank())
@@ -153,54 +110,6 @@ class MethodCallback(TrainerCallback):
                 "with this callback and this number of processes, or train from the start."
             )
         self.attachment.load_state_dict(torch.load(path, weights_only=True))
-
-
-def read_weights(folder: Path, names: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read some tensors of a checkpoint folder with safetensors.
-
-    Args:
-        folder: with model.safetensors, or an index and its parts.
-        names: of the tensors; those that the folder lacks are left out.
-
-    Raises:
-        UserError: the folder has no safetensors, or they are damaged.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"pretrained={folder} has no .safetensors file. Give the folder of the base checkpoint.")
-    weights: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                weights |= {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"Cannot read {path}: {error}. Fetch the checkpoint again.") from None
-    return weights
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    """Refuse by name what would not step float32 weights in one call of `step`."""
-    inner = optimizer
-    while inner is not None:
-        path = class_path(inner)
-        for beginning, what in REFUSED.items():
-            if path.startswith(beginning):
-                raise UserError(f"The optimizer {path} {what}; a method needs its whole step. Use optim='adamw_torch'.")
-        if hasattr(getattr(inner, "step", None), "_torchdynamo_orig_callable"):
-            raise UserError(f"The step of {path} is compiled, which leaves out hooks. Do not compile optimizer.step.")
-        inner = getattr(inner, "optimizer", None)
-
-
-def _whole(parameter: Parameter) -> Tensor:
-    """Return a copy of a parameter in its full shape, also where an engine shards it."""
-    if class_path(parameter) in DTENSOR:
-        return parameter.detach().full_tensor().clone()  # type: ignore[attr-defined]  # of DTensor
-    if hasattr(parameter, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(parameter):
-            return parameter.detach().clone()
-    return parameter.detach().clone()
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -29,6 +29,7 @@ from benchmark import data
 from benchmark.core.errors import UserError, counted, did_you_mean
 from benchmark.core.files import digest_of, lock, user_path, write_atomic
 from benchmark.core.progress import long_work
+from benchmark.core.project import shipped
 from benchmark.data.layout import official_names
 from benchmark.data.prepare import forms, group, hub, official
 from benchmark.data.prepare.files import Index, Place, unpack
@@ -36,7 +37,7 @@ from benchmark.data.prepare.forms import Row
 
 Say = Callable[[str], None]
 
-SOURCES = Path(__file__).resolve().parents[3] / "conf" / "sources.yaml"
+SOURCES = shipped("conf") / "sources.yaml"
 MANIFEST, MARKER, UNPACKED, KNOWN, LISTED = "prepared.json", ".preparing", ".unpacked", "ids.json", "ids_test.txt"
 LOCK = ".lock"
 TABLES = ".tables"  # cache of `datasets` if its default cache is not writable

@@ -47,9 +47,9 @@ from benchmark.pocket.pretrain.corpus import (
 )
 from benchmark.pocket.pretrain.tokenizer import corpus, train_tokenizer
 from benchmark.pocket.world.draw import draw
-from benchmark.spec import ROOT, ModelSpec, at_root
+from benchmark.spec import ModelSpec, at_root
 
-WORK = ROOT / "build" / "pretrain"
+WORK = at_root("build/pretrain")
 
 TEXT: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8, "num_attention_heads": 4,
