@@ -146,6 +146,16 @@ class TrainSpec:
     # Run each block again in the backward pass instead of keeping its activations; no number changes.
     gradient_checkpointing: bool = field(default=False, metadata=APART)
     projector: Literal["full", "frozen"] = field(default="full", metadata=LATER)
+    # Of each supervised token (benchmark/training/losses.py). A setting below counts for the loss that it is named after.
+    loss: Literal["cross_entropy", "lwf", "dft", "asft", "eaft", "talr"] = field(
+        default="cross_entropy", metadata=LATER
+    )
+    lwf_weight: float = field(default=1.0, metadata=bounds(low=0) | LATER)        # lambda
+    lwf_temperature: float = field(default=2.0, metadata=bounds(above=0) | LATER)
+    asft_weight: float = field(default=0.1, metadata=bounds(low=0) | LATER)       # of the KL divergence
+    eaft_top: int = field(default=20, metadata=bounds(low=2) | LATER)             # tokens that the entropy counts
+    eaft_power: float = field(default=1.0, metadata=bounds(low=0) | LATER)
+    talr_floor: float = field(default=0.01, metadata=bounds(low=0, high=1) | LATER)  # least weight of a token
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from benchmark.spec import (
     identity,
     seed_of,
 )
-from benchmark.training import trackers
+from benchmark.training import loss_settings, trackers
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -235,8 +235,9 @@ def _without_effect(given: Iterable[str], cells: Sequence[CellSpec]) -> dict[str
 
     Settings of a dataset that no cell reads are accepted: a script may describe all its data in every command.
     """
-    if any(cell.train for cell in cells):
-        return {}
+    trains = [cell.train for cell in cells if cell.train]
+    if trains:
+        return {key: reason for key in given if (reason := loss_settings.idle(key.removeprefix("train."), trains))}
     reason = "no cell of this request is trained. Leave it out, or add a method that trains."
     return {key: reason for key in given if key.startswith("train.")}
 
@@ -696,6 +697,9 @@ def _cells(
         return []
     if any(entry(name).kind != "none" for name in axes["methods"]):
         _check_processes(trains.values(), place, faults)
+        for train in filter(None, trains.values()):
+            if fault := loss_settings.freed(train, place.zero_optimization if place.engine != "single" else {}):
+                faults.add(fault)
     upstream, extra, asked = (
         tuple(sets[name] for name in names) for names in (profile.upstream, profile.extra, axes["targets"])
     )
@@ -788,7 +792,7 @@ def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> 
         faults.add(
             f"train.batch_size={train.batch_size} is not a multiple of train.micro_batch_size={train.micro_batch_size}."
         )
-    return train
+    return train and loss_settings.settled(train)
 
 
 def _check_processes(trains: Iterable[TrainSpec | None], place: PlaceSpec, faults: Faults) -> None:

@@ -92,6 +92,16 @@ def in_turn(function: Callable[[], Result]) -> Result:
     return result if rank == 0 else function()  # type: ignore[return-value]  # rank 0 called the function above
 
 
+def from_all(value: Result) -> list[Result]:
+    """Return a value of each process, in their order. Every process must call it; values must be small."""
+    processes = place()[1]
+    if processes == 1:
+        return [value]
+    values: list[Any] = [None] * processes
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def any_process(*values: bool, device: torch.device) -> list[bool]:
     """Return for each value whether it is true in some process. Every process must call it."""
     flags = torch.tensor(values, dtype=torch.int32, device=device)

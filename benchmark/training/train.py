@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -32,12 +31,15 @@ from benchmark.models import LoadedModel, tuned_names
 from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_start, start_cache
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
-from benchmark.spec import TunedCell, cell_id, training_form
+from benchmark.spec import TrainSpec, TunedCell, cell_id, training_form
 from benchmark.training import adapters, trackers
 from benchmark.training.adapters import Adapter
 from benchmark.training.attach import Attachment, attach
+from benchmark.training.base_weights import BaseWeights
 from benchmark.training.checkpoint import StateFolder, apply_delta, save_delta, snapshot
-from benchmark.training.engine import any_process, deepspeed_config, in_turn, join, meet, place
+from benchmark.training.engine import any_process, deepspeed_config, from_all, in_turn, join, meet, place
+from benchmark.training.loss_settings import NEEDS_BASE, freed
+from benchmark.training.losses import cross_entropy, temperature, token_losses
 from benchmark.training.trainable import check_counts, trainable_table
 from methods.base import Method
 
@@ -69,6 +71,7 @@ class Run:
         signals: received signals, on which the training saves its state and stops.
         attachment: the method, hooked to the optimizer.
         adapter: the method's adapter in the model, if it has one.
+        objective: what is minimised.
     """
 
     cell: TunedCell
@@ -83,6 +86,7 @@ class Run:
     signals: list[int] = field(default_factory=list)
     attachment: Attachment = None  # type: ignore[assignment]  # start_method sets it before the first step
     adapter: Adapter | None = None
+    objective: Objective | None = None  # None: cross-entropy
 
 
 def train(
@@ -119,6 +123,8 @@ def train(
     if not records:
         raise UserError("There are no training records. Raise train.limit or check the dataset.")
     sharded = cell.engine != "single"
+    if fault := freed(settings, cell.zero_optimization if sharded else {}):
+        raise UserError(fault)
     if sharded:
         join(cell.device)
     rank, processes = place() if sharded else (0, 1)
@@ -178,6 +184,7 @@ def _train(
         log=out / "train.jsonl",
         on_progress=on_progress,
         adapter=adapter,
+        objective=objective_of(settings, trained, pretrained, rank, adapter is not None),
     )
     with noting() as run.signals:  # until the weights are written: a late signal must not undo a finished training
         with quiet():
@@ -205,6 +212,25 @@ def _train(
         for name, parameter in trained.items():
             if name in pretrained:
                 parameter.data = parameter.data.to(pretrained[name].dtype)
+
+
+def objective_of(
+    train: TrainSpec, trained: dict[str, Parameter], pretrained: dict[str, Tensor], rank: int = 0, adapted: bool = False
+) -> Objective:
+    """Return what a training minimises.
+
+    Args:
+        train: the training settings.
+        trained: name -> trained tensor.
+        pretrained: name -> its base value, whole.
+        rank: number of this process.
+        adapted: whether an adapter trains.
+
+    Raises:
+        UserError: the loss needs a base value that has been freed.
+    """
+    base = BaseWeights(trained, pretrained, rank, exact=adapted) if train.loss in NEEDS_BASE else None
+    return Objective(train, base)
 
 
 class Order(Sampler[tuple[int, float]]):
@@ -336,27 +362,72 @@ def training_batch(
     }
 
 
-def batch_loss(model: Any, batch: dict[str, Any], autocast: bool) -> tuple[Tensor, Any]:
+@dataclass
+class Objective:
+    """What is minimised for each supervised token.
+
+    Args:
+        train: names the loss and its settings.
+        base: w*, for a loss that compares with the base model.
+        tau: temperature of the current optimizer step, for a loss that has one.
+    """
+
+    train: TrainSpec
+    base: BaseWeights | None = None
+    tau: float | None = None
+
+
+def batch_loss(
+    model: Any, batch: dict[str, Any], autocast: bool, objective: Objective | None = None
+) -> tuple[Tensor, Any]:
     """Run the model on a micro-batch and return its part of the optimizer step's loss.
 
     Args:
         model: the model, or the engine around it.
         batch: from training_batch.
         autocast: compute products in bfloat16.
+        objective: what is minimised; None for cross-entropy.
 
     Returns:
         (loss, the model's outputs).
     """
+    targets, weights, base = batch["targets"], batch["weights"], None
+    chosen = weights > 0
+    if objective is not None and objective.base is not None:
+        with objective.base.in_place(model):
+            base = _outputs(model, batch, autocast).logits[chosen].float()
+    outputs = _outputs(model, batch, autocast)
+    logits = outputs.logits[chosen].float()
+    if objective is None:
+        losses = cross_entropy(logits, targets[chosen])
+    else:
+        losses = token_losses(objective.train, logits, targets[chosen], base, objective.tau)
+    return (losses * weights[chosen]).sum(), outputs
+
+
+def _outputs(model: Any, batch: dict[str, Any], autocast: bool) -> Any:
+    """Run the model on a micro-batch."""
     inputs = {key: value for key, value in batch.items() if key not in ("start", "columns", "targets", "weights")}
-    columns, targets, weights = batch["columns"], batch["targets"], batch["weights"]
+    columns = batch["columns"]
     with torch.autocast(columns.device.type, torch.bfloat16, enabled=autocast):
         # The system prompt comes before the image, so one forward and backward pass over it serves the whole batch.
         shared = batch["start"].shape[1] > 0
-        cache = start_cache(model, batch["start"], len(targets)) if shared else None
-        outputs = model(**inputs, past_key_values=cache, use_cache=shared, logits_to_keep=columns)
-    chosen = weights > 0
-    losses = F.cross_entropy(outputs.logits[chosen].float(), targets[chosen], reduction="none")
-    return (losses * weights[chosen]).sum(), outputs
+        cache = start_cache(model, batch["start"], len(batch["targets"])) if shared else None
+        return model(**inputs, past_key_values=cache, use_cache=shared, logits_to_keep=columns)
+
+
+@torch.no_grad()
+def sample_losses(model: Any, batch: dict[str, Any], autocast: bool) -> list[float]:
+    """Return the mean cross-entropy of the supervised tokens of each sample of a micro-batch.
+
+    Samples of weight 0, which fill a batch, are left out.
+    """
+    logits, counted = _outputs(model, batch, autocast).logits, batch["weights"] > 0
+    rows = zip(logits, batch["targets"], counted, strict=True)
+    return [
+        cross_entropy(row[chosen].float(), targets[chosen]).mean().item()
+        for row, targets, chosen in rows if chosen.any()
+    ]
 
 
 class CellTrainer(Trainer):
@@ -494,18 +565,33 @@ class CellTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         self.batch_ids += inputs.pop("item_ids")
-        # Not TrainingArguments.bf16: accelerate keeps the precision of a process's first trainer.
-        loss, outputs = batch_loss(model, inputs, autocast=self.run.cell.dtype == "bfloat16")
+        loss, outputs = batch_loss(model, inputs, self.autocast, self.run.objective)
         if not torch.isfinite(loss):
             self._fail("loss", loss.item(), self.state.global_step + 1)
         loss = loss * self.processes  # DeepSpeed takes the mean over the processes
         return (loss, outputs) if return_outputs else loss
 
+    @property
+    def autocast(self) -> bool:
+        """Whether products are computed in bfloat16. Not TrainingArguments.bf16: accelerate keeps the precision of a
+        process's first trainer."""
+        return self.run.cell.dtype == "bfloat16"
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         began = time.monotonic()
         samples = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.waited += time.monotonic() - began
+        if self.settings.loss == "talr" and samples[0]:
+            self.run.objective.tau = self._temperature(samples[0])
         return samples
+
+    def _temperature(self, batches: list[dict[str, Any]]) -> float:
+        """Return the temperature of an optimizer step: a pass over its whole batch, whatever its micro-batches are."""
+        means = []
+        for batch in batches:
+            inputs = self._prepare_inputs({key: value for key, value in batch.items() if key != "item_ids"})
+            means += sample_losses(self.model_wrapped, inputs, self.autocast)
+        return temperature([mean for part in from_all(means) for mean in part])
 
     def write_speed(self, path: Path) -> None:
         """Write the speed of this process since it started or resumed; plans use it."""
