@@ -65,6 +65,7 @@ class ProfileSpec:
     jobs: int = field(default=1, metadata=bounds(low=1))  # cells at the same time, by default
     rate_grid: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)  # learning rates that `rates` compares
     learning_rates: dict[str, float] = field(default_factory=dict)  # model -> its rate at this scale, if not its own
+    prepare_generic: str | None = None       # as `prepare`, for the data that show no source set
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class TrainSpec:
     # Run each block again in the backward pass instead of keeping its activations; no number changes.
     gradient_checkpointing: bool = field(default=False, metadata=APART)
     projector: Literal["full", "frozen"] = field(default="full", metadata=LATER)
-    # Of each supervised token (benchmark/training/losses.py). A setting below counts for the loss that it is named after.
+    # Of each supervised token (benchmark/training/losses.py); a setting below is of the loss that it is named after.
     loss: Literal["cross_entropy", "lwf", "dft", "asft", "eaft", "talr"] = field(
         default="cross_entropy", metadata=LATER
     )
@@ -156,6 +157,10 @@ class TrainSpec:
     eaft_top: int = field(default=20, metadata=bounds(low=2) | LATER)             # tokens that the entropy counts
     eaft_power: float = field(default=1.0, metadata=bounds(low=0) | LATER)
     talr_floor: float = field(default=0.01, metadata=bounds(low=0, high=1) | LATER)  # least weight of a token
+    # Samples of other data in every batch: of the cell's generic data, or training samples of the source sets.
+    replay: Literal["none", "generic", "source"] = field(default="none", metadata=LATER)
+    replay_share: float = field(default=0.1, metadata=bounds(above=0, high=1) | LATER)  # of a batch
+    replay_rows: int = field(default=2048, metadata=bounds(low=1) | LATER)              # that are replayed, in all
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,7 @@ class CellSpec(PlaceSpec):
     train: TrainSpec | None          # None: no training
     datasets: tuple[DatasetSpec, ...]
     eval: EvalSpec
+    generic: DatasetSpec | None = None  # data that show no source set, for a training that uses such data
     # Settings that differ from the profile's defaults, as key=value; for the cell's name only: `identity` has all.
     changed: tuple[str, ...] = field(default=(), compare=False)
 
@@ -416,6 +422,13 @@ def canonical(spec: Any) -> dict[str, Any]:
     }
 
 
+def shown(spec: Any) -> dict[str, Any]:
+    """Return every setting of a spec, but LATER ones only where they differ from their default."""
+    hidden = {item.name for item in dataclasses.fields(spec)
+              if item.metadata.get("omit_default") and getattr(spec, item.name) == item.default}
+    return {name: value for name, value in plain(spec).items() if name not in hidden}
+
+
 def protocol(dataset: DatasetSpec) -> dict[str, Any]:
     """Return the settings that the numbers of a dataset depend on: not its printed name or its expected counts."""
     return canonical(dataset)
@@ -450,6 +463,7 @@ def identity(cell: CellSpec) -> dict[str, Any]:
     counted = (*cell.upstream, *(cell.targets if cell.train is not None else ()))
     return {
         "profile": cell.profile,
+        **({"generic": protocol(cell.generic)} if cell.generic is not None else {}),
         "model": canonical(cell.model),
         "method": canonical(cell.method),
         "target": cell.target,
@@ -467,11 +481,32 @@ def cell_hash(cell: CellSpec) -> str:
 
 
 def samples(cell: CellSpec) -> int | None:
-    """Return the samples that a cell trains on, rows times epochs; None if it does not train or rows are unknown."""
+    """Return the samples that a cell trains on, replayed ones too; None if it does not train or rows are unknown."""
     if cell.train is None or cell.target is None:
         return None
     known = [rows for rows in (cell.train.limit, cell.dataset(cell.target).counts.get("train")) if rows]
-    return min(known) * cell.train.epochs if known else None
+    if not known:
+        return None
+    size = cell.train.batch_size
+    return min(known) * cell.train.epochs * size // (size - replayed_per_batch(cell.train))
+
+
+def steps_per_epoch(train: TrainSpec, rows: int) -> int:
+    """Return the optimizer steps of one pass over the target's rows."""
+    return -(-rows // (train.batch_size - replayed_per_batch(train)))
+
+
+def replayed_per_batch(train: TrainSpec) -> int:
+    """Return how many samples of a batch are replayed: the nearest number to the share, at least one if any."""
+    return 0 if train.replay == "none" else max(1, round(train.replay_share * train.batch_size))
+
+
+def replay_sets(cell: CellSpec) -> list[tuple[DatasetSpec, int]]:
+    """Return the datasets whose training samples a cell replays, each with the number of samples that it reads."""
+    assert cell.train is not None
+    generic = () if cell.generic is None else (cell.generic,)
+    sets = {"none": (), "generic": generic, "source": cell.upstream}[cell.train.replay]
+    return [(dataset, -(-cell.train.replay_rows // len(sets))) for dataset in sets]
 
 
 def source_samples(cell: CellSpec) -> int:

@@ -35,6 +35,7 @@ class MethodEntry:
             or "posthoc" (transforms a finished Full FT run).
         refuses: engines on which it cannot train as configured; listed here because plans do not import its module.
         sees_sources: whether it reads training samples of the source sets.
+        sees_generic: whether it reads data that show no source set (`generic=`).
     """
 
     cls: str
@@ -43,6 +44,7 @@ class MethodEntry:
     kind: Literal["none", "training", "adapter", "posthoc"]
     refuses: tuple[str, ...] = ()
     sees_sources: bool = False
+    sees_generic: bool = False
 
 
 NRCA = "as in the code of Huang et al., NRCA, ICML 2025"
@@ -223,7 +225,7 @@ def entry(method: str) -> MethodEntry:
         raise UserError(f"Unknown method {method!r}.{hint} Your own: module:Class or ./file.py:Class.")
     cls = load_class(method)
     title = getattr(cls, "title", cls.__name__)
-    return MethodEntry(method, title, method, _kind(cls))
+    return MethodEntry(method, title, method, _kind(cls), sees_generic=getattr(cls, "measures_on", "") == "generic")
 
 
 def _kind(cls: type[Method]) -> Literal["training", "adapter", "posthoc"]:

@@ -39,7 +39,7 @@ from benchmark.spec import (
     identity,
     seed_of,
 )
-from benchmark.training import loss_settings, trackers
+from benchmark.training import replay, trackers, train_settings
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -57,7 +57,7 @@ RUN_KEYS = tuple(item.name for item in fields(RunSpec))
 RAW = ("results", "hostfile", "checkpoints", "only")  # Hydra does not parse them: paths may hold commas and brackets
 PATHS = ("data_root", "model.checkpoint", "model.vision_tower")
 # Sections of the composed configuration. Every key outside them is a run-time key of a cell (a PlaceSpec).
-SECTIONS = ("profile", "table", "seed", "train", "eval", "dataset", "engine", "models", "methods")
+SECTIONS = ("profile", "table", "seed", "train", "eval", "dataset", "engine", "models", "methods", "generic")
 WHOLE = ("profile", "table")  # groups whose files are chosen whole: no override can set one of their keys
 
 
@@ -237,7 +237,7 @@ def _without_effect(given: Iterable[str], cells: Sequence[CellSpec]) -> dict[str
     """
     trains = [cell.train for cell in cells if cell.train]
     if trains:
-        return {key: reason for key in given if (reason := loss_settings.idle(key.removeprefix("train."), trains))}
+        return {key: reason for key in given if (reason := train_settings.idle(key.removeprefix("train."), trains))}
     reason = "no cell of this request is trained. Leave it out, or add a method that trains."
     return {key: reason for key in given if key.startswith("train.")}
 
@@ -698,11 +698,13 @@ def _cells(
     if any(entry(name).kind != "none" for name in axes["methods"]):
         _check_processes(trains.values(), place, faults)
         for train in filter(None, trains.values()):
-            if fault := loss_settings.freed(train, place.zero_optimization if place.engine != "single" else {}):
+            zero = place.zero_optimization if place.engine != "single" else {}
+            for fault in filter(None, (train_settings.freed(train, zero), replay.fault_of(train))):
                 faults.add(fault)
     upstream, extra, asked = (
         tuple(sets[name] for name in names) for names in (profile.upstream, profile.extra, axes["targets"])
     )
+    generic = _generic(config, trains.values(), axes["methods"], faults)
     cells: list[CellSpec] = []
     for name, target, seed in itertools.product(axes["models"], asked or [None], axes["seeds"]):
         model = models[name]
@@ -717,9 +719,39 @@ def _cells(
                 assert target is not None
                 tuned = {"target": target.id, "seed": seed, "train": trains[name], "datasets": (*upstream, target)}
                 cell = replace(cell, **tuned)
+                if _uses_generic(cell.train, method):
+                    cell = replace(cell, generic=generic)
             if cell not in cells:
                 cells.append(cell)
     return cells
+
+
+def _uses_generic(train: TrainSpec | None, method: str) -> bool:
+    """Return whether a training reads data that show no source set."""
+    from methods.registry import entry
+
+    return train is not None and (train.replay == "generic" or entry(method).sees_generic)
+
+
+def _generic(
+    config: Mapping[str, Any], trains: Iterable[TrainSpec | None], methods: Sequence[str], faults: Faults
+) -> DatasetSpec | None:
+    """Return the data that show no source set, if a cell needs them; note why there are none."""
+    from benchmark.data import own_target
+
+    users = [f"train.replay={train.replay}" for train in trains if train and train.replay == "generic"]
+    users = users or [f"method={method}" for method in methods if _uses_generic(next(iter(trains), None), method)]
+    if not users:
+        return None
+    if not config["generic"]:
+        faults.add(f"{users[0]} {replay.NO_DATA}")
+        return None
+    try:
+        values = own_target(own_modules.canonical(str(config["generic"]))) | {"role": "extra"}
+    except UserError as error:
+        faults.add(f"generic={config['generic']}: {error}")
+        return None
+    return build(DatasetSpec, values, "generic", faults)
 
 
 def source_of(cell: CellSpec, full_ft: MethodSpec) -> CellSpec:
@@ -792,7 +824,7 @@ def _train_spec(values: Mapping[str, Any], model: ModelSpec, faults: Faults) -> 
         faults.add(
             f"train.batch_size={train.batch_size} is not a multiple of train.micro_batch_size={train.micro_batch_size}."
         )
-    return train and loss_settings.settled(train)
+    return train and train_settings.settled(train)
 
 
 def _check_processes(trains: Iterable[TrainSpec | None], place: PlaceSpec, faults: Faults) -> None:

@@ -11,6 +11,7 @@ from benchmark.core.errors import UserError, did_you_mean
 from benchmark.models.scope import Projector, projector_trains
 from benchmark.models.sizes import Architecture, Measured
 from benchmark.spec import CellSpec
+from benchmark.training.train_settings import TWO_PASSES
 from methods.adapter_sizes import elements
 from methods.registry import METHODS, configured
 
@@ -86,6 +87,7 @@ class Setting:
         bucket: number of elements that DeepSpeed reduces at a time.
         projector: train.projector.
         adapter: number of elements that an adapter trains in the blocks; None for a method without one.
+        second_pass: whether the loss needs a second forward pass.
     """
 
     sizes: Architecture | Measured
@@ -101,6 +103,7 @@ class Setting:
     bucket: int = 500_000_000
     projector: Projector = "full"
     adapter: int | None = None
+    second_pass: bool = False
 
     @property
     def tuned(self) -> int:
@@ -128,7 +131,7 @@ def setting_of(cell: CellSpec, sizes: Architecture | Measured, processes: int) -
         cell.train.batch_size, cell.train.gradient_checkpointing, cell.train.scope, cell.train.last_layers,
         sizes.image_tokens + TEXT_TOKENS, cell.method.id,
         int(cell.zero_optimization.get("reduce_bucket_size", 500_000_000)), cell.train.projector,
-        adapter_of(cell, sizes),
+        adapter_of(cell, sizes), cell.train.loss in TWO_PASSES,
     )
 
 
@@ -243,7 +246,8 @@ def sample_flops(setting: Setting) -> dict[str, float]:
     Let P be the number of weights in matrix products. The forward pass takes 2P per token. The gradients of activations
     take 2P in the blocks that the gradient crosses, and the gradients of trained weights 2P of those weights. Causal
     attention adds 2 layers hidden tokens^2 forward, and twice that backward. Checkpointing runs the blocks forward once
-    more. The output layer is computed for answer tokens only, and the tower runs forward only.
+    more, and so does a loss that compares with the base model. The output layer is computed for answer tokens only, and
+    the tower runs forward only.
     """
     sizes, tokens = setting.sizes, setting.tokens
     blocks = sizes.layers * sizes.block
@@ -255,7 +259,7 @@ def sample_flops(setting: Setting) -> dict[str, float]:
     trained += 2.0 * sizes.projector * sizes.image_tokens if setting.projector_trains else 0.0
     parts = {"tower": 2.0 * sizes.vision * sizes.tower.patches, "forward": forward, "activation gradients": backward}
     parts |= {"weight gradients": trained, "recomputation": forward if setting.checkpointing else 0.0}
-    return parts
+    return parts | ({"second pass": forward} if setting.second_pass else {})
 
 
 def training_seconds(

@@ -219,7 +219,8 @@ def data_missing(cell: CellSpec) -> bool:
 def _data_folders(cell: CellSpec) -> list[Path]:
     from benchmark.data import reader_of
 
-    return [at_root(cell.data_root) / reader_of(dataset) for dataset in cell.datasets]
+    sets = (*cell.datasets, *([cell.generic] if cell.generic else []))
+    return [at_root(cell.data_root) / reader_of(dataset) for dataset in sets]
 
 
 def _keep_datasets(cell: CellSpec, folder: Path, request: Request) -> CellSpec:

@@ -23,7 +23,7 @@ from benchmark.models.folder import quiet
 from benchmark.models.loading import load_model
 from benchmark.models.prompt import IMAGE_TAG
 from benchmark.models.vila import VilaForConditionalGeneration
-from benchmark.spec import CellSpec, answering_dtype, plain
+from benchmark.spec import CellSpec, answering_dtype, plain, shown
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
 from benchmark.training.checkpoint import apply_delta, load_delta
@@ -206,7 +206,7 @@ def card(cell: CellSpec, folder: Path) -> str:
         for dataset in cell.datasets if dataset.id in scores
     ]
     table = ["| dataset | role | score | n |", "| --- | --- | --- | --- |", *rows] if rows else ["Not evaluated."]
-    settings = ", ".join(f"{name} {value}" for name, value in plain(cell.train).items() if value is not None)
+    settings = ", ".join(f"{name} {value}" for name, value in shown(cell.train).items() if value is not None)
     if cell.model.family in ("auto", "llava"):
         load = (
             'AutoProcessor.from_pretrained(folder, backend="pil"), '

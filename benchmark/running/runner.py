@@ -189,16 +189,19 @@ def prepare(request: Request, show: Progress) -> None:
     Raises:
         UserError: the data folder cannot be written.
     """
+    profile = request.profile
     for root in sorted({cell.data_root for cell in request.cells}):
-        if request.profile.prepare and root == f"data/{request.profile.id}":
-            draw(request.profile, root, show)
+        if profile.prepare and root == f"data/{profile.id}":
+            draw(profile, root, show)
+            if profile.prepare_generic and any(cell.generic for cell in request.cells):
+                _call(profile.prepare_generic, root, show)
 
 
 def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
-    """Call the profile's data hook, which draws the data that are missing or stale.
+    """Draw a profile's data that are missing or stale.
 
     Args:
-        profile: names the hook as "module:function"; the module also has complete(folder).
+        profile: names the hook that draws them as "module:function"; the module also has complete(folder).
         root: data folder.
         show: progress display.
 
@@ -207,7 +210,12 @@ def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
     """
     if profile.prepare is None:
         raise UserError(f"Profile {profile.id} has no data of its own to draw. Put the official files into {root}.")
-    module, _, function = profile.prepare.partition(":")
+    _call(profile.prepare, root, show)
+
+
+def _call(hook_name: str, root: str, show: Progress) -> None:
+    """Call a profile's hook, which draws data."""
+    module, _, function = hook_name.partition(":")
     drawing, folder = importlib.import_module(module), at_root(root)
     if drawing.complete(folder):  # before the lock: the data may be another user's, or on a read-only disk
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import random
 import sys
@@ -21,7 +20,7 @@ from benchmark.core.files import write_atomic
 from benchmark.core.progress import Told, images_told
 from benchmark.core.variables import neutralise_process
 from benchmark.models.loading import how_to_load, load_model
-from benchmark.spec import CellSpec, ModelSpec, TunedCell, at_root, is_tuned
+from benchmark.spec import CellSpec, ModelSpec, TunedCell, at_root, is_tuned, replay_sets, steps_per_epoch
 from benchmark.store.cells import Store
 from benchmark.store.keys import Keys
 from eval.java import find_java
@@ -232,7 +231,7 @@ class Worker:
             from benchmark.running.multi_process import train_together
 
             self._free()  # the processes need this one's GPU memory
-            steps = cell.train.epochs * math.ceil(len(records) / cell.train.batch_size)
+            steps = cell.train.epochs * steps_per_epoch(cell.train, len(records))
             train_together(cell, folder, VISIBLE, steps, told, _images("train", step))
             return
         from benchmark.training.train import train
@@ -351,6 +350,7 @@ class Worker:
 
     def _items(self, cell: CellSpec) -> dict[str, Any]:
         """Return the number of items that the cell used of each dataset, and the digest of their ids."""
+        from benchmark import data
         from benchmark.data import ids_digest
         from benchmark.store.provenance import odd_answers
 
@@ -362,6 +362,9 @@ class Worker:
         for name, split, limit in used:
             records = self.records(cell, name, split, limit)
             items.setdefault(name, {})[split] = {"n": len(records), "ids": ids_digest(records)}
+        for dataset, rows in replay_sets(cell) if is_tuned(cell) else []:
+            records = data.load(dataset, at_root(cell.data_root), "train", rows)
+            items.setdefault(dataset.id, {})["replayed"] = {"n": len(records), "ids": ids_digest(records)}
         for dataset in cell.datasets:
             path = self._store.folder(cell) / "answers" / f"{dataset.id}.jsonl"
             items[dataset.id][cell.eval.split] |= odd_answers(path, dataset.max_new_tokens)

@@ -23,6 +23,7 @@ from benchmark.spec import (
     own_dtype,
     plain,
     protocol,
+    replay_sets,
     source_samples,
     training_form,
 )
@@ -90,6 +91,10 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
         else:
             data = digests.records(cell.dataset(cell.target), cell.data_root, "train", cell.train.limit)
             content = {**common, "code": code["train"], "train": training_form(cell.train), "data": data}
+            if cell.train.replay != "none":
+                content["replay"] = [
+                    digests.records(dataset, cell.data_root, "train", rows) for dataset, rows in replay_sets(cell)
+                ]
             if cell.method.id in METHODS and METHODS[cell.method.id].sees_sources:
                 count = source_samples(cell)
                 content["sources"] = [

@@ -21,7 +21,7 @@ from benchmark.models import LoadedModel, trainable_names, tuned_names
 from benchmark.models.batch import Item, Items
 from benchmark.models.prompt import IGNORE
 from benchmark.running.worker import Worker
-from benchmark.spec import DatasetSpec, ModelSpec, TunedCell, plain
+from benchmark.spec import DatasetSpec, ModelSpec, TunedCell, shown
 from benchmark.store import code_version, keys
 from benchmark.training.train import batch_loss, training_batch
 
@@ -63,7 +63,7 @@ def measure(asked: Request, model: ModelSpec, worker: Worker, folder: Path) -> p
     used = [asked.datasets[name] for name in (*asked.profile.upstream, *asked.profile.targets)]
     digests = keys.Digests(asked.results / "digests.json")
     key = digest_of({
-        "base": digests.model(model), "code": code_version.version("pid"), "train": plain(cell.train),
+        "base": digests.model(model), "code": code_version.version("pid"), "train": shown(cell.train),
         "dtype": cell.dtype,
         "data": [digests.records(spec, asked.data_root, "train", cell.train.limit) for spec in used],
     })

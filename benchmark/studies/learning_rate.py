@@ -17,7 +17,7 @@ from benchmark.core.files import write_atomic
 from benchmark.planning import plan
 from benchmark.reporting import lettering, outputs
 from benchmark.running import runner
-from benchmark.spec import CellSpec, ModelSpec, plain
+from benchmark.spec import CellSpec, ModelSpec, shown
 from benchmark.store.cells import Store
 from benchmark.store.keys import Digests
 from benchmark.store.scores import read_scores
@@ -83,7 +83,7 @@ def protocol(base: Request, cell: CellSpec, tables: Sequence[str]) -> str:
     """
     digests = Digests(base.results / "digests.json")
     grid = ", ".join(f"{rate:g}" for rate in base.profile.rate_grid)
-    settings = {key: value for key, value in plain(cell.train).items() if "learning_rate" not in key}
+    settings = {key: value for key, value in shown(cell.train).items() if "learning_rate" not in key}
     lines = [
         f"# Protocol of the {base.profile.id} results",
         "",

@@ -16,8 +16,8 @@ from benchmark.core.errors import UserError
 class BaseWeights:
     """w* of the trained tensors, as an engine holds them.
 
-    Only pointers are exchanged, so nothing is copied between two passes. One process and ZeRO-1 and 2 use the copy of w*
-    that every training keeps for its delta. ZeRO-3 needs one more part of w* on each process, in the model's dtype.
+    Only pointers are exchanged, so nothing is copied between two passes. One process, ZeRO-1 and ZeRO-2 use the copy of
+    w* that every training keeps for its delta. ZeRO-3 needs its part of w* on each process, in the model's dtype.
 
     Args:
         trained: name -> trained tensor.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -31,15 +32,15 @@ from benchmark.models import LoadedModel, tuned_names
 from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_start, start_cache
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
-from benchmark.spec import TrainSpec, TunedCell, cell_id, training_form
-from benchmark.training import adapters, trackers
+from benchmark.spec import TrainSpec, TunedCell, cell_id, replayed_per_batch, training_form
+from benchmark.training import adapters, replay, trackers
 from benchmark.training.adapters import Adapter
 from benchmark.training.attach import Attachment, attach
 from benchmark.training.base_weights import BaseWeights
 from benchmark.training.checkpoint import StateFolder, apply_delta, save_delta, snapshot
 from benchmark.training.engine import any_process, deepspeed_config, from_all, in_turn, join, meet, place
-from benchmark.training.loss_settings import NEEDS_BASE, freed
 from benchmark.training.losses import cross_entropy, temperature, token_losses
+from benchmark.training.train_settings import NEEDS_BASE, freed
 from benchmark.training.trainable import check_counts, trainable_table
 from methods.base import Method
 
@@ -86,7 +87,7 @@ class Run:
     signals: list[int] = field(default_factory=list)
     attachment: Attachment = None  # type: ignore[assignment]  # start_method sets it before the first step
     adapter: Adapter | None = None
-    objective: Objective | None = None  # None: cross-entropy
+    objective: Objective = None  # type: ignore[assignment]  # _train sets it
 
 
 def train(
@@ -135,15 +136,17 @@ def train(
         )
     names = tuned_names(loaded, settings)
     check_counts(loaded, names, cell)
-    items = Items(loaded, records, supervised=True)
+    replayed = replay.records_of(cell)
+    items = Items(loaded, [*records, *replayed], supervised=True)
     if items.cut and rank == 0:
         print(
-            f"{len(items.cut)} of {len(records)} items are longer than model.max_length={loaded.max_length} tokens: "
+            f"{len(items.cut)} of {len(items)} items are longer than model.max_length={loaded.max_length} tokens: "
             f"the ends of their answers are cut (first: {items.cut[0]}).", flush=True,
         )
     adapter = adapters.insert(cell, loaded, method, names, records, sharded)
     try:
-        _train(cell, loaded, items, method, out, on_progress, adapter.trained if adapter else names, adapter)
+        chosen = adapter.trained if adapter else names
+        _train(cell, loaded, items, len(replayed), method, out, on_progress, chosen, adapter)
     except BaseException:
         if adapter and not sharded:
             adapter.remove()
@@ -151,10 +154,10 @@ def train(
 
 
 def _train(
-    cell: TunedCell, loaded: LoadedModel, items: Items, method: Method, out: Path, on_progress: Progress | None,
-    names: Sequence[str], adapter: Adapter | None,
+    cell: TunedCell, loaded: LoadedModel, items: Items, replayed: int, method: Method, out: Path,
+    on_progress: Progress | None, names: Sequence[str], adapter: Adapter | None,
 ) -> None:
-    """Train the named tensors and write the delta."""
+    """Train the named tensors and write the delta. The last `replayed` items are replayed."""
     settings, sharded = cell.train, cell.engine != "single"
     rank, _ = place() if sharded else (0, 1)
     if cell.model.architecture and rank == 0:
@@ -179,7 +182,9 @@ def _train(
         method=method,
         trained={name: trained[name] for name in names},
         pretrained=pretrained,
-        order=Order(cell.seed, tokens, settings.batch_size, settings.loss_group),
+        order=Order(
+            cell.seed, tokens, settings.batch_size, settings.loss_group, replayed, replayed_per_batch(settings)
+        ),
         state=state,
         log=out / "train.jsonl",
         on_progress=on_progress,
@@ -236,33 +241,62 @@ def objective_of(
 class Order(Sampler[tuple[int, float]]):
     """The data order of an epoch, a function of seed, epoch and index alone, with each sample's loss weight.
 
+    An epoch is one pass over the target's items, whatever is replayed. Every batch ends with its replayed items; a
+    smaller last batch has proportionally fewer. All of them have been replayed once before any is for a second time.
+
     Args:
         seed: the cell's seed.
-        tokens: number of supervised tokens of each item.
+        tokens: number of supervised tokens of each item; those of replayed items come last.
         batch_size: samples per optimizer step.
         loss_group: number of samples whose tokens are averaged together.
+        replayed: number of items that are replayed.
+        per_batch: number of them in each batch.
     """
 
-    def __init__(self, seed: int, tokens: Sequence[int], batch_size: int, loss_group: int) -> None:
+    def __init__(
+        self, seed: int, tokens: Sequence[int], batch_size: int, loss_group: int, replayed: int = 0, per_batch: int = 0
+    ) -> None:
         self.seed = seed
         self.tokens = tokens
         self.batch_size = batch_size
         self.loss_group = loss_group
+        self.rows = len(tokens) - replayed
+        self.replayed = replayed
+        self.per_batch = per_batch
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        last = self.rows - (self.steps - 1) * self._fresh
+        return self.rows + (self.steps - 1) * self.per_batch + self._share(last)
 
     @property
     def steps(self) -> int:
         """Number of optimizer steps per epoch; the last batch may be smaller."""
-        return math.ceil(len(self) / self.batch_size)
+        return math.ceil(self.rows / self._fresh)
+
+    @property
+    def _fresh(self) -> int:
+        return self.batch_size - self.per_batch
+
+    def _share(self, fresh: int) -> int:
+        """Return how many items are replayed beside `fresh` items of the target."""
+        return round(fresh * self.per_batch / self._fresh)
+
+    def _replay(self, number: int, count: int) -> list[int]:
+        """Return the first items that batch `number` of this epoch replays."""
+        first = (self.epoch * self.steps + number) * self.per_batch
+        chosen = []
+        for position in range(first, first + count):
+            cycle, index = divmod(position, self.replayed)
+            chosen.append(self.rows + _cycle(self.seed, cycle, self.replayed)[index])
+        return chosen
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
         """Yield (index, weight). The loss of a batch is the sum over samples of weight times summed token losses."""
-        order = permutation(self.seed, self.epoch, len(self))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        order = permutation(self.seed, self.epoch, self.rows)
+        for number, start in enumerate(range(0, len(order), self._fresh)):
+            batch = order[start : start + self._fresh]
+            batch += self._replay(number, self._share(len(batch)))
             groups = [batch[i : i + self.loss_group] for i in range(0, len(batch), self.loss_group)]
             for group in groups:
                 weight = 1 / (len(groups) * sum(self.tokens[index] for index in group))
@@ -299,7 +333,13 @@ class Share(Sampler[tuple[int, float]]):
                 yield from batch[first : first + self.size]
 
 
-def permutation(seed: int, epoch: int, size: int) -> list[int]:
+@functools.lru_cache(maxsize=2)
+def _cycle(seed: int, number: int, size: int) -> list[int]:
+    """Return the order in which all replayed items are replayed for the time `number`."""
+    return permutation(f"replay/{seed}", number, size)
+
+
+def permutation(seed: int | str, epoch: int, size: int) -> list[int]:
     """Return 0 .. size-1, shuffled by hashes, so that no version of a library can change the order."""
     return sorted(range(size), key=lambda index: hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest())
 

@@ -234,7 +234,7 @@ NO_NUMBERS = {
     "benchmark/models/digest_cache.py",
     "benchmark/models/places.py", "benchmark/models/sizes.py", "benchmark/training/trainable.py",
     "benchmark/core/signals.py", "benchmark/training/trackers.py", "benchmark/core/progress.py",
-    "benchmark/planning/cost.py", "benchmark/training/loss_settings.py",
+    "benchmark/planning/cost.py", "benchmark/training/train_settings.py",
 }
 
 

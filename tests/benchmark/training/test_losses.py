@@ -99,7 +99,8 @@ def test_the_divergence_pulls_towards_the_base(loss, sign):
     without = replace(own, loss="dft" if loss == "asft" else "cross_entropy")
     (token_losses(own, given, targets, base) - token_losses(without, given, targets)).sum().backward()
     before, after = (
-        F.kl_div(F.log_softmax(x, -1), F.softmax(base, -1), reduction="sum") for x in (logits, logits - 0.1 * given.grad)
+        F.kl_div(F.log_softmax(x, -1), F.softmax(base, -1), reduction="sum")
+        for x in (logits, logits - 0.1 * given.grad)
     )
     assert sign * (before - after) > 0
     assert torch.all(token_losses(own, base.float(), targets, base) == token_losses(without, base.float(), targets))
@@ -276,7 +277,8 @@ def test_in_bfloat16_the_divergence_is_0_at_the_base(vila, records, tmp_path):  
     try:
         spec = cell(dtype="bfloat16", epochs=1, learning_rate=1e-9, projector_learning_rate=1e-9)
         _, plain = run(vila, records, tmp_path / "a", spec)
-        _, rows = run(vila, records, tmp_path / "b", replace(spec, train=replace(spec.train, loss="lwf", lwf_weight=1e3)))
+        spec = replace(spec, train=replace(spec.train, loss="lwf", lwf_weight=1e3))
+        _, rows = run(vila, records, tmp_path / "b", spec)
         assert rows[0]["loss"] == plain[0]["loss"]
     finally:
         vila.model.to(torch.float32)
@@ -319,7 +321,7 @@ def test_an_engine_that_frees_the_base_is_refused_before_it_starts(monkeypatch):
 
     def quantised(groups):
         config = copy.deepcopy(usual(groups))
-        config["engine"]["zero_optimization"]["zero_quantized_weights"] = True
+        config["engine"].setdefault("zero_optimization", {})["zero_quantized_weights"] = True
         return config
 
     asked = ["method=full_ft", "model=vila_pocket", "dataset=iconqa", "engine=zero3"]
