@@ -74,6 +74,7 @@ METHODS: dict[str, MethodEntry] = {
     "grafting_scaled": MethodEntry(
         "methods.grafting:Grafting", "Grafting, scaled by size", "SpiderBench", "training"
     ),
+    "ewc": MethodEntry("methods.ewc:Ewc", "EWC", "Kirkpatrick et al., PNAS 2017", "training", sees_generic=True),
     "grafting_mask": MethodEntry(
         "methods.grafting_mask:GraftingMask", "Grafting, learned mask", "Panigrahi et al., ICML 2023", "posthoc"
     ),

@@ -24,6 +24,7 @@ from benchmark.running.method_cost import kept_bytes, wait
 from benchmark.training.attach import Attachment, attach
 from methods import fused
 from methods.base import Method
+from methods.importance import ImportanceMethod
 from methods.registry import METHODS, build
 from methods.shards import Shards
 
@@ -253,6 +254,8 @@ class StepBench:
         """Return an optimizer that shares the moments of all others, with a method on it."""
         optimizer = self._optimizer()
         optimizer.state = self.plain.state
+        if isinstance(method, ImportanceMethod):
+            method.measure([{name: torch.ones_like(values) for name, values in self.named.items()}])
         return optimizer, attach(optimizer, self.named, self.base, method)
 
     def seconds(self, optimizer: torch.optim.AdamW) -> float:

@@ -29,6 +29,7 @@ from benchmark.spec import CellSpec, is_tuned
 from benchmark.store.cell_measures import FOOTPRINT
 from benchmark.store.cells import Store
 from benchmark.store.code_version import version
+from benchmark.training import importance
 from benchmark.training.adapters import insert
 from benchmark.training.attach import attach
 from benchmark.training.checkpoint import apply_delta, snapshot
@@ -136,6 +137,7 @@ class Bench:
         """Run optimizer steps from the base weights; yield the seconds of each, and leave the base weights behind."""
         assert is_tuned(cell)
         model, settings = self.loaded.model, cell.train
+        importance.measure(cell, self.loaded, method, self.names)
         adapter = insert(cell, self.loaded, method, self.names, self.records, sharded=False)
         self.added = adapter.bytes if adapter else 0
         base = snapshot(model, adapter.trained if adapter else self.names)

@@ -95,6 +95,9 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
                 content["replay"] = [
                     digests.records(dataset, cell.data_root, "train", rows) for dataset, rows in replay_sets(cell)
                 ]
+            if cell.generic is not None and "samples" in cell.method.params:
+                count = int(cell.method.params["samples"])
+                content["generic"] = digests.records(cell.generic, cell.data_root, "train", count)
             if cell.method.id in METHODS and METHODS[cell.method.id].sees_sources:
                 count = source_samples(cell)
                 content["sources"] = [

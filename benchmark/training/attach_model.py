@@ -118,6 +118,11 @@ def training_method(name: str, params: dict[str, Any], seed: int) -> Method:
             "posthoc": "Train without it, then merge the two checkpoints: docs/merging.md.",
             "adapter": "It trains added tensors: use the peft library itself, or python -m benchmark run.",
         }[kind])
+    if entry(name).sees_generic:
+        raise UserError(
+            f"{name} measures importances on data of its own before the first step, which this trainer does not "
+            "do. Use l2_reg, or python -m benchmark run."
+        )
     return build(name, params, seed)
 
 

@@ -33,7 +33,7 @@ from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_sta
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
 from benchmark.spec import TrainSpec, TunedCell, cell_id, replayed_per_batch, training_form
-from benchmark.training import adapters, replay, trackers
+from benchmark.training import adapters, importance, replay, trackers
 from benchmark.training.adapters import Adapter
 from benchmark.training.attach import Attachment, attach
 from benchmark.training.base_weights import BaseWeights
@@ -143,6 +143,7 @@ def train(
             f"{len(items.cut)} of {len(items)} items are longer than model.max_length={loaded.max_length} tokens: "
             f"the ends of their answers are cut (first: {items.cut[0]}).", flush=True,
         )
+    importance.measure(cell, loaded, method, names)
     adapter = adapters.insert(cell, loaded, method, names, records, sharded)
     try:
         chosen = adapter.trained if adapter else names

@@ -14,7 +14,7 @@ import yaml
 
 import methods
 from tests.methods import toy
-from tests.reference import dare, grafting_mask, half_ft, penalties, select, spider, tailor, wise_ft
+from tests.reference import dare, ewc, grafting_mask, half_ft, penalties, select, spider, tailor, wise_ft
 from tests.reference.adamw import AdamW
 
 Load = Callable[[str], ModuleType]
@@ -92,6 +92,16 @@ def check_grafting(load: Load = original, dtype=torch.float64, tolerance: float 
         optimizer = AdamW(run.rates, DECAY)
         expected = penalties.train(run.pretrained, run.gradients, optimizer, penalties.l1_gradient, strength)
         compare(run, expected, optimizer, tolerance)
+
+
+def check_ewc(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("ewc")
+    for params, strength in ((module.EwcParams(), 1e-2), (module.EwcParams(strength=0.7), 0.7)):
+        run = toy.train(module.Ewc(params, 0), decay=DECAY, dtype=dtype)
+        optimizer = AdamW(run.rates, DECAY)
+        samples = toy.sample_gradients({name: torch.tensor(value) for name, value in run.pretrained.items()})
+        importance = ewc.fisher([toy.arrays(sample) for sample in samples])
+        compare(run, ewc.train(run.pretrained, run.gradients, optimizer, importance, strength), optimizer, tolerance)
 
 
 def check_penalty_mean(method: str, penalty: Callable, strength: float) -> Callable:
@@ -463,6 +473,7 @@ CHECKS = {
     "grafting_mean": check_penalty_mean("grafting_mean", penalties.l1_gradient, 1e-6),
     "grafting_two_step": check_penalty_mean("grafting_two_step", penalties.l1_gradient, 1e-6),
     "grafting_scaled": check_penalty_scaled("grafting_scaled", penalties.l1_gradient, 1e-6),
+    "ewc": check_ewc,
     "grafting_mask": check_grafting_mask,
     "half_ft_step": check_half_ft_step,
     "half_ft_elements": check_half_ft_elements,

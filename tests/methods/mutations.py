@@ -131,6 +131,25 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "            _blend(shard.weight",
         "            if 'projector' not in shard.name:\n                _blend(shard.weight",
     ),
+    # EWC
+    "ewc: sign": ("ewc", "ewc", "alpha=self.params.strength", "alpha=-self.params.strength"),
+    "ewc: twice": ("ewc", "ewc", "alpha=self.params.strength", "alpha=2 * self.params.strength"),
+    "ewc: another default": ("ewc", "ewc", "strength: float = 1e-2", "strength: float = 1e-3"),
+    "ewc: gradients not squared": ("ewc", "ewc", "else gradient.square()", "else gradient.abs()"),
+    "ewc: the last sample alone": (
+        "ewc", "ewc", "squares[name] + gradient.square() if", "gradient.square() if",
+    ),
+    "ewc: square of the sum": (
+        "ewc", "ewc", "squares[name] + gradient.square() if", "(squares[name].sqrt() + gradient).square() if",
+    ),
+    "ewc: not divided by the mean": ("ewc", "ewc", "values / mean", "values"),
+    "ewc: divided by the sum": ("ewc", "ewc", "/ sum(values.numel() for values in squares.values())", "/ 1"),
+    "ewc: mean of each tensor": ("ewc", "ewc", "values / mean", "values / values.mean()"),
+    "ewc: equal importances": (
+        "ewc", "ewc", "change.mul_(self.importance[shard.name])", "change",
+    ),
+    "ewc: towards zero": ("ewc", "ewc", "shard.weight - shard.pretrained", "shard.weight + 0"),
+    "ewc: after the step": ("ewc", "ewc", "def before_step", "def after_step"),
     # L2-Reg and Grafting
     "l2: sign": ("l2_reg", "l2_reg", "alpha=2 *", "alpha=-2 *"),
     "l2: half": ("l2_reg", "l2_reg", "alpha=2 *", "alpha=1 *"),

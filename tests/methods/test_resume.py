@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmark.core.errors import UserError
-from benchmark.training.attach import attach
 from methods.registry import METHODS, build
 from tests.methods import toy
 
@@ -40,7 +39,7 @@ def test_resume_is_exact(method, tmp_path):
     model.load_state_dict(weights)  # the weights are resumed before the method starts: w* must not be these
     optimizer, _ = toy.make_optimizer(model, 0.1)
     second = build(method, {}, seed=4)
-    attachment = attach(optimizer, named, pretrained, second)
+    attachment = toy.attach(optimizer, named, pretrained, second)
     optimizer.load_state_dict(optimizer_state)
     second.load_state_dict(saved)
     for index in range(3, 6):

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from benchmark.core.errors import UserError
-from benchmark.training.attach import attach
 from examples.my_method import TopKGradient, TopKGradientParams
 from methods.base import Method
 from methods.registry import METHODS, build, load_class
@@ -148,7 +147,7 @@ def started(method):
     named = dict(model.named_parameters())
     optimizer, _ = toy.make_optimizer(model, 0.1)
     base = {name: value.detach().clone() for name, value in named.items()}
-    return model, optimizer, attach(optimizer, named, base, method)
+    return model, optimizer, toy.attach(optimizer, named, base, method)
 
 
 @pytest.mark.parametrize("cls", HOLDERS, ids=lambda cls: cls.__name__)

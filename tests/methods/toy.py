@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmark.training.attach import Attachment, attach
+from benchmark.training import attach as attaching
+from benchmark.training.attach import Attachment
 from methods.base import Method
 
 WIDTH = 6
@@ -99,6 +101,27 @@ class Run:
 
 def arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.detach().double().numpy().copy() for name, tensor in tensors.items()}
+
+
+def sample_gradients(pretrained: dict[str, Tensor], samples: int = 3) -> list[dict[str, Tensor]]:
+    """Return what a method that measures importances gets: a gradient of each tensor for each of a few samples."""
+    made = []
+    for number in range(samples):
+        gradients = {}
+        for name, value in pretrained.items():
+            source = torch.Generator().manual_seed(zlib.crc32(f"{name} {number}".encode()))
+            gradients[name] = torch.randn(value.shape, generator=source).to(value)
+        made.append(gradients)
+    return made
+
+
+def attach(
+    optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter], pretrained: dict[str, Tensor], method: Method
+) -> Attachment:
+    """Attach a method, after it has measured what it measures."""
+    if hasattr(method, "measure"):
+        method.measure(sample_gradients(pretrained))
+    return attaching.attach(optimizer, named, pretrained, method)
 
 
 def make_optimizer(model: Toy, decay: float) -> tuple[torch.optim.AdamW, dict[str, float]]:

@@ -24,7 +24,7 @@ FLIPPED = 1e-4  # share of elements whose decision a rounding error may turn aro
 MARGIN = 1e-5  # if they were so close to the threshold
 # Penalties so strong that leaving one out would be seen.
 STRENGTHS = {
-    "l2_reg": 1.0, "l2_reg_mean": 1e4, "l2_reg_scaled": 5e-5,
+    "ewc": 1.0, "l2_reg": 1.0, "l2_reg_mean": 1e4, "l2_reg_scaled": 5e-5,
     "grafting": 1e-4, "grafting_mean": 3.0, "grafting_scaled": 5e-9,
 }
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.kind == "training")

@@ -28,6 +28,7 @@ from benchmark.training.engine import deepspeed_config, skip_compiling
 from benchmark.training.train import Order, batch_loss, training_batch
 from methods.base import Method
 from tests.benchmark.models import tiny
+from tests.methods.toy import sample_gradients
 
 STEPS = 3
 BATCH = 12
@@ -154,6 +155,8 @@ class Training:
                 poison_padding(self.optimizer)
         elif engine == "ddp":
             self.wrapped = DistributedDataParallel(self.model)
+        if hasattr(method, "measure"):
+            method.measure(sample_gradients(self.pretrained))
         self.attachment = attach(self.optimizer, self.stepped, self.pretrained, method)
         self.calls: list[list[list[str]]] = []
         self.norms: list[float] = []

@@ -160,7 +160,7 @@ def test_replay_without_data_is_refused_before_training(vila, records, tmp_path)
     for spec, text in [
         (cell(replay="generic"), "train.replay=generic needs data that show no source set"),
         (cell(replay="source"), "train.replay=source needs data"),
-        (replace(cell(replay="generic", replay_share=0.95), generic=spec_of("generic")), "leaves no sample of the target"),
+        (replace(cell(replay="source", replay_share=0.95), generic=spec_of("generic")), "leaves no sample of the t"),
     ]:
         with pytest.raises(UserError, match=text):
             run(vila, records, tmp_path, spec)
@@ -206,7 +206,7 @@ def test_a_module_of_ones_own_gives_the_generic_data(tmp_path):
 @pytest.mark.parametrize(("overrides", "text"), [
     (["train.replay=generic", "generic=null"],
      "train.replay=generic needs data that show no source set, and this profile has none"),
-    (["train.replay=generic", "profile=paper", "model=vila15_3b"], "Give a module that reads them: generic=./my_data.py"),
+    (["train.replay=generic", "profile=paper", "model=vila15_3b"], "a module that reads them: generic=./my_data.py"),
     (["train.replay=generic", "generic=./nowhere.py"], "generic=./nowhere.py: ./nowhere.py: "),
     (["train.replay=sources"], "train.replay=sources: unknown value. Did you mean 'source'"),
     (["train.replay_share=0.2"], "train.replay_share: it belongs to train.replay=generic or source"),
