@@ -509,6 +509,14 @@ def replay_sets(cell: CellSpec) -> list[tuple[DatasetSpec, int]]:
     return [(dataset, -(-cell.train.replay_rows // len(sets))) for dataset in sets]
 
 
+def sees_sources(cell: CellSpec) -> bool:
+    """Return whether training samples of the source sets made a cell: its method reads them, or it replays them."""
+    from methods.registry import METHODS
+
+    known = METHODS.get(cell.method.id)
+    return cell.train is not None and (cell.train.replay == "source" or known is not None and known.sees_sources)
+
+
 def source_samples(cell: CellSpec) -> int:
     """Return the training samples of each source set that a method which calibrates on them reads (`samples`)."""
     return -(-int(cell.method.params["samples"]) // max(1, len(cell.upstream)))

@@ -23,7 +23,7 @@ from benchmark.models.folder import quiet
 from benchmark.models.loading import load_model
 from benchmark.models.prompt import IMAGE_TAG
 from benchmark.models.vila import VilaForConditionalGeneration
-from benchmark.spec import CellSpec, answering_dtype, plain, shown
+from benchmark.spec import CellSpec, answering_dtype, plain, sees_sources, shown
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
 from benchmark.training.checkpoint import apply_delta, load_delta
@@ -225,5 +225,6 @@ def card(cell: CellSpec, folder: Path) -> str:
         f"Fine-tuned with SpiderBench, cell `{folder.name}`, seed {cell.seed}. The licence is the base model's.", "",
         *table, "", "    " + load, "",
         f"Images: {cell.model.preprocess}. Prompt: {prompt}. {note}".rstrip(), "",
+        *(["Training samples of the source sets were seen.", ""] if sees_sources(cell) else []),
         f"Training: {settings}; {cell.dtype}; method parameters {plain(cell.method.params)}.", "",
     ])

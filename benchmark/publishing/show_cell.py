@@ -10,7 +10,7 @@ from typing import Any
 from benchmark.core.errors import UserError, printable
 from benchmark.core.files import SUMS
 from benchmark.reporting import weight_log
-from benchmark.spec import CellSpec, at_root
+from benchmark.spec import CellSpec, at_root, sees_sources
 from benchmark.store.answers import read_answers
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
@@ -34,6 +34,7 @@ def describe(store: Store, name: str) -> str:
     lines.append(f"method    {cell.method.id} {json.dumps(dict(cell.method.params))}")
     if cell.train is not None:
         train = cell.train
+        lines += ["sources   training samples of the source sets were seen"] * sees_sources(cell)
         lines.append(f"training  {cell.target}, seed {cell.seed}, {train.epochs} epochs, rate {train.learning_rate:g}")
     if trained := _provenance(folder).get("trained"):
         parts = ", ".join(f"{part} {count:,}" for part, count in trained.items())

@@ -15,7 +15,7 @@ from benchmark.config.compose import request as ask
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError
 from benchmark.planning.plan import Planned, with_datasets
 from benchmark.reporting import slices
-from benchmark.spec import CellSpec, cell_id
+from benchmark.spec import CellSpec, cell_id, sees_sources
 from benchmark.store.cells import Store
 from methods.registry import entry
 
@@ -226,6 +226,7 @@ def _row(key: tuple[str, str, str], found: Sequence[Planned], store: Store, requ
             items[name][seed] = read_items(folder, name)
         diagnostics[seed] = cell_measures.of_cell(item.cell, folder, request.layout.get("columns") or ())
     name = (request.layout.get("names") or {}).get(method) or name_of(method)
+    name += f" {tables.SEES_SOURCES}" * any(sees_sources(item.cell) for item in found)
     return tables.RowResult(
         model=model, model_name=first.model.name, method=method, method_name=name, target=target,
         target_name=specs[target].name, items={name: seeds for name, seeds in items.items() if seeds},

@@ -27,6 +27,8 @@ PENALTIES = ("l2_reg", "grafting")
 SAME_DELTA = 0.01
 LEVEL = 0.05
 OLDER = "†"  # follows the name of a row that older code made
+SEES_SOURCES = "‡"  # follows the name of a row that training samples of the source sets made
+SEEN = f"{SEES_SOURCES}: trained or calibrated on training samples of the source sets, which A^S measures."
 AVERAGES = {"A_S": "A^S", "A_T": "A^T", "H": "H", "O": "O"}
 
 
@@ -293,6 +295,7 @@ def build(
         *notes,
         *_missing_notes(found),
         *_older_notes(rows),
+        *([SEEN] if any(row.method_name.endswith(SEES_SOURCES) for row in rows) else []),
         *_count_notes(found, upstream),
         *_seed_notes(found),
     ]

@@ -23,8 +23,8 @@ from benchmark.planning import plan as planning
 from benchmark.planning.plan import Planned
 from benchmark.reporting import claims, outputs
 from benchmark.reporting.claims import Evidence, Point
-from benchmark.reporting.tables import OLDER, RowResult
-from benchmark.spec import CellSpec, at_root, cell_id
+from benchmark.reporting.tables import OLDER, SEEN, RowResult
+from benchmark.spec import CellSpec, at_root, cell_id, sees_sources
 from benchmark.store import cell_measures
 from benchmark.store.answers import read_answers, read_items
 from benchmark.store.cells import Store
@@ -234,6 +234,8 @@ def _lead(done: Mapping[str, ScoredCell], outside: Sequence[ScoredCell], damaged
     older = sum(entry.older for entry in done.values())
     if older:
         lead.append(f"{older} of the cells are of older code than this; their rows carry {OLDER}.")
+    if any(sees_sources(entry.cell) for entry in [*done.values(), *outside]):
+        lead.append(SEEN)
     return lead
 
 
@@ -481,7 +483,7 @@ def _browsed(
                 for record in chosen[form]
             ]
         if answers:
-            printed = report_groups.name_of(cell.method.id)
+            printed = report_groups.row_name(cell)
             runs[place] = {
                 "model": cell.model.id, "model_name": cell.model.name, "target": cell.target,
                 "target_name": cell.dataset(cell.target).name if cell.target else "",

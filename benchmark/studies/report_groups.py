@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmark.config import compose, own_checkpoints
 from benchmark.core.errors import UserError
-from benchmark.spec import CellSpec, plain
+from benchmark.reporting.tables import SEES_SOURCES
+from benchmark.spec import CellSpec, plain, sees_sources
 from benchmark.store import provenance
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
@@ -122,6 +123,11 @@ def entries(store: Store) -> tuple[list[ScoredCell], list[str]]:
         except UserError:
             damaged.append(folder.name)
     return found, damaged
+
+
+def row_name(cell: CellSpec) -> str:
+    """Return the printed name of a cell's method, with a mark if the cell saw the source sets."""
+    return name_of(cell.method.id) + f" {SEES_SOURCES}" * sees_sources(cell)
 
 
 def name_of(method: str) -> str:

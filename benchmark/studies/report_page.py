@@ -19,7 +19,7 @@ from benchmark.core.errors import counted
 from benchmark.reporting import view
 from benchmark.reporting.claims import CONTRADICTED, HOLDS, NOT_RUN, NOT_SHOWN, Verdict
 from benchmark.reporting.tables import AVERAGES, OLDER, Table
-from benchmark.studies.report_groups import Group, ScoredCell, name_of
+from benchmark.studies.report_groups import Group, ScoredCell, row_name
 
 PAGE = "report.html"
 
@@ -235,7 +235,7 @@ def _group(group: Group, index: int, upstream: Mapping[str, str]) -> Section:
 def _entry_row(entry: ScoredCell, group: Group, names: Iterable[str]) -> list[Cell]:
     """Return the row of one cell."""
     muted = "beside" if entry.place in group.beside else ""
-    cells = [Cell(name_of(entry.cell.method.id) + f" {OLDER}" * entry.older, css=muted)]
+    cells = [Cell(row_name(entry.cell) + f" {OLDER}" * entry.older, css=muted)]
     for key in group.keys:
         text = entry.value_of(key)
         cells.append(Cell(text, _number(text)))

@@ -13,15 +13,14 @@ from benchmark.config.compose import AXES, GROUPS, RUN_KEYS, Request, check_used
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.planning.plan import NAMELESS, Planned
 from benchmark.reporting import lettering, outputs
-from benchmark.spec import ModelSpec
+from benchmark.reporting.tables import SEEN, SEES_SOURCES
+from benchmark.spec import ModelSpec, sees_sources
 from benchmark.store.cells import Store
 from eval import stats
 from eval.equal_learning import area, kept
-from methods.registry import METHODS
 
 REFERENCE, UNTUNED = "full_ft", "zero_shot"
 RATE = "train.learning_rate"
-SEES_SOURCES = " ‡"  # follows the name of a row that read training samples of the source sets
 REACHED = 0.95  # share of the bootstrap draws that must reach a level
 
 
@@ -84,11 +83,8 @@ def rows_of(figure: Mapping[str, Any], names: Sequence[str] = ()) -> tuple[Row, 
 
     def row(name: str, group: str, entry: Mapping[str, Any]) -> Row:
         method = entry.get("method", name)
-        printed = entry.get("name") or outputs.name_of(method)
-        if method in METHODS and METHODS[method].sees_sources:
-            printed += SEES_SOURCES
         return Row(
-            name, printed, group, method, entry.get("usual", 1.0),
+            name, entry.get("name") or outputs.name_of(method), group, method, entry.get("usual", 1.0),
             entry.get("key"), tuple(entry.get("values") or rates), entry.get("set") or {},
             entry.get("to_full_ft", False),
         )
@@ -128,6 +124,8 @@ def ask(figure: Mapping[str, Any], overrides: Sequence[str]) -> Survey:
     base = request([*plain, *models, f"methods={UNTUNED},{REFERENCE}"])
     curves = {(model.id, row.id): _curve(row, model, plain) for model in base.models for row in rows}
     check_used([base, *curves.values()])
+    seeing = {row for (_, row), curve in curves.items() if any(map(sees_sources, curve.cells))}
+    rows = tuple(replace(row, name=f"{row.name} {SEES_SOURCES}") if row.id in seeing else row for row in rows)
     return Survey(rows, tuple(figure["levels"]), curves, base)
 
 
@@ -348,7 +346,7 @@ def notes(survey: Survey, readings: pd.DataFrame) -> list[str]:
         "curve excludes 0. The rule is in docs/survey.md.",
     ]
     if any(name.endswith(SEES_SOURCES) for name in readings["name"]):
-        lines.append(f"{SEES_SOURCES.strip()}: calibrated on training samples of the source sets.")
+        lines.append(SEEN)
     if waiting:
         lines.append(f"No finished cell: {', '.join(waiting)}.")
     if len(short):

@@ -153,3 +153,26 @@ def test_a_planned_survey_counts_each_cell_once(figure, tmp_path):
     made = asked(figure, "methods=spider,wise_ft", f"results={tmp_path}")
     ids = [item.id for item in planning.make(made.everything, Store(tmp_path))]
     assert len(ids) == len(set(ids)) == 1 + 5 + 5 + 5
+
+
+def test_losses_replay_and_ewc_are_rows_of_their_own(figure):
+    made = asked(figure, "methods=lwf,asft,dft,talr,replay_generic,replay_source,ewc,corda")
+    curves = {row.id: made.curves["vila_pocket", row.id].cells for row in made.rows}
+    assert [cell.train.lwf_weight for cell in curves["lwf"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
+    assert [cell.train.asft_weight for cell in curves["asft"]] == [0.001, 0.01, 0.1, 1.0, 10.0]
+    assert [cell.method.params["strength"] for cell in curves["ewc"]] == [1e-4, 1e-3, 1e-2, 0.1, 1.0]
+    for kind in ("generic", "source"):
+        assert [cell.train.replay_share for cell in curves[f"replay_{kind}"]] == [0.0625, 0.125, 0.25, 0.5, 0.75]
+        assert {cell.train.replay for cell in curves[f"replay_{kind}"]} == {kind}
+    rate = made.base.models[0].learning_rate
+    assert {cell.train.learning_rate for name in ("lwf", "asft", "ewc") for cell in curves[name]} == {rate}
+    assert len({cell.train.learning_rate for cell in curves["dft"]}) == 5
+    assert len({cell_id(cell) for cells in curves.values() for cell in cells}) == 5 * len(curves)
+    # Rows that saw the source sets are marked, and those alone.
+    marked = {row.id for row in made.rows if row.name.endswith(survey.SEES_SOURCES)}
+    assert marked == {"replay_source", "corda"}
+
+
+def test_a_setting_of_the_command_line_marks_the_rows_that_it_shows_the_source_sets(figure):
+    rows = asked(figure, "methods=spider,half_ft", "train.replay=source").rows
+    assert all(row.name.endswith(survey.SEES_SOURCES) for row in rows)
