@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class EwcParams:
     """strength: lambda; samples: that the Fisher information is measured on."""
 
-    strength: float = 1e-2
+    strength: float = 1.0
     samples: int = 256
 
     def __post_init__(self) -> None:

@@ -96,7 +96,7 @@ def check_grafting(load: Load = original, dtype=torch.float64, tolerance: float 
 
 def check_ewc(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
     module = load("ewc")
-    for params, strength in ((module.EwcParams(), 1e-2), (module.EwcParams(strength=0.7), 0.7)):
+    for params, strength in ((module.EwcParams(), 1.0), (module.EwcParams(strength=0.07), 0.07)):
         run = toy.train(module.Ewc(params, 0), decay=DECAY, dtype=dtype)
         optimizer = AdamW(run.rates, DECAY)
         samples = toy.sample_gradients({name: torch.tensor(value) for name, value in run.pretrained.items()})

@@ -134,7 +134,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     # EWC
     "ewc: sign": ("ewc", "ewc", "alpha=self.params.strength", "alpha=-self.params.strength"),
     "ewc: twice": ("ewc", "ewc", "alpha=self.params.strength", "alpha=2 * self.params.strength"),
-    "ewc: another default": ("ewc", "ewc", "strength: float = 1e-2", "strength: float = 1e-3"),
+    "ewc: another default": ("ewc", "ewc", "strength: float = 1.0", "strength: float = 2.0"),
     "ewc: gradients not squared": ("ewc", "ewc", "else gradient.square()", "else gradient.abs()"),
     "ewc: the last sample alone": (
         "ewc", "ewc", "squares[name] + gradient.square() if", "gradient.square() if",

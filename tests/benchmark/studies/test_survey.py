@@ -160,7 +160,7 @@ def test_losses_replay_and_ewc_are_rows_of_their_own(figure):
     curves = {row.id: made.curves["vila_pocket", row.id].cells for row in made.rows}
     assert [cell.train.lwf_weight for cell in curves["lwf"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
     assert [cell.train.asft_weight for cell in curves["asft"]] == [0.001, 0.01, 0.1, 1.0, 10.0]
-    assert [cell.method.params["strength"] for cell in curves["ewc"]] == [1e-4, 1e-3, 1e-2, 0.1, 1.0]
+    assert [cell.method.params["strength"] for cell in curves["ewc"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
     for kind in ("generic", "source"):
         assert [cell.train.replay_share for cell in curves[f"replay_{kind}"]] == [0.0625, 0.125, 0.25, 0.5, 0.75]
         assert {cell.train.replay for cell in curves[f"replay_{kind}"]} == {kind}
