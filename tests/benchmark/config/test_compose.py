@@ -27,11 +27,11 @@ from benchmark.config.compose import (
 )
 from benchmark.core.errors import UserError
 from benchmark.spec import CellSpec, DatasetSpec, EvalSpec, ModelSpec, PlaceSpec, RunSpec, TrainSpec, cell_id, plain
-from benchmark.training import trackers
+from benchmark.training import trackers, train_settings
 from methods.registry import configured, make_params
 
 # Another valid value, where the rule of `another` finds none.
-VALUES = {"train.scope": "all", "train.micro_batch_size": 1, "model.family": "vila"}
+VALUES = {"train.scope": "all", "train.micro_batch_size": 1, "train.replay": "source", "model.family": "vila"}
 SECTIONS = {"train": TrainSpec, "eval": EvalSpec, "model": ModelSpec, "dataset": DatasetSpec}
 # What only a file says: the message names the file or the key to use instead.
 FILE_KEYS = r"(profile|table)\..*|(model|engine)\.id|dataset\.\w+\.(id|role)"
@@ -98,7 +98,9 @@ def lost(keys: Mapping[str, Any], base: Sequence[str], method: str = "full_ft") 
         empty = isinstance(value, Mapping)  # it takes no key
         new = {"invented": 1} if empty else another(key, value, hint_of(key, method))
         try:
-            values = arrived(request([*base, f"{key}={hydra_value(new)}"]))
+            owner, words = train_settings.OWNER.get(key.removeprefix("train."), ("", ("",)))
+            with_it = [f"train.{owner}={words[-1]}"] if owner else []
+            values = arrived(request([*base, *with_it, f"{key}={hydra_value(new)}"]))
         except UserError as error:
             of_file = re.fullmatch(FILE_KEYS, key) and f"{key}: " in str(error) and re.search("conf/|Use ", str(error))
             # Some values of a parameter need another one with them: such a refusal names both.
@@ -132,6 +134,7 @@ def test_every_key_of_a_cell_arrives(profile):
     model = composed["profile"]["models"][0]
     base = grid(f"profile={profile}", f"model={model}")
     datasets = composed.pop("dataset")
+    composed.pop("generic")  # arrives in the cells that read it: tests/benchmark/training/test_replay.py
     assert {"train", "eval", "engine", "profile", "seed", "threads", "report_to"} <= set(composed)
     assert lost(dict(leaves(composed, "")), base) == []
     for name, values in datasets.items():

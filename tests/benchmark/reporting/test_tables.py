@@ -445,3 +445,12 @@ def test_cider_on_a_part_of_a_test_set_is_labelled(setting, names):
     notes = " ".join(_notes(request(given), []))
     label = f"CIDEr of a part of a test set is NOT COMPARABLE with any other ({names})."
     assert (label in notes) == (names is not None) and ("NOT COMPARABLE" in notes) == (names is not None)
+
+
+def test_rows_that_saw_the_source_sets_are_marked_and_explained(tmp_path):
+    marked = [row("full_ft"), row("spider", method_name=f"SPIDER {tables.SEES_SOURCES}")]
+    table = tables.build("Title", marked, UPSTREAM)
+    assert tables.SEEN in table.texts() and tables.SEEN not in tables.build("T", [row("full_ft")], UPSTREAM).texts()
+    for path in render.write(table, tmp_path, "marked"):
+        text = path.read_text()
+        assert ("SPIDER $\\ddagger$" if path.suffix == ".tex" else "SPIDER ‡") in text, path.name

@@ -145,7 +145,8 @@ def test_every_field_of_a_protocol_counts(cell, name):
 @pytest.mark.parametrize("name", [item.name for item in fields(TrainSpec)])
 def test_every_training_setting_counts(cell, name):
     value = getattr(cell.train, name)
-    words = {"scope": "all", "scheduler": "linear", "limit": 3, "projector": "frozen"}
+    words = {"scope": "all", "scheduler": "linear", "limit": 3, "projector": "frozen", "loss": "dft",
+             "replay": "source"}
     other = words[name] if name in words else not value if isinstance(value, bool) else value * 2 + 1
     found = changed(keys_of(cell, Contents()),
                     keys_of(replace(cell, train=replace(cell.train, **{name: other})), Contents()))
