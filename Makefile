@@ -35,6 +35,7 @@ reads_all := $(filter-out METHODS TARGETS,$(grid_names))
 reads_rates := $(filter-out TARGETS SEEDS CHECKPOINTS,$(grid_names))
 reads_calibration := $(filter-out TARGETS METHODS SEEDS CHECKPOINTS,$(grid_names))
 reads_fig1 := $(filter-out SEEDS CHECKPOINTS JOBS GATE,$(grid_names))
+reads_predict := PROFILE MODELS METHODS TARGETS SEEDS GPUS RESULTS ARGS
 reads_compare := A B RESULTS PROFILE
 reads_verify := RESULTS PROFILE ARGS
 reads_accept := STAGE BUMP
@@ -59,7 +60,7 @@ $(foreach name,$(slips),$(info error: make $(goals) does not read $(name).$(if $
 $(error nothing was started. It reads $(sort $(reads)))
 endif
 
-.PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting regime survey \
+.PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting regime survey predict \
 	all report compare verify sbatch plan list test test-fast lint pretrain rates calibration publish bench bench-scorers bench-methods gpu-check \
 	doctor chaos accept clean check-python
 
@@ -114,6 +115,9 @@ regime: $(ready) ## SPIDER against Full FT over training rows and learning rates
 	@$(python) -m benchmark figure $@ $(settings)
 
 survey: $(ready) ## every method at equal learning: the table and the plane (docs/survey.md)
+	@$(python) -m benchmark figure $@ $(settings)
+
+predict: $(ready) ## what predicts forgetting, over all finished cells
 	@$(python) -m benchmark figure $@ $(settings)
 
 all: $(ready) ## every table and figure from what is missing, then the report

@@ -46,8 +46,8 @@ class Results:
         _high, the 95 % interval; epochs, batch_size, learning_rate, last_layers (missing for untuned models); commit,
         seconds (all stages), peak_memory_mb and trained_parameters of the run. As JSON: spec (all settings), scores
         (every dataset's value with its interval, by type, and the averages), provenance (versions, machine, digests of
-        item ids), weights and footprint (where they were measured). Published cells also have key, a digest of
-        everything that the scores depend on.
+        item ids), weights and footprint (where they were measured), and drift if a cell has it. Published cells also
+        have key, a digest of everything that the scores depend on.
 
         Raises:
             UserError: a file of a cell is damaged.
@@ -126,7 +126,9 @@ def write(root: Path, folders: Mapping[str, Path], keys: Mapping[str, str]) -> N
 
 def cells_of(folders: Mapping[str, Path]) -> pd.DataFrame:
     """Return `Results.cells` of some cells, by name."""
-    return pd.DataFrame([line for name, folder in folders.items() for line in _cell(name, folder)])
+    frame = pd.DataFrame([line for name, folder in folders.items() for line in _cell(name, folder)])
+    unused = [column for column in cell_tables.OPTIONAL if column in frame and frame[column].isna().all()]
+    return frame.drop(columns=unused)
 
 
 def items_of(folders: Mapping[str, Path]) -> pd.DataFrame:

@@ -183,6 +183,10 @@ USAGES = {
         ("figure fig1", "figure fig1 targets=coco"), ("profile", "models", "methods", "targets", "gpus", "results"),
         ANY, words="fig1",
     ),
+    "figure predict": Usage(
+        ("figure predict", "figure predict models={model} targets=coco"),
+        ("profile", "models", "methods", "targets", "seeds", "gpus", "results"), words="predict",
+    ),
     "all": Usage(
         ("all", "all profile=paper gpus=0,1 seeds=0,1,2"),
         ("profile", "models", "seeds", "train", "engine", *PLACE, "checkpoints", "gate", "radar"), ANY,

@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
 from benchmark.reporting.radar import MATH, STYLE, Style, save, styles
@@ -313,6 +314,65 @@ def _map(plot, group: pd.DataFrame, column: str, limit: float, marked: tuple[flo
     if marked and marked[0] in wide.index and marked[1] in wide.columns:
         corner = wide.columns.get_loc(marked[1]) - 0.5, wide.index.get_loc(marked[0]) - 0.5
         plot.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=2))
+
+
+# -- what predicts forgetting ---------------------------------------------------------------------------------
+
+
+def predictors(
+    frame: pd.DataFrame, correlations: pd.DataFrame, panels: Mapping[str, Any], title: str, stem: Path
+) -> list[Path]:
+    """Draw forgetting against each measure: a point per cell, a colour per target, a marker per model.
+
+    Args:
+        frame: one line per cell: model, model_name, target, target_name, forgetting, and a column per panel.
+        correlations: measure, within, within_low, within_high.
+        panels: column -> what it is: name, unit, log.
+        title: heading.
+        stem: output path without suffix.
+
+    Returns:
+        Paths of the PNG, PDF and CSV files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    colours = dict(zip(dict.fromkeys(frame["target_name"]), map(plt.get_cmap("tab10"), range(10)), strict=False))
+    markers = dict(zip(dict.fromkeys(frame["model_name"]), "os^Dv*Pp<>hX", strict=False))
+    found = correlations.set_index("measure")
+    with plt.rc_context(STYLE):
+        size = (2.7 * columns + 1.8, 2.5 * rows + 0.7)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharey=True)
+        for plot, (column, about) in zip(grid.flat, panels.items(), strict=False):
+            drawn = frame[frame[column] > 0] if about.log else frame
+            for (model, target), group in drawn.groupby(["model_name", "target_name"], sort=False):
+                plot.plot(
+                    group[column], group["forgetting"], linestyle="none", marker=markers.get(model, "o"), markersize=3,
+                    color=colours.get(target, "0.5"), alpha=0.7, markeredgewidth=0,
+                )
+            if about.log:
+                plot.set_xscale("log")
+                plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=5))
+                plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(float(f"{value:.3g}"))))
+                plot.xaxis.set_minor_locator(NullLocator())
+            line = found.loc[column]
+            text = f"{line['within']:+.2f} ({line['within_low']:+.2f} to {line['within_high']:+.2f})"
+            plot.set_title(text if np.isfinite(line["within"]) else "constant", fontsize=8)
+            plot.set_xlabel(f"{about.name} ({about.unit})" if about.unit else about.name, fontsize=8)
+        for plot in list(grid.flat)[len(panels) :]:
+            plot.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel("forgetting (points)")
+        shown = [(name, {"color": colour, "marker": "o"}) for name, colour in colours.items()]
+        shown += [(name, {"color": "0.5", "marker": marker}) for name, marker in markers.items()]
+        figure.legend(
+            [plt.Line2D([], [], linestyle="none", **look) for _, look in shown], [name for name, _ in shown],
+            loc="outside right center", fontsize=7,
+        )
+        figure.suptitle(f"{title}. Above: rank correlation within models and targets, 95 % interval", fontsize=10)
+        return save(figure, frame, stem)
 
 
 # -- Fig. 1 ---------------------------------------------------------------------------------------------------

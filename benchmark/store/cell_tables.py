@@ -31,14 +31,15 @@ SPEC, KEY = "cell.yaml", "key"
 # File of a cell -> column of cells.parquet that holds its text unchanged.
 FILES = {
     "scores.json": "scores", "provenance.json": "provenance", KEY: "key", "weights.json": "weights",
-    "footprint.json": "footprint",
+    "footprint.json": "footprint", "drift.json": "drift",
 }
+OPTIONAL = ("drift",)  # columns that tables have only if a cell has the file
 LOG = "train.jsonl"
 # Folder -> suffix of a dataset's item scores and answers; both are columns of items.parquet.
 SETS = {"items": ".jsonl.gz", "answers": ".jsonl"}
 # Columns that each table must have; cells and logs have more.
 COLUMNS = {
-    "cells": ("cell", "spec", *FILES.values()),
+    "cells": ("cell", "spec", *(column for column in FILES.values() if column not in OPTIONAL)),
     "items": ("cell", "dataset", "item_id", "group", "type", "score", "answer"),
     "logs": ("cell",),
 }
@@ -263,7 +264,8 @@ class _Tables:
     def cells(self) -> dict[str, dict[str, Any]]:
         """Name of a cell -> its first row."""
         rows: dict[str, dict[str, Any]] = {}
-        for row in _read(self.root, "cells", COLUMNS["cells"]).to_pylist():
+        there = [name for name in OPTIONAL if name in _open(self.root, "cells").schema_arrow.names]
+        for row in _read(self.root, "cells", [*COLUMNS["cells"], *there]).to_pylist():
             name = row["cell"]
             if not isinstance(name, str) or PurePath(name).name != name:
                 raise UserError(f"{file_of(self.root, 'cells')} is damaged: {name!r} is not the name of a cell. {_FIX}")
@@ -378,7 +380,7 @@ def _has_kind(name: str, field: pa.Field) -> bool:
         return True
     if field.name == "score" or name == "logs" and field.name != "cell":
         return types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)
-    return field.name not in COLUMNS[name] or types.is_string(kind) or types.is_large_string(kind)
+    return field.name not in (*COLUMNS[name], *OPTIONAL) or types.is_string(kind) or types.is_large_string(kind)
 
 
 def _read(root: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -52,6 +52,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "benchmark/training/train.py", "methods/base.py", "methods/state.py",
     ),
     "pid": ("benchmark/studies/discrepancy.py", "benchmark/training/train.py", "benchmark/models/batch.py"),
+    "drift": ("benchmark/training/drift.py", "benchmark/training/train.py", "benchmark/models/batch.py"),
 }
 
 

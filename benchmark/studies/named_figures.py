@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from benchmark.config.compose import CONF, Request, check_used, request, without
+from benchmark.config.compose import AXES, CONF, Request, check_used, request, without
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError, did_you_mean
 from benchmark.planning import plan as planning
 from benchmark.reporting import lettering, outputs, slices
 from benchmark.running import runner
-from benchmark.store.cells import Store
+from benchmark.store.cells import Store, read_cell
 from benchmark.studies import survey, sweep
 
 GRID = ("models", "methods", "targets", "seeds")
@@ -73,6 +73,8 @@ def requests(name: str, overrides: Sequence[str], optional: bool = False) -> lis
         UserError: no such figure, or wrong overrides.
     """
     figure = read(name)
+    if figure["kind"] == "prediction":
+        raise UserError(f"figure={name} has no cells of its own: it reads all that are finished. Leave it out.")
     if figure["kind"] == "survey":
         return [survey.ask(figure, overrides).everything]
     if figure["kind"] == "sweep":
@@ -320,8 +322,47 @@ def _survey(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     return code
 
 
+def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Hold forgetting against cheap measures of every finished cell. Nothing is trained."""
+    from benchmark.core.files import write_atomic
+    from benchmark.core.progress import long_work
+    from benchmark.reporting import plots
+    from benchmark.running.worker import Worker, prepare_process
+    from benchmark.studies import drift, prediction
+
+    given = {item.partition("=")[0]: item.partition("=")[2].strip("[]") for item in overrides}
+    wanted = {AXES[key]: value.split(",") for key, value in given.items() if key in AXES}
+    asked = request([item for item in overrides if item.partition("=")[0] not in AXES], grid=False)
+    store = Store(asked.results)
+    folders = prediction.choose(store, asked.profile.id, wanted)
+    if not store.is_published:
+        store.check_writable()
+        stage = drift.Stage(store, drift.Amount(**figure["records"]), Worker(store))
+        missing = stage.missing(folders)
+        if missing:
+            place = read_cell(missing[0])
+            prepare_process(place.threads, place.device, asked.gpus[0] if asked.gpus else None)
+        for number, folder in enumerate(missing, 1):
+            with long_work(f"{folder.name} ({number} of {len(missing)})") as told:
+                stage.run(folder, told)
+    frame, notes = prediction.collect(folders)
+    found = prediction.correlations(frame) if not frame.empty else frame
+    part = {axis: ", ".join(values) for axis, values in wanted.items()}
+    stem, title = figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part)
+    text = prediction.markdown(found, title, notes)
+    print(f"\n{text}")
+    if store.is_published:
+        return 0
+    write_atomic(store.root / "tables" / f"{stem}.md", text)
+    write_atomic(store.root / "tables" / f"{stem}.csv", lettering.spreadsheet(found))
+    print(f"Table: {store.root / 'tables' / stem}.{{md,csv}}")
+    panels = {name: about for name, about in prediction.MEASURES.items() if name in set(found["measure"])}
+    _told(plots.predictors(frame, found, panels, title, store.root / "figures" / stem))
+    return 0
+
+
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], int]] = {
     "sweep": _sweep, "plane": _plane, "pid": _pid, "examples": _examples, "epochs": _epochs,
-    "regime": _regime, "survey": _survey,
+    "regime": _regime, "survey": _survey, "prediction": _prediction,
 }
 

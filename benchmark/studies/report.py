@@ -356,7 +356,7 @@ def _pid(store: Store) -> dict[str, pd.DataFrame]:
 
 def _pictures(root: Path) -> list[Path]:
     """Return the figures in the order of the paper, then the others."""
-    order = ["fig1", "fig3", "fig4", "plane", "forgetting", "regime", "fig5", "fig6", "fig7"]
+    order = ["fig1", "fig3", "fig4", "plane", "forgetting", "regime", "predict", "fig5", "fig6", "fig7"]
     found = [*root.glob("figures/*.png"), *root.glob("rates/*.png")]
 
     def rank(path: Path) -> tuple[int, str]:

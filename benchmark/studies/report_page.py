@@ -282,6 +282,7 @@ CAPTIONS = {
     "plane": "What is kept against what is learned, with contours of H; the line is WiSE-FT, from the base to Full FT.",
     "forgetting": "The scores after every epoch of one training.",
     "regime": "SPIDER against Full FT over the number of training rows and the learning rate.",
+    "predict": "What a cell forgets against cheap measures of it, with rank correlations.",
     "lr": "The scores over the learning rate, on validation.",
     "selected": "The share of weights that a method lets move, by layer.",
     "smoke": "A smoke run: few items, the numbers mean nothing.",

@@ -117,6 +117,21 @@ def test_numbers_that_are_not_finite_and_odd_keys_come_back(published, tmp_path)
     assert rows[1] == {"step": 2, "loss": 1, "selected/\u2028": 0.5}
 
 
+def test_a_drift_is_published_with_its_cell_and_older_tables_do_without(published, tmp_path):
+    assert "drift" not in results.load(published).cells and not list(Store(published).cells.glob("*/drift.json"))
+    cells = {folder.name: unfold(folder, tmp_path / "run" / folder.name) for folder in Store(published).all_cells()}
+    spider = next(name for name in cells if "spider" in name)
+    (cells[spider] / "drift.json").write_text('{"kl": 0.5}')
+    roots = [tmp_path / name for name in ("once", "twice")]
+    for root in roots:  # from folders of a run, then from the tables that this gave
+        root.mkdir()
+        results.write(root, cells, {})
+        cells = {name: Store(root).cells / name for name in cells}
+        assert [path.parent.name for path in Store(root).cells.glob("*/drift.json")] == [spider]
+        assert (Store(root).cells / spider / "drift.json").read_text() == '{"kl": 0.5}'
+        assert results.load(root).cells.drift.notna().sum() == 1
+
+
 def test_what_cannot_be_read_is_named(published, tmp_path):
     with pytest.raises(UserError, match="has no finished cells. Name a results folder"):
         results.load(tmp_path / "nowhere")
