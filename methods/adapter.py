@@ -23,16 +23,19 @@ class AdapterMethod(Method):
     `benchmark.training.adapters` chooses the layers, calls `insert`, trains the tensors that then require gradients
     together with the projector, and merges the adapter into the base weights at the end. An adapted layer is a module
     like peft's: `get_base_layer()` returns the layer that it wraps, and `merge()` changes that layer's weights so that
-    it alone computes what both computed.
+    it alone computes what both computed. An adapter that cannot be merged stays: a finished cell keeps its tensors, and
+    they are inserted again wherever the cell is used.
 
     Attributes:
         layers: the kind of layers that it adapts: linear layers, or norms.
         calibrates_on: the records that `insert` needs: none, those of the target, or training samples of the source
             sets. `calibration_samples` is their number.
+        merges: whether it can be merged; then its layers have `merge()`.
     """
 
     layers: ClassVar[Literal["linear", "norm"]] = "linear"
     calibrates_on: ClassVar[Literal["", "target", "sources"]] = ""
+    merges: ClassVar[bool] = True
     uses_pretrained = False
 
     def adapts(self, layer: str) -> bool:

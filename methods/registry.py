@@ -166,6 +166,8 @@ METHODS: dict[str, MethodEntry] = {
         "methods.lorasculpt:LoraSculpt", "LoRASculpt, released code", "released code, LiangJian24/LoRASculpt",
         "adapter", ("zero3",),
     ),
+    # Adapters that stay in the model
+    "houlsby": MethodEntry("methods.houlsby:Houlsby", "Houlsby adapters", "Houlsby et al., ICML 2019", "adapter"),
 }
 
 

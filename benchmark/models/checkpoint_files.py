@@ -111,7 +111,7 @@ def refuse_adapter(folder: Path) -> None:
     if found:
         raise UserError(
             f"Checkpoint {folder} is an adapter ({found[0]}), not a whole model. Merge it first: "
-            "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(merged)."
+            f"python -m benchmark merge lora BASE {folder} OUT (a kind other than LoRA: with PEFT's merge_and_unload)."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import GenerationConfig, LlavaModel, PreTrainedTokenizerFast
 
 from benchmark import models
@@ -27,13 +29,16 @@ from benchmark.spec import CellSpec, answering_dtype, plain, sees_sources, shown
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
 from benchmark.training.checkpoint import apply_delta, load_delta
+from methods.adapter import AdapterMethod
+from methods.houlsby import FILE as ADAPTER_FILE
+from methods.registry import build
 
 DTYPE = re.compile(r'("(?:torch_|model_)?dtype": "(?:torch\.)?)\w+(")')
 TOWER_PREFIX = "vision_model."  # prefix of tensor names in the tower of a public VILA
 
 
 def export(store: Store, name: str, target: Path) -> Path:
-    """Write a cell's model to a new folder.
+    """Write a cell's model to a new folder; of an adapter that cannot be merged, only what was trained.
 
     LLaVA is always written in the layout that LlavaForConditionalGeneration.from_pretrained reads. VILA is written as
     VILA's folders, with the configuration files of its base. Family auto is written as its base, with the base's
@@ -61,11 +66,17 @@ def export(store: Store, name: str, target: Path) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Give a new folder.")
     loaded = load_model(cell.model, cell.dtype, "cpu")
-    apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
+    delta = load_delta(folder / "delta.safetensors", loaded.digest)
+    alone = stays_apart(cell)
+    if not alone:
+        apply_delta(loaded.model, delta)
     try:
         with unfinished_folder(target.with_name(f".{target.name}.unfinished")) as unfinished:
-            _check_room(unfinished.parent, loaded)
-            WRITERS[cell.model.family](loaded, cell, unfinished)
+            if alone:
+                _write_adapter(delta, cell, unfinished)
+            else:
+                _check_room(unfinished.parent, loaded)
+                WRITERS[cell.model.family](loaded, cell, unfinished)
             write_atomic(unfinished / "README.md", card(cell, folder))
             if target.exists():
                 target.rmdir()
@@ -185,6 +196,22 @@ def _write_auto(loaded: LoadedModel, cell: CellSpec, path: Path) -> None:
         write_atomic(nested, canonical_json(content | {"image_processor": images}))
 
 
+def stays_apart(cell: CellSpec) -> bool:
+    """Return whether a cell has an adapter that cannot be merged into weights."""
+    method = build(cell.method.id, dict(cell.method.params), cell.seed)
+    return isinstance(method, AdapterMethod) and not method.merges
+
+
+def _write_adapter(delta: Mapping[str, Tensor], cell: CellSpec, path: Path) -> None:
+    """Write what was trained: the adapter and the projector, under their names in the model with the adapter in it."""
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(dict(delta), path / ADAPTER_FILE, metadata={"format": "pt"})
+    write_atomic(path / "adapter_config.json", canonical_json({
+        "base_model_name_or_path": cell.model.repository or cell.model.id, "method": cell.method.id,
+        **plain(cell.method.params),
+    }))
+
+
 BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")  # configurations, templates and tokenizer files
 WRITERS = {"auto": _write_auto, "llava": _write_llava, "vila": _write_vila}
 
@@ -207,7 +234,9 @@ def card(cell: CellSpec, folder: Path) -> str:
     ]
     table = ["| dataset | role | score | n |", "| --- | --- | --- | --- |", *rows] if rows else ["Not evaluated."]
     settings = ", ".join(f"{name} {value}" for name, value in shown(cell.train).items() if value is not None)
-    if cell.model.family in ("auto", "llava"):
+    if stays_apart(cell):
+        load = "methods.houlsby.load(base_model, folder)  # it needs torch and safetensors only"
+    elif cell.model.family in ("auto", "llava"):
         load = (
             'AutoProcessor.from_pretrained(folder, backend="pil"), '
             "AutoModelForImageTextToText.from_pretrained(folder)  # transformers"

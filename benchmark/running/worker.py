@@ -121,14 +121,14 @@ def answer(
         path: file of the answers; answers that it has already are kept.
         told: callback (answered items, total).
     """
-    from benchmark.training.checkpoint import apply_delta, load_delta
     from benchmark.training.generate import generate
+    from benchmark.training.tuned import tuned
 
-    if cell.train is not None:
-        apply_delta(loaded.model, load_delta(folder / "delta.safetensors", loaded.digest))
-    generate(
-        loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told, share_images=cell.eval.share_images
-    )
+    with tuned(cell, loaded, folder) if is_tuned(cell) else contextlib.nullcontext():
+        generate(
+            loaded, records, cell.dataset(dataset), path, cell.eval.batch_size, told,
+            share_images=cell.eval.share_images,
+        )
 
 
 def _images(stage: str, step: Step) -> Told:

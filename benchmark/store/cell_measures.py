@@ -81,7 +81,7 @@ def weights(cell: CellSpec, folder: Path) -> dict[str, float]:
         folder: with delta.safetensors, or only with weights.json if the weights were not published.
 
     Returns:
-        The two numbers; empty if neither file can be read.
+        The two numbers; empty if neither file can be read, or the delta has an adapter that is not merged.
     """
     delta = folder / "delta.safetensors"
     known = kept(folder)
@@ -94,7 +94,7 @@ def weights(cell: CellSpec, folder: Path) -> dict[str, float]:
     if known.get("delta") != digest:
         known = {"delta": digest, **_measure(cell, delta)}
         write_atomic(folder / WEIGHTS, json.dumps(known) + "\n")
-    return {key: known[key] for key in ("rms_delta", "restored_fraction")}
+    return {key: known[key] for key in ("rms_delta", "restored_fraction") if key in known}
 
 
 def footprint(folder: Path) -> dict[str, float]:
@@ -115,6 +115,8 @@ def _measure(cell: CellSpec, delta: Path) -> dict[str, float]:
     parameters = dict(loaded.model.named_parameters())
     names = tuned_names(loaded, cell.train)
     tuned = load_delta(delta, loaded.digest)
+    if not tuned.keys() <= parameters.keys():  # an adapter that is no change of any weight
+        return {}
     size = sum(parameters[name].numel() for name in names)
     squares, changed = 0.0, 0
     for name, tensor in tuned.items():

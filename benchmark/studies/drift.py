@@ -88,7 +88,8 @@ class Stage:
             Locked: another process works on the cell.
             UserError: the model, its data or its delta cannot be read.
         """
-        from benchmark.training.checkpoint import apply_delta, load_delta
+        from benchmark.training.checkpoint import load_delta
+        from benchmark.training.tuned import tuned
 
         cell = read_cell(folder)
         assert is_tuned(cell)
@@ -100,12 +101,13 @@ class Stage:
             ):
                 loaded = self._worker._load(cell, answering=True)
                 reference = self._base(cell, told)
-                delta = load_delta(folder / "delta.safetensors", loaded.digest)
-                apply_delta(loaded.model, delta)
-                found = reference.drift(lambda done, total: told("tuned model", done, total))
                 size = sum(parameter.numel() for parameter in loaded.model.parameters())
-            moved = distance(delta, base, size)
-            write_atomic(folder / FILE, json.dumps({"key": key, **moved, **found}, indent=1) + "\n")
+                with tuned(cell, loaded, folder):
+                    found = reference.drift(lambda done, total: told("tuned model", done, total))
+                delta = load_delta(folder / "delta.safetensors", loaded.digest)
+            if delta.keys() <= base.keys():  # an adapter that is not merged is no distance
+                found |= distance(delta, base, size)
+            write_atomic(folder / FILE, json.dumps({"key": key, **found}, indent=1) + "\n")
 
     def _base(self, cell: TunedCell, told: StageTold) -> Reference:
         """Return the base's outputs for a cell; the last ones are kept. The model must have base weights."""

@@ -172,10 +172,9 @@ def flips(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> d
 
 def _drifted(measured: Mapping[str, Any]) -> dict[str, float]:
     """Return the measures of a drift.json."""
-    if not measured:
-        return dict.fromkeys(("kl", "kl_of_base", "cka_lost", "distance", "changed"), MISSING)
-    plain = {name: float(measured[name]) for name in ("kl", "kl_of_base", "distance")}
-    return plain | {"cka_lost": 1 - float(np.mean(measured["cka"])), "changed": 100 * float(measured["changed"])}
+    known = {name: float(measured.get(name, MISSING)) for name in ("kl", "kl_of_base", "distance", "changed")}
+    cka = float(np.mean(measured["cka"])) if "cka" in measured else MISSING
+    return known | {"cka_lost": 1 - cka, "changed": 100 * known["changed"]}
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Adapters: put into a loaded model before training, merged into its weights at the end.
 
 A method with an adapter trains added tensors and the projector. What a cell keeps is nevertheless an ordinary delta:
-the difference of the merged weights, computed in float32 and cast once.
+the difference of the merged weights, computed in float32 and cast once. An adapter that cannot be merged is the
+exception: the delta has its tensors as they are, and `inserted` puts them back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,11 +18,11 @@ from torch import Tensor, nn
 from benchmark import data
 from benchmark.core.errors import UserError
 from benchmark.data import Record
-from benchmark.models import LoadedModel
+from benchmark.models import LoadedModel, tuned_names
 from benchmark.models.batch import Items, collate
 from benchmark.spec import TunedCell, at_root, source_samples
 from benchmark.training.calibration import Calibration
-from benchmark.training.checkpoint import snapshot, state_digest
+from benchmark.training.checkpoint import apply_delta, snapshot, state_digest
 from benchmark.training.engine import place
 from methods.adapter import NAME, AdapterMethod
 from methods.base import Method
@@ -141,6 +143,33 @@ def _calibration(
     return Samples(loaded.model, batches, [f"{layer}.weight" for layer in layers])
 
 
+@contextlib.contextmanager
+def inserted(
+    cell: TunedCell, loaded: LoadedModel, method: AdapterMethod, delta: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Put a finished cell's adapter, which cannot be merged, back into a model, until the context ends.
+
+    Args:
+        cell: the cell.
+        loaded: the model with base weights. Tuned weights of the projector stay in it.
+        method: the cell's method.
+        delta: from the cell, with the adapter's tensors.
+
+    Raises:
+        UserError: the delta does not fit.
+    """
+    names = tuned_names(loaded, cell.train)
+    adapter = Adapter(loaded, method, names, adapted_layers(loaded, names, method))
+    try:
+        if lost := [name for name in adapter.added if name not in delta]:
+            raise UserError(f"The delta of {cell.method.id} lacks {lost[0]}. Train the cell again.")
+        apply_delta(loaded.model, delta)
+        loaded.model.requires_grad_(False)
+        yield
+    finally:
+        adapter.remove()
+
+
 class Adapter:
     """A method's adapter inside a model.
 
@@ -159,7 +188,8 @@ class Adapter:
         share: the same, over that of the weights that the scope would train.
         bytes: of everything that the insertion added to the model, whether it trains or not.
         digest: of the same, before the first step.
-        weights: names of the weights that a finished cell changes, in the order of `names`.
+        weights: names of the weights that a finished cell keeps, in the order of `names`.
+        added: those of them that are tensors of an adapter that cannot be merged.
     """
 
     def __init__(
@@ -174,7 +204,8 @@ class Adapter:
         loaded.model.requires_grad_(False)
         try:
             method.insert(loaded.model, layers, calibration)
-            self._settle(spare)
+            self._settle(spare and method.merges)
+            self._check_biases(names)
         except BaseException:
             self.remove()
             raise
@@ -183,7 +214,10 @@ class Adapter:
         whole = sum(sizes[name] if name in sizes else self._base[name].numel() for name in names)
         self.parameters = sum(sizes[name] for name in self.trained)
         self.share = self.parameters / whole
-        self.weights = [name for name in names if name in self._base or name in projector]
+        self.added = [] if method.merges else list(self._initial)
+        self.weights = self.trained if self.added else [
+            name for name in names if name in self._base or name in projector
+        ]
 
     def _settle(self, spare: bool) -> None:
         """Note what the insertion made."""
@@ -205,6 +239,20 @@ class Adapter:
             for layer in self._layers.values():
                 layer.cpu()
 
+    def _check_biases(self, names: Sequence[str]) -> None:
+        """Refuse a scope without the bias of an adapted layer if a merge would change it: that change would be lost.
+
+        Raises:
+            UserError: names the bias.
+        """
+        for path, layer in self._layers.items() if self._method.merges else ():
+            bias = f"{path}.bias"
+            if bias in self._base and bias not in names and _moves_bias(layer):
+                raise UserError(
+                    f"train.scope trains {path}.weight without {bias}, which this adapter changes too. Let the pattern "
+                    "match both, for example without `weight` at its end."
+                )
+
     def row(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Return a method's numbers for train.jsonl. How far the weights moved is known only when they are merged.
 
@@ -225,9 +273,12 @@ class Adapter:
             tuned: name -> trained tensor, whole and in float32.
 
         Returns:
-            Name -> float32 tensor. The adapter inside the model cannot be trained any more.
+            Name -> float32 tensor. The adapter inside the model cannot be trained any more. Nothing for an adapter that
+            cannot be merged.
         """
-        result = {}
+        result: dict[str, Tensor] = {}
+        if self.added:
+            return result
         for path, layer in self._layers.items():
             layer.float()
             inner = layer.get_base_layer()
@@ -249,6 +300,8 @@ class Adapter:
         Args:
             pretrained: those of `trained`.
         """
+        if self.added:  # no number equals NaN: every tensor of the adapter is kept, whether it moved or not
+            return {**pretrained, **{name: torch.full_like(self._initial[name], torch.nan) for name in self.added}}
         return {name: self._base[name] if name in self._base else pretrained[name] for name in self.weights}
 
     def remove(self) -> None:
@@ -259,6 +312,17 @@ class Adapter:
             for name, parameter in layer.named_parameters():
                 parameter.data = self._base[f"{path}.{name}"].clone()
         self._model.requires_grad_(False)
+
+
+@torch.no_grad()
+def _moves_bias(layer: Any) -> bool:
+    """Return whether merging a trained adapter changes the bias of its layer, by a trial."""
+    trial = copy.deepcopy(layer).float()
+    trial.get_base_layer().bias.data.fill_(1.0)
+    for parameter in (parameter for parameter in trial.parameters() if parameter.requires_grad):
+        parameter.add_(0.5)
+    trial.merge()
+    return not bool((trial.get_base_layer().bias == 1.0).all())
 
 
 def _added(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -214,7 +214,7 @@ def _train(
             return
         if adapter:
             adapter.remove()
-            apply_delta(model, tuned)
+            apply_delta(model, {name: tensor for name, tensor in tuned.items() if name not in adapter.added})
         for name, parameter in trained.items():
             if name in pretrained:
                 parameter.data = parameter.data.to(pretrained[name].dtype)

@@ -33,7 +33,10 @@ def test_every_adapter_is_tested():
     assert list(SMALL) == ADAPTERS
 
 
-@pytest.mark.parametrize("method", ADAPTERS)
+APART = ["houlsby"]  # they cannot be merged
+
+
+@pytest.mark.parametrize("method", [name for name in ADAPTERS if name not in APART])
 def test_a_new_adapter_changes_nothing_and_a_trained_one_is_merged_exactly(method):
     x = draw(1, 2, 5, 8)
     plain = decoder()(x)
@@ -53,6 +56,24 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_is_merged_exactly(metho
     assert not any(p.requires_grad for p in made.model.parameters())
     made.model.load_state_dict(merged, strict=False)
     close(made.model(x).detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", APART)
+def test_an_adapter_that_cannot_be_merged_is_kept_as_it_is(method):
+    x = draw(1, 2, 5, 8)
+    plain = decoder()(x)
+    made = adapt(method)
+    assert torch.equal(made.model(x), plain)
+    tuned = made.perturb()
+    assert (made.model(x) - plain).abs().max() > 0.01
+    assert made.adapter.merged(tuned) == {} and made.adapter.weights == made.adapter.trained
+    assert [name for name in made.adapter.trained if "projector" not in name] == made.adapter.added
+    pretrained = {name: torch.from_numpy(made.base[name]) for name in made.adapter.trained if "projector" in name}
+    base = made.adapter.base(pretrained)
+    # Whatever its value is, even that before training, it differs from what the cell is compared with.
+    assert base.keys() == tuned.keys() and all(base[name].isnan().all() for name in made.adapter.added)
+    made.adapter.remove()
+    assert [type(module) for module in made.model.modules()] == [type(module) for module in decoder().modules()]
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
@@ -296,6 +317,26 @@ def test_ln_tuning():
     ], atol=1e-7)
 
 
+def test_houlsby():
+    behind_the_sublayers(adapt("houlsby"))
+
+
+def behind_the_sublayers(made):
+    start = {name: made.value(f"{DOWN}.{name}") for name in ("down.weight", "up.weight", "down.bias", "up.bias")}
+    assert start["down.weight"].shape == (3, 8) and 0 < np.abs(start["down.weight"]).max() <= 0.02
+    assert not any(start[name].any() for name in start if name != "down.weight")
+    made.perturb()
+    x, kinds = draw(8, 5, 12), ("down.weight", "down.bias", "up.weight", "up.bias")
+    found = made.model.get_submodule(DOWN)(x)
+    expected = reference.houlsby(numpy(x) @ made.weight(DOWN).T, *(made.value(f"{DOWN}.{kind}") for kind in kinds))
+    close(found.detach(), expected)
+
+
+def test_houlsby_draws_the_two_sublayers_apart():
+    made = adapt("houlsby")
+    assert (made.value(f"{DOWN}.down.weight") != made.value(f"{VALUE}.down.weight")).any()
+
+
 def support(made):
     """Return where a sparse adapter changed each weight."""
     merged = made.adapter.merged(made.perturb())
@@ -437,6 +478,9 @@ FAULTS = {
     "lorasculpt: one step late": ("lorasculpt", "lorasculpt", ">= self.params.prune", "> self.params.prune"),
     "lorasculpt: masked only once": ("lorasculpt", "lorasculpt", "for shard in mine:", "for shard in []:"),
     "lorasculpt: the projector is masked too": ("lorasculpt", "lorasculpt", " if shard.name.endswith((DOWN, UP))", ""),
+    "houlsby: no skip": ("houlsby", "houlsby", "return y + self.up", "return self.up"),
+    "houlsby: no nonlinearity": ("houlsby", "houlsby", "F.gelu(self.down(y))", "self.down(y)"),
+    "houlsby: of the inputs": ("houlsby", "houlsby", "self.down(y)", "self.down(x[..., : y.shape[-1]])"),
     "lorasculpt_code: no lag": ("lorasculpt_code", "lorasculpt", "if not self.params.lag", "if True"),
     "lorasculpt_code: all layers regularised": ("lorasculpt_code", "lorasculpt", 'self.params.regularise == "all" or',
                                                 "True or"),
@@ -466,6 +510,8 @@ def check(method, load=None):
     made = adapt(method, load=load)
     if method == "oplora":
         keeps_the_largest(made)
+    elif method == "houlsby":
+        behind_the_sublayers(made)
     else:
         splits_off(made, method, UP)
 
@@ -502,6 +548,7 @@ def test_an_unchanged_copy_passes(method, mutant):
     ("lora", {"targets": "vision_tower.*"}, ["'vision_tower.*' names none of the layers", "never reaches the vision",
                                             "mlp.down_proj, mlp.up_proj, self_attn.k_proj, self_attn.v_proj"]),
     ("lora", {"targets": "q_proj"}, ["'q_proj' names none", "the whole name"]),
+    ("houlsby", {"size": 9}, ["layers.0.self_attn.v_proj", "size=9 is no bottleneck of its 8 outputs", "1 to 8"]),
     ("ln_tuning", {"targets": "mlp.*"}, ["names none of the layers that train", "Names: input_layernorm"]),
 ])
 def test_an_adapter_that_does_not_fit_is_refused_by_name(method, params, words):
@@ -514,6 +561,7 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(method, params, words):
     ("lora", {"targets": "("}, ["targets='('", "no regular expression"]),
     ("lora", {"r": 0}, ["r=0 must be above 0"]),
     ("lora", {"init_lora_weights": "pisa"}, ["Did you mean 'pissa'"]),
+    ("houlsby", {"size": 0}, ["size=0 must be above 0"]),
     ("ia3", {"feedforward": "["}, ["no regular expression"]),
     ("oft", {"oft_block_size": 1}, ["oft_block_size=1"]),
     ("boft", {"boft_block_size": 3}, ["boft_block_size=3 must be even"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 Array = np.ndarray
@@ -131,3 +133,10 @@ def largest(values: Array, share: float) -> Array:
     mask = np.zeros(values.size, dtype=bool)
     mask[order] = True
     return mask.reshape(values.shape)
+
+
+def houlsby(y: Array, down: Array, down_bias: Array, up: Array, up_bias: Array) -> Array:
+    """Return a sublayer's output with a bottleneck behind it: y + U gelu(D y + d) + u, gelu(z) = z Phi(z)."""
+    z = y @ down.T + down_bias
+    normal = np.vectorize(lambda value: 0.5 * (1 + math.erf(value / math.sqrt(2))))
+    return y + (z * normal(z)) @ up.T + up_bias

@@ -164,7 +164,7 @@ def test_every_example_is_accepted(text, tmp_path, monkeypatch, capsys):
     verb, *rest = shlex.split(example.partition(" >")[0])
     usage.refuse_unread(verb, rest)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if verb in RUNS and "fig1" not in rest:
+    if verb in RUNS and not {"fig1", "predict"} & set(rest):
         asked = []
         monkeypatch.setattr("benchmark.running.runner.run", lambda request, *_: asked.append(request) or 75)
         assert cli.main([verb, *rest]) == 75, capsys.readouterr().err
@@ -177,6 +177,9 @@ def test_every_example_is_accepted(text, tmp_path, monkeypatch, capsys):
         kept = [item for item in overrides if not item.startswith(("table=", "figure="))]
         tables = next(item for item in overrides if item.startswith("table=")).partition("=")[2].split(",")
         assert all(compose.request([f"table={table}", *kept]).cells for table in tables)
+    elif rest[:1] == ["predict"]:  # it reads what is finished, here nothing
+        assert cli.main([verb, *rest, f"results={tmp_path}"]) == 2
+        assert "No model and target has 4 finished cells" in capsys.readouterr().err
     elif rest[:1] == ["fig1"]:
         assert named_figures.requests("fig1", overrides)[0].models
     else:

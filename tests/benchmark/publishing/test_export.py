@@ -28,10 +28,13 @@ from benchmark.models.loading import how_to_load, load_model
 from benchmark.models.prompt import render
 from benchmark.models.vila import VilaForConditionalGeneration
 from benchmark.publishing.export import export
-from benchmark.spec import plain
+from benchmark.spec import MethodSpec, plain
 from benchmark.store.cells import Store
+from benchmark.training.adapters import Adapter, adapted_layers
 from benchmark.training.checkpoint import save_delta, snapshot
 from benchmark.training.generate import answer_batch
+from methods import houlsby
+from methods.registry import build
 from tests.benchmark.cells import cell_of_tiny
 from tests.benchmark.models import tiny
 from tests.benchmark.models.test_layouts import CLIP, write_clip, write_original
@@ -59,6 +62,36 @@ def batch_of(loaded):
     batch = collate(loaded, [item(loaded, "a", "what colour is this animal?", "red", 1)], "right")
     batch.pop("labels")
     return batch
+
+
+def test_an_adapter_that_cannot_be_merged_is_exported_alone_and_loads_on_a_plain_model(tmp_path):
+    tiny.write("llava", tmp_path / "base")
+    cell = cell_of_tiny(checkpoint=str(tmp_path / "base"), vocab_size=len(tiny.tokenizer()))
+    cell = replace(cell, method=MethodSpec("houlsby", {"size": 4}))
+    loaded, store = load_model(cell.model, cell.dtype, "cpu"), Store(tmp_path / "results")
+    method, names = build("houlsby", {"size": 4}, 0), trainable_names(loaded, "last_layers", 2)
+    adapter = Adapter(loaded, method, names, adapted_layers(loaded, names, method))
+    tensors = {name: loaded.model.get_parameter(name) for name in adapter.trained}
+    base = adapter.base({name: tensor.detach().clone() for name, tensor in tensors.items()})
+    with torch.no_grad():
+        for tensor in tensors.values():
+            tensor.add_(0.1 * torch.randn_like(tensor))
+        ours = loaded.model(**batch_of(loaded)).logits
+    folder = store.folder(cell)
+    folder.mkdir(parents=True)
+    save_delta(folder / "delta.safetensors", tensors, base, list(tensors), loaded.digest)
+    (folder / "cell.yaml").write_text(yaml.safe_dump(plain(cell)))
+    assert main(["export", folder.name, str(tmp_path / "out"), f"results={store.root}"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json", "README.md"
+    }
+    about = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert about["method"] == "houlsby" and about["size"] == 4
+    assert "methods.houlsby.load(base_model, folder)" in (tmp_path / "out" / "README.md").read_text()
+    model = houlsby.load(LlavaForConditionalGeneration.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    with torch.no_grad():
+        theirs = model(**batch_of(loaded)).logits[..., : ours.shape[-1]]
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
 
 
 def test_llava_loads_in_plain_transformers(tmp_path):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmark.core.errors import UserError
 from benchmark.models import trainable_names
+from benchmark.models.batch import Items, collate
 from benchmark.spec import DatasetSpec, MethodSpec
 from benchmark.store import cell_measures
-from benchmark.training.adapters import adapted_layers
-from benchmark.training.checkpoint import snapshot
+from benchmark.training.adapters import Adapter, adapted_layers
+from benchmark.training.checkpoint import apply_delta, save_delta, snapshot
+from benchmark.training.tuned import tuned as tuned_weights
+from methods import houlsby
 from methods.registry import build
 from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
     Killed,
@@ -30,6 +36,7 @@ from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
 SMALL = {
     "lora": {"r": 4}, "dora": {"r": 4}, "pissa": {"r": 4}, "osf": {}, "shira_gradient": {"r": 2, "samples": 3},
     "lorasculpt": {"r": 4, "prune_after": 4}, "lorasculpt_code": {"r": 4, "prune_after": 4}, "oplora": {"r": 2, "k": 4},
+    "houlsby": {"size": 4},
 }
 
 
@@ -74,6 +81,84 @@ def test_a_cell_ends_as_an_ordinary_delta_and_leaves_the_model_as_it_was(loaded,
             values = torch.linalg.svdvals(change)
             assert values[3] > 1e-4 and values[4:].max() < 1e-6, name
     assert "rms_delta" not in rows[-1] and 0 < rows[-1]["trained_share"] < 1 and rows[-1]["rms_adapter"] > 0
+
+
+@pytest.mark.slow
+def test_an_adapter_that_cannot_be_merged_comes_back_for_answers_and_goes_again(loaded, records, tmp_path):  # noqa: F811
+    everything = [name for name, _ in loaded.model.named_parameters()]
+    before, seen = snapshot(loaded.model, everything), {}
+
+    def look(*_):  # the trained model, in the last step of training
+        seen.update({name: value.detach().clone() for name, value in loaded.model.named_parameters()})
+
+    spec = adapted("houlsby", epochs=6, last_layers=1, learning_rate=0.1)
+    delta, rows = tuned(loaded, records, tmp_path, spec, on_progress=look)
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"] and 0 < rows[-1]["trained_share"] < 1
+    added = set(delta) - set(everything)
+    block = loaded.block_prefixes[-1]
+    assert len(added) == 8 and all(name.startswith(block) for name in added)
+    assert all(name.startswith(loaded.projector_prefix) for name in set(delta) - added)
+    assert all(torch.equal(delta[name], seen[name]) for name in delta)
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(loaded.model, everything).items())
+    batch = collate(loaded, [Items(loaded, records, supervised=False)[0]], "left")
+    batch.pop("labels")
+    with torch.no_grad(), tuned_weights(spec, loaded, tmp_path):
+        assert {name for name, _ in loaded.model.named_parameters()} >= set(delta)
+        answering = snapshot(loaded.model, delta)
+        assert all(torch.equal(answering[name], delta[name]) for name in delta)
+        found = loaded.model(**batch).logits
+    assert [name for name, _ in loaded.model.named_parameters()] == everything
+    apply_delta(loaded.model, before)
+    with torch.no_grad():
+        assert (loaded.model(**batch).logits - found).abs().max() > 1e-3
+    # The same, by the loader that an export names.
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    save_file(delta, apart / houlsby.FILE)
+    other = copy.deepcopy(loaded.model)
+    with torch.no_grad():
+        assert torch.equal(houlsby.load(other, apart)(**batch).logits, found)
+    with pytest.raises(ValueError, match="no adapter for this model"):
+        houlsby.load(torch.nn.Linear(2, 2), apart)
+
+
+@pytest.mark.slow
+def test_a_cell_without_its_adapter_is_named(vila, records, tmp_path):  # noqa: F811
+    spec = adapted("houlsby", epochs=1)
+    delta, _ = tuned(vila, records, tmp_path, spec)
+    name = next(name for name in delta if name.endswith("up.weight"))
+    base = snapshot(vila.model, [n for n, _ in vila.model.named_parameters()])
+    rest = {key: value for key, value in delta.items() if key != name}
+    save_delta(tmp_path / "delta.safetensors", rest, {**rest, **dict.fromkeys(rest, torch.tensor(torch.nan))}, rest,
+               vila.digest)
+    with pytest.raises(UserError, match=f"lacks {name}"), tuned_weights(spec, vila, tmp_path):
+        pass
+    assert all(torch.equal(value, base[key]) for key, value in vila.model.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["ia3", "lora", "oft", "ln_tuning"])
+def test_a_scope_without_a_bias_that_the_adapter_changes_is_refused(loaded, method):  # noqa: F811
+    """IA3 rescales the outputs of a layer with its bias; a scope of weights alone would lose that without a word."""
+    norm = method == "ln_tuning"
+    name = "input_layernorm" if norm else "self_attn.k_proj"
+    path = f"{loaded.block_prefixes[-1]}{name}"
+    kinds = [type(module) for module in loaded.model.modules()]
+    layer = loaded.model.get_submodule(path)
+    sizes = {"lora": {"r": 2}, "oft": {"oft_block_size": 2}}
+    built = build(method, {"targets": re.escape(name)} | sizes.get(method, {}), 0)
+    layer.bias = torch.nn.Parameter(torch.zeros(len(layer.weight)))
+    try:
+        names = [f"{path}.weight"]
+        assert adapted_layers(loaded, names, built) == [path]
+        if method in ("ia3", "ln_tuning"):
+            with pytest.raises(UserError, match=r"trains \S+.weight without \S+.bias, which this adapter changes too"):
+                Adapter(loaded, built, names, [path])
+        else:  # they leave it alone
+            Adapter(loaded, built, names, [path]).remove()
+        Adapter(loaded, built, [*names, f"{path}.bias"], [path]).remove()
+        assert [type(module) for module in loaded.model.modules()] == kinds
+    finally:
+        layer.bias = None
 
 
 @pytest.mark.slow
@@ -158,6 +243,19 @@ def test_calibration_reads_training_samples_of_every_source_set(vila, records, t
     assert read == [("a", "train", 3), ("b", "train", 3)]
     again, _ = tuned(vila, records, tmp_path / "b", spec)
     assert same(first, again) and len(first) > 10
+
+
+@pytest.mark.slow
+def test_an_adapter_that_is_not_merged_has_no_distance(vila, records, tmp_path, monkeypatch):  # noqa: F811
+    from benchmark.models import loading
+
+    spec = adapted("houlsby", epochs=1)
+    tuned(vila, records, tmp_path, spec)
+    monkeypatch.setattr(loading, "load_model", lambda *_: vila)
+    monkeypatch.setattr(cell_measures, "_bases", {})
+    found = cell_measures.of_cell(spec, tmp_path, ("rms_delta", "learnable"))
+    assert found["learnable"] == found["trained_share"] < 1 and "rms_delta" not in found
+    assert "rms_delta" not in cell_measures.of_cell(spec, tmp_path, ("rms_delta",))  # nor the second time
 
 
 @pytest.mark.slow
