@@ -146,7 +146,7 @@ class TrainSpec:
     limit: int | None = field(metadata=bounds(low=1))
     # Run each block again in the backward pass instead of keeping its activations; no number changes.
     gradient_checkpointing: bool = field(default=False, metadata=APART)
-    projector: Literal["full", "frozen"] = field(default="full", metadata=LATER)
+    projector: Literal["full", "frozen", "lora"] = field(default="full", metadata=LATER)
     # Of each supervised token (benchmark/training/losses.py); a setting below is of the loss that it is named after.
     loss: Literal["cross_entropy", "lwf", "dft", "asft", "eaft", "talr"] = field(
         default="cross_entropy", metadata=LATER

@@ -30,11 +30,13 @@ class AdapterMethod(Method):
         layers: the kind of layers that it adapts: linear layers, or norms.
         calibrates_on: the records that `insert` needs: none, those of the target, or training samples of the source
             sets. `calibration_samples` is their number.
+        adapts_projector: whether it is the projector's adapter, too, with train.projector=lora. Otherwise LoRA is.
         merges: whether it can be merged; then its layers have `merge()`.
     """
 
     layers: ClassVar[Literal["linear", "norm"]] = "linear"
     calibrates_on: ClassVar[Literal["", "target", "sources"]] = ""
+    adapts_projector: ClassVar[bool] = False
     merges: ClassVar[bool] = True
     uses_pretrained = False
 

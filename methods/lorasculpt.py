@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from methods.adapter import NAME, check_targets
+from methods.blocks import split_layer
 from methods.peft import Peft, check_positive, rank_fault
 from methods.threshold import largest
 
@@ -63,6 +65,8 @@ class LoraSculpt(Peft):
     checkpoints, so a resumed run goes on without; (4) it regularises queries, keys and values only, and the projector,
     to which the paper gives a sparse LoRA of its own, trains as a whole, without regulariser; (5) the regulariser
     leaves out LoRA's scale.
+    With train.projector=lora it adapts the projector's layers, too: (4) as in the paper, L + lambda mean_llm + lambda
+    mean_connector, with A and B of both parts masked.
     Variants: lorasculpt: masks on the weights after every step, the last one included, saved and resumed; all adapted
     layers are regularised; (1), (5) and the whole projector are as released. lorasculpt_code: as released but for (3),
     because a cell must not depend on interruptions.
@@ -71,6 +75,7 @@ class LoraSculpt(Peft):
     Params = LoraSculptParams
     type = "LORA"
     stateless = False
+    adapts_projector = True
 
     def options(self, layers: Sequence[str]) -> dict[str, Any]:
         return {"r": self.params.r, "lora_alpha": self.params.lora_alpha}
@@ -89,7 +94,10 @@ class LoraSculpt(Peft):
     def insert(self, model: nn.Module, layers: Sequence[str], calibration: Samples | None) -> None:
         super().insert(model, layers, calibration)
         wanted = [path for path in layers if self.params.regularise == "all" or path.endswith(ATTENTION)]
-        self._regularised = tuple(wanted)
+        # The mean is over the layers of a layer's part: the language model or the projector.
+        outside = {path: split_layer(f"{path}.weight") is None for path in wanted}
+        parts = Counter(outside.values())
+        self._regularised = {path: parts[outside[path]] for path in wanted}
         # A function, because the weights are the model's: they are no state of this method and cost it no memory.
         self._weight = lambda path: model.get_parameter(f"{path}.base_layer.weight")
 
@@ -137,7 +145,7 @@ class LoraSculpt(Peft):
             weighted = importance(self._weight(path).to(down), self.params.omega).square_().mul_(up @ down)
             norm = (weighted * (up @ down)).sum().sqrt()
             # At B = 0 the norm has no gradient; PyTorch's is 0.
-            factor = torch.where(norm > 0, self.params.strength / len(self._regularised) / norm, 0.0)
+            factor = torch.where(norm > 0, self.params.strength / self._regularised[path] / norm, 0.0)
             for name, gradient in ((DOWN, up.T @ weighted), (UP, weighted @ down.T)):
                 shard = mine[f"{path}{name}"]
                 part = gradient.flatten()[shard.offset : shard.offset + shard.grad.numel()]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from benchmark.core.errors import UserError, did_you_mean
 
-Projector = Literal["full", "frozen"]
+Projector = Literal["full", "frozen", "lora"]
 
 ALL = r""
 ATTENTION = r"attn\w*\.(q|k|v|o|out|qkv)_proj\."
@@ -41,6 +41,8 @@ def fault_of(scope: str, projector: Projector = "full") -> str | None:
             "layers.3.self_attn.q_proj.weight."
     if scope == "projector" and projector == "frozen":
         return "train.scope=projector with train.projector=frozen trains nothing. Change one of them."
+    if scope == "llm" and projector == "lora":
+        return "train.scope=llm freezes the projector, so train.projector=lora has no effect. Use train.scope=all."
     return None
 
 

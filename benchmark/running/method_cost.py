@@ -147,7 +147,7 @@ class Bench:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(list(trained.values()), lr=settings.learning_rate, weight_decay=0.0)
-        attachment = attach(optimizer, trained, base, method)
+        attachment = attach(optimizer, trained, base, method, adapter.unseen if adapter else ())
         batches = chain.from_iterable(repeat(self.batches))
         try:
             for _, pairs in zip(range(count), batches, strict=False):

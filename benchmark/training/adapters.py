@@ -1,6 +1,7 @@
 """Adapters: put into a loaded model before training, merged into its weights at the end.
 
-A method with an adapter trains added tensors and the projector. What a cell keeps is nevertheless an ordinary delta:
+A method with an adapter trains added tensors and the projector; with train.projector=lora every method trains a LoRA of
+the projector's layers in place of the projector. What a cell keeps is nevertheless an ordinary delta:
 the difference of the merged weights, computed in float32 and cast once. An adapter that cannot be merged is the
 exception: the delta has its tensors as they are, and `inserted` puts them back.
 """
@@ -26,7 +27,9 @@ from benchmark.training.checkpoint import apply_delta, snapshot, state_digest
 from benchmark.training.engine import place
 from methods.adapter import NAME, AdapterMethod
 from methods.base import Method
+from methods.peft import Lora, LoraParams
 
+PROJECTOR = LoraParams(r=32, lora_alpha=64)  # of train.projector=lora, as in LoRASculpt's experiments
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -58,8 +61,14 @@ def adapted_layers(loaded: LoadedModel, names: Sequence[str], method: AdapterMet
             f"name of a layer below a decoder block, and never reaches the vision tower or the projector. Names: "
             f"{', '.join(sorted(set(below.values())))}."
         )
-    for path in chosen:
-        weight = possible[path].get_parameter("weight")
+    _check_layers({path: possible[path] for path in chosen}, method)
+    return chosen
+
+
+def _check_layers(layers: Mapping[str, nn.Module], method: AdapterMethod) -> None:
+    """Refuse layers that are quantised, or too small for the adapter."""
+    for path, layer in layers.items():
+        weight = layer.get_parameter("weight")
         if weight.dtype not in FLOATING or type(weight.data) is not Tensor:
             raise UserError(
                 f"{path} is quantised ({weight.dtype}): an adapter could not be merged into it without loss. Use a "
@@ -67,7 +76,6 @@ def adapted_layers(loaded: LoadedModel, names: Sequence[str], method: AdapterMet
             )
         if reason := method.fault(weight.shape):
             raise UserError(f"{path} (weight {' x '.join(map(str, weight.shape))}): {reason}.")
-    return chosen
 
 
 def _layers(loaded: LoadedModel, names: Sequence[str]) -> dict[str, nn.Module]:
@@ -103,7 +111,7 @@ def insert(
     cell: TunedCell, loaded: LoadedModel, method: Method, names: Sequence[str], records: Sequence[Record],
     sharded: bool,
 ) -> Adapter | None:
-    """Put a method's adapter into a model, as a cell's training needs it; None for a method without one.
+    """Put the adapters of a cell's training into a model: its method's, and with train.projector=lora the projector's.
 
     Args:
         cell: the cell.
@@ -113,16 +121,41 @@ def insert(
         records: the target's training records.
         sharded: whether an engine will shard the model.
 
+    Returns:
+        The adapters; None if the cell has none.
+
     Raises:
         UserError: see `adapted_layers`; the training samples of a source set that the method needs cannot be read.
     """
-    if not isinstance(method, AdapterMethod):
+    own, calibration, parts = method if isinstance(method, AdapterMethod) else None, None, []
+    projector = projector_layers(loaded, names) if cell.train.projector == "lora" else []
+    if own is not None:
+        layers = adapted_layers(loaded, names, own)
+        calibration = _calibration(cell, loaded, own, records, layers)
+        if own.adapts_projector:
+            layers, projector = [*layers, *projector], []
+        parts.append((own, layers))
+    if projector:
+        parts.append((Lora(PROJECTOR, cell.seed), projector))
+    for adapter, layers in parts:
+        _check_layers({path: loaded.model.get_submodule(path) for path in layers}, adapter)
+    if not parts:
         return None
-    layers = adapted_layers(loaded, names, method)
-    return Adapter(
-        loaded, method, names, layers, _calibration(cell, loaded, method, records, layers),
-        spare=sharded and place()[0] == 0,
-    )
+    return Adapter(loaded, parts, names, calibration, sharded and place()[0] == 0, whole=own is None)
+
+
+def projector_layers(loaded: LoadedModel, names: Sequence[str]) -> list[str]:
+    """Return the linear layers of the projector whose weights are named.
+
+    Raises:
+        UserError: there is none.
+    """
+    inside = [name for name in names if name.startswith(loaded.projector_prefix) and name.endswith(".weight")]
+    paths = [name.removesuffix(".weight") for name in inside]
+    found = [path for path in paths if isinstance(loaded.model.get_submodule(path), nn.Linear)]
+    if not found:
+        raise UserError("train.projector=lora: the projector has no linear layer. Use train.projector=full or frozen.")
+    return found
 
 
 def _calibration(
@@ -159,7 +192,7 @@ def inserted(
         UserError: the delta does not fit.
     """
     names = tuned_names(loaded, cell.train)
-    adapter = Adapter(loaded, method, names, adapted_layers(loaded, names, method))
+    adapter = Adapter(loaded, [(method, adapted_layers(loaded, names, method))], names)
     try:
         if lost := [name for name in adapter.added if name not in delta]:
             raise UserError(f"The delta of {cell.method.id} lacks {lost[0]}. Train the cell again.")
@@ -171,20 +204,21 @@ def inserted(
 
 
 class Adapter:
-    """A method's adapter inside a model.
+    """The adapters of a training inside a model: the method's, and with train.projector=lora that of the projector.
 
     Args:
         loaded: the model; changed in place until `remove`.
-        method: the method.
+        parts: each adapter with the names of the layers to adapt.
         names: the weights that the scope of the training would train.
-        layers: names of the layers to adapt.
-        calibration: calibration data, if the method needs any.
+        calibration: calibration data, if the first adapter needs any.
         spare: keep a second copy of the adapted layers on the CPU, to merge with. An engine that shards the model needs
             it: afterwards no process has a whole layer.
+        whole: train the named weights of the blocks themselves, too: the method has no adapter.
 
     Attributes:
-        trained: names of the tensors that train: the projector's, and the adapter's.
-        parameters: number of their elements.
+        trained: names of the tensors that train: weights that train as they are, and the adapters'.
+        unseen: those of them that the method's hooks do not see: a projector's LoRA beside trained weights.
+        parameters: number of elements of `trained`.
         share: the same, over that of the weights that the scope would train.
         bytes: of everything that the insertion added to the model, whether it trains or not.
         digest: of the same, before the first step.
@@ -193,31 +227,41 @@ class Adapter:
     """
 
     def __init__(
-        self, loaded: LoadedModel, method: AdapterMethod, names: Sequence[str], layers: Sequence[str],
-        calibration: Samples | None = None, spare: bool = False,
+        self, loaded: LoadedModel, parts: Sequence[tuple[AdapterMethod, Sequence[str]]], names: Sequence[str],
+        calibration: Samples | None = None, spare: bool = False, whole: bool = False,
     ) -> None:
-        self._model, self._method = loaded.model, method
-        self._originals = {path: loaded.model.get_submodule(path) for path in layers}
+        self._model = loaded.model
+        self._methods = {path: method for method, layers in parts for path in layers}
+        self._originals = {path: loaded.model.get_submodule(path) for path in self._methods}
         inside = {f"{path}.{name}" for path, layer in self._originals.items() for name, _ in layer.named_parameters()}
         self._base = snapshot(loaded.model, inside)
-        projector = [name for name in names if name.startswith(loaded.projector_prefix)]
+        projector = {name for name in names if name.startswith(loaded.projector_prefix)}
+        adapted = any(f"{path}.weight" in projector for path in self._methods)
         loaded.model.requires_grad_(False)
         try:
-            method.insert(loaded.model, layers, calibration)
-            self._settle(spare and method.merges)
+            begun: list[nn.Parameter] = []
+            for method, layers in parts:
+                method.insert(loaded.model, layers, calibration)
+                for parameter in begun:  # the library freezes what it did not add
+                    parameter.requires_grad_(True)
+                begun = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+            self._settle(spare)
             self._check_biases(names)
         except BaseException:
             self.remove()
             raise
-        self.trained = [*projector, *self._initial]
+        plain = [name for name in names if (not adapted if name in projector else whole)]
+        self.trained = [*plain, *self._initial]
+        self.unseen = tuple(self._initial) if whole else ()
         sizes = {name: parameter.numel() for name, parameter in loaded.model.named_parameters()}
-        whole = sum(sizes[name] if name in sizes else self._base[name].numel() for name in names)
         self.parameters = sum(sizes[name] for name in self.trained)
-        self.share = self.parameters / whole
-        self.added = [] if method.merges else list(self._initial)
-        self.weights = self.trained if self.added else [
-            name for name in names if name in self._base or name in projector
-        ]
+        self.share = self.parameters / sum(
+            sizes[name] if name in sizes else self._base[name].numel() for name in names
+        )
+        stay = tuple(f"{path}." for path, method in self._methods.items() if not method.merges)
+        self.added = [name for name in self._initial if name.startswith(stay)]
+        kept = {name for name in self._base if not name.startswith(stay)}.union(plain)
+        self.weights = [*(name for name in names if name in kept), *self.added]
 
     def _settle(self, spare: bool) -> None:
         """Note what the insertion made."""
@@ -234,6 +278,7 @@ class Adapter:
         added = {f"{path}.{name}": value for path, layer in self._layers.items() for name, value in _added(layer)}
         self.bytes = sum({value.data_ptr(): value.nbytes for value in added.values()}.values())  # some are shared
         self.digest = state_digest(added)
+        self._layers = {path: layer for path, layer in self._layers.items() if self._methods[path].merges}
         if spare:
             self._layers = copy.deepcopy(self._layers)
             for layer in self._layers.values():
@@ -245,7 +290,7 @@ class Adapter:
         Raises:
             UserError: names the bias.
         """
-        for path, layer in self._layers.items() if self._method.merges else ():
+        for path, layer in self._layers.items():
             bias = f"{path}.bias"
             if bias in self._base and bias not in names and _moves_bias(layer):
                 raise UserError(
@@ -260,6 +305,8 @@ class Adapter:
             numbers: as measured on the trained tensors.
         """
         kept = {name: value for name, value in numbers.items() if name not in ("rms_delta", "restored_fraction")}
+        if self.unseen:  # the weights of the blocks themselves train, so a share would not say what the method selects
+            return kept
         trained = {"trained_parameters": self.parameters, "trained_share": self.share}
         return {"rms_adapter": numbers["rms_delta"], **trained, **kept}
 
@@ -273,12 +320,10 @@ class Adapter:
             tuned: name -> trained tensor, whole and in float32.
 
         Returns:
-            Name -> float32 tensor. The adapter inside the model cannot be trained any more. Nothing for an adapter that
-            cannot be merged.
+            Name -> float32 tensor, without the layers of an adapter that cannot be merged. The others inside the model
+            cannot be trained any more.
         """
-        result: dict[str, Tensor] = {}
-        if self.added:
-            return result
+        result = {}
         for path, layer in self._layers.items():
             layer.float()
             inner = layer.get_base_layer()
@@ -287,7 +332,7 @@ class Adapter:
                 parameter.data = self._base[f"{path}.{name}"].to(parameter.device, torch.float32, copy=True)
             if path in self._split:
                 _set(layer, path, {name: self._initial[name] for name in mine})
-                inner.weight.data -= self._method.change(layer)
+                inner.weight.data -= self._methods[path].change(layer)
             _set(layer, path, mine)
             layer.merge()
             for name, parameter in layer.get_base_layer().named_parameters():
@@ -300,8 +345,8 @@ class Adapter:
         Args:
             pretrained: those of `trained`.
         """
-        if self.added:  # no number equals NaN: every tensor of the adapter is kept, whether it moved or not
-            return {**pretrained, **{name: torch.full_like(self._initial[name], torch.nan) for name in self.added}}
+        # No number equals NaN: every tensor of an adapter that stays is kept, whether it moved or not.
+        pretrained = {**pretrained, **{name: torch.full_like(self._initial[name], torch.nan) for name in self.added}}
         return {name: self._base[name] if name in self._base else pretrained[name] for name in self.weights}
 
     def remove(self) -> None:

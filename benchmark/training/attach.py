@@ -7,7 +7,7 @@ each of them keeps the weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -117,6 +117,7 @@ def attach(
     named_parameters: Mapping[str, Parameter],
     pretrained: Mapping[str, Tensor],
     method: Method,
+    unseen: Collection[str] = (),
 ) -> Attachment:
     """Hook a method around every step of an optimizer and start it.
 
@@ -128,6 +129,7 @@ def attach(
         named_parameters: name in the model -> trained tensor.
         pretrained: name -> w* from the base checkpoint, in its full shape, also when the model was resumed.
         method: a method that has not been started; load its saved state through the returned attachment.
+        unseen: names of trained tensors that are no weights of the base; the method does not see them.
 
     Returns:
         The attachment.
@@ -171,10 +173,12 @@ def attach(
         torch.distributed.get_rank(layout.group), torch.distributed.get_world_size(layout.group)
     )
 
+    seen = [fragment for fragment in layout.fragments if names[id(fragment.parameter)] not in unseen]
+
     def live(optimizer: torch.optim.Optimizer) -> Shards:
         """Return the tensors that this call of step changes: all, or under ZeRO those of one group or sub-group."""
         held = {id(buffer) for group in optimizer.param_groups for buffer in group["params"]}
-        fragments = [fragment for fragment in layout.fragments if id(fragment.buffer) in held]
+        fragments = [fragment for fragment in seen if id(fragment.buffer) in held]
         return Shards(lambda: read(fragments, with_grad=True), reduce, place)
 
     inner, own_step = layout.optimizer, False
@@ -208,11 +212,12 @@ def attach(
             method.after_step(live(optimizer))
 
     method.extra_step = extra_step if layout.group is None else None
-    method.shards = Shards(lambda: read(layout.fragments, with_grad=False), reduce, place)
+    method.shards = Shards(lambda: read(seen, with_grad=False), reduce, place)
     with torch.no_grad():
         method.start(method.shards)
     hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
-    return Attachment(method.shards, method, hooks, _place(layout, names, *place))
+    everything = Shards(lambda: read(layout.fragments, with_grad=False), reduce, place)
+    return Attachment(everything, method, hooks, _place(layout, names, *place))
 
 
 def _check(

@@ -763,7 +763,8 @@ class CellTrainer(Trainer):
     def start_method(self) -> None:
         """Hook the method to the optimizer and restore its saved state."""
         run = self.run
-        run.attachment = attach(self.optimizer, run.trained, run.pretrained, run.method)
+        unseen = run.adapter.unseen if run.adapter else ()
+        run.attachment = attach(self.optimizer, run.trained, run.pretrained, run.method, unseen)
         if self.found is not None:
             state = torch.load(self.found / f"method{self.rank}.pt", weights_only=True)
             run.attachment.load_state_dict(state)

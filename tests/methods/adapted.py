@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmark.training.adapters import Adapter, adapted_layers
+from benchmark.training.adapters import Adapter, adapted_layers, projector_layers
 from methods.registry import METHODS, build
 
 BLOCK, UP, DOWN, VALUE = "layers.0.", "layers.0.mlp.up_proj", "layers.0.mlp.down_proj", "layers.0.self_attn.v_proj"
@@ -117,9 +117,13 @@ class Adapted:
 
 
 def adapt(
-    method: str, dtype: torch.dtype = torch.float32, load: Any = None, method_object: Any = None, **params: Any
+    method: str, dtype: torch.dtype = torch.float32, load: Any = None, method_object: Any = None,
+    projector: bool = False, **params: Any,
 ) -> Adapted:
-    """Put a method's adapter into a new decoder. `load` gives a module of another copy of `methods`."""
+    """Put a method's adapter into a new decoder. `load` gives a module of another copy of `methods`.
+
+    `projector` adapts the projector with it, as train.projector=lora does if the method can.
+    """
     model = decoder(dtype)
     base = {name: numpy(value) for name, value in model.named_parameters()}
     built = method_object or build(method, SMALL[method] | params, seed=0)
@@ -128,9 +132,9 @@ def adapt(
         built = getattr(load(module.removeprefix("methods.")), cls)(built.params, 0)
     names = [name for name in base if name.startswith((BLOCK, "projector."))]
     loaded: Any = SimpleNamespace(model=model, projector_prefix="projector.", block_prefixes=[BLOCK])
-    layers = adapted_layers(loaded, names, built)
+    layers = adapted_layers(loaded, names, built) + (projector_layers(loaded, names) if projector else [])
     calibration: Any = Calibration(model) if built.calibration_samples else None
-    return Adapted(model, built, Adapter(loaded, built, names, layers, calibration), base)
+    return Adapted(model, built, Adapter(loaded, [(built, layers)], names, calibration), base)
 
 
 def numpy(tensor: Tensor) -> np.ndarray:

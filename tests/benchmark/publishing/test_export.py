@@ -70,7 +70,7 @@ def test_an_adapter_that_cannot_be_merged_is_exported_alone_and_loads_on_a_plain
     cell = replace(cell, method=MethodSpec("houlsby", {"size": 4}))
     loaded, store = load_model(cell.model, cell.dtype, "cpu"), Store(tmp_path / "results")
     method, names = build("houlsby", {"size": 4}, 0), trainable_names(loaded, "last_layers", 2)
-    adapter = Adapter(loaded, method, names, adapted_layers(loaded, names, method))
+    adapter = Adapter(loaded, [(method, adapted_layers(loaded, names, method))], names)
     tensors = {name: loaded.model.get_parameter(name) for name in adapter.trained}
     base = adapter.base({name: tensor.detach().clone() for name, tensor in tensors.items()})
     with torch.no_grad():

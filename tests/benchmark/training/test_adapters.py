@@ -15,10 +15,11 @@ from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
 from benchmark.spec import DatasetSpec, MethodSpec
 from benchmark.store import cell_measures
-from benchmark.training.adapters import Adapter, adapted_layers
+from benchmark.training.adapters import Adapter, adapted_layers, projector_layers
 from benchmark.training.checkpoint import apply_delta, save_delta, snapshot
 from benchmark.training.tuned import tuned as tuned_weights
 from methods import houlsby
+from methods.peft import LoraParams
 from methods.registry import build
 from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
     Killed,
@@ -81,6 +82,90 @@ def test_a_cell_ends_as_an_ordinary_delta_and_leaves_the_model_as_it_was(loaded,
             values = torch.linalg.svdvals(change)
             assert values[3] > 1e-4 and values[4:].max() < 1e-6, name
     assert "rms_delta" not in rows[-1] and 0 < rows[-1]["trained_share"] < 1 and rows[-1]["rms_adapter"] > 0
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The projector's LoRA with a rank below its layers'."""
+    monkeypatch.setattr("benchmark.training.adapters.PROJECTOR", LoraParams(r=2, lora_alpha=4))
+
+
+def low_rank(delta, before, names):
+    """Return the names of matrices whose change has rank 2."""
+    found = set()
+    for name in names:
+        values = torch.linalg.svdvals(delta[name].double() - before[name].double())
+        assert values[1] > 1e-5, name
+        if len(values) > 2 and values[2:].max() < 1e-6:
+            found.add(name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full_ft", "spider", "lora", "houlsby", "oft"])
+def test_the_projector_trains_through_a_lora_beside_any_method(loaded, records, tmp_path, narrow, method):  # noqa: F811
+    everything = [name for name, _ in loaded.model.named_parameters()]
+    kinds, before = [type(module) for module in loaded.model.modules()], snapshot(loaded.model, everything)
+    params = SMALL.get(method, {"oft_block_size": 2} if method == "oft" else {})
+    spec = replace(cell(epochs=3, last_layers=1, projector="lora"), method=MethodSpec(method, params))
+    built, seen = build(method, dict(params), 0), set()
+    start = built.start
+    built.start = lambda shards: (seen.update(shard.name for shard in shards), start(shards))[1]
+    delta, rows = run(loaded, records, tmp_path, spec, built)
+    projector = {name for name in delta if name.startswith(loaded.projector_prefix)}
+    layers = {f"{path}.weight" for path in projector_layers(loaded, everything)}
+    assert projector == layers == low_rank(delta, before, layers)  # no bias, no norm
+    blocks = set(delta) - projector
+    if method in ("full_ft", "spider"):
+        assert not any("lora" in name for name in seen) and not seen & projector
+        assert blocks <= seen and not low_rank(delta, before, {name for name in blocks if before[name].dim() == 2})
+        assert "rms_adapter" not in rows[-1] and "trained_share" not in rows[-1] and "restored_fraction" not in rows[-1]
+    else:
+        assert rows[-1]["trained_share"] < 1
+    if method == "houlsby":
+        assert len(blocks) == 8 and not blocks & set(everything)
+    assert [type(module) for module in loaded.model.modules()] == kinds
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(loaded.model, everything).items())
+
+
+@pytest.mark.slow
+def test_the_projectors_lora_has_the_projectors_rate(vila, records, tmp_path, narrow):  # noqa: F811
+    spec = cell(epochs=1, projector="lora")
+    slow, fast = (run(vila, records, tmp_path / name, replace(spec, train=replace(
+        spec.train, projector_learning_rate=rate))) for name, rate in (("a", 1e-5), ("b", 1e-2)))
+    base = dict(vila.model.named_parameters())
+    moved = [
+        {name: float((delta[name] - base[name]).norm()) for name in delta} for delta, _ in (slow, fast)
+    ]
+    layers = [name for name in moved[0] if name.startswith(vila.projector_prefix)]
+    assert layers and all(moved[1][name] > 100 * moved[0][name] for name in layers)
+    assert all(moved[1][name] < 2 * moved[0][name] for name in moved[0] if name not in layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spider", "lorasculpt", "houlsby"])
+def test_a_projectors_lora_resumes_exactly(vila, records, tmp_path, narrow, method):  # noqa: F811
+    params = SMALL.get(method, {})
+    spec = replace(cell(epochs=3, projector="lora"), method=MethodSpec(method, params))
+    whole, rows = tuned(vila, records, tmp_path / "whole", spec)
+    with pytest.raises(Killed):
+        tuned(vila, records, tmp_path / "cut", spec, on_progress=stop_at(5, kill), checkpoint_steps=2)
+    again, resumed = tuned(vila, records, tmp_path / "cut", spec)
+    assert same(whole, again) and rows == resumed
+
+
+@pytest.mark.parametrize(("scope", "words"), [("llm", "freezes the projector"), ("projector", None)])
+def test_a_scope_and_a_projectors_lora(scope, words):
+    from benchmark.models.scope import fault_of
+
+    fault = fault_of(scope, "lora")
+    assert fault is None if words is None else words in fault
+
+
+def test_a_projector_that_is_too_narrow_for_its_lora_is_named(vila, records, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("benchmark.training.adapters.PROJECTOR", LoraParams(r=500))
+    with pytest.raises(UserError, match=r"projector.*r=500 is above the layer's rank"):
+        run(vila, records, tmp_path, cell(projector="lora"))
 
 
 @pytest.mark.slow
@@ -152,10 +237,10 @@ def test_a_scope_without_a_bias_that_the_adapter_changes_is_refused(loaded, meth
         assert adapted_layers(loaded, names, built) == [path]
         if method in ("ia3", "ln_tuning"):
             with pytest.raises(UserError, match=r"trains \S+.weight without \S+.bias, which this adapter changes too"):
-                Adapter(loaded, built, names, [path])
+                Adapter(loaded, [(built, [path])], names)
         else:  # they leave it alone
-            Adapter(loaded, built, names, [path]).remove()
-        Adapter(loaded, built, [*names, f"{path}.bias"], [path]).remove()
+            Adapter(loaded, [(built, [path])], names).remove()
+        Adapter(loaded, [(built, [path])], [*names, f"{path}.bias"]).remove()
         assert [type(module) for module in loaded.model.modules()] == kinds
     finally:
         layer.bias = None
