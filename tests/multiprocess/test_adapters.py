@@ -17,7 +17,9 @@ from benchmark.core.errors import UserError
 from benchmark.core.signals import Preempted
 from benchmark.data.record import Record
 from benchmark.spec import MethodSpec
+from benchmark.training import adapters
 from benchmark.training.train import train
+from methods.peft import LoraParams
 from methods.registry import METHODS, build
 from tests.benchmark.models import tiny
 from tests.multiprocess.launch import launch
@@ -40,7 +42,10 @@ PROJECTOR = "model.multi_modal_projector.linear_1.weight"
 def several(
     folder: Path, out: Path, engine: str, methods: Sequence[str], dtype: str = "float32", stop: bool = False
 ) -> list[str]:
-    """Train one cell after another, as a worker process does; return how each ended."""
+    """Train one cell after another, as a worker process does; return how each ended.
+
+    A method with @lora at the end of its name has train.projector=lora.
+    """
     records = [
         Record(
             f"item{i}", "toy", "train", None if i % 3 == 2 else folder / f"{i}.png", f"what is {i} ?",
@@ -49,13 +54,16 @@ def several(
         for i in range(21)
     ]
     ended = []
+    adapters.PROJECTOR = LoraParams(r=4)
     for name in methods:
-        method = build(name, SMALL[name], 0)
+        method_id, _, projector = name.partition("@")
+        method = build(method_id, SMALL.get(method_id, {}), 0)
         if stop and os.environ["RANK"] == "1":
             method.before_step = stopping(method.before_step)
         unset_hf_deepspeed_config()  # of the cell before; under ZeRO-3 it would cut up the next model as it loads
         loaded = tiny.load("llava", folder / "model", getattr(torch, dtype))
-        spec = replace(cell(engine, dtype), method=MethodSpec(name, SMALL[name]))
+        spec = replace(cell(engine, dtype), method=MethodSpec(method_id, SMALL.get(method_id, {})))
+        spec = replace(spec, train=replace(spec.train, projector=projector or "full"))
         try:
             train(spec, loaded, records, method, out / name)
             ended.append("done")
@@ -99,7 +107,23 @@ def test_every_type_gets_the_same_weights_or_is_refused(engine, folder, single, 
             assert other == pytest.approx(one, rel=1e-3, abs=1e-4), name
 
 
-@pytest.mark.parametrize(("engine", "methods"), [("zero2", ["lora", "lorasculpt"]), ("zero3", ["pissa"])])
+@pytest.mark.parametrize(("engine", "methods"), [
+    ("zero2", ["full_ft@lora", "spider@lora", "lorasculpt@lora", "houlsby@lora"]),
+    ("zero3", ["full_ft@lora", "spider@lora", "houlsby@lora"]),
+])
+def test_a_projectors_lora_gets_the_same_weights(engine, methods, folder, tmp_path):
+    assert launch(several, 1, folder, tmp_path / "single", "single", methods) == [["done"] * len(methods)]
+    assert launch(several, 2, folder, tmp_path / engine, engine, methods) == [["done"] * len(methods)] * 2
+    for name in methods:
+        expected, found = delta(tmp_path / "single" / name, folder), delta(tmp_path / engine / name, folder)
+        assert expected.keys() == found.keys() and PROJECTOR in found, name
+        for tensor, value in expected.items():
+            assert (found[tensor] - value).abs().max() < 1e-6, (name, tensor)
+
+
+@pytest.mark.parametrize(("engine", "methods"), [
+    ("zero2", ["lora", "lorasculpt", "houlsby", "spider@lora"]), ("zero3", ["pissa"]),
+])
 def test_a_cell_resumes_exactly(engine, methods, folder, tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert launch(several, 2, folder, straight, engine, methods) == [["done"] * len(methods)] * 2
