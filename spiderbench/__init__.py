@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +43,15 @@ _NAMES = {
 __all__ = ["MethodCallback", "UserError", "attach", "list_methods", "load_results", "merge"]
 
 
-def _foreign_package() -> str | None:
-    """Return a message if another `benchmark`, `eval` or `methods` comes first on Python's path; None if all are ours.
-
-    `benchmark.core.project` checks all three, once `benchmark` itself is ours.
-    """
+def _foreign_package(others: Iterable[str]) -> str | None:
+    """Return a message if another `benchmark` comes first on Python's path, or one of the other packages; else None."""
     root = Path(__file__).resolve().parent.parent
     found = importlib.util.find_spec("benchmark")
     place = Path(found.origin).resolve() if found and found.origin else None
     if place == root / "benchmark" / "__init__.py":
         from benchmark.core.project import foreign_package
 
-        return foreign_package()
+        return foreign_package(others)
     return (
         f"`import benchmark` finds {place or 'nothing'}, not SpiderBench's {root / 'benchmark'}. Rename that file or "
         "folder, or start Python where it is not first on the path."
@@ -63,7 +61,8 @@ def _foreign_package() -> str | None:
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module 'spiderbench' has no attribute {name!r}; it has {', '.join(__all__)}")
-    if message := _foreign_package():
+    # Many projects have an eval.py, and training needs none of ours.
+    if message := _foreign_package(("methods", "eval") if name == "load_results" else ("methods",)):
         raise ImportError(message)
     module, _, attribute = _NAMES[name].partition(":")
     value = globals()[name] = getattr(importlib.import_module(module), attribute)

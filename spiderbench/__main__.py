@@ -9,7 +9,7 @@ def main() -> None:
     """Run one command and exit with its code."""
     from spiderbench import _foreign_package
 
-    if message := _foreign_package():
+    if message := _foreign_package(("methods", "eval")):
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     from benchmark.cli import main as run

@@ -16,7 +16,8 @@ from benchmark.spec import ROOT
 
 # High to low; the rooms of one row may not import each other.
 ORDER = (
-    ("spiderbench",), ("benchmark.__main__",), ("benchmark.cli",), ("benchmark.profiling", "benchmark.pocket"), ("benchmark.publishing",),
+    ("spiderbench",), ("benchmark.__main__",), ("benchmark.cli",), ("benchmark.profiling", "benchmark.pocket"),
+    ("benchmark.publishing",),
     ("benchmark.audit",), ("benchmark.studies",), ("benchmark.reporting",), ("benchmark.running",),
     ("benchmark.results",), ("benchmark.paper",), ("benchmark.planning",), ("benchmark.config",), ("benchmark.store",),
     ("benchmark.training", "benchmark.merging"), ("benchmark.models",), ("benchmark.data",), ("benchmark.spec",),
@@ -29,7 +30,8 @@ LIGHT = ("benchmark.cli", "benchmark.config.compose", "benchmark.planning.plan",
 
 def modules(root: Path) -> dict[str, Path]:
     """Return module -> file of everything below spiderbench, benchmark, methods and eval."""
-    files = [path for package in ("spiderbench", "benchmark", "methods", "eval") for path in sorted((root / package).rglob("*.py"))]
+    packages = ("spiderbench", "benchmark", "methods", "eval")
+    files = [path for package in packages for path in sorted((root / package).rglob("*.py"))]
     names = (".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in files)
     return dict(zip(names, files, strict=True))
 

@@ -104,6 +104,7 @@ def pretrain(arguments: list[str]) -> int:
     """make a base model from nothing: pretrain model=NAME"""
     from benchmark.pocket.pretrain.run import main as pretrain_main
 
+    _refuse_installed("pretrain")
     return int(pretrain_main(arguments) or 0)
 
 
@@ -111,8 +112,17 @@ def accept(arguments: list[str]) -> int:
     """developers: accept code of a stage that changes no number, accept STAGE ... | all (--bump: that does)"""
     from benchmark.publishing.accept import main as accept_main
 
+    _refuse_installed("accept")
     reference = [user_path(item.partition("=")[2]) for item in arguments if item.startswith("reference=")]
     names = [item for item in arguments if item != "--bump" and not item.startswith("reference=")]
     if not names:
         raise UserError("accept needs a stage, e.g. accept train, or all.")
     return accept_main(names, "--bump" in arguments, reference[-1] if reference else None)
+
+
+def _refuse_installed(verb: str) -> None:
+    """Refuse a command that changes files of the project where there is only an installed package."""
+    from benchmark.spec import IS_CHECKOUT, ROOT
+
+    if not IS_CHECKOUT:
+        raise UserError(f"{verb} changes the repository, and {ROOT} holds an installed package. Run it in a checkout.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 CODE = ("benchmark", "eval", "methods")
@@ -20,23 +21,20 @@ def shipped(name: str) -> Path:
     return ROOT / name if IS_CHECKOUT else ROOT / "benchmark" / Path(name).name
 
 
-def foreign_package(root: Path = ROOT) -> str | None:
-    """Return a message if `import benchmark`, `eval` or `methods` finds other code than ours; None if all are ours.
+def foreign_package(names: Iterable[str] = CODE) -> str | None:
+    """Return a message if importing one of our packages finds other code than ours; None if all are ours.
 
-    These names are common: a folder or file of the user's may come first on Python's path.
-
-    Args:
-        root: the folder of our packages.
+    The names are common: a folder or file of the user's may come first on Python's path.
     """
-    for name in CODE:
+    for name in names:
         try:
             found = importlib.util.find_spec(name)
         except (ImportError, ValueError):  # a module without a specification, such as one that a test made
             found = None
         place = Path(found.origin).resolve() if found and found.origin else None
-        if place != root / name / "__init__.py":
+        if place != ROOT / name / "__init__.py":
             return (
-                f"`import {name}` finds {place or 'nothing'}, not SpiderBench's {root / name}. Rename that file or "
+                f"`import {name}` finds {place or 'nothing'}, not SpiderBench's {ROOT / name}. Rename that file or "
                 "folder, or start Python where it is not first on the path."
             )
     return None

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from benchmark.core.errors import UserError, counted, did_you_mean
-from benchmark.core.files import digest_of, sync, unfinished_folder, write_atomic
+from benchmark.core.files import digest_of, sync, unfinished_folder, user_path, write_atomic
 from benchmark.core.progress import StageTold
 from benchmark.merging import MERGES, POSTHOC
 from benchmark.merging.adapter import CONFIG, FILE, Adapter
@@ -31,8 +31,8 @@ NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".
 
 
 def merge(
-    method: str, base: Path, tuned: Sequence[Path], out: Path, params: Mapping[str, Any] | None = None, seed: int = 0,
-    told: StageTold = lambda stage, done, total: None,
+    method: str, base: str | Path, tuned: str | Path | Sequence[str | Path], out: str | Path,
+    params: Mapping[str, Any] | None = None, seed: int = 0, told: StageTold = lambda stage, done, total: None,
 ) -> Path:
     """Write a merge of a base checkpoint and models tuned from it as a new checkpoint.
 
@@ -44,7 +44,7 @@ def merge(
         method: one of `MERGES`.
         base: w*, a checkpoint folder.
         tuned: checkpoint folders of the same architecture; for "lora" the folder of a PEFT adapter. All methods but
-            "ties" take one.
+            "ties" take one, which needs no list.
         out: the folder to write; it must not exist.
         params: the method's parameters; missing ones have the values of the benchmark's own cells.
         seed: of random choices, as in a cell.
@@ -58,6 +58,8 @@ def merge(
             a folder that cannot be written.
     """
     values = _params(method, params or {})
+    base, out = user_path(base), user_path(out)
+    tuned = [user_path(folder) for folder in ([tuned] if isinstance(tuned, str | Path) else tuned)]
     _check_folders(method, base, tuned, out)
     if method == "lora":
         refuse_adapter(base)

@@ -19,7 +19,11 @@ from benchmark.core.files import user_path
 from benchmark.training.attach import Attachment, attach
 from benchmark.training.fragments import DTENSOR, Layout, class_path, find_layout
 from methods.base import Method
+from methods.blocks import split_layer
+from methods.half_ft import BLOCKS, HalfFT
 from methods.registry import build, entry
+from methods.select import Select
+from methods.spider import Spider
 
 Base = str | Path | Mapping[str, Tensor] | None
 # Beginnings of optimizer classes that do not step float32 weights in one call -> what they do.
@@ -36,8 +40,6 @@ FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataPara
 WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_checkpoint_wrapped_module)\.")
 # PEFT's files leave out the adapter's name.
 ADAPTER = re.compile(r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.[^.]+")
-# Methods that rank weights by the size of their base values.
-BY_SIZE = ("methods.spider:Spider", "methods.select:Select")
 SAMPLE = 1024  # values of each tensor by which w* is recognised
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -141,7 +143,8 @@ def join(name: str, method: Method, optimizer: Any, model: nn.Module, pretrained
     layout = find_layout(optimizer)
     if layout.optimizer in _attached:
         raise UserError("A method is attached to this optimizer already. One optimizer carries one method.")
-    _check_tensors(name, model, trained, layout)
+    _check_tensors(trained, layout)
+    _check_kind(name, method, model, trained)
     if pretrained is None and _has_stepped(layout):
         raise UserError(
             "The optimizer has stepped before, so the model's weights are no longer w*. Name the base: "
@@ -168,7 +171,7 @@ def _trained(model: nn.Module) -> dict[str, Parameter]:
     return trained
 
 
-def _check_tensors(name: str, model: nn.Module, trained: Mapping[str, Parameter], layout: Layout) -> None:
+def _check_tensors(trained: Mapping[str, Parameter], layout: Layout) -> None:
     """Refuse an optimizer that holds other tensors than the model trains, and tensors that a method cannot use."""
     held = {id(fragment.parameter) for fragment in layout.fragments}
     left_out = [tensor for tensor, parameter in trained.items() if id(parameter) not in held]
@@ -178,9 +181,10 @@ def _check_tensors(name: str, model: nn.Module, trained: Mapping[str, Parameter]
             "another change of the model."
         )
     if left_out:
+        more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         raise UserError(
-            f"{counted(len(left_out), 'tensor')} of the model, such as {left_out[0]}, should train but {left_out[0]} "
-            "is not in the optimizer. Add them to it, or freeze them: requires_grad_(False)."
+            f"{left_out[0]}{more} requires a gradient but is not in the optimizer. Add it, or freeze it: "
+            "requires_grad_(False)."
         )
     half = [tensor for tensor, p in trained.items() if p.dtype in (torch.bfloat16, torch.float16)]
     if half and layout.engine in ("plain torch", "FSDP2"):
@@ -189,11 +193,21 @@ def _check_tensors(name: str, model: nn.Module, trained: Mapping[str, Parameter]
             "rounding swallows most updates: train float32 weights, with bf16 autocast for speed (bf16=True in "
             "transformers)."
         )
+
+
+def _check_kind(name: str, method: Method, model: nn.Module, trained: Mapping[str, Parameter]) -> None:
+    """Refuse a method that makes no sense for these tensors: adapters, or a model without decoder layers."""
     adapted = hasattr(model, "peft_config") or any(".lora_" in tensor for tensor in trained)
-    if adapted and entry(name).cls in BY_SIZE:
+    by_size = isinstance(method, Spider) or (isinstance(method, Select) and method.params.by == "magnitude")
+    if adapted and by_size:
         raise UserError(
             f"{name} ranks weights by the size of their base values, but LoRA's B begins with zeros. Use l2_reg or "
             "grafting with LoRA, or train the weights themselves."
+        )
+    if isinstance(method, HalfFT) and not any((split_layer(tensor) or ("", ""))[1] in BLOCKS for tensor in trained):
+        raise UserError(
+            f"{name} draws whole matrices of decoder layers, such as layers.0.self_attn.q_proj.weight, and none trains "
+            "here. Use half_ft_elements, which draws elements of any tensor."
         )
 
 

@@ -14,13 +14,15 @@ import yaml
 
 import methods
 from benchmark.config import compose
+from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.planning.plan import expand
 from benchmark.spec import cell_id
 from benchmark.store.code_version import STAGE_MODULES, _imported_methods, method_modules
+from methods import registry
 from methods.adapter import AdapterMethod
 from methods.base import Method
-from methods.registry import METHODS, build, entry, load_class, make_params
+from methods.registry import METHODS, build, entry, list_methods, load_class, make_params
 
 ROOT = Path(methods.__file__).parents[1]
 # The rows of Table 5: their class as it is. All others are variants.
@@ -267,3 +269,61 @@ def test_the_document_lists_every_method_with_its_parameters():
 def test_a_variants_parameters_cannot_be_set_on_its_method():
     with pytest.raises(UserError, match="no such parameter in spider"):
         compose.request(["method=spider", "method.mask=hard", "model=llava_pocket", "dataset=coco"])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Methods of other packages
+
+
+@pytest.fixture
+def offer(tmp_path, monkeypatch):
+    """Return a function that installs a package whose entry points name methods."""
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._offers.cache_clear()
+
+    def install(package: str, **methods: str) -> None:
+        folder = tmp_path / f"{package}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
+        lines = "".join(f"{name} = {value}\n" for name, value in methods.items())
+        (folder / "entry_points.txt").write_text(f"[spiderbench.methods]\n{lines}")
+
+    yield install
+    registry._offers.cache_clear()
+
+
+def test_a_method_of_another_package_is_known_by_its_id(offer):
+    offer("theirs", top="examples.my_method:TopKGradient")
+    assert list_methods()["top"] == entry("top") == entry("examples.my_method:TopKGradient")
+    assert build("top", {"share": 0.3}, 0).params.share == 0.3
+    assert request(["methods=top", "model=llava_pocket", "target=coco"]).cells[0].method.id == (
+        "examples.my_method:TopKGradient"
+    )
+    with pytest.raises(UserError, match="Did you mean 'top'"):
+        entry("topp")
+
+
+def test_an_id_that_is_used_twice_is_refused_with_both_packages(offer):
+    offer("theirs", spider="examples.my_method:TopKGradient", mine="examples.my_method:TopKGradient")
+    offer("others", mine="methods.spider:Spider")
+    for name, packages in {"spider": "SpiderBench and theirs", "mine": "(others and theirs|theirs and others)"}.items():
+        for use in (lambda name=name: entry(name), lambda name=name: build(name, {}, 0), list_methods):
+            with pytest.raises(UserError, match=f"method '({name}|spider)' is in (SpiderBench and theirs|{packages})"):
+                use()
+        with pytest.raises(UserError, match=packages):
+            request([f"methods={name}", "model=llava_pocket", "target=coco"])
+    assert entry("half_ft").name == "Half FT"
+
+
+@pytest.mark.parametrize(("value", "reason"), [
+    ("nowhere.at_all:Method", "ModuleNotFoundError"), ("methods.spider:Spidr", "Did you mean 'Spider'"),
+    ("methods.registry:MethodEntry", "no method class 'MethodEntry'"), ("methods.spider", "Unknown method"),
+])
+def test_a_broken_entry_names_its_package(offer, value, reason):
+    offer("theirs", broken=value)
+    for use in (lambda: entry("broken"), list_methods):
+        with pytest.raises(UserError, match=f"The package theirs adds the method 'broken' as {value}.*{reason}"):
+            use()
+    with pytest.raises(UserError, match="The package theirs adds"):
+        request(["methods=broken", "model=llava_pocket", "target=coco"])
+    assert entry("spider").name == "SPIDER"

@@ -332,3 +332,14 @@ def test_the_merges_are_the_post_hoc_methods_that_need_no_data():
     for name, entry in METHODS.items():
         if entry.kind == "posthoc":
             assert (name in POSTHOC) == (build(name, {}, 0).calibration_samples == 0), name
+
+
+def test_the_library_takes_text_paths_and_one_tuned_model_without_a_list(tmp_path, monkeypatch):
+    import spiderbench
+
+    monkeypatch.chdir(tmp_path)
+    for name, shift in {"base": 0.0, "tuned": 1.0}.items():
+        checkpoints.write(tmp_path / name, {"w": torch.arange(4.0) + shift})
+    for tuned, out in (("tuned", "one"), (["tuned"], "two")):
+        assert spiderbench.merge("wise_ft", "base", tuned, out, {"alpha": 0.5}).samefile(tmp_path / out)
+        assert torch.equal(checkpoints.read(tmp_path / out)["w"], torch.arange(4.0) + 0.5)
