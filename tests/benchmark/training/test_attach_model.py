@@ -316,3 +316,19 @@ def test_a_deep_copy_of_a_model_does_not_share_its_base():
     with pytest.raises(UserError, match="would train the pretrained value itself; give a copy"):
         attach("spider", adamw(model), model, pretrained=dict(model.named_parameters()))
     attach("spider", adamw(model), model, pretrained=dict(other.named_parameters()))
+
+
+def test_rounding_swallows_updates_of_bfloat16_weights():
+    """Why these are refused; docs/library.md has the numbers of a longer run."""
+    unmoved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = network().to(dtype)
+        base, optimizer = weights(model), adamw(model, lr=2e-5, eps=1e-8)
+        for number in range(10):
+            x = torch.randn(12, 6, generator=torch.Generator().manual_seed(number)).to(dtype)
+            (model(x) - x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        same = torch.cat([(value == base[name]).flatten() for name, value in weights(model).items()])
+        unmoved[dtype] = same.double().mean().item()
+    assert unmoved[torch.float32] == 0 and unmoved[torch.bfloat16] > 0.7
