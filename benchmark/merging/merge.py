@@ -58,8 +58,13 @@ def merge(
             a folder that cannot be written.
     """
     values = _params(method, params or {})
-    base, out = user_path(base), user_path(out)
-    tuned = [user_path(folder) for folder in ([tuned] if isinstance(tuned, str | Path) else tuned)]
+    folders = [user_path(folder) for folder in ([tuned] if isinstance(tuned, str | Path) else tuned)]
+    return _merge(method, user_path(base), folders, user_path(out), values, seed, told)
+
+
+def _merge(
+    method: str, base: Path, tuned: Sequence[Path], out: Path, values: Any, seed: int, told: StageTold
+) -> Path:
     _check_folders(method, base, tuned, out)
     if method == "lora":
         refuse_adapter(base)

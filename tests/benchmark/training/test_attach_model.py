@@ -301,7 +301,8 @@ def test_a_mistake_is_one_message_and_nothing_is_hooked(make, optimizer, text):
 
 @pytest.mark.parametrize(("method", "params", "text"), [
     ("spidr", {}, "Did you mean 'spider'"), ("dare", {}, "docs/merging.md"), ("zero_shot", {}, "trains nothing"),
-    ("lora", {}, "peft library"), ("spider", {"momentun": 0.9}, "Did you mean 'momentum'"),
+    ("lora", {}, "peft library"), ("ewc", {}, "measures importances.*Use l2_reg"),
+    ("spider", {"momentun": 0.9}, "Did you mean 'momentum'"),
     ("spider", {"momentum": 2.0}, "must be at least 0 and below 1"),
 ])
 def test_a_wrong_method_or_parameter_is_refused(method, params, text):

@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -144,6 +145,54 @@ def test_a_callback_trains_once(tmp_path):
     trainer(tmp_path, callback).train()
     with pytest.raises(UserError, match="has trained before"):
         trainer(tmp_path, callback).train()
+
+
+def test_two_methods_in_one_training_are_refused(tmp_path):
+    run = trainer(tmp_path, MethodCallback("spider"))
+    run.add_callback(MethodCallback("l2_reg"))
+    with pytest.raises(UserError, match="A method is attached to this optimizer already"):
+        run.train()
+
+
+def test_a_state_of_more_processes_is_refused(tmp_path):
+    trainer(tmp_path, MethodCallback("spider"), save_strategy="steps", save_steps=3).train()
+    path = tmp_path / "checkpoint-3" / "spiderbench_method_0.pt"
+    state = torch.load(path, weights_only=True)
+    state["place"] |= {"processes": 3, "fragments": "of one of three"}
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"saved with processes 3 \(here 1\)"):
+        trainer(tmp_path, MethodCallback("spider", pretrained=weights(model()))).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-3")
+        )
+
+
+def test_another_base_is_refused_on_resume(tmp_path):
+    trainer(tmp_path, MethodCallback("spider"), save_strategy="steps", save_steps=3).train()
+    tuned = tmp_path / "checkpoint-3"  # a folder with weights, but not those before the training
+    with pytest.raises(UserError, match="belongs to other base weights"):
+        trainer(tmp_path, MethodCallback("spider", pretrained=tuned)).train(resume_from_checkpoint=str(tuned))
+
+
+def adapted() -> nn.Module:
+    torch.manual_seed(2)
+    return get_peft_model(model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+
+
+def test_an_adapter_trains_and_resumes_to_the_same_bits(tmp_path):
+    adapted().save_pretrained(tmp_path / "start")
+    whole = trainer(tmp_path / "whole", MethodCallback("l2_reg", strength=0.5), adapted())
+    whole.train()
+    first = trainer(
+        tmp_path / "parts", MethodCallback("l2_reg", strength=0.5), adapted(), save_strategy="steps", save_steps=3
+    )
+    first.train()
+    second = trainer(
+        tmp_path / "parts", MethodCallback("l2_reg", pretrained=tmp_path / "start", strength=0.5), adapted()
+    )
+    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
+    ours, theirs = weights(whole.model), weights(second.model)
+    assert len(ours) == 8 and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any((ours[name] != value).any() for name, value in weights(adapted()).items())
 
 
 def begin(net, steps, method="spider"):
