@@ -95,10 +95,15 @@ def _look(method: str) -> Style | None:
     if METHODS[method].kind == "adapter":
         adapters = [name for name, entry in METHODS.items() if entry.kind == "adapter"]
         return _ADAPTERS[adapters.index(method) % len(_ADAPTERS)]
-    family = max((name for name in _STYLES if method.startswith(f"{name}_")), key=len, default="wise_ft")
-    variants = [name for name in METHODS if name.startswith(f"{family}_") and name not in _STYLES]
+    family = max((name for name in _STYLES if _is_of(method, name)), key=len, default="wise_ft")
+    variants = [name for name in METHODS if _is_of(name, family) and name not in _STYLES]
     dash, marker = _VARIANTS[variants.index(method) % len(_VARIANTS)]
     return Style(_STYLES[family].colour, dash, marker)
+
+
+def _is_of(method: str, family: str) -> bool:
+    """Return whether a method is drawn in the colour of another one: a variant by its name, and EWC as a penalty."""
+    return method.startswith(f"{family}_") or (method, family) == ("ewc", "l2_reg")
 
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:
