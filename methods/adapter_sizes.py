@@ -43,6 +43,7 @@ SIZES: dict[str, Callable[[Params, str, Shape], int]] = {
     "methods.peft:Shira": lambda params, name, shape: params["r"] * sum(shape),
     "methods.peft:Supertuning": lambda params, name, shape: int(shape[0] * shape[1] * (1 - params["sparsity"])),
     "methods.houlsby:Houlsby": lambda params, name, shape: 2 * params["size"] * shape[0] + params["size"] + shape[0],
+    "methods.prefix:Prefix": lambda params, name, shape: params["tokens"] * shape[0],
     "methods.peft:LnTuning": lambda params, name, shape: shape[0],
 }
 NORMS = ("methods.peft:LnTuning",)

@@ -29,9 +29,9 @@ from benchmark.spec import CellSpec, answering_dtype, plain, sees_sources, shown
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
 from benchmark.training.checkpoint import apply_delta, load_delta
+from methods.adapter import FILE as ADAPTER_FILE
 from methods.adapter import AdapterMethod
-from methods.houlsby import FILE as ADAPTER_FILE
-from methods.registry import build
+from methods.registry import build, entry
 
 DTYPE = re.compile(r'("(?:torch_|model_)?dtype": "(?:torch\.)?)\w+(")')
 TOWER_PREFIX = "vision_model."  # prefix of tensor names in the tower of a public VILA
@@ -235,7 +235,7 @@ def card(cell: CellSpec, folder: Path) -> str:
     table = ["| dataset | role | score | n |", "| --- | --- | --- | --- |", *rows] if rows else ["Not evaluated."]
     settings = ", ".join(f"{name} {value}" for name, value in shown(cell.train).items() if value is not None)
     if stays_apart(cell):
-        load = "methods.houlsby.load(base_model, folder)  # it needs torch and safetensors only"
+        load = f"{entry(cell.method.id).cls.partition(':')[0]}.load(base_model, folder)  # of SpiderBench"
     elif cell.model.family in ("auto", "llava"):
         load = (
             'AutoProcessor.from_pretrained(folder, backend="pil"), '

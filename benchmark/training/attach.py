@@ -181,6 +181,10 @@ def attach(
         fragments = [fragment for fragment in seen if id(fragment.buffer) in held]
         return Shards(lambda: read(fragments, with_grad=True), reduce, place)
 
+    def sees(optimizer: torch.optim.Optimizer) -> bool:
+        """Return whether this call of step changes a tensor that the method sees; the same in every process."""
+        return not unseen or any(True for _ in live(optimizer))
+
     inner, own_step = layout.optimizer, False
 
     def extra_step() -> None:
@@ -204,11 +208,12 @@ def attach(
                 buffer.grad = torch.zeros_like(buffer)
             elif not buffer.grad.is_contiguous():
                 buffer.grad = buffer.grad.contiguous()
-        method.before_step(live(optimizer))
+        if sees(optimizer):
+            method.before_step(live(optimizer))
 
     @torch.no_grad()
     def after(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if not own_step:
+        if not own_step and sees(optimizer):
             method.after_step(live(optimizer))
 
     method.extra_step = extra_step if layout.group is None else None

@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "oplora": {"r": 3, "k": 4}, "lorasculpt": {"r": 3, "prune_after": 3, "strength": 0.3, "keep": 0.4},
     "lorasculpt_code": {"r": 3, "prune_after": 3, "strength": 0.3, "keep": 0.4},
     "houlsby": {"size": 3, "targets": r"self_attn\.v_proj|mlp\.down_proj"},
+    "prefix": {"tokens": 3, "targets": r"self_attn\.(k|v)_proj"},
 }
 ADAPTERS = [name for name, entry in METHODS.items() if entry.kind == "adapter"]
 

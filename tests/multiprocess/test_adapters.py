@@ -35,6 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "supertuning": {"sparsity": 0.9}, "ln_tuning": {}, "oplora": {"r": 4, "k": 4},
     "lorasculpt": {"r": 4, "prune_after": 2, "strength": 0.5},
     "lorasculpt_code": {"r": 4, "prune_after": 2, "strength": 0.5}, "houlsby": {"size": 4},
+    "prefix": {"tokens": 3},
 }
 PROJECTOR = "model.multi_modal_projector.linear_1.weight"
 
@@ -96,7 +97,7 @@ def single(folder, tmp_path_factory):
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_every_type_gets_the_same_weights_or_is_refused(engine, folder, single, tmp_path):
     methods = [name for name in SMALL if engine not in METHODS[name].refuses]
-    assert len(methods) == {"zero2": 16, "zero3": 14}[engine]  # LoRASculpt's two are refused
+    assert len(methods) == {"zero2": 17, "zero3": 14}[engine]  # LoRASculpt's two and prefix are refused
     assert launch(several, 2, folder, tmp_path, engine, methods) == [["done"] * len(methods)] * 2
     for name in methods:
         expected, found = delta(single / name, folder), delta(tmp_path / name, folder)
@@ -108,7 +109,7 @@ def test_every_type_gets_the_same_weights_or_is_refused(engine, folder, single, 
 
 
 @pytest.mark.parametrize(("engine", "methods"), [
-    ("zero2", ["full_ft@lora", "spider@lora", "lorasculpt@lora", "houlsby@lora"]),
+    ("zero2", ["full_ft@lora", "spider@lora", "lorasculpt@lora", "houlsby@lora", "prefix@lora"]),
     ("zero3", ["full_ft@lora", "spider@lora", "houlsby@lora"]),
 ])
 def test_a_projectors_lora_gets_the_same_weights(engine, methods, folder, tmp_path):

@@ -17,8 +17,10 @@ from benchmark.spec import DatasetSpec, MethodSpec
 from benchmark.store import cell_measures
 from benchmark.training.adapters import Adapter, adapted_layers, projector_layers
 from benchmark.training.checkpoint import apply_delta, save_delta, snapshot
+from benchmark.training.generate import answer_batch
 from benchmark.training.tuned import tuned as tuned_weights
-from methods import houlsby
+from methods import houlsby, prefix
+from methods.adapter import FILE
 from methods.peft import LoraParams
 from methods.registry import build
 from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
@@ -37,7 +39,7 @@ from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
 SMALL = {
     "lora": {"r": 4}, "dora": {"r": 4}, "pissa": {"r": 4}, "osf": {}, "shira_gradient": {"r": 2, "samples": 3},
     "lorasculpt": {"r": 4, "prune_after": 4}, "lorasculpt_code": {"r": 4, "prune_after": 4}, "oplora": {"r": 2, "k": 4},
-    "houlsby": {"size": 4},
+    "houlsby": {"size": 4}, "prefix": {"tokens": 3},
 }
 
 
@@ -102,7 +104,7 @@ def low_rank(delta, before, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["full_ft", "spider", "lora", "houlsby", "oft"])
+@pytest.mark.parametrize("method", ["full_ft", "spider", "lora", "houlsby", "prefix", "oft"])
 def test_the_projector_trains_through_a_lora_beside_any_method(loaded, records, tmp_path, narrow, method):  # noqa: F811
     everything = [name for name, _ in loaded.model.named_parameters()]
     kinds, before = [type(module) for module in loaded.model.modules()], snapshot(loaded.model, everything)
@@ -169,29 +171,37 @@ def test_a_projector_that_is_too_narrow_for_its_lora_is_named(vila, records, tmp
 
 
 @pytest.mark.slow
-def test_an_adapter_that_cannot_be_merged_comes_back_for_answers_and_goes_again(loaded, records, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(("module", "tensors", "rate"), [(houlsby, 8, 0.1), (prefix, 2, 0.3)])
+def test_an_adapter_that_cannot_be_merged_comes_back_for_answers_and_goes_again(
+    loaded, records, tmp_path, module, tensors, rate,  # noqa: F811
+):
     everything = [name for name, _ in loaded.model.named_parameters()]
     before, seen = snapshot(loaded.model, everything), {}
 
     def look(*_):  # the trained model, in the last step of training
         seen.update({name: value.detach().clone() for name, value in loaded.model.named_parameters()})
 
-    spec = adapted("houlsby", epochs=6, last_layers=1, learning_rate=0.1)
+    spec = adapted(module.__name__.partition(".")[2], epochs=6, last_layers=1, learning_rate=rate)
     delta, rows = tuned(loaded, records, tmp_path, spec, on_progress=look)
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"] and 0 < rows[-1]["trained_share"] < 1
     added = set(delta) - set(everything)
     block = loaded.block_prefixes[-1]
-    assert len(added) == 8 and all(name.startswith(block) for name in added)
+    assert len(added) == tensors and all(name.startswith(block) for name in added)
     assert all(name.startswith(loaded.projector_prefix) for name in set(delta) - added)
     assert all(torch.equal(delta[name], seen[name]) for name in delta)
     assert all(torch.equal(value, before[name]) for name, value in snapshot(loaded.model, everything).items())
-    batch = collate(loaded, [Items(loaded, records, supervised=False)[0]], "left")
+    items = [Items(loaded, records, supervised=False)[number] for number in range(4)]
+    batch = collate(loaded, items[:1], "left")
     batch.pop("labels")
+    plain = [answer_batch(loaded, [item], 6)[0] for item in items]
     with torch.no_grad(), tuned_weights(spec, loaded, tmp_path):
         assert {name for name, _ in loaded.model.named_parameters()} >= set(delta)
         answering = snapshot(loaded.model, delta)
         assert all(torch.equal(answering[name], delta[name]) for name in delta)
         found = loaded.model(**batch).logits
+        # In one batch, padded and with the start of the prompt run once, or each alone.
+        answers = [answer_batch(loaded, [item], 6)[0] for item in items]
+        assert answer_batch(loaded, items, 6) == answers != plain
     assert [name for name, _ in loaded.model.named_parameters()] == everything
     apply_delta(loaded.model, before)
     with torch.no_grad():
@@ -199,12 +209,12 @@ def test_an_adapter_that_cannot_be_merged_comes_back_for_answers_and_goes_again(
     # The same, by the loader that an export names.
     apart = tmp_path / "apart"
     apart.mkdir()
-    save_file(delta, apart / houlsby.FILE)
+    save_file(delta, apart / FILE)
     other = copy.deepcopy(loaded.model)
     with torch.no_grad():
-        assert torch.equal(houlsby.load(other, apart)(**batch).logits, found)
+        assert torch.equal(module.load(other, apart)(**batch).logits, found)
     with pytest.raises(ValueError, match="no adapter for this model"):
-        houlsby.load(torch.nn.Linear(2, 2), apart)
+        module.load(torch.nn.Linear(2, 2), apart)
 
 
 @pytest.mark.slow

@@ -1,0 +1,169 @@
+"""Prefix tuning: learned keys and values that every token attends to. They cannot be merged into weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmark.core.errors import UserError
+from methods.adapter import FILE, AdapterMethod, check_targets
+from methods.peft import check_positive
+
+if TYPE_CHECKING:
+    from benchmark.training.adapters import Samples
+
+KERNEL, NAME = "sdpa", ".prefix"
+
+
+@dataclass(frozen=True)
+class PrefixParams:
+    """targets: regular expression for the names of the layers below a decoder block that compute keys and values;
+    tokens: length of the prefix; std: standard deviation of the first keys."""
+
+    targets: str = r".*attn\.(k|v)_proj"
+    tokens: int = 20
+    std: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_targets(self.targets)
+        check_positive(tokens=self.tokens, std=self.std)
+
+
+class Prefixed(nn.Module):
+    """A layer that computes keys or values, with those of the prefix beside it.
+
+    Args:
+        base_layer: the layer, which computes as before.
+        prefix: (tokens, out_features); attention reads it.
+    """
+
+    def __init__(self, base_layer: nn.Linear, prefix: Tensor) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.prefix = nn.Parameter(prefix.to(base_layer.weight))
+
+    def get_base_layer(self) -> nn.Linear:
+        """Return the layer."""
+        return self.base_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x)
+
+
+def with_prefix(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an attention function of transformers that puts a module's prefix before its keys and values.
+
+    Keys of the prefix have no position, so queries at every position see them alike, and no cache holds them.
+    """
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> Any:
+        parts = [getattr(getattr(module, name, None), "prefix", None) for name in ("k_proj", "v_proj")]
+        if parts[0] is None or parts[1] is None:
+            return attend(module, query, key, value, attention_mask, **options)
+        asked, there = query.shape[2], key.shape[2]
+        if attention_mask is None and asked > 1:  # the kernel would be told "causal", which a prefix shifts
+            every = torch.ones(asked, there, dtype=torch.bool, device=key.device)
+            attention_mask = every.tril(there - asked)[None, None]
+        if attention_mask is not None:
+            fill = 1.0 if attention_mask.dtype == torch.bool else 0.0
+            attention_mask = F.pad(attention_mask, (len(parts[0]), 0), value=fill)
+
+        def joined(part: Tensor, rest: Tensor) -> Tensor:
+            heads = part.to(rest.dtype).view(len(part), rest.shape[1], rest.shape[3]).transpose(0, 1)
+            return torch.cat([heads.expand(len(rest), -1, -1, -1), rest], dim=2)
+
+        return attend(module, query, joined(parts[0], key), joined(parts[1], value), attention_mask, **options)
+
+    attention.of_prefix = True  # type: ignore[attr-defined]  # so that it is registered once
+    return attention
+
+
+def register() -> None:
+    """Make the attention of this process's models read prefixes; without one it computes as before."""
+    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    now = ALL_ATTENTION_FUNCTIONS[KERNEL]
+    if not hasattr(now, "of_prefix"):
+        AttentionInterface.register(KERNEL, with_prefix(now))
+
+
+def wrap(model: nn.Module, path: str, prefix: Tensor) -> None:
+    """Put a prefix beside a layer of a model, in place."""
+    parent, _, child = path.rpartition(".")
+    base: nn.Linear = model.get_submodule(path)  # type: ignore[assignment]  # the caller saw to it
+    setattr(model.get_submodule(parent), child, Prefixed(base, prefix))
+
+
+def load(model: nn.Module, folder: Path | str) -> nn.Module:
+    """Put an exported prefix and its projector into their base model, for use with transformers alone.
+
+    Args:
+        model: the base, changed in place; it must use sdpa attention.
+        folder: from `python -m benchmark export`, with adapter_model.safetensors.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the prefix is not one for this model.
+    """
+    register()
+    parameters = dict(model.named_parameters())
+    try:
+        for name, tensor in load_file(Path(folder) / FILE).items():
+            if name.endswith(NAME):
+                wrap(model, name.removesuffix(NAME), tensor)
+            else:
+                with torch.no_grad():
+                    parameters[name].copy_(tensor)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{folder} is no adapter for this model ({error}). Give the base it was trained on.") from None
+    return model
+
+
+class Prefix(AdapterMethod):
+    """Prefix tuning: o = softmax(q [P_k; K]^T / sqrt(d) + mask) [P_v; V], with P_k and P_v visible to every token.
+
+    Granularity: layer. Tensors: P_k and P_v of every attention of the tuned blocks, and the whole projector. Acts:
+    never; a prefix is no weight, so it stays in the model and is not merged. Extra memory: tokens (out_k + out_v) per
+    block, far below 1 |M|.
+    Source: Li and Liang, ACL 2021; 20 tokens, peft's usual number.
+    Disagreements: the paper gives every block a prefix and computes it by a small network while it trains; here the
+    tuned blocks have one, as for every adapter, and it trains directly. P_k begins near 0 and P_v at 0, which takes a
+    part of the attention from the first step on; the paper begins at activations of real words. Keys of a prefix have
+    no position; in peft's cache they stand before the first token, which is the same function with rotated P_k.
+    Variants: none; prefix is the class as it is.
+    """
+
+    Params = PrefixParams
+    merges = False
+
+    def refuses(self, engine: str) -> str | None:
+        if engine != "zero3":
+            return None
+        return (
+            "attention reads the prefix outside of the layer that holds it, and ZeRO-3 gathers tensors layer by layer. "
+            "Train on engine=zero2."
+        )
+
+    def insert(self, model: nn.Module, layers: Sequence[str], calibration: Samples | None) -> None:
+        config = getattr(model, "config", None)
+        kernel = KERNEL if config is None else config.get_text_config()._attn_implementation
+        if kernel != KERNEL:
+            raise UserError(f"method=prefix needs sdpa attention, but this model uses {kernel}. Use another adapter.")
+        register()
+        generator = torch.Generator().manual_seed(self.seed)
+        for path in layers:
+            size = model.get_submodule(path).get_parameter("weight").shape[0]
+            keys = self.params.std * torch.randn(self.params.tokens, size, generator=generator)
+            wrap(model, path, keys if path.endswith("k_proj") else torch.zeros_like(keys))
