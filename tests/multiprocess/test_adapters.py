@@ -79,7 +79,8 @@ def stopping(before_step: Callable[[Any], None]) -> Callable[[Any], None]:
 
     def hook(shards: Any) -> None:
         before_step(shards)
-        seen.extend(shard.name for shard in shards if shard.name == PROJECTOR)
+        names = [shard.name for shard in shards]
+        seen.extend(name for name in names if name == (seen or names)[0])  # one for each step
         if len(seen) == STOP:
             os.kill(os.getpid(), signal.SIGTERM)
 
