@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from benchmark.training.adapters import Samples
 
 NAME = "default"  # of the adapter, as peft names the only one of a model
-FILE = "adapter_model.safetensors"  # of an exported adapter that cannot be merged
 
 
 class AdapterMethod(Method):

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.adapter import FILE, AdapterMethod, check_targets
+from methods.adapter import AdapterMethod, check_targets
 from methods.peft import check_positive
 
 if TYPE_CHECKING:
     from benchmark.training.adapters import Samples
 
-DOWN = ".down.weight"
+FILE, DOWN = "adapter_model.safetensors", ".down.weight"
 
 
 @dataclass(frozen=True)

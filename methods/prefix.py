@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmark.core.errors import UserError
-from methods.adapter import FILE, AdapterMethod, check_targets
+from methods.adapter import AdapterMethod, check_targets
+from methods.houlsby import FILE
 from methods.peft import check_positive
 
 if TYPE_CHECKING:
