@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from benchmark.config.compose import FULL_FT, Request
 from benchmark.core.files import write_atomic
 from benchmark.models import LoadedModel, tuned_names
-from benchmark.models.batch import Items
+from benchmark.models.batch import Item, Items
 from benchmark.models.prompt import IGNORE
 from benchmark.planning.plan import Planned
 from benchmark.running.worker import Worker
@@ -33,7 +33,8 @@ from benchmark.training import importance
 from benchmark.training.adapters import insert
 from benchmark.training.attach import attach
 from benchmark.training.checkpoint import apply_delta, snapshot
-from benchmark.training.train import Order, batch_loss, training_batch
+from benchmark.training.losses import temperature
+from benchmark.training.train import Order, batch_loss, objective_of, sample_losses, training_batch
 from methods.base import Method
 from methods.registry import build
 
@@ -79,7 +80,8 @@ def _code(cell: CellSpec) -> str:
     """Return the versions of the code that a footprint depends on, and the settings that it was measured with."""
     assert cell.train is not None
     code = f"{version('footprint')}, {version(f'method/{cell.method.id}')}"
-    return f"{code}, batch_size {cell.train.batch_size}, last_layers {cell.train.last_layers}"
+    code = f"{code}, batch_size {cell.train.batch_size}, last_layers {cell.train.last_layers}"
+    return code if cell.train.loss == "cross_entropy" else f"{code}, loss {cell.train.loss}"
 
 
 def _known(item: Planned, store: Store) -> dict[str, Any] | None:
@@ -148,18 +150,19 @@ class Bench:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(list(trained.values()), lr=settings.learning_rate, weight_decay=0.0)
         attachment = attach(optimizer, trained, base, method, adapter.unseen if adapter else ())
+        objective = objective_of(settings, trained, base, adapted=adapter is not None)
         batches = chain.from_iterable(repeat(self.batches))
         try:
             for _, pairs in zip(range(count), batches, strict=False):
                 wait(model.device)
                 began = time.perf_counter()
-                size = settings.micro_batch_size
-                for start in range(0, len(pairs), size):
-                    batch = training_batch(self.loaded, pairs[start : start + size])
-                    batch.pop("item_ids")
-                    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                    loss, _ = batch_loss(model, batch, autocast=cell.dtype == "bfloat16")
-                    loss.backward()
+                autocast, size = cell.dtype == "bfloat16", settings.micro_batch_size
+                parts = [self._batch(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+                if settings.loss == "talr":
+                    means = [mean for part in parts for mean in sample_losses(model, part, autocast)]
+                    objective.tau = temperature(means)
+                for part in parts:
+                    batch_loss(model, part, autocast, objective)[0].backward()
                 if settings.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(list(trained.values()), settings.max_grad_norm)
                 optimizer.step()
@@ -175,6 +178,11 @@ class Bench:
             apply_delta(model, base)
             if adapter:
                 adapter.remove()
+
+    def _batch(self, pairs: Sequence[tuple[Item, float]]) -> dict[str, Tensor]:
+        batch = training_batch(self.loaded, pairs)
+        batch.pop("item_ids")
+        return {name: tensor.to(self.loaded.model.device) for name, tensor in batch.items()}
 
     def step_seconds(self, cell: CellSpec) -> float:
         """Return the median time of an optimizer step; the first, which allocates, does not count."""

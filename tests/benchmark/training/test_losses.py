@@ -284,6 +284,35 @@ def test_in_bfloat16_the_divergence_is_0_at_the_base(vila, records, tmp_path):  
         vila.model.to(torch.float32)
 
 
+class Prepared:
+    """As much of a worker as a bench asks for."""
+
+    def __init__(self, loaded, records):  # noqa: F811
+        self.loaded, self.records = loaded, records
+
+    def _load(self, cell):  # noqa: F811
+        return self.loaded
+
+    def training_records(self, cell):  # noqa: F811
+        return self.records
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "lwf", "talr"])
+def test_what_a_method_costs_is_measured_with_the_loss(vila, records, loss, monkeypatch):  # noqa: F811
+    from benchmark.running import method_cost
+
+    spec, passes = cell(loss=loss, micro_batch_size=2), []
+    forward = vila.model.forward
+    monkeypatch.setattr(vila.model, "forward", lambda *given, **named: passes.append(1) or forward(*given, **named))
+    base = snapshot(vila.model, trainable_names(vila, "last_layers", 2))
+    bench = method_cost.Bench(spec, Prepared(vila, records))
+    list(bench.steps(spec, build("full_ft", {}, 0), 1))
+    plain = 2 * 2  # of two micro-batches: the tokens that all samples begin with, and the rest
+    assert len(passes) == plain * (1 if loss == "cross_entropy" else 2)
+    assert all(torch.equal(vila.model.get_parameter(name), value) for name, value in base.items())
+    assert ("loss" in method_cost._code(spec)) == (loss != "cross_entropy")
+
+
 # ---- configuration
 
 
