@@ -151,6 +151,9 @@ def _shared(asked: Request, overrides: Sequence[str]) -> list[str]:
         item for item in overrides
         if AXES.get(key := item.partition("=")[0]) not in own and key not in ("jobs", "gpu", "only")
     ]
+    generic = next((cell.generic for cell in cells if cell.generic), None)
+    if generic is not None:  # a user's file is named relative to a folder that an element does not run in
+        kept = [f"generic={_target(generic)}" if item.startswith("generic=") else item for item in kept]
     return [*kept, *(f"{axis}={','.join(moved[axis].values())}" for axis in own), "jobs=1"]
 
 

@@ -84,6 +84,20 @@ def test_an_element_of_a_script_makes_its_cells_and_no_others(capsys, monkeypatc
     assert all((store.cells / name / "scores.json").is_file() for name in cells)
 
 
+def test_an_element_finds_the_users_own_generic_data(capsys, monkeypatch, tmp_path: Path):
+    (tmp_path / "own_generic.py").write_text((ROOT / "examples" / "my_target.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    asked = ["models=vila_pocket", "methods=full_ft", "targets=coco", f"results={tmp_path}", "generic=./own_generic.py"]
+    (arguments,) = commands(script(capsys, *asked, "train.replay=generic"))
+    (given,) = [item for item in arguments if item.startswith("generic=")]
+    monkeypatch.chdir("/")
+    found = request([*(item for item in arguments if item != asked[-1]), given]).cells
+    assert [cell.generic.id for cell in found] == ["my_target"]
+    assert {cell_id(cell) for cell in found} == {item.removeprefix("only=") for item in arguments if "only=" in item}
+
+
 def test_only_keeps_the_named_cells_and_refuses_other_names():
     asked = ["table=table6", "models=llava_pocket", "methods=zero_shot,dare,spider"]
     names = [cell_id(cell) for cell in request(asked).cells]
