@@ -16,7 +16,7 @@ from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
-from benchmark.spec import MethodSpec, canonical, cell_id
+from benchmark.spec import ROOT, MethodSpec, canonical, cell_id
 from benchmark.training.base_weights import BaseWeights
 from benchmark.training.checkpoint import snapshot
 from benchmark.training.losses import temperature, token_losses
@@ -327,6 +327,14 @@ def test_settings_of_another_loss_are_in_no_name():
     asked = ["method=spider", "model=vila_pocket", "dataset=iconqa", "train.loss=lwf,dft", "train.lwf_weight=0.1,0.2"]
     ids = [cell_id(one) for one in request(asked).cells]
     assert len(set(ids)) == 3 and any("loss_lwf-lwf_weight0.1" in name for name in ids), ids
+
+
+def test_the_document_lists_every_loss_with_its_defaults():
+    text = (ROOT / "docs" / "methods.md").read_text()
+    for loss in LOSSES:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {loss} | ")]
+        for name in SETTINGS.get(loss, {}):
+            assert f"`{name}` {getattr(cell().train, name):g}" in row, name
 
 
 @pytest.mark.parametrize(("overrides", "text"), [
