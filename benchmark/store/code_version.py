@@ -35,7 +35,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "benchmark/training/fragments.py", "benchmark/training/attach.py", "methods/shards.py", *MODEL,
         "benchmark/training/losses.py", "benchmark/training/base_weights.py", "benchmark/training/replay.py",
         "benchmark/training/importance.py", "methods/importance.py",
-        "benchmark/training/adapters.py", "benchmark/training/calibration.py", "methods/adapter.py",
+        "benchmark/training/adapters.py", "benchmark/training/calibration.py", "methods/adapter.py", "methods/peft.py",
         "methods/blocks.py", "methods/base.py", "methods/state.py",
     ),
     "posthoc": (

@@ -17,6 +17,7 @@ from benchmark.training.attach import Attachment, attach
 from methods.base import Method
 from methods.registry import build
 from methods.shards import Shards
+from tests.methods.toy import sample_gradients
 from tests.multiprocess.launch import launch
 from tests.multiprocess.parity import FEW, STRENGTHS, TRAINED, Result
 
@@ -83,6 +84,8 @@ class Training:
                 for parameter, value in zip(net.parameters(), made["weights"], strict=True):
                     local(parameter).copy_(value)
             optimizer.load_state_dict(made["optimizer"])
+        if hasattr(method, "measure"):
+            method.measure(sample_gradients(base))
         attachment = attach(optimizer, dict(net.named_parameters()), base, method)
         if made:
             attachment.load_state_dict(made["method"])
