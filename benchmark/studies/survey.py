@@ -35,7 +35,7 @@ class Row:
         method: id of the method.
         usual: its usual learning rate, in units of the model's.
         key: what is swept; None: the learning rate.
-        values: of the key, or factors of the usual learning rate.
+        values: of the key, or factors of the usual learning rate; first the one that moves the model least.
         settings: overrides that all points share.
         to_full_ft: whether the curve ends at Full FT.
     """
@@ -223,14 +223,14 @@ class _Finished:
         return self._samples[place]
 
     def curve(self, row: Row, model: str, target: str) -> list[tuple[float, stats.Sample]]:
-        """Return (strength, sample) of a row's finished points, in the order of the strength."""
+        """Return (strength, sample) of a row's finished points, from the one that should move the model least."""
         asked, key = self._survey.curves[model, row.id], row.key or RATE
         found = []
         for value in dict.fromkeys(entry.settings[key] for entry in asked.grid):
             part = replace(asked, grid=tuple(entry for entry in asked.grid if entry.settings[key] == value))
             if (sample := self.sample(part, model, target, row.method)) is not None:
                 found.append((float(value), sample))
-        return sorted(found, key=lambda point: point[0])
+        return sorted(found, key=lambda point: point[0], reverse=row.values[0] > row.values[-1])
 
 
 @dataclass(frozen=True)

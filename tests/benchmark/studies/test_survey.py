@@ -158,11 +158,11 @@ def test_a_planned_survey_counts_each_cell_once(figure, tmp_path):
 def test_losses_replay_and_ewc_are_rows_of_their_own(figure):
     made = asked(figure, "methods=lwf,asft,dft,talr,replay_generic,replay_source,ewc,corda")
     curves = {row.id: made.curves["vila_pocket", row.id].cells for row in made.rows}
-    assert [cell.train.lwf_weight for cell in curves["lwf"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
-    assert [cell.train.asft_weight for cell in curves["asft"]] == [0.001, 0.01, 0.1, 1.0, 10.0]
-    assert [cell.method.params["strength"] for cell in curves["ewc"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
+    assert [cell.train.lwf_weight for cell in curves["lwf"]] == [100.0, 10.0, 1.0, 0.1, 0.01]
+    assert [cell.train.asft_weight for cell in curves["asft"]] == [10.0, 1.0, 0.1, 0.01, 0.001]
+    assert [cell.method.params["strength"] for cell in curves["ewc"]] == [100.0, 10.0, 1.0, 0.1, 0.01]
     for kind in ("generic", "source"):
-        assert [cell.train.replay_share for cell in curves[f"replay_{kind}"]] == [0.0625, 0.125, 0.25, 0.5, 0.75]
+        assert [cell.train.replay_share for cell in curves[f"replay_{kind}"]] == [0.75, 0.5, 0.25, 0.125, 0.0625]
         assert {cell.train.replay for cell in curves[f"replay_{kind}"]} == {kind}
     rate = made.base.models[0].learning_rate
     assert {cell.train.learning_rate for name in ("lwf", "asft", "ewc") for cell in curves[name]} == {rate}
@@ -171,6 +171,18 @@ def test_losses_replay_and_ewc_are_rows_of_their_own(figure):
     # Rows that saw the source sets are marked, and those alone.
     marked = {row.id for row in made.rows if row.name.endswith(survey.SEES_SOURCES)}
     assert marked == {"replay_source", "corda"}
+
+
+def test_a_curve_begins_where_the_method_moves_the_model_least(figure, tmp_path, monkeypatch):
+    """At the largest penalty, not at the smallest, which is nearly Full FT; penalties of 0 are Full FT."""
+    made = asked(figure, "methods=l2_reg,spider,dare")
+    finished = survey._Finished(made, Store(tmp_path), [])
+    monkeypatch.setattr(finished, "sample", lambda part, *_: part)
+    curves = {row.id: [value for value, _ in finished.curve(row, "vila_pocket", "coco")] for row in made.rows}
+    assert curves["l2_reg"] == [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
+    assert curves["dare"] == sorted(curves["dare"]) and curves["spider"] == sorted(curves["spider"])
+    ends = {row.id for row in asked(figure).rows if row.to_full_ft}
+    assert {"l2_reg", "grafting", "ewc", "lwf", "dare", "wise_ft"} <= ends and not {"spider", "asft"} & ends
 
 
 def test_a_setting_of_the_command_line_marks_the_rows_that_it_shows_the_source_sets(figure):
