@@ -128,6 +128,10 @@ METHODS: dict[str, MethodEntry] = {
         "methods.tailor:Tailor", "Tailor, projector kept", "SpiderBench", "posthoc"
     ),
     "wise_ft": MethodEntry("methods.wise_ft:WiseFT", "WiSE-FT", "Wortsman et al., CVPR 2022", "posthoc"),
+    "lines": MethodEntry("methods.lines:Lines", "LiNeS", "Wang et al., ICLR 2025", "posthoc"),
+    "intruder": MethodEntry(
+        "methods.intruder:Intruder", "Intruder reduction", "Shuttleworth et al., arXiv 2410.21228", "posthoc"
+    ),
     # Adapters of the peft library
     "lora": MethodEntry("methods.peft:Lora", "LoRA", "Hu et al., ICLR 2022", "adapter"),
     "rslora": MethodEntry("methods.peft:Lora", "rsLoRA", "Kalajdzievski, arXiv 2312.03732", "adapter"),

@@ -14,7 +14,19 @@ import yaml
 
 import methods
 from tests.methods import toy
-from tests.reference import dare, ewc, grafting_mask, half_ft, penalties, select, spider, tailor, wise_ft
+from tests.reference import (
+    dare,
+    ewc,
+    grafting_mask,
+    half_ft,
+    intruder,
+    lines,
+    penalties,
+    select,
+    spider,
+    tailor,
+    wise_ft,
+)
 from tests.reference.adamw import AdamW
 
 Load = Callable[[str], ModuleType]
@@ -337,6 +349,75 @@ def check_wise_ft(load: Load = original) -> None:
         assert all(torch.equal(result[name], exact[name]) for name in exact)
 
 
+LAYERED = {
+    "layers.10.mlp.up_proj.weight": (6, 5),  # the tenth layer sorts before the second as text
+    "layers.2.mlp.up_proj.weight": (6, 5),
+    "layers.2.norm.weight": (5,),
+    "layers.7.mlp.up_proj.weight": (6, 5),
+    "projector.layers.2.weight": (4, 4),  # in no layer, in spite of its name
+}
+DEPTHS = {"layers.2": 0, "layers.7": 1, "layers.10": 2}
+
+
+def check_lines(load: Load = original) -> None:
+    module = load("lines")
+    assert module.LinesParams(**configured("lines")) == module.LinesParams()
+    pretrained, finetuned = random_weights(0, LAYERED)
+    p, f = double(pretrained), double(finetuned)
+    for alpha in (0.5, 0.1):
+        result = module.Lines(module.LinesParams(alpha=alpha), 0).finish(finetuned, pretrained, None)
+        check_transform(result, finetuned, lambda name, alpha=alpha: lines.scale(
+            p[name], f[name], DEPTHS.get(".".join(name.split(".")[:2])), 3, alpha,
+        ))
+    # The last layer keeps Full FT's weights; at alpha 0 the first layer and the projector are the base's.
+    result = module.Lines(module.LinesParams(alpha=0.0), 0).finish(finetuned, pretrained, None)
+    assert torch.equal(result["layers.10.mlp.up_proj.weight"], finetuned["layers.10.mlp.up_proj.weight"])
+    for name in ("layers.2.norm.weight", "projector.layers.2.weight"):
+        assert torch.equal(result[name], pretrained[name])
+    whole = module.Lines(module.LinesParams(alpha=1.0), 0).finish(finetuned, pretrained, None)
+    assert all(torch.equal(whole[name], finetuned[name]) for name in finetuned)
+    # Two stacks, and a stack of one layer, whose layer is the last.
+    two = ["tower.layers.0.a.weight", "tower.layers.4.a.weight", "layers.1.a.weight", "head.weight"]
+    assert list(module.depths(two).values()) == [0.0, 1.0, 1.0, 0.0]
+
+
+INTRUDED = {"layers.0.mlp.up_proj.weight": (24, 16), "layers.0.self_attn.q_proj.weight": (12, 20), "norm": (9,)}
+
+
+def intruded() -> tuple[dict, dict]:
+    """Weights with a few large directions that are new, and with small random changes."""
+    pretrained, finetuned = random_weights(4, INTRUDED)
+    source = torch.Generator().manual_seed(5)
+    for name, shape in INTRUDED.items():
+        finetuned[name] = pretrained[name] + 0.01 * torch.randn(shape, generator=source)
+        if len(shape) == 2:
+            for size in (12.0, 7.0, 4.0):
+                one, two = (torch.randn(n, generator=source) for n in shape)
+                finetuned[name] += size * torch.outer(one / one.norm(), two / two.norm())
+    return pretrained, finetuned
+
+
+def check_intruder(load: Load = original) -> None:
+    module = load("intruder")
+    params = module.IntruderParams(**configured("intruder"))
+    assert params == module.IntruderParams() and (params.top, params.threshold, params.scale) == (10, 0.5, 0.75)
+    pretrained, finetuned = intruded()
+    p, f = double(pretrained), double(finetuned)
+    for top, threshold, scale in ((10, 0.6, 0.75), (10, 0.68, 0.0), (2, 0.68, 0.3), (1, 0.9, 0.5)):
+        params = module.IntruderParams(top, threshold, scale)
+        result = module.Intruder(params, 0).finish(finetuned, pretrained, None)
+        changed = [name for name in finetuned if not torch.equal(result[name], finetuned[name])]
+        assert changed == list(INTRUDED)[:2], "every matrix has an intruder, the vector has none"
+        check_transform(result, finetuned, lambda name, params=params: (
+            intruder.reduce(p[name], f[name], params.top, params.threshold, params.scale)
+            if p[name].ndim == 2 else f[name]
+        ))
+    # A change along the pretrained directions is none.
+    grown = {name: value * 1.5 for name, value in pretrained.items()}
+    result = module.Intruder(module.IntruderParams(scale=0.0), 0).finish(grown, pretrained, None)
+    assert all(torch.equal(result[name], grown[name]) and result[name] is not grown[name] for name in grown)
+
+
 def check_spider_posthoc(load: Load = original) -> None:
     module = load("spider_posthoc")
     pretrained, finetuned = random_weights(
@@ -493,4 +574,6 @@ CHECKS = {
     "tailor_change_sensitivity": check_tailor_variant("tailor_change_sensitivity", of_change=True),
     "tailor_keep_projector": check_tailor_variant("tailor_keep_projector", projector=True),
     "wise_ft": check_wise_ft,
+    "lines": check_lines,
+    "intruder": check_intruder,
 }

@@ -85,10 +85,13 @@ def test_no_two_methods_are_the_same():
     assert len(set(meanings)) == len(METHODS)
 
 
+OWN_NAMES = {"wise_ft", "ewc", "lines", "intruder"}  # methods of other papers
+
+
 def test_a_variant_is_named_by_its_method():
     for name, item in METHODS.items():
         # Adapters have the names of their papers; the docstring of the class says which belong together.
-        if name not in ("wise_ft", "ewc") and item.kind != "adapter":
+        if name not in OWN_NAMES and item.kind != "adapter":
             assert any(name == base or name.startswith(f"{base}_") for base in TABLE_5), name
 
 
@@ -179,6 +182,10 @@ def test_every_configuration_file_is_in_the_table():
         ("wise_ft", {"alpha": -0.1}, ["alpha=-0.1"]),
         ("wise_ft", {"alfa": 0.1}, ["Did you mean 'alpha'"]),
         ("wiseft", {}, ["Did you mean 'wise_ft'"]),
+        ("lines", {"alpha": 1.5}, ["alpha=1.5", "between 0 and 1"]),
+        ("intruder", {"scale": -0.1}, ["scale=-0.1", "between 0 and 1"]),
+        ("intruder", {"threshold": 2.0}, ["threshold=2.0", "between 0 and 1"]),
+        ("intruder", {"top": 0}, ["top=0", "at least 1"]),
         ("no_such_module:Mine", {}, ["no_such_module", "PYTHONPATH"]),
         ("methods.spider:Spidr", {}, ["Spidr", "Did you mean 'Spider'"]),
         ("methods.spider:SpiderParams", {}, ["no method class"]),
