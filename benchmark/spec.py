@@ -517,6 +517,11 @@ def sees_sources(cell: CellSpec) -> bool:
     return cell.train is not None and (cell.train.replay == "source" or known is not None and known.sees_sources)
 
 
+def members(cell: CellSpec) -> int:
+    """Return the number of Full FT cells that a post-hoc cell is made from: the method's parameter `members`, or 1."""
+    return int(cell.method.params.get("members", 1))
+
+
 def source_samples(cell: CellSpec) -> int:
     """Return the training samples of each source set that a method which calibrates on them reads (`samples`)."""
     return -(-int(cell.method.params["samples"]) // max(1, len(cell.upstream)))

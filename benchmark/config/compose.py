@@ -37,6 +37,7 @@ from benchmark.spec import (
     changed_without,
     differences,
     identity,
+    members,
     seed_of,
 )
 from benchmark.training import replay, trackers, train_settings
@@ -754,14 +755,21 @@ def _generic(
     return build(DatasetSpec, values, "generic", faults)
 
 
-def source_of(cell: CellSpec, full_ft: MethodSpec) -> CellSpec:
-    """Return the Full FT cell that a post-hoc cell is made from."""
-    return replace(cell, method=full_ft, changed=changed_without(cell, "method."))
+def sources_of(cell: CellSpec, full_ft: MethodSpec) -> tuple[CellSpec, ...]:
+    """Return the Full FT cells that a post-hoc cell is made from.
+
+    It is the one with the cell's seed, unless the method merges several (`members`): then the cell with seed s is made
+    from the n seeds that begin at s n, so that two seeds of a soup share no training.
+    """
+    count = members(cell)
+    generic = cell.generic if cell.train and cell.train.replay == "generic" else None
+    source = replace(cell, method=full_ft, changed=changed_without(cell, "method."), generic=generic)
+    return tuple(replace(source, seed=count * cell.seed + i) for i in range(count))
 
 
 def _only(entries: Sequence[Entry], names: Sequence[str], full_ft: MethodSpec, faults: Faults) -> list[Entry]:
     """Return the entries with these names, and the Full FT cells with these names that post-hoc cells are made from."""
-    sources = [source_of(entry.cell, full_ft) for entry in entries if entry.cell.method.posthoc]
+    sources = [source for entry in entries if entry.cell.method.posthoc for source in sources_of(entry.cell, full_ft)]
     known = {cell_id(source): Entry(source, {}) for source in sources} | {cell_id(one.cell): one for one in entries}
     for name in names:
         if name not in known:

@@ -18,12 +18,12 @@ from benchmark.core.files import digest_of, sync, unfinished_folder, user_path, 
 from benchmark.core.progress import StageTold
 from benchmark.merging import MERGES, POSTHOC
 from benchmark.merging.adapter import CONFIG, FILE, Adapter
-from benchmark.merging.ties import Ties, TiesParams
 from benchmark.merging.weights import Weights
 from benchmark.models.checkpoint_files import BY_PRODUCTS, PARTS, STATE, check_whole, read_json, refuse_adapter
 from benchmark.models.digest_cache import checkpoint_digest, file_digest
 from methods.base import NoParams
 from methods.registry import METHODS, build, checked, configured
+from methods.ties import TiesMerge, TiesParams
 
 Rule = Callable[[str, Tensor, Sequence[Tensor]], Tensor]  # (name, w*, tuned tensors) -> new tensor
 CARD = "README.md"
@@ -205,7 +205,7 @@ def _shown(value: Any) -> str:
 def _rule(method: str, params: Any, seed: int, pairs: Pairs) -> Rule:
     """Return what makes a new tensor out of the base's and the tuned ones."""
     if method == "ties":
-        return Ties(params, pairs, pairs.models)
+        return TiesMerge(params, pairs, pairs.models)
     rule = build(method, asdict(params), seed)
 
     def finish(name: str, weight: Tensor, others: Sequence[Tensor]) -> Tensor:

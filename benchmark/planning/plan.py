@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmark.config.compose import Request, source_of
+from benchmark.config.compose import Request, sources_of
 from benchmark.core.errors import UserError, counted
 from benchmark.core.progress import StageTold, clock
 from benchmark.models import places
@@ -40,7 +40,7 @@ class Planned:
     Attributes:
         cell: its spec.
         id: the name of its folder.
-        needs: id of the Full FT cell that a post-hoc cell is made from; None for other cells.
+        needs: ids of the Full FT cells that a post-hoc cell is made from; empty for other cells.
         keys: its stage keys; None if the data do not exist yet, or if a checkpoint or data have not been read.
         missing: the stages that have to run, in order.
         verified: whether `missing` follows from the keys; if not, it follows from what status.json records.
@@ -48,7 +48,7 @@ class Planned:
 
     cell: CellSpec
     id: str
-    needs: str | None
+    needs: tuple[str, ...]
     keys: Keys | None
     missing: tuple[str, ...]
     verified: bool = True
@@ -59,8 +59,8 @@ class Planned:
         return not self.missing
 
 
-def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpec, str | None]]:
-    """Return every cell once, after the cell that it needs, with that cell's id.
+def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpec, tuple[str, ...]]]:
+    """Return every cell once, after the cells that it needs, with their ids.
 
     Args:
         cells: the requested cells.
@@ -72,13 +72,12 @@ def expand(cells: Iterable[CellSpec], full_ft: MethodSpec) -> list[tuple[CellSpe
     Raises:
         UserError: two cells have one name but differ in a setting such as a path; one folder cannot hold both.
     """
-    order: dict[str, tuple[CellSpec, str | None]] = {}
+    order: dict[str, tuple[CellSpec, tuple[str, ...]]] = {}
     for cell in cells:
-        needs = None
-        if cell.method.posthoc:
-            source = source_of(cell, full_ft)
-            needs = cell_id(source)
-            order.setdefault(needs, (source, None))
+        sources = sources_of(cell, full_ft) if cell.method.posthoc else ()
+        needs = tuple(map(cell_id, sources))
+        for source_name, source in zip(needs, sources, strict=True):
+            order.setdefault(source_name, (source, ()))
         name = cell_id(cell)
         if name in order:
             _check_same(name, order[name][0], cell)
@@ -129,13 +128,14 @@ def make(
     for cell, needs in expand(request.cells, request.full_ft):
         cell = _keep_datasets(cell, store.folder(cell), request)
         name = cell_id(cell)
-        own, verified, source = None, True, keys.get(needs or "")
+        own, verified, sources = None, True, [keys[source] for source in needs]
         if data_missing(cell):
             missing = stages_of(cell)
         else:
-            if needs is None or source is not None:
+            known = [source for source in sources if source is not None]
+            if len(known) == len(needs):
                 with contextlib.suppress(Unverified):
-                    own = keys_of(cell, digests, source)
+                    own = keys_of(cell, digests, known)
             verified = own is not None
             missing = store.missing(cell, own) if own is not None else _not_recorded(cell, store)
         keys[name] = own

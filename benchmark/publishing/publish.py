@@ -145,7 +145,8 @@ def _published(asked: Request, plan: Mapping[str, Planned], store: Store, refere
             except UserError:
                 continue  # damaged: the cell must be run again
             cell = replace(cell, datasets=tuple(sets))
-        if key == keys_of(cell, digests, plan[needs].keys if needs else None).summary:
+        sources = [keys for source in needs if (keys := plan[source].keys)]
+        if key == keys_of(cell, digests, sources).summary:
             found[name] = wanted <= {one.id for one in cell.datasets}
     return found
 

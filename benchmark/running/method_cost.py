@@ -311,21 +311,25 @@ def _merged(item: Planned, planned: dict[str, Planned], store: Store, worker: Wo
     """Return the footprint of a post-hoc method: nothing during training, its peak and time at the merge."""
     from benchmark.training import posthoc
 
-    assert item.needs is not None and is_tuned(item.cell)
-    cell, source = item.cell, planned[item.needs]
+    assert item.needs and is_tuned(item.cell)
+    cell, sources = item.cell, [planned[name].cell for name in item.needs]
     folder, counter = store.folder(cell), LiveBytes()
     method = build(cell.method.id, dict(cell.method.params), cell.seed)
-    _count(counter, method, "finish")
+    _count(counter, method, "combine")
     scratch = folder / ".footprint.safetensors"
     try:
         with worker.base(cell) as base:
             unit = 4 * sum(tensor.numel() for tensor in base.values())
             pretrained = sum(tensor.nbytes for tensor in base.values())
             records = worker.training_records(cell)
-            delta = store.folder(source.cell) / "delta.safetensors"
-            posthoc.transform(cell, worker._load(cell), records, method, base, delta, scratch)
+            deltas = [store.folder(source) / "delta.safetensors" for source in sources]
+            posthoc.transform(cell, worker._load(cell), records, method, base, deltas, scratch)
     finally:
         Path(scratch).unlink(missing_ok=True)
-    own, trained = store.seconds(folder).get("train"), store.seconds(store.folder(source.cell)).get("train")
-    times = {"step_time": (trained + own) / trained} if own is not None and trained else {}
+    own = store.seconds(folder).get("train")
+    trained = [store.seconds(store.folder(source)).get("train") for source in sources]
+    known = [seconds for seconds in trained if seconds]
+    times = {}
+    if own is not None and len(known) == len(sources):
+        times["step_time"] = (sum(known) + own) / known[0]  # beside one training
     return {"memory": 0.0, "peak": (pretrained + counter.peak) / unit, **times}

@@ -29,7 +29,7 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
     """Body of a worker process: run the tasks that the pipe delivers until it delivers None.
 
     Args:
-        pipe: delivers (cell, keys, full_ft). The worker sends ("step", ...), and at the end one of ("result", text or
+        pipe: delivers (cell, keys, sources). The worker sends ("step", ...), and at the end one of ("result", text or
             failure), ("locked", owner), ("stop", message) or ("died", ending).
         root: results folder.
         place: threads, device, GPU.
@@ -53,9 +53,9 @@ def serve(pipe: Connection, root: str, place: tuple[int, str, int | str | None],
             prepare_process(*place)
             worker = Worker(Store(Path(root)))
             while (task := pipe.recv()) is not None:
-                cell, keys, full_ft = task
+                cell, keys, sources = task
                 try:
-                    result = worker.run(cell, keys, full_ft, report)
+                    result = worker.run(cell, keys, sources, report)
                 except Locked as error:
                     pipe.send(("locked", str(error)))
                 else:

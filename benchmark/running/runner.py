@@ -47,8 +47,8 @@ class Schedule:
     running: set[str] = field(default_factory=set)
 
     def ready(self) -> list[Planned]:
-        """Return the waiting cells that may start: a post-hoc cell only if its Full FT cell is finished."""
-        return [item for item in self.waiting if item.needs is None or item.needs in self.finished]
+        """Return the waiting cells that may start: a post-hoc cell only if its Full FT cells are finished."""
+        return [item for item in self.waiting if self.finished.issuperset(item.needs)]
 
     def take(self, model: str | None = None) -> Planned | None:
         """Return a cell that may start, of this model if possible; None if no cell may start now."""
@@ -78,7 +78,7 @@ class Schedule:
         for other in list(self.waiting):
             if result.model and other.cell.model == item.cell.model:
                 settled.append((other, Failure(result.message, user=True, model=True)))
-            elif other.needs == item.id:
+            elif item.id in other.needs:
                 settled.append((other, Failure(f"its Full FT cell {item.id} failed", result.user)))
         self.failures |= {gone.id: why for gone, why in settled if isinstance(why, Failure)}
         self.waiting = [other for other in self.waiting if other.id not in self.failures]
@@ -240,8 +240,8 @@ def _call(hook_name: str, root: str, show: Progress) -> None:
 # Cells
 
 
-def _task(item: Planned, cells: dict[str, CellSpec]) -> tuple[CellSpec, Any, CellSpec | None]:
-    return item.cell, item.keys, cells[item.needs] if item.needs else None
+def _task(item: Planned, cells: dict[str, CellSpec]) -> tuple[CellSpec, Any, list[CellSpec]]:
+    return item.cell, item.keys, [cells[source] for source in item.needs]
 
 
 def _settle(schedule: Schedule, item: Planned, result: str | Failure, show: Progress) -> None:
@@ -366,7 +366,7 @@ def rescore(plan: Sequence[Planned], store: Store, show: Progress) -> int:
                 with store.lock(item.cell):
                     began = time.monotonic()
                     store.start_stage(item.cell, stage, key)
-                    worker.stage(stage, item.cell, None, lambda *_: None)
+                    worker.stage(stage, item.cell, (), lambda *_: None)
                     store.finish_stage(item.cell, stage, key, time.monotonic() - began)
         count += 1
         show.note(f"{item.id}: scored")

@@ -54,12 +54,17 @@ exit $code
 def elements(plan: Sequence[Planned]) -> list[list[Planned]]:
     """Return the unfinished cells in groups that do not depend on each other.
 
-    Post-hoc cells are in the group of the Full FT cell that they are made from, whether that is finished or not.
+    Post-hoc cells are in the group of the Full FT cells that they are made from, whether these are finished or not.
     """
-    groups: dict[str, list[Planned]] = {}
+    names: dict[str, set[str]] = {}  # id of a cell -> the ids of all cells of its group
+    for item in plan:
+        together = {item.id}.union(*(names.get(name, {name}) for name in (item.id, *item.needs)))
+        for name in together:
+            names[name] = together
+    groups: dict[frozenset[str], list[Planned]] = {}
     for item in plan:
         if not item.done:
-            groups.setdefault(item.needs or item.id, []).append(item)
+            groups.setdefault(frozenset(names[item.id]), []).append(item)
     return list(groups.values())
 
 

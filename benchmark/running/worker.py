@@ -148,13 +148,13 @@ class Worker:
         self._model: tuple[tuple[ModelSpec, str, str, str], LoadedModel] | None = None
         self._records: dict[tuple[Any, ...], list[Record]] = {}
 
-    def run(self, cell: CellSpec, keys: Keys, full_ft: CellSpec | None, step: Step) -> str | Failure:
+    def run(self, cell: CellSpec, keys: Keys, sources: Sequence[CellSpec], step: Step) -> str | Failure:
         """Run the unfinished stages of a cell.
 
         Args:
             cell: the cell.
             keys: its stage keys.
-            full_ft: the finished cell that a post-hoc method starts from.
+            sources: the finished Full FT cells that a post-hoc method starts from.
             step: callback (stage, done, total, info).
 
         Returns:
@@ -181,7 +181,7 @@ class Worker:
                 for stage in missing:
                     began = time.monotonic()
                     store.start_stage(cell, stage, keys.stages[stage])
-                    self.stage(stage, cell, full_ft, step)
+                    self.stage(stage, cell, sources, step)
                     seconds[stage] = round(time.monotonic() - began, 3)
                     store.finish_stage(cell, stage, keys.stages[stage], seconds[stage])
                 self._provenance(cell, folder, seconds)
@@ -208,13 +208,13 @@ class Worker:
 
     # -- stages -------------------------------------------------------------------------------------------------
 
-    def stage(self, stage: str, cell: CellSpec, full_ft: CellSpec | None, step: Step) -> None:
+    def stage(self, stage: str, cell: CellSpec, sources: Sequence[CellSpec], step: Step) -> None:
         """Run one stage on the files of earlier stages."""
         kind, _, dataset = stage.partition("/")
         step(stage, 0, 1, "")
         if kind == "train":
             assert is_tuned(cell)
-            self._posthoc(cell, full_ft, step) if cell.method.posthoc else self._train(cell, step)
+            self._posthoc(cell, sources, step) if cell.method.posthoc else self._train(cell, step)
         elif kind == "generate":
             self._generate(cell, dataset, step)
         elif kind == "score":
@@ -240,15 +240,14 @@ class Worker:
         with self.base(cell), images_told(_images("train", step)):
             train(cell, self._load(cell), records, method, folder, told)
 
-    def _posthoc(self, cell: TunedCell, full_ft: CellSpec | None, step: Step) -> None:
+    def _posthoc(self, cell: TunedCell, sources: Sequence[CellSpec], step: Step) -> None:
         from benchmark.training.posthoc import transform
 
-        assert full_ft is not None
         method = method_of(cell)
-        delta = self._store.folder(full_ft) / "delta.safetensors"
+        deltas = [self._store.folder(source) / "delta.safetensors" for source in sources]
         out = self._store.folder(cell) / "delta.safetensors"
         with self.base(cell) as base, images_told(_images("train", step)):
-            transform(cell, self._load(cell), self.training_records(cell), method, base, delta, out)
+            transform(cell, self._load(cell), self.training_records(cell), method, base, deltas, out)
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
         folder = self._store.folder(cell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,13 +64,13 @@ def code_of(cell: CellSpec) -> Mapping[str, str]:
     return code_version.of_cell(cell.model.family, method, cell.method.posthoc)
 
 
-def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Keys:
+def keys_of(cell: CellSpec, digests: Digests, sources: Sequence[Keys] = ()) -> Keys:
     """Return the stage keys of a cell.
 
     Args:
         cell: the cell.
         digests: content digests of checkpoints and data.
-        full_ft: keys of the cell that a post-hoc method starts from.
+        sources: keys of the Full FT cells that a post-hoc cell is made from.
 
     Returns:
         Its keys.
@@ -84,10 +84,14 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
         assert cell.target is not None
         common = {"stage": "train", **base, "method": cell.method.id, "params": cell.method.params, "seed": cell.seed}
         if cell.method.posthoc:
-            assert full_ft is not None
-            train = digest_of({
-                **common, "code": code["train"], "posthoc": code["posthoc"], "full_ft": full_ft.train,
-            })
+            weights = [source.train for source in sources]
+            content = {
+                **common, "code": code["train"], "posthoc": code["posthoc"],
+                "full_ft": weights if len(weights) > 1 else weights[0],
+            }
+            if cell.generic is not None and "samples" in cell.method.params:
+                content["generic"] = _generic(cell, digests)
+            train = digest_of(content)
         else:
             data = digests.records(cell.dataset(cell.target), cell.data_root, "train", cell.train.limit)
             content = {**common, "code": code["train"], "train": training_form(cell.train), "data": data}
@@ -96,8 +100,7 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
                     digests.records(dataset, cell.data_root, "train", rows) for dataset, rows in replay_sets(cell)
                 ]
             if cell.generic is not None and "samples" in cell.method.params:
-                count = int(cell.method.params["samples"])
-                content["generic"] = digests.records(cell.generic, cell.data_root, "train", count)
+                content["generic"] = _generic(cell, digests)
             if cell.method.id in METHODS and METHODS[cell.method.id].sees_sources:
                 count = source_samples(cell)
                 content["sources"] = [
@@ -125,6 +128,12 @@ def keys_of(cell: CellSpec, digests: Digests, full_ft: Keys | None = None) -> Ke
         "stage": "summary", "scores": score, "roles": roles, "code": code["summary"],
     })
     return Keys(train, generate, score, summary)
+
+
+def _generic(cell: CellSpec, digests: Digests) -> str:
+    """Return the digest of the generic data that a method measures on."""
+    assert cell.generic is not None
+    return digests.records(cell.generic, cell.data_root, "train", int(cell.method.params["samples"]))
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -9,20 +9,21 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmark import data
+from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.data import Record
 from benchmark.models import LoadedModel
 from benchmark.models.batch import Items, collate
-from benchmark.spec import CellSpec
+from benchmark.spec import CellSpec, at_root
 from benchmark.training.calibration import Calibration
-from benchmark.training.checkpoint import load_delta, save_delta
+from benchmark.training.checkpoint import load_delta, read_metadata, save_delta, tensor_names
 from methods.base import Method
 from methods.masks import shares
 
 
 def transform(
     cell: CellSpec, loaded: LoadedModel, records: Sequence[Record], method: Method, base: Mapping[str, Tensor],
-    full_ft: Path, out: Path,
+    sources: Sequence[Path], out: Path,
 ) -> None:
     """Write the delta of a post-hoc method.
 
@@ -32,29 +33,57 @@ def transform(
         records: training split of the target; calibration uses a seeded sample of it.
         method: a method with `finish`.
         base: name -> w* of every tensor that training may change.
-        full_ft: delta of the Full FT cell.
+        sources: deltas of the Full FT cells.
         out: the delta to write. train.jsonl beside it gets one row: how far, and where, the weights moved.
 
     Raises:
-        UserError: the Full FT delta is missing, damaged, or belongs to another base.
+        UserError: a Full FT delta is missing, damaged, or belongs to another base or another scope. All are checked
+            before anything is computed.
     """
     assert cell.train is not None
-    finetuned = {**base, **load_delta(full_ft, loaded.digest)}
+    _check_sources(sources, loaded.digest, base)
+    tuned = [{**base, **load_delta(source, loaded.digest)} for source in sources]
     calibration = None
     if method.calibration_samples:
-        items = Items(loaded, data.subset(records, method.calibration_samples, cell.seed), supervised=True)
-        size = cell.train.micro_batch_size
-        spans = (range(start, min(start + size, len(items))) for start in range(0, len(items), size))
-        device = next(loaded.model.parameters()).device
-        batches = [
-            {name: tensor.to(device) for name, tensor in collate(loaded, [items[i] for i in span], "right").items()}
-            for span in spans
-        ]
-        calibration = Calibration(loaded.model, batches, list(base))
-    result = method.finish(finetuned, dict(base), calibration)
+        size = 1 if method.single_samples else cell.train.micro_batch_size
+        chosen = data.subset(records, method.calibration_samples, cell.seed)
+        calibration = _calibration(loaded, chosen, size, list(base))
+        if cell.generic is not None:
+            shown = data.load(cell.generic, at_root(cell.data_root), "train", method.calibration_samples)
+            calibration.generic = _calibration(loaded, shown, size, list(base))
+    result = method.combine(tuned, dict(base), calibration)
     stored = {name: tensor.to(base[name].dtype) for name, tensor in result.items()}
-    write_atomic(out.with_name("train.jsonl"), json.dumps({"step": 0, **moved(stored, base, finetuned)}) + "\n")
+    write_atomic(out.with_name("train.jsonl"), json.dumps({"step": 0, **moved(stored, base, tuned[0])}) + "\n")
     save_delta(out, stored, base, list(base), loaded.digest, {"method": cell.method.id})
+
+
+def _check_sources(sources: Sequence[Path], digest: str, base: Mapping[str, Tensor]) -> None:
+    """Compare bases and scopes from the files' headers alone.
+
+    Raises:
+        UserError: see `transform`.
+    """
+    for source in sources:
+        if read_metadata(source)["base_digest"] != digest:
+            load_delta(source, digest)  # says which base it was made from
+        if outside := sorted(set(tensor_names(source)) - base.keys()):
+            raise UserError(
+                f"{source} changes {outside[0]}, which this cell's scope does not train: weights of different scopes "
+                "cannot be merged. Train that cell again with the same train.scope, train.last_layers and "
+                "train.projector."
+            )
+
+
+def _calibration(loaded: LoadedModel, records: Sequence[Record], size: int, names: Sequence[str]) -> Calibration:
+    """Return calibration data in batches of `size` records."""
+    items = Items(loaded, records, supervised=True)
+    spans = (range(start, min(start + size, len(items))) for start in range(0, len(items), size))
+    device = next(loaded.model.parameters()).device
+    batches = [
+        {name: tensor.to(device) for name, tensor in collate(loaded, [items[i] for i in span], "right").items()}
+        for span in spans
+    ]
+    return Calibration(loaded.model, batches, names)
 
 
 def moved(
@@ -65,7 +94,7 @@ def moved(
     Args:
         weights: name -> the method's result.
         base: name -> w*.
-        finetuned: name -> w_ft.
+        finetuned: name -> w_ft; of the first, if there are several.
 
     Returns:
         rms_delta and restored_fraction, as a training logs them (`benchmark.training.attach`), and mask_selected,

@@ -112,10 +112,11 @@ def train(cell: Any, loaded: Any, records: Any, method: Any, out: Path, on_progr
     (out / "delta.safetensors").write_text(str(loaded.model.weight))
 
 
-def transform(cell: Any, loaded: Any, records: Any, method: Any, base: Any, full_ft: Path, out: Path) -> None:
+def transform(cell: Any, loaded: Any, records: Any, method: Any, base: Any, sources: Any, out: Path) -> None:
     note("posthoc", cell.model.id, cell.method.id)
     trouble("posthoc", cell.method.id)
-    out.write_text(str((float(full_ft.read_text()) + base) / 2))
+    mean = sum(float(source.read_text()) for source in sources) / len(sources)
+    out.write_text(str((mean + base) / 2))
 
 
 def generate(

@@ -23,8 +23,10 @@ from tests.reference import (
     lines,
     penalties,
     select,
+    soup,
     spider,
     tailor,
+    ties,
     wise_ft,
 )
 from tests.reference.adamw import AdamW
@@ -349,6 +351,46 @@ def check_wise_ft(load: Load = original) -> None:
         assert all(torch.equal(result[name], exact[name]) for name in exact)
 
 
+def seeds(count: int) -> tuple[dict, list[dict]]:
+    """Base weights, and those of several runs from it."""
+    pretrained, first = random_weights(0, POSTHOC)
+    source = torch.Generator().manual_seed(8)
+    others = [{name: value + 0.3 * torch.randn(value.shape, generator=source) for name, value in pretrained.items()}
+              for _ in range(count - 1)]
+    return pretrained, [first, *others]
+
+
+def check_soup(load: Load = original) -> None:
+    module = load("soup")
+    assert module.SoupParams(**configured("soup")) == module.SoupParams() == module.SoupParams(3, 1.0)
+    pretrained, tuned = seeds(3)
+    p, f = double(pretrained), [double(one) for one in tuned]
+    for count, alpha in ((3, 1.0), (2, 0.4), (3, 0.7)):
+        params = module.SoupParams(members=count, alpha=alpha)
+        result = module.Soup(params, 0).combine(tuned[:count], pretrained, None)
+        check_transform(result, tuned[0], lambda name, count=count, alpha=alpha: soup.average(
+            p[name], [one[name] for one in f[:count]], alpha,
+        ))
+    result = module.Soup(module.SoupParams(), 0).combine(tuned, pretrained, None)
+    check_transform(result, tuned[0], lambda name: soup.mergekit_linear([one[name] for one in f], [1.0, 1.0, 1.0]))
+    base = module.Soup(module.SoupParams(alpha=0.0), 0).combine(tuned, pretrained, None)
+    assert all(torch.equal(base[name], pretrained[name]) for name in base)
+
+
+def check_ties(load: Load = original) -> None:
+    module = load("ties")
+    params = module.TiesSeedsParams(**configured("ties"))
+    assert params == module.TiesSeedsParams() and (params.keep, params.scale, params.members) == (0.2, 1.0, 3)
+    pretrained, tuned = seeds(3)
+    p, f = double(pretrained), [double(one) for one in tuned]
+    for variant in ("released", "mergekit"):
+        for keep, scale in ((0.2, 1.0), (0.5, 0.6)):
+            params = module.TiesSeedsParams(keep, scale, variant)
+            result = module.Ties(params, 0).combine(tuned, pretrained, None)
+            expected = getattr(ties, variant)(p, f, keep, scale)
+            check_transform(result, tuned[0], expected.__getitem__)
+
+
 LAYERED = {
     "layers.10.mlp.up_proj.weight": (6, 5),  # the tenth layer sorts before the second as text
     "layers.2.mlp.up_proj.weight": (6, 5),
@@ -574,6 +616,8 @@ CHECKS = {
     "tailor_change_sensitivity": check_tailor_variant("tailor_change_sensitivity", of_change=True),
     "tailor_keep_projector": check_tailor_variant("tailor_keep_projector", projector=True),
     "wise_ft": check_wise_ft,
+    "soup": check_soup,
+    "ties": check_ties,
     "lines": check_lines,
     "intruder": check_intruder,
 }

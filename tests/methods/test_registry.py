@@ -85,7 +85,7 @@ def test_no_two_methods_are_the_same():
     assert len(set(meanings)) == len(METHODS)
 
 
-OWN_NAMES = {"wise_ft", "ewc", "lines", "intruder"}  # methods of other papers
+OWN_NAMES = {"wise_ft", "ewc", "soup", "ties", "lines", "intruder"}  # methods of other papers
 
 
 def test_a_variant_is_named_by_its_method():
@@ -182,6 +182,11 @@ def test_every_configuration_file_is_in_the_table():
         ("wise_ft", {"alpha": -0.1}, ["alpha=-0.1"]),
         ("wise_ft", {"alfa": 0.1}, ["Did you mean 'alpha'"]),
         ("wiseft", {}, ["Did you mean 'wise_ft'"]),
+        ("soup", {"members": 1}, ["members=1", "at least two Full FT runs", "use wise_ft"]),
+        ("soup", {"members": 0}, ["members=0"]),
+        ("soup", {"alpha": -0.5}, ["alpha=-0.5", "between 0 and 1"]),
+        ("ties", {"members": 1}, ["members=1", "at least two Full FT runs"]),
+        ("ties", {"keep": 0.0}, ["keep=0.0", "above 0"]),
         ("lines", {"alpha": 1.5}, ["alpha=1.5", "between 0 and 1"]),
         ("intruder", {"scale": -0.1}, ["scale=-0.1", "between 0 and 1"]),
         ("intruder", {"threshold": 2.0}, ["threshold=2.0", "between 0 and 1"]),
@@ -233,9 +238,10 @@ POSTHOC = [name for name, item in METHODS.items() if item.kind == "posthoc"]
 @pytest.mark.parametrize("method", POSTHOC)
 def test_a_posthoc_method_alone_brings_its_full_ft_cell(method):
     asked = compose.request([f"method={method}", "model=llava_pocket", "dataset=coco"])
-    (full_ft, needs_none), (cell, needs) = expand(asked.cells, asked.full_ft)
-    assert (full_ft.method.id, needs_none) == ("full_ft", None)
-    assert cell.method.id == method and needs == cell_id(full_ft)
+    *sources, (cell, needs) = expand(asked.cells, asked.full_ft)
+    assert {(source.method.id, needed) for source, needed in sources} == {("full_ft", ())}
+    assert [source.seed for source, _ in sources] == list(range(cell.method.params.get("members", 1)))
+    assert cell.method.id == method and needs == tuple(cell_id(source) for source, _ in sources)
 
 
 def test_a_wise_ft_curve_shares_one_full_ft_cell():

@@ -62,7 +62,9 @@ def test_edge_tensors_stay_finite_post_hoc(method):
     finetuned["equal changes"] = torch.full((8,), 0.25)
     pretrained["equal changes"].zero_()
     pretrained["zero"].zero_()
-    result = build(method, {}, 0).finish(finetuned, pretrained, FixedInputs([[linear]], {linear: 8}))
+    built = build(method, {}, 0)
+    tuned = [finetuned] * getattr(built.params, "members", 1)
+    result = built.combine(tuned, pretrained, FixedInputs([[linear]], {linear: 8}))
     for name, value in result.items():
         assert torch.isfinite(value).all(), name
     assert torch.equal(result["same"], pretrained["same"]), "no change, so nothing to keep"

@@ -81,7 +81,7 @@ def test_a_merge_of_an_exported_cell_is_the_exported_post_hoc_cell(family, metho
         (place / "cell.yaml").write_text(yaml.safe_dump(plain(one)))
     deltas = {name: store.folder(one) / "delta.safetensors" for name, one in cells.items()}
     save_delta(deltas["full_ft"], tuned, base, list(base), loaded.digest)
-    transform(cells[method], loaded, [], build(method, {}, 2), base, deltas["full_ft"], deltas[method])
+    transform(cells[method], loaded, [], build(method, {}, 2), base, [deltas["full_ft"]], deltas[method])
     for name, one in cells.items():
         export(store, store.folder(one).name, tmp_path / name)
     assert main(["merge", method, str(folder), str(tmp_path / "full_ft"), str(tmp_path / "out"), "seed=2"]) == 0

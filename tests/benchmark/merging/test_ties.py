@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.merging.ties import Ties, TiesParams
 from methods.ops import drop_and_rescale
+from methods.ties import TiesMerge, TiesParams
 from tests.reference import dare, ties
 
 RELEASED = json.loads((Path(__file__).parents[2] / "reference" / "merges.json").read_text())
@@ -38,7 +38,7 @@ def ours(params: TiesParams, base: Arrays, tuned: list[Arrays]) -> Arrays:
         for name in base:
             yield name, torch.from_numpy(base[name]), [torch.from_numpy(one[name]) for one in tuned]
 
-    rule = Ties(params, tensors, len(tuned))
+    rule = TiesMerge(params, tensors, len(tuned))
     return {name: rule(name, weight, others).numpy() for name, weight, others in tensors("")}
 
 

@@ -44,13 +44,40 @@ def test_a_dependency_comes_first_and_once():
     assert order == ["full_ft", "dare", "spider", "tailor"]
     pairs = planning.expand(asked.cells, asked.full_ft)
     source = cell_id(pairs[0][0])
-    assert [needs for _, needs in pairs] == [None, source, None, source]
+    assert [needs for _, needs in pairs] == [(), (source,), (), (source,)]
 
 
 def test_a_dependency_has_the_settings_of_the_cell_that_needs_it():
     asked = request(["method=dare", "model=vila_pocket", "dataset=coco", "train.epochs=7", "seed=3", "method.keep=0.5"])
     (full, _), (dare, _) = planning.expand(asked.cells, asked.full_ft)
     assert (full.train, full.seed, full.target, full.method.params) == (dare.train, 3, "coco", {})
+
+
+def test_a_merge_over_seeds_needs_the_full_ft_cell_of_each_seed():
+    """Soups of different seeds share no training, and cells of the grid are used again."""
+    asked = request(["methods=full_ft,soup,ties,wise_ft", "model=vila_pocket", "dataset=coco", "seeds=0,1"])
+    pairs = planning.expand(asked.cells, asked.full_ft)
+    tuned = {cell_id(cell): cell.seed for cell, needs in pairs if not needs}
+    assert sorted(tuned.values()) == [0, 1, 2, 3, 4, 5]
+    order = [cell_id(cell) for cell, _ in pairs]
+    for cell, needs in pairs:
+        assert all(order.index(name) < order.index(cell_id(cell)) for name in needs)
+        if cell.method.id in ("soup", "ties"):
+            assert [tuned[name] for name in needs] == [3 * cell.seed + i for i in range(3)]
+        elif needs:
+            assert [tuned[name] for name in needs] == [cell.seed]
+    longer = request(["method=soup", "method.members=2", "model=vila_pocket", "dataset=coco", "train.epochs=7"])
+    (one, _), (two, _), (soup, needs) = planning.expand(longer.cells, longer.full_ft)
+    assert (one.seed, two.seed) == (0, 1) and one.train == two.train == soup.train and soup.train.epochs == 7
+    assert one.method.params == {} and needs == (cell_id(one), cell_id(two))
+
+
+@pytest.mark.parametrize("method", ["soup", "ties"])
+def test_a_merge_of_one_seed_is_refused_before_anything_is_computed(method, world, capsys):
+    assert cli.main(["run", *world.overrides(f"methods={method}", "method.members=1")]) == 2
+    error = capsys.readouterr().err
+    assert "members=1: a merge over seeds needs at least two Full FT runs" in error and error.count("error:") == 1
+    assert not world.results.exists() or not list(world.results.glob("cells/*"))
 
 
 def test_an_untuned_model_asked_for_twice_is_one_cell_with_all_datasets():
@@ -195,6 +222,21 @@ def test_a_posthoc_cell_waits_for_its_full_ft_cell():
     assert (full.cell.method.id, spider.cell.method.id, queue.take()) == ("full_ft", "spider", None)
     queue.settle(full, "done")
     assert queue.take().cell.method.id == "dare"
+
+
+def test_a_merge_over_seeds_waits_for_all_of_them_and_fails_with_any():
+    queue = schedule("methods=soup", "model=vila_pocket", "dataset=coco")
+    one, two, three = (queue.take() for _ in range(3))
+    assert [item.cell.seed for item in (one, two, three)] == [0, 1, 2]
+    for item in (one, two):
+        queue.settle(item, "done")
+        assert queue.take() is None
+    gone = queue.settle(three, Failure("broken", user=False))
+    assert [item.cell.method.id for item, _ in gone] == ["full_ft", "soup"] and not queue.waiting
+    queue = schedule("methods=soup", "model=vila_pocket", "dataset=coco")
+    for _ in range(3):
+        queue.settle(queue.take(), "done")
+    assert queue.take().cell.method.id == "soup"
 
 
 def test_a_worker_keeps_its_model_if_it_can():

@@ -27,7 +27,7 @@ def test_a_missing_java_is_said_before_anything_is_trained(tmp_path, monkeypatch
     keys = Keys("t", dict.fromkeys(names, "g"), dict.fromkeys(names, "s"), "y")
     store = Store(tmp_path)
     store.check_writable()
-    result = worker.Worker(store).run(cell, keys, None, lambda *event: None)
+    result = worker.Worker(store).run(cell, keys, (), lambda *event: None)
     assert isinstance(result, worker.Failure) and result.user and result.message == "No Java found" and not began
 
 

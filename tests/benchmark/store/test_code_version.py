@@ -137,7 +137,7 @@ def test_a_new_version_redoes_its_stages_and_no_earlier_ones(stage, redone, vers
     full, dare = request(["methods=full_ft,dare", "model=vila_pocket", "dataset=iconqa"]).cells
 
     def keys():
-        return keys_of(dare, Contents(), keys_of(full, Contents()))
+        return keys_of(dare, Contents(), [keys_of(full, Contents())])
 
     before, known = keys(), versions()
     code_version.record([stage], bump=True)

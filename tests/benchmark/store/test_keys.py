@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmark.config.compose import options_of, request
+from benchmark.config.compose import options_of, request, sources_of
 from benchmark.core.files import digest_of
 from benchmark.spec import ROOT, CellSpec, DatasetSpec, TrainSpec, cell_hash, cell_id, plain
 from benchmark.store import code_version
@@ -118,10 +118,20 @@ def test_settings_redo_what_depends_on_them(cell, change, redone):
 def test_a_posthoc_cell_depends_on_its_full_ft_cell():
     full, dare = request(["methods=full_ft,dare", "model=vila_pocket", "dataset=iconqa"]).cells
     source = keys_of(full, Contents())
-    before = keys_of(dare, Contents(), source)
+    before = keys_of(dare, Contents(), [source])
     longer = keys_of(replace(full, train=replace(full.train, epochs=6)), Contents())
-    assert changed(before, keys_of(dare, Contents(), longer)) == set(before.stages)
+    assert changed(before, keys_of(dare, Contents(), [longer])) == set(before.stages)
     assert before.train != source.train
+
+
+def test_a_soup_depends_on_every_member():
+    full, soup = request(["methods=full_ft,soup", "model=vila_pocket", "dataset=iconqa"]).cells
+    sources = [keys_of(replace(full, seed=seed), Contents()) for seed in range(3)]
+    before = keys_of(soup, Contents(), sources)
+    for place in range(3):
+        other = [*sources]
+        other[place] = keys_of(replace(full, seed=9), Contents())
+        assert changed(before, keys_of(soup, Contents(), other)) == set(before.stages)
 
 
 OTHER = {
@@ -249,10 +259,11 @@ def test_published_cells_keep_their_keys(published, monkeypatch):
     def keys(name: str) -> Keys:
         if name not in made:
             cell = published[name]
-            source = keys(by_hash[cell_hash(replace(cell, method=full_ft))]) if cell.method.posthoc else None
+            names = [by_hash[cell_hash(one)] for one in sources_of(cell, full_ft)] if cell.method.posthoc else []
+            sources = [keys(one) for one in names]
             code = json.loads((PUBLISHED.find(name) / "provenance.json").read_text(encoding="utf-8"))["code"]
             monkeypatch.setattr(code_version, "of_cell", lambda *of: code)
-            made[name] = keys_of(cell, digests, source)
+            made[name] = keys_of(cell, digests, sources)
         return made[name]
 
     assert {name: keys(name).summary for name in published} == {

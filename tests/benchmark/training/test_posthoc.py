@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from benchmark.core.errors import UserError
 from benchmark.data import Record
 from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
@@ -45,7 +46,7 @@ def test_a_delta_and_one_row_of_log(method, share, tmp_path):
     save_delta(tmp_path / "full_ft" / "delta.safetensors", tuned, base, list(base), loaded.digest)
     out = tmp_path / method / "delta.safetensors"
     transform(
-        cell(method=method), loaded, [], build(method, {}, 0), base, tmp_path / "full_ft" / "delta.safetensors", out
+        cell(method=method), loaded, [], build(method, {}, 0), base, [tmp_path / "full_ft" / "delta.safetensors"], out
     )
     delta = load_delta(out, loaded.digest)
     (row,) = [json.loads(line) for line in (tmp_path / method / "train.jsonl").read_text().splitlines()]
@@ -73,7 +74,7 @@ def test_a_learned_mask_fits_the_training_items_better_than_a_random_one(tmp_pat
     out = tmp_path / "grafting_mask" / "delta.safetensors"
     method = build("grafting_mask", {"samples": 6, "steps": 6}, 0)
     transform(
-        cell(method="grafting_mask"), loaded, records, method, base, tmp_path / "full_ft" / "delta.safetensors", out
+        cell(method="grafting_mask"), loaded, records, method, base, [tmp_path / "full_ft" / "delta.safetensors"], out
     )
     result = {**base, **load_delta(out, loaded.digest)}
     size = sum(tensor.numel() for tensor in base.values())
@@ -97,3 +98,46 @@ def test_a_learned_mask_fits_the_training_items_better_than_a_random_one(tmp_pat
         return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).item()
 
     assert loss(result) < min(loss(base), loss(drawn)) - 1e-3
+
+
+def merged_over(tmp_path, changes):
+    """Write Full FT deltas: one file per entry, name -> change of the base. Return what `transform` needs."""
+    loaded = tiny.load("vila", tiny.write("vila", tmp_path / "model"))
+    base = snapshot(loaded.model, trainable_names(loaded, "last_layers", 1))
+    sources = []
+    for number, change in enumerate(changes):
+        sources.append(tmp_path / f"seed{number}.safetensors")
+        save_delta(sources[-1], {name: tensor + change for name, tensor in base.items()}, base, list(base),
+                   loaded.digest)
+    return loaded, base, sources
+
+
+def test_a_soup_is_the_average_of_its_members_deltas(tmp_path):
+    loaded, base, sources = merged_over(tmp_path, (0.125, 0.25, 0.75))
+    out = tmp_path / "delta.safetensors"
+    transform(cell(method="soup"), loaded, [], build("soup", {"alpha": 0.5}, 0), base, sources, out)
+    delta = load_delta(out, loaded.digest)
+    assert delta.keys() == base.keys()
+    for name, tensor in delta.items():
+        torch.testing.assert_close(tensor, base[name] + 0.1875, rtol=0, atol=1e-6)
+
+
+def test_members_of_another_base_or_scope_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    loaded, base, sources = merged_over(tmp_path, (0.125, 0.25, 0.75))
+    method = build("soup", {}, 0)
+    monkeypatch.setattr(type(method), "combine", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("benchmark.training.posthoc.save_delta", lambda *_: pytest.fail("written"))
+
+    def refused(match):
+        with pytest.raises(UserError, match=match) as caught:
+            transform(cell(method="soup"), loaded, [], method, base, sources, tmp_path / "out.safetensors")
+        assert str(sources[1]) in str(caught.value)
+
+    wider = snapshot(loaded.model, trainable_names(loaded, "last_layers", 2))
+    (outside, *_) = sorted(wider.keys() - base.keys())
+    save_delta(sources[1], {name: tensor + 1 for name, tensor in wider.items()}, wider, list(wider), loaded.digest)
+    refused(f"changes {outside}, which this cell's scope does not train: weights of different scopes cannot be merged")
+    save_delta(sources[1], {name: tensor + 1 for name, tensor in base.items()}, base, list(base), "0" * 64)
+    refused("was made from the base checkpoint 000000000000, not from")
+    sources[1].unlink()
+    refused("is missing: the cell was not trained")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from methods.base import Method
 from methods.ops import CHUNK, exact, first_largest
+from methods.soup import check_members
+
+if TYPE_CHECKING:
+    from benchmark.training.calibration import Calibration
 
 # A magnitude's float32 pattern has 31 bits and sorts like the number. Two histograms, over the upper 16 bits and over
 # the lower 15 bits of one bin, give any order statistic of a whole model exactly.
@@ -34,7 +39,46 @@ class TiesParams:
             raise ValueError(f"keep={self.keep} must be above 0 and at most 1.")
 
 
-class Ties:
+@dataclass(frozen=True)
+class TiesSeedsParams(TiesParams):
+    """Those of `TiesParams`, and members: number of Full FT runs, which differ in the seed."""
+
+    members: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_members(self.members)
+
+
+class Ties(Method):
+    """TIES over seeds: w = w* + scale mean(d_s : sign d_s = sign sum_s d_s), where d_s is the change of the Full FT run
+    with seed s, trimmed to its largest share. See `TiesMerge`, which also merges files.
+
+    Granularity: element. Tensors: all trained; the trim counts these alone, not the whole model as a merge of files
+    does. Acts: once, on finished Full FT checkpoints of `members` seeds.
+    Extra memory: 0 |M| in training; at the end all of w*, the members' weights and the new weights.
+    Source: Yadav et al., NeurIPS 2023.
+    Disagreements: the paper merges models of several tasks. Here the task is one and the seed differs, so what the
+    signs' election removes is what the runs do not share.
+    Variants: ties alone; variant=mergekit trims each tensor by itself.
+    """
+
+    Params = TiesSeedsParams
+    posthoc = True
+
+    def combine(
+        self, tuned: Sequence[dict[str, Tensor]], pretrained: dict[str, Tensor], calibration: Calibration | None = None
+    ) -> dict[str, Tensor]:
+        def tensors(stage: str) -> Tensors:
+            for name, weight in tuned[0].items():
+                others = [one[name].float().to(weight.device) for one in tuned]
+                yield name, pretrained[name].float().to(weight.device), others
+
+        rule = TiesMerge(self.params, tensors, len(tuned))
+        return {name: rule(name, before, after) for name, before, after in tensors("merge")}
+
+
+class TiesMerge:
     """TIES: w = w* + scale mean(d_t : sign d_t = sign sum_t d_t), where d_t is w_t - w* trimmed to its largest share.
 
     Granularity: element. Tensors: all that are stored as floats. In float32.
