@@ -128,8 +128,15 @@ METHODS: dict[str, MethodEntry] = {
         "methods.tailor:Tailor", "Tailor, projector kept", "SpiderBench", "posthoc"
     ),
     "wise_ft": MethodEntry("methods.wise_ft:WiseFT", "WiSE-FT", "Wortsman et al., CVPR 2022", "posthoc"),
+    "wise_ft_tensors": MethodEntry(
+        "methods.wise_ft_tensors:WiseFTTensors", "WiSE-FT, alpha per tensor", "AlphaWiSE; SpiderBench", "posthoc",
+        sees_generic=True,
+    ),
     "soup": MethodEntry("methods.soup:Soup", "Model soup over seeds", "Wortsman et al., ICML 2022", "posthoc"),
     "ties": MethodEntry("methods.ties:Ties", "TIES over seeds", "Yadav et al., NeurIPS 2023", "posthoc"),
+    "fisher": MethodEntry(
+        "methods.fisher:Fisher", "Fisher merging", "Matena and Raffel, NeurIPS 2022", "posthoc", sees_generic=True
+    ),
     "lines": MethodEntry("methods.lines:Lines", "LiNeS", "Wang et al., ICLR 2025", "posthoc"),
     "intruder": MethodEntry(
         "methods.intruder:Intruder", "Intruder reduction", "Shuttleworth et al., arXiv 2410.21228", "posthoc"

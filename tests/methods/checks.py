@@ -17,6 +17,7 @@ from tests.methods import toy
 from tests.reference import (
     dare,
     ewc,
+    fisher,
     grafting_mask,
     half_ft,
     intruder,
@@ -391,6 +392,53 @@ def check_ties(load: Load = original) -> None:
             check_transform(result, tuned[0], expected.__getitem__)
 
 
+def flat(values: dict) -> np.ndarray:
+    return np.concatenate([value.ravel() for value in values.values()])
+
+
+def check_fisher(load: Load = original) -> None:
+    module = load("fisher")
+    assert module.FisherParams(**configured("fisher")) == module.FisherParams()
+    pretrained, finetuned = random_weights(0, POSTHOC)
+    p, f = double(pretrained), double(finetuned)
+    tuned = fisher.diagonal([3.0 * np.sin(7 * flat(f) + shift) ** 3 for shift in (0.0, 0.4, 1.1)])
+    base = fisher.diagonal([0.01 * np.cos(5 * flat(p) + shift) for shift in (0.2, 0.9)])
+    ends = np.cumsum([value.size for value in p.values()])[:-1]
+
+    def weights(alpha: float) -> dict:
+        params = module.FisherParams(alpha=alpha)
+        return module.Fisher(params, 0).finish(finetuned, pretrained, FixedInputs([], {}))
+
+    for alpha in (0.5, 0.2, 0.9):
+        merged = dict(zip(p, np.split(fisher.merge(flat(p), flat(f), base, tuned, alpha), ends), strict=True))
+        check_transform(weights(alpha), finetuned, lambda name, m=merged: m[name].reshape(p[name].shape))
+        # With Fishers far above its floor, MergeLM's arithmetic gives the same; scaling a Fisher changes nothing.
+        theirs = fisher.mergelm([flat(p), flat(f)], [1e9 * base, 1e6 * tuned], [1 - alpha, alpha], floor=0.0)
+        np.testing.assert_allclose(theirs, flat(merged), rtol=0, atol=1e-3)
+    for alpha, exact in ((0.0, pretrained), (1.0, finetuned)):
+        result = weights(alpha)
+        assert all(torch.equal(result[name], exact[name]) for name in exact)
+
+
+def check_wise_ft_tensors(load: Load = original) -> None:
+    module = load("wise_ft_tensors")
+    defaults = module.WiseFTTensorsParams()
+    assert module.WiseFTTensorsParams(**configured("wise_ft_tensors")) == defaults
+    assert (defaults.share, defaults.samples) == (0.5, 128)
+    pretrained, finetuned = random_weights(0, POSTHOC)
+    p, f = double(pretrained), double(finetuned)
+    for share, steps, rate in ((0.5, 10, 0.5), (0.0, 1, 0.5), (1.0, 3, 0.5), (0.2, 4, 3.0)):
+        params = module.WiseFTTensorsParams(share, steps, rate)
+        result = module.WiseFTTensors(params, 0).finish(finetuned, pretrained, FixedInputs([], {}))
+        expected, alphas = wise_ft.per_tensor(
+            p, f, lambda at: {name: np.sin(7 * value) for name, value in at.items()},
+            lambda at: {name: 0.5 * np.cos(3 * value) for name, value in at.items()},
+            params.share, params.steps, params.rate,
+        )
+        assert max(alphas) - min(alphas) > 0.05, "tensors differ"
+        check_transform(result, finetuned, expected.__getitem__)
+
+
 LAYERED = {
     "layers.10.mlp.up_proj.weight": (6, 5),  # the tenth layer sorts before the second as text
     "layers.2.mlp.up_proj.weight": (6, 5),
@@ -473,12 +521,24 @@ def check_spider_posthoc(load: Load = original) -> None:
     check_transform(result, finetuned, lambda name: spider.posthoc(p[name], f[name]))
 
 
+class Waves:
+    """Other data than `FixedInputs`, whose loss has other and much smaller gradients."""
+
+    def gradient(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: 0.5 * torch.cos(3 * value) for name, value in weights.items()}
+
+    def sample_gradients(self, weights: dict[str, torch.Tensor]):
+        for shift in (0.2, 0.9):
+            yield {name: 0.01 * torch.cos(5 * value + shift) for name, value in weights.items()}
+
+
 class FixedInputs:
     """Calibration whose inputs are given, and depend on the first matrix of its own and the last block."""
 
     def __init__(self, blocks: list[list[str]], columns: dict[str, int]) -> None:
         source = torch.Generator().manual_seed(9)
         self.blocks = blocks
+        self.generic = Waves()
         self.inputs = {}
         for name, d in columns.items():
             mixing = torch.randn(d, d, generator=source, dtype=torch.float64) / 20
@@ -490,6 +550,10 @@ class FixedInputs:
     def gradient(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of a loss that waves, so that some changes help and others harm."""
         return {name: torch.sin(7 * value) for name, value in weights.items()}
+
+    def sample_gradients(self, weights: dict[str, torch.Tensor]):
+        for shift in (0.0, 0.4, 1.1):
+            yield {name: 3.0 * torch.sin(7 * value + shift) ** 3 for name, value in weights.items()}
 
     def gram(self, weights: dict[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
         result = {}
@@ -616,6 +680,8 @@ CHECKS = {
     "tailor_change_sensitivity": check_tailor_variant("tailor_change_sensitivity", of_change=True),
     "tailor_keep_projector": check_tailor_variant("tailor_keep_projector", projector=True),
     "wise_ft": check_wise_ft,
+    "wise_ft_tensors": check_wise_ft_tensors,
+    "fisher": check_fisher,
     "soup": check_soup,
     "ties": check_ties,
     "lines": check_lines,

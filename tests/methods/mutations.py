@@ -568,6 +568,50 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "torch.lerp(pretrained[name].float()",
         "torch.lerp(0 * pretrained[name].float()",
     ),
+    # Fisher merging and an alpha for each tensor
+    "fisher: swapped": ("fisher", "fisher", "torch.lerp(pretrained[name].float().to(weight.device), weight.float(),",
+                        "torch.lerp(weight.float(), pretrained[name].float().to(weight.device),"),
+    "fisher: absolute gradients": (
+        "fisher",
+        "fisher",
+        "squares[name] + gradient.square() if name in squares else gradient.square()",
+        "squares[name] + gradient.abs() if name in squares else gradient.abs()",
+    ),
+    "fisher: the last sample alone": (
+        "fisher", "fisher", "squares[name] + gradient.square() if name in squares else", "",
+    ),
+    "fisher: at the other weights": (
+        "fisher", "fisher", "calibration.sample_gradients(finetuned)", "calibration.sample_gradients(pretrained)",
+    ),
+    "fisher: of the base at the other weights": (
+        "fisher", "fisher", "generic.sample_gradients(pretrained)", "generic.sample_gradients(finetuned)",
+    ),
+    "fisher: on the target alone": ("fisher", "fisher", "calibration.generic.sample", "calibration.sample"),
+    "fisher: not normalised": ("fisher", "fisher", "values / scale", "values"),
+    "fisher: normalised per tensor": ("fisher", "fisher", "values / scale", "values / values.square().mean().sqrt()"),
+    "fisher: alpha of both": ("fisher", "fisher", "(1 - self.params.alpha) *", "self.params.alpha *"),
+    "tensors: ascent": ("wise_ft_tensors", "wise_ft_tensors", "score - rate", "score + rate"),
+    "tensors: one alpha": (
+        "wise_ft_tensors", "wise_ft_tensors", "rate * slopes[name] for", "rate * sum(slopes.values()) for",
+    ),
+    "tensors: shares swapped": (
+        "wise_ft_tensors",
+        "wise_ft_tensors",
+        "(1 - params.share) * target[name].double() + params.share",
+        "params.share * target[name].double() + (1 - params.share)",
+    ),
+    "tensors: slope of the weight": (
+        "wise_ft_tensors", "wise_ft_tensors", "* (after[name] - before[name])", "* after[name]",
+    ),
+    "tensors: slope of alpha": ("wise_ft_tensors", "wise_ft_tensors", "along * alpha * (1 - alpha)", "along"),
+    "tensors: every step as long": ("wise_ft_tensors", "wise_ft_tensors", "if rate is None:", "if True:"),
+    "tensors: the other end": (
+        "wise_ft_tensors", "wise_ft_tensors", "_logistic(score)) for", "1 - _logistic(score)) for",
+    ),
+    "tensors: gradient at w_ft": (
+        "wise_ft_tensors", "wise_ft_tensors", "calibration.gradient(merged), calibration",
+        "calibration.gradient(after), calibration",
+    ),
     # Merges over seeds
     "soup: the first seed alone": ("soup", "soup", "[one[name] for one in tuned], self", "[tuned[0][name]], self"),
     "soup: a sum": ("soup", "soup", ".mean(0)", ".sum(0)"),

@@ -85,14 +85,14 @@ def test_no_two_methods_are_the_same():
     assert len(set(meanings)) == len(METHODS)
 
 
-OWN_NAMES = {"wise_ft", "ewc", "soup", "ties", "lines", "intruder"}  # methods of other papers
+OWN_NAMES = {"wise_ft", "ewc", "fisher", "soup", "ties", "lines", "intruder"}  # methods of other papers
 
 
 def test_a_variant_is_named_by_its_method():
     for name, item in METHODS.items():
         # Adapters have the names of their papers; the docstring of the class says which belong together.
-        if name not in OWN_NAMES and item.kind != "adapter":
-            assert any(name == base or name.startswith(f"{base}_") for base in TABLE_5), name
+        if item.kind != "adapter":
+            assert any(name == base or name.startswith(f"{base}_") for base in (*TABLE_5, *OWN_NAMES)), name
 
 
 IMPORTED = """
@@ -182,6 +182,11 @@ def test_every_configuration_file_is_in_the_table():
         ("wise_ft", {"alpha": -0.1}, ["alpha=-0.1"]),
         ("wise_ft", {"alfa": 0.1}, ["Did you mean 'alpha'"]),
         ("wiseft", {}, ["Did you mean 'wise_ft'"]),
+        ("fisher", {"alpha": 1.5}, ["alpha=1.5", "between 0 and 1"]),
+        ("fisher", {"samples": 0}, ["samples=0", "at least 1"]),
+        ("wise_ft_tensors", {"share": -1.0}, ["share=-1.0", "between 0 and 1"]),
+        ("wise_ft_tensors", {"steps": 0}, ["steps=0"]),
+        ("wise_ft_tensors", {"rate": 0.0}, ["rate=0.0", "above 0"]),
         ("soup", {"members": 1}, ["members=1", "at least two Full FT runs", "use wise_ft"]),
         ("soup", {"members": 0}, ["members=0"]),
         ("soup", {"alpha": -0.5}, ["alpha=-0.5", "between 0 and 1"]),
