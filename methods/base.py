@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,13 +30,12 @@ class Method:
     `grad` are 1-D live views of the part, `pretrained` holds its base values, and `offset` is the index of its first
     element in the flattened tensor. Any part may be empty, so compute a number about a whole tensor with `shards.sums`.
 
-    A post-hoc method (`posthoc = True`) has no hooks: `finish` turns the weights of a finished Full FT run into its
-    own. One with the parameter `members` merges several runs that differ in the seed: `combine` does that.
+    A post-hoc method (`posthoc = True`) has no hooks: `finish` turns the weights of a finished Full FT run
+    into its own.
 
     Attributes:
         Params: frozen dataclass of the hyper-parameters; raises ValueError for values out of range.
         posthoc: the method needs a finished Full FT run instead of a training run.
-        single_samples: calibration batches hold one sample each, because `finish` needs gradients of single samples.
         stateless: the object's attributes change, but no step depends on what earlier steps left in them. Otherwise
             one class must define both `state_dict` and `load_state_dict`, which save and restore what changes.
         uses_pretrained: hooks read `shard.pretrained`, so w* stays on the weights' device.
@@ -47,7 +46,6 @@ class Method:
 
     Params: ClassVar[type] = NoParams
     posthoc: ClassVar[bool] = False
-    single_samples: ClassVar[bool] = False
     stateless: ClassVar[bool] = False
     uses_pretrained: ClassVar[bool] = True
     shards: Shards
@@ -94,21 +92,6 @@ class Method:
             New float32 tensors for the same names; the arguments are not changed.
         """
         raise TypeError(f"{type(self).__name__} acts during training and has no post-hoc transform.")
-
-    def combine(
-        self, tuned: Sequence[dict[str, Tensor]], pretrained: dict[str, Tensor], calibration: Calibration | None
-    ) -> dict[str, Tensor]:
-        """Turn the weights of all Full FT runs that the method merges into its weights (post-hoc methods only).
-
-        Args:
-            tuned: of each run, what `finish` gets; one unless the method has the parameter `members`.
-            pretrained, calibration: see `finish`.
-
-        Returns:
-            See `finish`.
-        """
-        (finetuned,) = tuned
-        return self.finish(finetuned, pretrained, calibration)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that an exact resume needs: a flat dict of this rank's tensors and of JSON values.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from benchmark.core.errors import UserError
-from methods.base import Method
+from methods.posthoc import ContrastMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmark.training.calibration import Calibration
+    from benchmark.training.contrast import Contrast
 
 FLOOR = 1e-6  # added to both importances, so that a weight on which neither model depends gets alpha
 
@@ -59,7 +60,7 @@ def importances(gradients: Iterable[dict[str, Tensor]], model: str) -> dict[str,
     return {name: values / scale for name, values in squares.items()}
 
 
-class Fisher(Method):
+class Fisher(ContrastMethod):
     """Fisher merging: w = (alpha F w_ft + (1 - alpha) F* w*) / (alpha F + (1 - alpha) F*), where F is the diagonal of
     the Fisher information of the fine-tuned model on training samples of the target and F* that of the base model on
     generic data, each divided by its root mean square and raised by 1e-6; w* at alpha 0 and w_ft at alpha 1.
@@ -78,16 +79,15 @@ class Fisher(Method):
     """
 
     Params = FisherParams
-    posthoc = True
-    measures_on = "generic"
     single_samples = True
 
     def finish(
         self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None
     ) -> dict[str, Tensor]:
-        assert calibration is not None and calibration.generic is not None
-        ours = importances(calibration.sample_gradients(finetuned), "the fine-tuned model")
-        theirs = importances(calibration.generic.sample_gradients(pretrained), "the base model")
+        contrast = cast("Contrast", calibration)
+        assert contrast is not None and contrast.generic is not None
+        ours = importances(contrast.sample_gradients(finetuned), "the fine-tuned model")
+        theirs = importances(contrast.generic.sample_gradients(pretrained), "the base model")
         result = {}
         for name, weight in finetuned.items():
             new = self.params.alpha * (ours[name].to(weight.device) + FLOOR)

@@ -8,25 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from methods.base import Method
+from methods.posthoc import SeedMerge, check_members
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from benchmark.training.calibration import Calibration
-
-
-def check_members(members: int) -> None:
-    """Check a number of merged runs.
-
-    Raises:
-        ValueError: it is below 2.
-    """
-    if members < 2:
-        raise ValueError(
-            f"members={members}: a merge over seeds needs at least two Full FT runs. Set members=2 or more, or use "
-            "wise_ft for one run."
-        )
 
 
 @dataclass(frozen=True)
@@ -51,11 +36,8 @@ def average(pretrained: Tensor, tuned: Sequence[Tensor], alpha: float) -> Tensor
     return before + alpha * torch.stack([tensor.float().to(before.device) - before for tensor in tuned]).mean(0)
 
 
-class Soup(Method):
+class Soup(SeedMerge):
     """Model soup: w = w* + alpha (mean_s w_ft(s) - w*) over the seeds s; w* at alpha 0, bit for bit.
-
-    The cell with seed s averages the `members` seeds that begin at s times `members`: 0, 1 and 2 for seed 0. Two soups
-    of different seeds share no training, so a spread over seeds is one of whole soups.
 
     Granularity: whole model. Tensors: all trained. Acts: once, on finished Full FT checkpoints of `members` seeds.
     Extra memory: 0 |M| in training; at the end all of w*, the members' weights and the new weights.
@@ -67,11 +49,8 @@ class Soup(Method):
     """
 
     Params = SoupParams
-    posthoc = True
 
-    def combine(
-        self, tuned: Sequence[dict[str, Tensor]], pretrained: dict[str, Tensor], calibration: Calibration | None = None
-    ) -> dict[str, Tensor]:
+    def combine(self, tuned: Sequence[dict[str, Tensor]], pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
             name: average(pretrained[name], [one[name] for one in tuned], self.params.alpha) for name in tuned[0]
         }

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from methods.base import Method
 from methods.ops import CHUNK, exact, first_largest
-from methods.soup import check_members
-
-if TYPE_CHECKING:
-    from benchmark.training.calibration import Calibration
+from methods.posthoc import SeedMerge, check_members
 
 # A magnitude's float32 pattern has 31 bits and sorts like the number. Two histograms, over the upper 16 bits and over
 # the lower 15 bits of one bin, give any order statistic of a whole model exactly.
@@ -50,7 +46,7 @@ class TiesSeedsParams(TiesParams):
         check_members(self.members)
 
 
-class Ties(Method):
+class Ties(SeedMerge):
     """TIES over seeds: w = w* + scale mean(d_s : sign d_s = sign sum_s d_s), where d_s is the change of the Full FT run
     with seed s, trimmed to its largest share. See `TiesMerge`, which also merges files.
 
@@ -64,11 +60,8 @@ class Ties(Method):
     """
 
     Params = TiesSeedsParams
-    posthoc = True
 
-    def combine(
-        self, tuned: Sequence[dict[str, Tensor]], pretrained: dict[str, Tensor], calibration: Calibration | None = None
-    ) -> dict[str, Tensor]:
+    def combine(self, tuned: Sequence[dict[str, Tensor]], pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
         def tensors(stage: str) -> Tensors:
             for name, weight in tuned[0].items():
                 others = [one[name].float().to(weight.device) for one in tuned]

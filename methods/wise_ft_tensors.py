@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from benchmark.core.errors import UserError
-from methods.base import Method
+from methods.posthoc import ContrastMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmark.training.calibration import Calibration
+    from benchmark.training.contrast import Contrast
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class WiseFTTensorsParams:
             raise ValueError(f"rate={self.rate} must be above 0.")
 
 
-class WiseFTTensors(Method):
+class WiseFTTensors(ContrastMethod):
     """wise_ft_tensors: w_t = w*_t + s(a_t) (w_ft,t - w*_t) for each tensor t, where s is the logistic function and a
     minimises (1 - share) L_target + share L_generic by a_t <- a_t - eta dL/da_t from a = 0, so from alpha 1/2.
 
@@ -54,20 +55,19 @@ class WiseFTTensors(Method):
     """
 
     Params = WiseFTTensorsParams
-    posthoc = True
-    measures_on = "generic"
 
     def finish(
         self, finetuned: dict[str, Tensor], pretrained: dict[str, Tensor], calibration: Calibration | None
     ) -> dict[str, Tensor]:
-        assert calibration is not None and calibration.generic is not None
+        contrast = cast("Contrast", calibration)
+        assert contrast is not None and contrast.generic is not None
         params = self.params
         after = {name: weight.float() for name, weight in finetuned.items()}
         before = {name: pretrained[name].float().to(weight.device) for name, weight in after.items()}
         scores, rate = dict.fromkeys(after, 0.0), None
         for _ in range(params.steps):
             merged = _merged(before, after, scores)
-            target, generic = calibration.gradient(merged), calibration.generic.gradient(merged)
+            target, generic = contrast.gradient(merged), contrast.generic.gradient(merged)
             slopes = {}
             for name, score in scores.items():
                 gradient = (1 - params.share) * target[name].double() + params.share * generic[name].double()

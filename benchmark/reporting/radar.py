@@ -80,6 +80,8 @@ _VARIANTS = tuple(
 _ADAPTERS = tuple(
     Style(colour, dash, marker) for dash, marker in _VARIANTS for colour in ("#AA4499", "#44AA99", "#999933", "#117733")
 )
+# Methods of other papers in the colour of their like: EWC is a penalty, the others move along w_ft - w*.
+_KIN = {"ewc": "l2_reg", **dict.fromkeys(("soup", "ties", "fisher", "lines", "intruder"), "wise_ft")}
 # A user's own methods.
 _OWN = tuple(
     Style(colour, dash, marker)
@@ -102,8 +104,8 @@ def _look(method: str) -> Style | None:
 
 
 def _is_of(method: str, family: str) -> bool:
-    """Return whether a method is drawn in the colour of another one: a variant by its name, and EWC as a penalty."""
-    return method.startswith(f"{family}_") or (method, family) == ("ewc", "l2_reg")
+    """Return whether a method is drawn in the colour of another one: a variant by its name, others by their kind."""
+    return method.startswith(f"{family}_") or _KIN.get(method) == family
 
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:

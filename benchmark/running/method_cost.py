@@ -36,6 +36,7 @@ from benchmark.training.checkpoint import apply_delta, snapshot
 from benchmark.training.losses import temperature
 from benchmark.training.train import Order, batch_loss, objective_of, sample_losses, training_batch
 from methods.base import Method
+from methods.posthoc import SeedMerge
 from methods.registry import build
 
 ROUNDS, STEPS = 3, 6
@@ -315,7 +316,7 @@ def _merged(item: Planned, planned: dict[str, Planned], store: Store, worker: Wo
     cell, sources = item.cell, [planned[name].cell for name in item.needs]
     folder, counter = store.folder(cell), LiveBytes()
     method = build(cell.method.id, dict(cell.method.params), cell.seed)
-    _count(counter, method, "combine")
+    _count(counter, method, "combine" if isinstance(method, SeedMerge) else "finish")
     scratch = folder / ".footprint.safetensors"
     try:
         with worker.base(cell) as base:

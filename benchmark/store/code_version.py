@@ -39,7 +39,8 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "methods/blocks.py", "methods/base.py", "methods/state.py",
     ),
     "posthoc": (
-        "benchmark/training/posthoc.py", "benchmark/training/calibration.py", "methods/blocks.py", "methods/masks.py",
+        "benchmark/training/posthoc.py", "benchmark/training/calibration.py", "benchmark/training/contrast.py",
+        "methods/posthoc.py", "methods/blocks.py", "methods/masks.py",
     ),
     "generate": ("benchmark/training/generate.py", *MODEL),
     "score": (

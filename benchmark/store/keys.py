@@ -28,7 +28,7 @@ from benchmark.spec import (
     training_form,
 )
 from benchmark.store import code_version
-from methods.registry import METHODS
+from methods.registry import METHODS, entry
 
 if TYPE_CHECKING:
     from benchmark.core.progress import StageTold
@@ -89,7 +89,7 @@ def keys_of(cell: CellSpec, digests: Digests, sources: Sequence[Keys] = ()) -> K
                 **common, "code": code["train"], "posthoc": code["posthoc"],
                 "full_ft": weights if len(weights) > 1 else weights[0],
             }
-            if cell.generic is not None and "samples" in cell.method.params:
+            if cell.generic is not None and entry(cell.method.id).sees_generic:
                 content["generic"] = _generic(cell, digests)
             train = digest_of(content)
         else:

@@ -26,16 +26,13 @@ class Calibration:
 
     Attributes:
         blocks: lists of names of linear weights: the projector's first, then one list per decoder layer in order.
-        generic: the same measurements on data that show no source set; None for a method that needs none.
     """
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]], names: Iterable[str]
     ) -> None:
-        self.generic: Calibration | None = None
         self._model = model
         self._batches = batches
-        self._names = names = list(names)
         self._modules = {f"{path}.weight": module for path, module in model.named_modules()}
         wanted = set(names)
         blocks: dict[str, list[str]] = {"": []}
@@ -112,11 +109,6 @@ class Calibration:
                     if part is not None:
                         found[name] += part
         return found
-
-    def sample_gradients(self, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Yield `gradient` of one batch after another: of single samples, if batches hold one each."""
-        for batch in self._batches:
-            yield Calibration(self._model, [batch], self._names).gradient(weights)
 
     @contextlib.contextmanager
     def _at(self, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

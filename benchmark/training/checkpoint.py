@@ -84,16 +84,6 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return _metadata(path, file)
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Return the names of the tensors in a delta, from its header.
-
-    Raises:
-        UserError: the file is missing or truncated.
-    """
-    with _open(path) as file:
-        return list(file.keys())
-
-
 def load_delta(path: Path, base_digest: str) -> dict[str, Tensor]:
     """Read a delta and check that it is whole and belongs to the base.
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from safetensors import safe_open
 from torch import Tensor
 
 from benchmark import data
@@ -16,9 +17,12 @@ from benchmark.models import LoadedModel
 from benchmark.models.batch import Items, collate
 from benchmark.spec import CellSpec, at_root
 from benchmark.training.calibration import Calibration
-from benchmark.training.checkpoint import load_delta, read_metadata, save_delta, tensor_names
+from benchmark.training.checkpoint import load_delta, read_metadata, save_delta
+from benchmark.training.contrast import Contrast
+from benchmark.training.replay import NO_DATA
 from methods.base import Method
 from methods.masks import shares
+from methods.posthoc import ContrastMethod, SeedMerge
 
 
 def transform(
@@ -31,7 +35,7 @@ def transform(
         cell: the cell; its training settings are those of the Full FT cell.
         loaded: the model with base weights.
         records: training split of the target; calibration uses a seeded sample of it.
-        method: a method with `finish`.
+        method: a method with `finish`, or with `combine`.
         base: name -> w* of every tensor that training may change.
         sources: deltas of the Full FT cells.
         out: the delta to write. train.jsonl beside it gets one row: how far, and where, the weights moved.
@@ -43,15 +47,11 @@ def transform(
     assert cell.train is not None
     _check_sources(sources, loaded.digest, base)
     tuned = [{**base, **load_delta(source, loaded.digest)} for source in sources]
-    calibration = None
-    if method.calibration_samples:
-        size = 1 if method.single_samples else cell.train.micro_batch_size
-        chosen = data.subset(records, method.calibration_samples, cell.seed)
-        calibration = _calibration(loaded, chosen, size, list(base))
-        if cell.generic is not None:
-            shown = data.load(cell.generic, at_root(cell.data_root), "train", method.calibration_samples)
-            calibration.generic = _calibration(loaded, shown, size, list(base))
-    result = method.combine(tuned, dict(base), calibration)
+    if isinstance(method, SeedMerge):
+        result = method.combine(tuned, dict(base))
+    else:
+        (finetuned,) = tuned
+        result = method.finish(finetuned, dict(base), _calibration(cell, loaded, records, method, list(base)))
     stored = {name: tensor.to(base[name].dtype) for name, tensor in result.items()}
     write_atomic(out.with_name("train.jsonl"), json.dumps({"step": 0, **moved(stored, base, tuned[0])}) + "\n")
     save_delta(out, stored, base, list(base), loaded.digest, {"method": cell.method.id})
@@ -66,7 +66,9 @@ def _check_sources(sources: Sequence[Path], digest: str, base: Mapping[str, Tens
     for source in sources:
         if read_metadata(source)["base_digest"] != digest:
             load_delta(source, digest)  # says which base it was made from
-        if outside := sorted(set(tensor_names(source)) - base.keys()):
+        with safe_open(source, framework="pt") as file:
+            changed = set(file.keys())
+        if outside := sorted(changed - base.keys()):
             raise UserError(
                 f"{source} changes {outside[0]}, which this cell's scope does not train: weights of different scopes "
                 "cannot be merged. Train that cell again with the same train.scope, train.last_layers and "
@@ -74,16 +76,33 @@ def _check_sources(sources: Sequence[Path], digest: str, base: Mapping[str, Tens
             )
 
 
-def _calibration(loaded: LoadedModel, records: Sequence[Record], size: int, names: Sequence[str]) -> Calibration:
-    """Return calibration data in batches of `size` records."""
+def _calibration(
+    cell: CellSpec, loaded: LoadedModel, records: Sequence[Record], method: Method, names: Sequence[str]
+) -> Calibration | None:
+    """Return a method's calibration data: a seeded sample of the records, and generic data if it weighs both."""
+    count = method.calibration_samples
+    if not count:
+        return None
+    assert cell.train is not None
+    chosen = data.subset(records, count, cell.seed)
+    if not isinstance(method, ContrastMethod):
+        return Calibration(loaded.model, _batches(loaded, chosen, cell.train.micro_batch_size), names)
+    if cell.generic is None:
+        raise UserError(f"method={cell.method.id} {NO_DATA}")
+    size = 1 if method.single_samples else cell.train.micro_batch_size
+    shown = data.load(cell.generic, at_root(cell.data_root), "train", count)
+    generic = Contrast(loaded.model, _batches(loaded, shown, size), names)
+    return Contrast(loaded.model, _batches(loaded, chosen, size), names, generic)
+
+
+def _batches(loaded: LoadedModel, records: Sequence[Record], size: int) -> list[dict[str, Tensor]]:
     items = Items(loaded, records, supervised=True)
     spans = (range(start, min(start + size, len(items))) for start in range(0, len(items), size))
     device = next(loaded.model.parameters()).device
-    batches = [
+    return [
         {name: tensor.to(device) for name, tensor in collate(loaded, [items[i] for i in span], "right").items()}
         for span in spans
     ]
-    return Calibration(loaded.model, batches, names)
 
 
 def moved(

@@ -368,13 +368,13 @@ def check_soup(load: Load = original) -> None:
     p, f = double(pretrained), [double(one) for one in tuned]
     for count, alpha in ((3, 1.0), (2, 0.4), (3, 0.7)):
         params = module.SoupParams(members=count, alpha=alpha)
-        result = module.Soup(params, 0).combine(tuned[:count], pretrained, None)
+        result = module.Soup(params, 0).combine(tuned[:count], pretrained)
         check_transform(result, tuned[0], lambda name, count=count, alpha=alpha: soup.average(
             p[name], [one[name] for one in f[:count]], alpha,
         ))
-    result = module.Soup(module.SoupParams(), 0).combine(tuned, pretrained, None)
+    result = module.Soup(module.SoupParams(), 0).combine(tuned, pretrained)
     check_transform(result, tuned[0], lambda name: soup.mergekit_linear([one[name] for one in f], [1.0, 1.0, 1.0]))
-    base = module.Soup(module.SoupParams(alpha=0.0), 0).combine(tuned, pretrained, None)
+    base = module.Soup(module.SoupParams(alpha=0.0), 0).combine(tuned, pretrained)
     assert all(torch.equal(base[name], pretrained[name]) for name in base)
 
 
@@ -387,7 +387,7 @@ def check_ties(load: Load = original) -> None:
     for variant in ("released", "mergekit"):
         for keep, scale in ((0.2, 1.0), (0.5, 0.6)):
             params = module.TiesSeedsParams(keep, scale, variant)
-            result = module.Ties(params, 0).combine(tuned, pretrained, None)
+            result = module.Ties(params, 0).combine(tuned, pretrained)
             expected = getattr(ties, variant)(p, f, keep, scale)
             check_transform(result, tuned[0], expected.__getitem__)
 

@@ -581,12 +581,12 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "fisher", "fisher", "squares[name] + gradient.square() if name in squares else", "",
     ),
     "fisher: at the other weights": (
-        "fisher", "fisher", "calibration.sample_gradients(finetuned)", "calibration.sample_gradients(pretrained)",
+        "fisher", "fisher", "contrast.sample_gradients(finetuned)", "contrast.sample_gradients(pretrained)",
     ),
     "fisher: of the base at the other weights": (
         "fisher", "fisher", "generic.sample_gradients(pretrained)", "generic.sample_gradients(finetuned)",
     ),
-    "fisher: on the target alone": ("fisher", "fisher", "calibration.generic.sample", "calibration.sample"),
+    "fisher: on the target alone": ("fisher", "fisher", "contrast.generic.sample", "contrast.sample"),
     "fisher: not normalised": ("fisher", "fisher", "values / scale", "values"),
     "fisher: normalised per tensor": ("fisher", "fisher", "values / scale", "values / values.square().mean().sqrt()"),
     "fisher: alpha of both": ("fisher", "fisher", "(1 - self.params.alpha) *", "self.params.alpha *"),
@@ -609,8 +609,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "wise_ft_tensors", "wise_ft_tensors", "_logistic(score)) for", "1 - _logistic(score)) for",
     ),
     "tensors: gradient at w_ft": (
-        "wise_ft_tensors", "wise_ft_tensors", "calibration.gradient(merged), calibration",
-        "calibration.gradient(after), calibration",
+        "wise_ft_tensors", "wise_ft_tensors", "contrast.gradient(merged), contrast",
+        "contrast.gradient(after), contrast",
     ),
     # Merges over seeds
     "soup: the first seed alone": ("soup", "soup", "[one[name] for one in tuned], self", "[tuned[0][name]], self"),

@@ -8,6 +8,7 @@ import torch
 
 from benchmark.core.errors import UserError
 from methods.half_ft import draw_frozen
+from methods.posthoc import SeedMerge
 from methods.registry import METHODS, build, refusal
 from tests.methods import parts, toy
 from tests.methods.checks import FixedInputs, random_weights
@@ -63,8 +64,10 @@ def test_edge_tensors_stay_finite_post_hoc(method):
     pretrained["equal changes"].zero_()
     pretrained["zero"].zero_()
     built = build(method, {}, 0)
-    tuned = [finetuned] * getattr(built.params, "members", 1)
-    result = built.combine(tuned, pretrained, FixedInputs([[linear]], {linear: 8}))
+    if isinstance(built, SeedMerge):
+        result = built.combine([finetuned] * built.params.members, pretrained)
+    else:
+        result = built.finish(finetuned, pretrained, FixedInputs([[linear]], {linear: 8}))
     for name, value in result.items():
         assert torch.isfinite(value).all(), name
     assert torch.equal(result["same"], pretrained["same"]), "no change, so nothing to keep"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmark import data
 from benchmark.core.errors import UserError
 from benchmark.data import Record
 from benchmark.models import trainable_names
@@ -15,6 +17,7 @@ from benchmark.training.checkpoint import load_delta, save_delta, snapshot
 from benchmark.training.posthoc import moved, transform
 from methods.registry import build
 from tests.benchmark.models import tiny
+from tests.benchmark.training.test_replay import spec_of
 from tests.benchmark.training.test_train import cell
 
 ANSWERS = ["red", "a blue dog", "cat"]
@@ -141,3 +144,72 @@ def test_members_of_another_base_or_scope_are_refused_before_anything_is_compute
     refused("was made from the base checkpoint 000000000000, not from")
     sources[1].unlink()
     refused("is missing: the cell was not trained")
+
+
+@pytest.mark.parametrize("method", ["fisher", "wise_ft_tensors"])
+def test_a_contrast_reads_the_targets_training_samples_and_generic_ones(method, tmp_path, monkeypatch):
+    """On a small real model: single samples for the Fisher information, and what each of them says of the loss."""
+    loaded = tiny.load("llava", tiny.write("llava", tmp_path / "model"))
+
+    def made(kind, words):
+        return [Record(f"{kind}{i}", "toy", "train", None, f"what is {i} ?", words[i % 2], (), None, str(i), {})
+                for i in range(4)]
+    target, generic = made("target", ["red", "cat"]), made("generic", ["a blue dog", "two"])
+    read = []
+    monkeypatch.setattr("benchmark.data.load", lambda spec, root, split, limit: read.append((spec, split, limit))
+                        or generic)
+    base = snapshot(loaded.model, trainable_names(loaded, "last_layers", 1))
+    source = torch.Generator().manual_seed(0)
+    tuned = {name: tensor + 0.05 * torch.randn(tensor.shape, generator=source) for name, tensor in base.items()}
+    full_ft, out = tmp_path / "full_ft.safetensors", tmp_path / "delta.safetensors"
+    save_delta(full_ft, tuned, base, list(base), loaded.digest)
+    spec = cell(method=method)
+    with pytest.raises(UserError, match=f"method={method} "):
+        transform(spec, loaded, target, build(method, {"samples": 4}, 0), base, [full_ft], out)
+    assert not out.exists()
+    spec, target = replace(spec, generic=spec_of("generic")), data.subset(target, 4, spec.seed)
+
+    def gradients(records, weights, size=1):
+        items = Items(loaded, records, supervised=True)
+        for start in range(0, len(records), size):
+            batch = collate(loaded, [items[i] for i in range(start, min(start + size, len(records)))], "right")
+            leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            logits = torch.func.functional_call(loaded.model, leaves, (), inputs).logits[:, :-1]
+            kept = batch["labels"][:, 1:] != -100
+            loss = torch.nn.functional.cross_entropy(logits[kept], batch["labels"][:, 1:][kept])
+            # No record has an image, so the loss does not depend on the projector, which both methods merge by alpha.
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            yield {name: torch.zeros_like(leaves[name]) if part is None else part
+                   for name, part in zip(leaves, found, strict=True)}
+
+    if method == "fisher":
+        transform(spec, loaded, target, build(method, {"samples": 4, "alpha": 0.3}, 0), base, [full_ft], out)
+        new, old = (
+            {name: sum(one[name].square() for one in rows) for name in base}
+            for rows in (list(gradients(target, tuned)), list(gradients(generic, base)))
+        )
+        rms = [torch.cat([value.flatten() for value in one.values()]).square().mean().sqrt() for one in (new, old)]
+        expected = {}
+        for name in base:
+            one, two = 0.3 * (new[name] / rms[0] + 1e-6), 0.7 * (old[name] / rms[1] + 1e-6)
+            expected[name] = (one * tuned[name] + two * base[name]) / (one + two)
+    else:
+        settings = {"samples": 4, "steps": 1, "rate": 1.0, "share": 0.25}
+        transform(spec, loaded, target, build(method, settings, 0), base, [full_ft], out)
+        half = {name: (base[name] + tuned[name]) / 2 for name in base}
+        size = spec.train.micro_batch_size
+        slopes = {name: 0.0 for name in base}
+        for share, records in ((0.75, target), (0.25, generic)):
+            rows = list(gradients(records, half, size))
+            for name in base:
+                along = sum(((tuned[name] - base[name]) * row[name]).sum().item() for row in rows) / len(rows)
+                slopes[name] += share * along / 4
+        rms = (sum(slope**2 for slope in slopes.values()) / len(slopes)) ** 0.5
+        alphas = {name: torch.sigmoid(torch.tensor(-slope / rms)) for name, slope in slopes.items()}
+        assert max(alphas.values()) - min(alphas.values()) > 0.1
+        expected = {name: base[name] + alphas[name] * (tuned[name] - base[name]) for name in base}
+    assert read == [(spec.generic, "train", 4)]
+    result = {**base, **load_delta(out, loaded.digest)}
+    for name in base:
+        torch.testing.assert_close(result[name], expected[name], rtol=0, atol=2e-4, msg=name)
