@@ -16,15 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoupParams:
-    """members: number of Full FT runs, which differ in the seed; alpha: 0 is the base model, 1 is their average."""
+    """alpha: 0 is the base model, 1 is the average."""
 
-    members: int = 3
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        check_members(self.members)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha} must be between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class SoupSeedsParams(SoupParams):
+    """That of `SoupParams`, and members: number of Full FT runs, which differ in the seed."""
+
+    members: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_members(self.members)
 
 
 def average(pretrained: Tensor, tuned: Sequence[Tensor], alpha: float) -> Tensor:
@@ -48,7 +57,7 @@ class Soup(SeedMerge):
     Variants: soup alone.
     """
 
-    Params = SoupParams
+    Params = SoupSeedsParams
 
     def combine(self, tuned: Sequence[dict[str, Tensor]], pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
         return {

@@ -17,8 +17,8 @@ FORM = "merge METHOD BASE TUNED [TUNED ...] OUT"
 def merge(arguments: list[str]) -> int:
     """merge checkpoints of any architecture on files; OUT is a new checkpoint
 
-    METHOD: dare, dare_drop_only, dare_magnitude, wise_ft, spider_posthoc, ties (several TUNED) or lora (TUNED is a PEFT
-    adapter); method.x=VALUE sets its parameters.
+    METHOD: dare, dare_drop_only, dare_magnitude, wise_ft, spider_posthoc, lines, intruder, soup, ties (both several
+    TUNED) or lora (TUNED is a PEFT adapter); method.x=VALUE sets its parameters.
     BASE and TUNED are folders of safetensors, or models of the hub cache. seed= is one number, as of a cell.
     """
     from benchmark.core.progress import long_work

@@ -16,17 +16,19 @@ from torch import Tensor
 from benchmark.core.errors import UserError, counted, did_you_mean
 from benchmark.core.files import digest_of, sync, unfinished_folder, user_path, write_atomic
 from benchmark.core.progress import StageTold
-from benchmark.merging import MERGES, POSTHOC
+from benchmark.merging import MERGES, POSTHOC, SEVERAL
 from benchmark.merging.adapter import CONFIG, FILE, Adapter
+from benchmark.merging.origins import CARD, check_origins
 from benchmark.merging.weights import Weights
 from benchmark.models.checkpoint_files import BY_PRODUCTS, PARTS, STATE, check_whole, read_json, refuse_adapter
 from benchmark.models.digest_cache import checkpoint_digest, file_digest
 from methods.base import NoParams
+from methods.lines import depths, scaled
 from methods.registry import METHODS, build, checked, configured
+from methods.soup import SoupParams, average
 from methods.ties import TiesMerge, TiesParams
 
 Rule = Callable[[str, Tensor, Sequence[Tensor]], Tensor]  # (name, w*, tuned tensors) -> new tensor
-CARD = "README.md"
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 
 
@@ -43,8 +45,8 @@ def merge(
     Args:
         method: one of `MERGES`.
         base: w*, a checkpoint folder.
-        tuned: checkpoint folders of the same architecture; for "lora" the folder of a PEFT adapter. All methods but
-            "ties" take one, which needs no list.
+        tuned: checkpoint folders of the same architecture; for "lora" the folder of a PEFT adapter. "soup" and "ties"
+            take two or more; the others take one, which needs no list.
         out: the folder to write; it must not exist.
         params: the method's parameters; missing ones have the values of the benchmark's own cells.
         seed: of random choices, as in a cell.
@@ -54,8 +56,8 @@ def merge(
         The folder.
 
     Raises:
-        UserError: unknown method or parameter, inputs that do not fit together (all tensors that differ are named), or
-            a folder that cannot be written.
+        UserError: unknown method or parameter, inputs that do not fit together (all tensors that differ are named;
+            exported cells of different bases or scopes), or a folder that cannot be written.
     """
     values = _params(method, params or {})
     folders = [user_path(folder) for folder in ([tuned] if isinstance(tuned, str | Path) else tuned)]
@@ -71,6 +73,7 @@ def _merge(
     elif any((folder / CONFIG).is_file() for folder in (base, *tuned)):
         which = next(folder for folder in (base, *tuned) if (folder / CONFIG).is_file())
         raise UserError(f"{which} is an adapter, not a whole model. Merge it first: merge lora BASE {which} OUT.")
+    check_origins(tuned)
     start = Weights(base)
     others = [] if method == "lora" else [Weights(folder) for folder in tuned]
     _check_same(start, others)
@@ -117,8 +120,8 @@ def _params(method: str, given: Mapping[str, Any]) -> Any:
     """
     if method in POSTHOC:
         return checked(method, _cls(method), {**configured(method), **given})
-    if method == "ties":
-        return checked(method, TiesParams, given)
+    if method in SEVERAL:
+        return checked(method, {"soup": SoupParams, "ties": TiesParams}[method], given)
     if method == "lora":
         return checked(method, NoParams, given)
     why = ""
@@ -135,8 +138,10 @@ def _cls(method: str) -> type:
 
 def _check_folders(method: str, base: Path, tuned: Sequence[Path], out: Path) -> None:
     """Check the paths before anything is read."""
-    if len(tuned) != 1 and method != "ties":
-        raise UserError(f"{method} takes one tuned model, got {len(tuned)}. To merge several, use ties.")
+    if len(tuned) != 1 and method not in SEVERAL:
+        raise UserError(f"{method} takes one tuned model, got {len(tuned)}. To merge several, use soup or ties.")
+    if len(tuned) == 1 and method == "soup":
+        raise UserError("soup averages several tuned models, got one. Use wise_ft for one, or name two models or more.")
     if len(tuned) == 1 and method == "ties":
         raise UserError(
             "ties elects a sign between several tuned models; with one it would only keep the largest changes. Use "
@@ -206,6 +211,11 @@ def _rule(method: str, params: Any, seed: int, pairs: Pairs) -> Rule:
     """Return what makes a new tensor out of the base's and the tuned ones."""
     if method == "ties":
         return TiesMerge(params, pairs, pairs.models)
+    if method == "soup":
+        return lambda name, weight, others: average(weight, others, params.alpha)
+    if method == "lines":
+        depth = depths(name for name, weight, (other,) in pairs("layers") if not torch.equal(weight.to(other), other))
+        return lambda name, weight, others: scaled(weight, others[0], depth.get(name, 0.0), params)
     rule = build(method, asdict(params), seed)
 
     def finish(name: str, weight: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -336,9 +346,7 @@ def _card(
         sort_keys=False, allow_unicode=True,
     )
     settings = ", ".join(f"{name} {value}" for name, value in asdict(params).items()) or "none"
-    reference = METHODS[method].reference if method in METHODS else {
-        "ties": "Yadav et al., NeurIPS 2023", "lora": "Hu et al., ICLR 2022",
-    }[method]
+    reference = METHODS[method].reference
     inputs = [record["base"], *record["tuned"]]
     rows = [
         f"| {'tuned' if number else 'base'} | {one['name']} | `{one['sha256']}` |" for number, one in enumerate(inputs)

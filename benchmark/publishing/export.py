@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -19,6 +20,7 @@ from transformers import GenerationConfig, LlavaModel, PreTrainedTokenizerFast
 from benchmark import models
 from benchmark.core.errors import UserError
 from benchmark.core.files import canonical_json, unfinished_folder, write_atomic
+from benchmark.merging import origins
 from benchmark.models import LoadedModel
 from benchmark.models.checkpoint_files import read_json
 from benchmark.models.folder import quiet
@@ -77,7 +79,7 @@ def export(store: Store, name: str, target: Path) -> Path:
             else:
                 _check_room(unfinished.parent, loaded)
                 WRITERS[cell.model.family](loaded, cell, unfinished)
-            write_atomic(unfinished / "README.md", card(cell, folder))
+            write_atomic(unfinished / "README.md", card(cell, folder, loaded.digest))
             if target.exists():
                 target.rmdir()
             unfinished.rename(target)  # last, so that an interrupted export does not leave a folder that looks complete
@@ -216,14 +218,17 @@ BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")  # configurations, templa
 WRITERS = {"auto": _write_auto, "llava": _write_llava, "vila": _write_vila}
 
 
-def card(cell: CellSpec, folder: Path) -> str:
+def card(cell: CellSpec, folder: Path, base: str) -> str:
     """Return the model card: what the model is, its scores, how to load it.
 
     Args:
         cell: the model's cell.
         folder: the cell's folder; its scores.json is used if it exists.
+        base: digest of the base checkpoint.
     """
     assert cell.train is not None
+    train = cell.train
+    origin = yaml.safe_dump(origins.record(base, train.scope, train.last_layers, train.projector), sort_keys=False)
     try:
         scores = read_scores(folder)["datasets"]
     except UserError:
@@ -249,7 +254,8 @@ def card(cell: CellSpec, folder: Path) -> str:
         if cell.model.vocab_size else ""
     )
     return "\n".join([
-        "---", f"base_model: {cell.model.repository or cell.model.id}", "tags: [spiderbench]", "---", "",
+        "---", f"base_model: {cell.model.repository or cell.model.id}", "tags: [spiderbench]",
+        origin + "---", "",
         f"# {cell.model.name}, {cell.method.id} on {cell.target}", "",
         f"Fine-tuned with SpiderBench, cell `{folder.name}`, seed {cell.seed}. The licence is the base model's.", "",
         *table, "", "    " + load, "",

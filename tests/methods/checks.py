@@ -363,18 +363,18 @@ def seeds(count: int) -> tuple[dict, list[dict]]:
 
 def check_soup(load: Load = original) -> None:
     module = load("soup")
-    assert module.SoupParams(**configured("soup")) == module.SoupParams() == module.SoupParams(3, 1.0)
+    assert module.SoupSeedsParams(**configured("soup")) == module.SoupSeedsParams() == module.SoupSeedsParams(1.0, 3)
     pretrained, tuned = seeds(3)
     p, f = double(pretrained), [double(one) for one in tuned]
     for count, alpha in ((3, 1.0), (2, 0.4), (3, 0.7)):
-        params = module.SoupParams(members=count, alpha=alpha)
+        params = module.SoupSeedsParams(members=count, alpha=alpha)
         result = module.Soup(params, 0).combine(tuned[:count], pretrained)
         check_transform(result, tuned[0], lambda name, count=count, alpha=alpha: soup.average(
             p[name], [one[name] for one in f[:count]], alpha,
         ))
-    result = module.Soup(module.SoupParams(), 0).combine(tuned, pretrained)
+    result = module.Soup(module.SoupSeedsParams(), 0).combine(tuned, pretrained)
     check_transform(result, tuned[0], lambda name: soup.mergekit_linear([one[name] for one in f], [1.0, 1.0, 1.0]))
-    base = module.Soup(module.SoupParams(alpha=0.0), 0).combine(tuned, pretrained)
+    base = module.Soup(module.SoupSeedsParams(alpha=0.0), 0).combine(tuned, pretrained)
     assert all(torch.equal(base[name], pretrained[name]) for name in base)
 
 

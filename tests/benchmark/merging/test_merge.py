@@ -19,7 +19,7 @@ from benchmark.cli import main
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.core.files import sha256_file
-from benchmark.merging import POSTHOC
+from benchmark.merging import MERGES, POSTHOC, SEVERAL, origins
 from benchmark.merging import merge as merging
 from benchmark.merging.merge import merge
 from benchmark.models import trainable_names
@@ -31,6 +31,7 @@ from benchmark.store.cells import Store
 from benchmark.training.checkpoint import save_delta, snapshot
 from benchmark.training.generate import answer_batch
 from benchmark.training.posthoc import transform
+from methods.posthoc import SeedMerge
 from methods.registry import METHODS, build
 from tests.benchmark.cells import cell_of_tiny
 from tests.benchmark.merging import checkpoints
@@ -65,7 +66,7 @@ def test_tensor_by_tensor_gives_what_the_method_gives_for_all_tensors(method, dt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "vila"])
-@pytest.mark.parametrize("method", ["dare", "wise_ft", "dare_magnitude"])
+@pytest.mark.parametrize("method", ["dare", "wise_ft", "dare_magnitude", "lines", "intruder"])
 def test_a_merge_of_an_exported_cell_is_the_exported_post_hoc_cell(family, method, tmp_path):
     """Base folder and exported Full FT cell give the bits of the post-hoc cell, also the random ones of DARE."""
     folder = tiny.write(family, tmp_path / "base")
@@ -287,7 +288,12 @@ def test_values_that_cannot_be_merged(tmp_path):
         (["ties", "base", "tuned", "other", "out", "method.variant=x"], "variant='x' is unknown"),
         (["lora", "base", "tuned", "out", "method.scale=2"], "lora has no parameter 'scale'. It has none."),
         (["ties", "base", "tuned", "out"], "with one it would only keep the largest changes"),
-        (["dare", "base", "tuned", "other", "out"], "dare takes one tuned model, got 2"),
+        (["dare", "base", "tuned", "other", "out"], "dare takes one tuned model, got 2. To merge several, use soup"),
+        (["soup", "base", "tuned", "out"], "soup averages several tuned models, got one. Use wise_ft"),
+        (["soup", "base", "tuned", "other", "out", "method.members=2"], "soup has no parameter 'members'"),
+        (["soup", "base", "scope_a", "scope_b", "out"], "cells of different scopes: train.scope is all and attention"),
+        (["ties", "base", "scope_a", "base_b", "out"], "cells of different bases: base checkpoint is 000000000000 and"),
+        (["fisher", "base", "tuned", "out"], "fisher needs the model and its training data"),
         (["dare", "base", "nowhere", "out"], "nowhere is not a folder"),
         (["dare", "base", "base", "out"], "is given twice"),
         (["dare", "base", "tuned", "other"], "other exists. Give a new folder."),
@@ -312,6 +318,10 @@ def test_mistakes_are_one_sentence_and_leave_nothing(arguments, message, tmp_pat
     checkpoints.write(tmp_path / "truncated", tensors)
     checkpoints.write(tmp_path / "configless", tensors)
     (tmp_path / "configless" / "config.json").unlink()
+    for name, digest, scope in (("scope_a", "0", "all"), ("scope_b", "0", "attention"), ("base_b", "1", "all")):
+        checkpoints.write(tmp_path / name, tensors)
+        text = yaml.safe_dump(origins.record(digest * 64, scope, 2, "full"))
+        (tmp_path / name / "README.md").write_text(f"---\n{text}---\n")
     file = tmp_path / "truncated" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     checkpoints.write(tmp_path / "shard", tensors, 3)
@@ -328,10 +338,40 @@ def test_mistakes_are_one_sentence_and_leave_nothing(arguments, message, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
+def test_a_soup_of_files_is_their_average_and_lines_counts_the_layers_that_changed(tmp_path):
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 2, 9, 10)] + ["projector.weight"]
+    torch.manual_seed(5)
+    base = {name: torch.randn(4, 3) for name in names}
+    tuned = [{name: tensor + torch.randn(4, 3) for name, tensor in base.items()} for _ in range(3)]
+    for one in tuned:
+        one[names[0]] = base[names[0]].clone()
+    folders = [checkpoints.write(tmp_path / f"{i}", one) for i, one in enumerate([base, *tuned])]
+    soup = checkpoints.read(merge("soup", folders[0], folders[1:], tmp_path / "soup"))
+    half = checkpoints.read(merge("soup", folders[0], folders[1:], tmp_path / "half", {"alpha": 0.5}))
+    lines = checkpoints.read(merge("lines", folders[0], folders[1], tmp_path / "lines", {"alpha": 0.2}))
+    for name, scale in zip(names, (0.0, 0.2, 0.6, 1.0, 0.2), strict=True):
+        mean = sum(one[name] for one in tuned) / 3
+        torch.testing.assert_close(soup[name], mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(half[name], (mean + base[name]) / 2, rtol=0, atol=1e-6)
+        torch.testing.assert_close(lines[name], base[name] + scale * (tuned[0][name] - base[name]), rtol=0, atol=1e-6)
+    assert torch.equal(soup[names[0]], base[names[0]])
+
+
+@pytest.mark.parametrize("text", [
+    "", "no front matter", "---\n: [\n---\n", "---\nspiderbench_cell: 3\n---\n", "---\n[]\n---\n",
+])
+def test_another_card_says_nothing_of_an_origin(text, tmp_path):
+    assert origins.origin_of(tmp_path) is None
+    (tmp_path / "README.md").write_text(text)
+    assert origins.origin_of(tmp_path) is None
+    origins.check_origins([tmp_path, tmp_path])
+
+
 def test_the_merges_are_the_post_hoc_methods_that_need_no_data():
     for name, entry in METHODS.items():
         if entry.kind == "posthoc":
-            assert (name in POSTHOC) == (build(name, {}, 0).calibration_samples == 0), name
+            assert (name in MERGES) == (build(name, {}, 0).calibration_samples == 0), name
+            assert (name in SEVERAL) == isinstance(build(name, {}, 0), SeedMerge), name
 
 
 def test_the_library_takes_text_paths_and_one_tuned_model_without_a_list(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from benchmark.cli import main
 from benchmark.core.errors import UserError
+from benchmark.merging import origins
 from benchmark.models import trainable_names
 from benchmark.models.batch import Item, collate
 from benchmark.models.loading import how_to_load, load_model
@@ -113,6 +114,10 @@ def test_llava_loads_in_plain_transformers(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("red").input_ids
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"cell `{name}`, seed 0" in card and "AutoModelForImageTextToText.from_pretrained" in card
+    train = cell.train
+    assert origins.origin_of(tmp_path / "out") == {
+        "base": loaded.digest, "scope": train.scope, "last_layers": train.last_layers, "projector": train.projector,
+    }
 
 
 def test_the_original_layout_becomes_llava_hfs(tmp_path):
