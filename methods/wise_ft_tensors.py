@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WiseFTTensorsParams:
-    """share: weight of the loss on generic data, 1 - share of the loss on the target's; steps: of gradient descent on
+    """share: weight of the loss on the target's samples, 1 - share of that on generic data; steps: of gradient descent on
     the scores; rate: size of the first step (root mean square over tensors); samples: training samples of the target,
     and samples of the generic data."""
 
@@ -40,7 +40,7 @@ class WiseFTTensorsParams:
 
 class WiseFTTensors(ContrastMethod):
     """wise_ft_tensors: w_t = w*_t + s(a_t) (w_ft,t - w*_t) for each tensor t, where s is the logistic function and a
-    minimises (1 - share) L_target + share L_generic by a_t <- a_t - eta dL/da_t from a = 0, so from alpha 1/2.
+    minimises share L_target + (1 - share) L_generic by a_t <- a_t - eta dL/da_t from a = 0, so from alpha 1/2.
 
     Granularity: tensor. Tensors: all trained. Acts: once, on a finished Full FT checkpoint; `steps` forward and
     backward passes over `samples` training samples of the target and as many generic ones. No test data are read.
@@ -70,7 +70,7 @@ class WiseFTTensors(ContrastMethod):
             target, generic = contrast.gradient(merged), contrast.generic.gradient(merged)
             slopes = {}
             for name, score in scores.items():
-                gradient = (1 - params.share) * target[name].double() + params.share * generic[name].double()
+                gradient = params.share * target[name].double() + (1 - params.share) * generic[name].double()
                 along = float((gradient.to(after[name].device) * (after[name] - before[name])).sum())
                 alpha = _logistic(score)
                 slopes[name] = along * alpha * (1 - alpha)

@@ -597,8 +597,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     "tensors: shares swapped": (
         "wise_ft_tensors",
         "wise_ft_tensors",
-        "(1 - params.share) * target[name].double() + params.share",
         "params.share * target[name].double() + (1 - params.share)",
+        "(1 - params.share) * target[name].double() + params.share",
     ),
     "tensors: slope of the weight": (
         "wise_ft_tensors", "wise_ft_tensors", "* (after[name] - before[name])", "* after[name]",

@@ -30,7 +30,7 @@ def per_tensor(
         at = {n: interpolate(pretrained[n], finetuned[n], x) for n, x in zip(names, alpha, strict=True)}
         one, two = target(at), generic(at)
         slope = np.array([
-            (((1 - share) * one[n] + share * two[n]) * (finetuned[n] - pretrained[n])).sum() for n in names
+            ((share * one[n] + (1 - share) * two[n]) * (finetuned[n] - pretrained[n])).sum() for n in names
         ]) * alpha * (1 - alpha)
         eta = rate / np.sqrt(np.mean(slope**2)) if eta is None else eta
         a = a - eta * slope

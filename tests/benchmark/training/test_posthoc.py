@@ -195,7 +195,7 @@ def test_a_contrast_reads_the_targets_training_samples_and_generic_ones(method, 
             one, two = 0.3 * (new[name] / rms[0] + 1e-6), 0.7 * (old[name] / rms[1] + 1e-6)
             expected[name] = (one * tuned[name] + two * base[name]) / (one + two)
     else:
-        settings = {"samples": 4, "steps": 1, "rate": 1.0, "share": 0.25}
+        settings = {"samples": 4, "steps": 1, "rate": 1.0, "share": 0.75}
         transform(spec, loaded, target, build(method, settings, 0), base, [full_ft], out)
         half = {name: (base[name] + tuned[name]) / 2 for name in base}
         size = spec.train.micro_batch_size
