@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WiseFTTensorsParams:
-    """share: weight of the loss on the target's samples, 1 - share of that on generic data; steps: of gradient descent on
-    the scores; rate: size of the first step (root mean square over tensors); samples: training samples of the target,
-    and samples of the generic data."""
+    """share: weight of the loss on the target's samples, 1 - share of that on generic data; steps: of gradient descent
+    on the scores; rate: size of the first step (root mean square over tensors); samples: training samples of the
+    target, and samples of the generic data."""
 
     share: float = 0.5
     steps: int = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -15,7 +16,9 @@ import pytest
 from benchmark import cli
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
+from benchmark.planning import plan as planning
 from benchmark.pocket.world import draw
+from benchmark.running import slurm
 from benchmark.spec import ROOT, cell_id
 from benchmark.store.cells import Store
 
@@ -28,6 +31,23 @@ def script(capsys, *overrides: str) -> str:
 def commands(text: str) -> list[list[str]]:
     body = text.split("commands=(\n")[1].split("\n)\n")[0]
     return [shlex.split(shlex.split(line)[0]) for line in body.splitlines()]
+
+
+def test_an_element_has_every_training_that_a_merge_over_seeds_needs():
+    """Elements do not depend on each other: what shares a training through a soup is one element."""
+    methods = "methods=full_ft,wise_ft,soup,ties,spider"
+    asked = request([methods, "models=vila_pocket", "targets=coco,iconqa", "seeds=0,1"])
+    pairs = planning.expand(asked.cells, asked.full_ft)
+    plan = [planning.Planned(cell, cell_id(cell), needs, None, ("train",)) for cell, needs in pairs]
+    groups = slurm.elements(plan)
+    place = {item.id: number for number, group in enumerate(groups) for item in group}
+    assert len(place) == len(plan) == sum(map(len, groups))
+    assert all(place[item.id] == place[name] for item in plan for name in item.needs)
+    sizes = sorted(sum(item.cell.method.id == "full_ft" for item in group) for group in groups)
+    assert sizes == [0] * 4 + [3] * 4  # four cells of SPIDER; of each target, seeds 0 to 2 and 3 to 5
+    (finished, *rest) = plan
+    left = [dataclasses.replace(finished, missing=()), *rest]
+    assert sorted(map(len, slurm.elements(left))) == sorted([len(groups[0]) - 1, *map(len, groups[1:])])
 
 
 @pytest.mark.slow
