@@ -141,6 +141,12 @@ METHODS: dict[str, MethodEntry] = {
     "intruder": MethodEntry(
         "methods.intruder:Intruder", "Intruder reduction", "Shuttleworth et al., arXiv 2410.21228", "posthoc"
     ),
+    # Sparse training by gradients or magnitudes: SPIDER's control group
+    "gps": MethodEntry("methods.sparse:Gps", "GPS", "Zhang et al., CVPR 2024", "training"),
+    "spu": MethodEntry("methods.sparse:Spu", "SPU", "Zhang et al., CVPR 2024", "training"),
+    "gmt": MethodEntry("methods.sparse:Gmt", "GMT", "Li et al., AAAI 2025", "training"),
+    "mofo": MethodEntry("methods.sparse:Mofo", "MoFO", "Chen et al., TMLR 2025", "training"),
+    "largest_weights": MethodEntry("methods.sparse:LargestWeights", "Largest weights", "SpiderBench", "training"),
     # Adapters of the peft library
     "lora": MethodEntry("methods.peft:Lora", "LoRA", "Hu et al., ICLR 2022", "adapter"),
     "rslora": MethodEntry("methods.peft:Lora", "rsLoRA", "Kalajdzievski, arXiv 2312.03732", "adapter"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -65,7 +65,7 @@ class Select(Method):
     Variants: G > I, the table's last row, is spider_idm.
     """
 
-    Params = SelectParams
+    Params: ClassVar[type] = SelectParams
 
     def start(self, shards: Shards) -> None:
         share = self.params.share

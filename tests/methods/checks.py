@@ -25,6 +25,7 @@ from tests.reference import (
     penalties,
     select,
     soup,
+    sparse,
     spider,
     tailor,
     ties,
@@ -253,6 +254,61 @@ def check_spider_gradient(load: Load = original, dtype=torch.float64, tolerance:
         run = toy.train(module.Select(module.SelectParams(**params), 0), decay=DECAY, dtype=dtype)
         optimizer = AdamW(run.rates, DECAY)
         expected = select.train_gradient(run.pretrained, run.gradients, optimizer, share, momentum=0.85)
+        compare(run, expected, optimizer, tolerance)
+
+
+def check_gps(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("sparse")
+    assert module.GpsParams(**configured("gps")) == module.GpsParams() == module.GpsParams(count=1, steps=1)
+    for count, steps in ((1, 1), (3, 1), (2, 3), (40, 2)):
+        method = module.Gps(module.GpsParams(count, steps), 0)
+        run = toy.train(method, decay=DECAY, dtype=dtype)
+        optimizer = AdamW(run.rates, DECAY)
+        expected = sparse.train_first(
+            run.pretrained, run.gradients, optimizer, steps, lambda total, count=count: sparse.gps(total, count)
+        )
+        compare(run, expected, optimizer, tolerance)
+
+
+def check_spu(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("sparse")
+    assert module.SpuParams(**configured("spu")) == module.SpuParams() == module.SpuParams(share=0.1, steps=1)
+    for share, steps in ((0.1, 1), (0.3, 1), (0.1, 3), (1.0, 2)):
+        run = toy.train(module.Spu(module.SpuParams(share, steps), 0), decay=DECAY, dtype=dtype)
+        optimizer = AdamW(run.rates, DECAY)
+        expected = sparse.train_first(
+            run.pretrained, run.gradients, optimizer, steps, lambda total, share=share: sparse.spu(total, share)
+        )
+        compare(run, expected, optimizer, tolerance)
+
+
+def check_gmt(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("sparse")
+    assert module.GmtParams(**configured("gmt")) == module.GmtParams() == module.GmtParams(share=0.2)
+    for share in (0.2, 0.5, 1.0):
+        run = toy.train(module.Gmt(module.GmtParams(share), 0), decay=DECAY, dtype=dtype)
+        optimizer = AdamW(run.rates, DECAY)
+        compare(run, sparse.train_gmt(run.pretrained, run.gradients, optimizer, share), optimizer, tolerance)
+
+
+def check_mofo(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("sparse")
+    assert module.MofoParams(**configured("mofo")) == module.MofoParams() == module.MofoParams(0.15, 0.9)
+    for share in (0.15, 0.5, 1.0):
+        run = toy.train(module.Mofo(module.MofoParams(share), 0), decay=DECAY, dtype=dtype)
+        optimizer = AdamW(run.rates, DECAY)
+        compare(run, sparse.train_mofo(run.pretrained, run.gradients, optimizer, share), optimizer, tolerance)
+
+
+def check_largest_weights(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("sparse")
+    for share in (0.5, 0.3, 1.0):
+        params = configured("largest_weights") | ({} if share == 0.5 else {"share": share})
+        run = toy.train(module.LargestWeights(module.LargestWeightsParams(**params), 0), decay=DECAY, dtype=dtype)
+        counts = {0.5: lambda n: n // 2, 0.3: lambda n: n * 3 // 10, 1.0: lambda n: n}
+        selected = {name: select.largest(value, counts[share](value.size)) for name, value in run.pretrained.items()}
+        optimizer = AdamW(run.rates, DECAY)
+        expected = select.train_static(run.pretrained, run.gradients, optimizer, selected)
         compare(run, expected, optimizer, tolerance)
 
 
@@ -686,4 +742,9 @@ CHECKS = {
     "ties": check_ties,
     "lines": check_lines,
     "intruder": check_intruder,
+    "gps": check_gps,
+    "spu": check_spu,
+    "gmt": check_gmt,
+    "mofo": check_mofo,
+    "largest_weights": check_largest_weights,
 }

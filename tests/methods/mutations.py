@@ -697,4 +697,51 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         'elif self.params.projector == "reset":',
         "else:",
     ),
+    # GPS
+    "gps: a signed gradient": (
+        "gps", "row_threshold", "lay(values(shard).abs()) >= limits", "lay(values(shard)) >= limits"
+    ),
+    "gps: norms train": ("gps", "sparse", 'shard.name.endswith(".bias")', "True"),
+    "gps: biases do not": ("gps", "sparse", 'shard.name.endswith(".bias")', "False"),
+    "gps: last gradient only": ("gps", "sparse", "].add_(shard.grad)", "].copy_(shard.grad)"),
+    "gps: weights move while gradients are summed": (
+        "gps", "sparse", "return torch.zeros_like(shard.weight, dtype=torch.bool)",
+        "return torch.ones_like(shard.weight, dtype=torch.bool)",
+    ),
+    "gps: one step late": ("gps", "sparse", "] >= self.params.steps", "] > self.params.steps"),
+    "gps: Adam sees all": ("gps", "sparse", "shard.grad.masked_fill_(~self.mask(shard), 0.0)", "pass"),
+    "gps: decay moves the rest": (
+        "gps", "sparse",
+        "self.mask(shard), shard.weight, shard.pretrained",
+        "self.mask(shard), shard.weight, shard.weight",
+    ),
+    # SPU
+    "spu: the last matrix": ("spu", "sparse", '"mlp.up_proj", ', '"mlp.down_proj", '),
+    "spu: all matrices": ("spu", "sparse", "layer is not None and layer[1] in FIRST_MATRICES", "layer is not None"),
+    "spu: the rest trains": (
+        "spu", "sparse",
+        "torch.full_like(shard.weight, _is_first(shard.name), dtype",
+        "torch.full_like(shard.weight, True, dtype",
+    ),
+    "spu: the smallest": (
+        "spu", "sparse",
+        "limits[shard.name].mask(self.accumulated[shard.name]) if",
+        "~limits[shard.name].mask(self.accumulated[shard.name]) if",
+    ),
+    # GMT
+    "gmt: the smallest": (
+        "gmt", "sparse", "~limits[shard.name].mask(shard.grad)", "limits[shard.name].mask(shard.grad)"
+    ),
+    # MoFO
+    "mofo: the gradient": ("mofo", "sparse", "].lerp_(shard.grad, 1 - self", "].lerp_(shard.grad, 1.0 + 0 * self"),
+    "mofo: swapped": ("mofo", "sparse", "].lerp_(shard.grad, 1 - self", "].lerp_(shard.grad, self"),
+    "mofo: back to w*": ("mofo", "sparse", "self._before.pop(shard.name))", "shard.pretrained)"),
+    "mofo: the smallest": ("mofo", "sparse", "moved = limits", "moved = ~limits"),
+    # Largest weights
+    "largest weights: the smallest": (
+        "largest_weights", "sparse", "return self._largest[shard.name]", "return ~self._largest[shard.name]"
+    ),
+    "largest weights: the current ones": (
+        "largest_weights", "sparse", ".mask(shard.pretrained)", ".mask(shard.weight)"
+    ),
 }

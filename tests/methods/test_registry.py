@@ -85,7 +85,9 @@ def test_no_two_methods_are_the_same():
     assert len(set(meanings)) == len(METHODS)
 
 
-OWN_NAMES = {"wise_ft", "ewc", "fisher", "soup", "ties", "lines", "intruder"}  # methods of other papers
+OWN_NAMES = {  # methods of other papers, and the opposite of one
+    "wise_ft", "ewc", "fisher", "soup", "ties", "lines", "intruder", "gps", "spu", "gmt", "mofo", "largest_weights",
+}
 
 
 def test_a_variant_is_named_by_its_method():
