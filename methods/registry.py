@@ -146,6 +146,9 @@ METHODS: dict[str, MethodEntry] = {
     "spu": MethodEntry("methods.sparse:Spu", "SPU", "Zhang et al., CVPR 2024", "training"),
     "gmt": MethodEntry("methods.sparse:Gmt", "GMT", "Li et al., AAAI 2025", "training"),
     "mofo": MethodEntry("methods.sparse:Mofo", "MoFO", "Chen et al., TMLR 2025", "training"),
+    "model_dowser": MethodEntry(
+        "methods.model_dowser:ModelDowser", "Model-Dowser", "ICML 2026, arXiv 2602.04509", "training", sees_generic=True
+    ),
     "largest_weights": MethodEntry("methods.sparse:LargestWeights", "Largest weights", "SpiderBench", "training"),
     # Adapters of the peft library
     "lora": MethodEntry("methods.peft:Lora", "LoRA", "Hu et al., ICLR 2022", "adapter"),

@@ -29,6 +29,7 @@ METHOD_BYTES = {
     "full_ft": 0, "half_ft": 2, "half_ft_step": 2, "half_ft_elements": 3, "spider_magnitude": 2,
     "l2_reg": 2, "l2_reg_mean": 2, "l2_reg_scaled": 2, "l2_reg_two_step": 2,
     "grafting": 2, "grafting_mean": 2, "grafting_scaled": 2, "grafting_two_step": 2,
+    "gps": 3, "spu": 3, "model_dowser": 3, "gmt": 0, "mofo": 4, "largest_weights": 2,
 }
 METHOD_OTHER = 6  # SPIDER and its variants; also assumed for a user's own method
 

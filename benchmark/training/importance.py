@@ -14,8 +14,10 @@ from benchmark.spec import TunedCell, at_root
 from benchmark.training.calibration import Calibration
 from benchmark.training.checkpoint import snapshot
 from benchmark.training.replay import NO_DATA
+from benchmark.training.sensitivity import sensitivities
 from methods.base import Method
 from methods.importance import ImportanceMethod
+from methods.model_dowser import ModelDowser
 
 
 def measure(cell: TunedCell, loaded: LoadedModel, method: Method, names: Sequence[str]) -> None:
@@ -35,12 +37,22 @@ def measure(cell: TunedCell, loaded: LoadedModel, method: Method, names: Sequenc
     if cell.generic is None:
         raise UserError(f"method={cell.method.id} {NO_DATA}")
     records = data.load(cell.generic, at_root(cell.data_root), "train", method.calibration_samples)
-    method.measure(_gradients(loaded, Items(loaded, records, supervised=True), names))
+    items = Items(loaded, records, supervised=True)
+    if isinstance(method, ModelDowser):
+        method.measure(sensitivities(loaded.model, _batches(loaded, items), names, method.params.probes, cell.seed))
+    else:
+        method.measure(_gradients(loaded, items, names))
 
 
 def _gradients(loaded: LoadedModel, items: Items, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Yield the gradient of each item's mean token loss: name -> float32 tensor."""
-    base, device = snapshot(loaded.model, names), next(loaded.model.parameters()).device
-    for index in range(len(items)):
-        batch = {name: tensor.to(device) for name, tensor in collate(loaded, [items[index]], "right").items()}
+    base = snapshot(loaded.model, names)
+    for batch in _batches(loaded, items):
         yield Calibration(loaded.model, [batch], names).gradient(base)
+
+
+def _batches(loaded: LoadedModel, items: Items) -> Iterator[dict[str, Tensor]]:
+    """Yield a batch of each item alone, on the model's device."""
+    device = next(loaded.model.parameters()).device
+    for index in range(len(items)):
+        yield {name: tensor.to(device) for name, tensor in collate(loaded, [items[index]], "right").items()}

@@ -22,6 +22,7 @@ from tests.reference import (
     half_ft,
     intruder,
     lines,
+    model_dowser,
     penalties,
     select,
     soup,
@@ -307,6 +308,20 @@ def check_largest_weights(load: Load = original, dtype=torch.float64, tolerance:
         run = toy.train(module.LargestWeights(module.LargestWeightsParams(**params), 0), decay=DECAY, dtype=dtype)
         counts = {0.5: lambda n: n // 2, 0.3: lambda n: n * 3 // 10, 1.0: lambda n: n}
         selected = {name: select.largest(value, counts[share](value.size)) for name, value in run.pretrained.items()}
+        optimizer = AdamW(run.rates, DECAY)
+        expected = select.train_static(run.pretrained, run.gradients, optimizer, selected)
+        compare(run, expected, optimizer, tolerance)
+
+
+def check_model_dowser(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
+    module = load("model_dowser")
+    assert module.ModelDowserParams(**configured("model_dowser")) == module.ModelDowserParams()
+    assert module.ModelDowserParams() == module.ModelDowserParams(share=0.1, samples=32, probes=8)
+    for share in (0.1, 0.5):
+        run = toy.train(module.ModelDowser(module.ModelDowserParams(share), 0), decay=DECAY, dtype=dtype)
+        base = {name: torch.from_numpy(value).to(dtype) for name, value in run.pretrained.items()}
+        samples = [toy.arrays(sample) for sample in toy.sample_gradients(base)]
+        selected = model_dowser.chosen(run.pretrained, samples, share)
         optimizer = AdamW(run.rates, DECAY)
         expected = select.train_static(run.pretrained, run.gradients, optimizer, selected)
         compare(run, expected, optimizer, tolerance)
@@ -746,5 +761,6 @@ CHECKS = {
     "spu": check_spu,
     "gmt": check_gmt,
     "mofo": check_mofo,
+    "model_dowser": check_model_dowser,
     "largest_weights": check_largest_weights,
 }

@@ -744,4 +744,15 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     "largest weights: the current ones": (
         "largest_weights", "sparse", ".mask(shard.pretrained)", ".mask(shard.weight)"
     ),
+    # Model-Dowser
+    "dowser: the most sensitive": ("model_dowser", "model_dowser", "~frozen[shard.name]", "frozen[shard.name]"),
+    "dowser: without the weight": ("model_dowser", "model_dowser", ".mul_(shard.pretrained.abs())", ""),
+    "dowser: signed": ("model_dowser", "model_dowser", "values.abs() if name in total", "values if name in total"),
+    "dowser: the last sample alone": (
+        "model_dowser", "model_dowser", "total[name] + values.abs() if", "values.abs() if",
+    ),
+    "dowser: the share freezes": ("model_dowser", "model_dowser", "size - int(size * share)", "int(size * share)"),
+    "dowser: Adam sees all": (
+        "model_dowser", "model_dowser", "shard.grad.masked_fill_(~self.mask(shard), 0.0)", "pass"
+    ),
 }

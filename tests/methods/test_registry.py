@@ -86,7 +86,8 @@ def test_no_two_methods_are_the_same():
 
 
 OWN_NAMES = {  # methods of other papers, and the opposite of one
-    "wise_ft", "ewc", "fisher", "soup", "ties", "lines", "intruder", "gps", "spu", "gmt", "mofo", "largest_weights",
+    "wise_ft", "ewc", "fisher", "soup", "ties", "lines", "intruder", "gps", "spu", "gmt", "mofo", "model_dowser",
+    "largest_weights",
 }
 
 
