@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.core.errors import UserError
 from methods.importance import ImportanceMethod
+from methods.restore import restore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,4 @@ class Ewc(ImportanceMethod):
         return {f"importance/{name}": values for name, values in self.importance.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.keys() != self.state_dict().keys():
-            raise UserError("ewc cannot resume: the checkpoint holds other tensors. Delete the checkpoint folder.")
-        for name, values in self.importance.items():
-            values.copy_(state[f"importance/{name}"])
+        restore(self.importance, state, "importance/")

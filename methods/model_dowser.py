@@ -12,6 +12,7 @@ from benchmark.core.errors import UserError
 from methods.importance import ImportanceMethod
 from methods.mask_log import MaskLog
 from methods.ops import exact
+from methods.restore import restore
 from methods.threshold import largest
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class ModelDowserParams:
     the output per sample."""
 
     share: float = 0.1
-    samples: int = 32
+    samples: int = 64
     probes: int = 8
 
     def __post_init__(self) -> None:
@@ -41,19 +42,27 @@ class ModelDowser(ImportanceMethod):
     matrix, else w*. h is the input of a linear layer, z its output, f the logits, and over random signs xi
     ||J_i||^2 = E[(d(xi^T f) / dz_i)^2].
 
-    Granularity: element; the limit is the exact n-th smallest of a matrix; chosen once. Tensors: weights of linear
-    layers, the projector's too; norms, biases and everything without a sensitivity keep w*.
+    Granularity: element; the limit is the exact n-th smallest of a matrix; chosen once. The paper's layer l is one
+    linear layer with its matrix W^(l), so "the least important rho of each layer" is a share of each matrix, not of a
+    decoder block; the released code also masks tensor by tensor. Tensors: weights of linear layers, the projector's
+    too; norms, biases and everything without a sensitivity keep w*.
     Acts: before the first step, `probes` backward passes per sample; then as `Select`: the gradients of all other
     elements are 0 and these are w* after every step, bit for bit.
     Extra memory: 1 |M| while it measures; then 1/4 |M| (a byte per element), beside w*.
-    Source: Model-Dowser, ICML 2026 (arXiv 2602.04509), from secondary descriptions: no code is public.
-    Disagreements: the paper measures on texts that the model writes itself; here it is the generic descriptions that
-    ewc measures on, which show no source set either, with f at the tokens of their answers.
+    Source: Hwang, Son and Kim, ICML 2026 (arXiv 2602.04509), and the released code (6efd4e1): rho 0.1, N 64 samples,
+    R 8 probes.
+    Disagreements: paper and released code measure on texts alone, up to 64 tokens that the model continues from one to
+    five random ones; here it is the generic descriptions that ewc measures on, with their images, which show no source
+    set either. The released code probes the logits of the last token, takes mean |d(xi^T f) / dz_i| for ||J_i||, and
+    multiplies it by mean |h_j|, both over all tokens of a batch of 4; here f is at the tokens of the answer, the norm
+    is the paper's, and the product is taken token by token, as in the paper's formula. The released code freezes the
+    projector (train.projector=frozen does so here) and trains norms whole.
     Variants: model_dowser.
     Decided: of equal sensitivities the last of a matrix train.
     """
 
     Params = ModelDowserParams
+    measures = "sensitivities"
 
     def measure(self, gradients: Iterable[dict[str, Tensor]]) -> None:
         """Add up the sensitivities ||J_i|| |h_j| of each sample (`benchmark.training.sensitivity`), not gradients."""
@@ -106,10 +115,7 @@ class ModelDowser(ImportanceMethod):
         return {f"chosen/{name}": mask for name, mask in self.chosen.items()} | self._log.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if {f"chosen/{name}" for name in self.chosen} != {key for key in state if key.startswith("chosen/")}:
-            raise UserError("model_dowser cannot resume: the checkpoint holds other tensors. Delete its folder.")
-        for name, mask in self.chosen.items():
-            mask.copy_(state[f"chosen/{name}"])
+        restore(self.chosen, state, "chosen/")
         self._log.load_state_dict(state, {shard.name: shard.weight.device for shard in self.shards})
 
     def diagnostics(self) -> dict[str, float]:

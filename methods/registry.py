@@ -147,7 +147,7 @@ METHODS: dict[str, MethodEntry] = {
     "gmt": MethodEntry("methods.sparse:Gmt", "GMT", "Li et al., AAAI 2025", "training"),
     "mofo": MethodEntry("methods.sparse:Mofo", "MoFO", "Chen et al., TMLR 2025", "training"),
     "model_dowser": MethodEntry(
-        "methods.model_dowser:ModelDowser", "Model-Dowser", "ICML 2026, arXiv 2602.04509", "training", sees_generic=True
+        "methods.model_dowser:ModelDowser", "Model-Dowser", "Hwang et al., ICML 2026", "training", sees_generic=True
     ),
     "largest_weights": MethodEntry("methods.sparse:LargestWeights", "Largest weights", "SpiderBench", "training"),
     # Adapters of the peft library

@@ -243,8 +243,9 @@ class Mofo(Method):
     that weight decay does not move them either. AdamW's moments see every gradient, as in the paper.
     Extra memory: 1 |M| (m, beside AdamW's own), and 1 |M| during a step.
     Source: Chen et al., TMLR 2025 (Momentum-Filtered Optimizer); its blocks are the model's tensors.
-    Disagreements: the released code also decays the weights that it does not move, moves norms and biases whole, and
-    has a share of 3 %; 15 % is a share of the paper.
+    Disagreements: the released code also decays the weights that it does not move, moves all that equal the limit, and
+    moves norms and biases whole. The share is that of its commands (15 %; it recommends 5 to 20 %, and its optimizer's
+    own default, 3 %, is used in none of them).
     Variants: mofo, with the settings of its source.
     Decided: of equal magnitudes the first move; a tensor with n share below 1 never moves.
     """

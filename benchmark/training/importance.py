@@ -1,4 +1,4 @@
-"""Gradients of single samples at w*, for methods that measure the importance of weights before the first step."""
+"""Gradients or sensitivities of single samples at w*, for methods that measure importances before the first step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from benchmark.training.replay import NO_DATA
 from benchmark.training.sensitivity import sensitivities
 from methods.base import Method
 from methods.importance import ImportanceMethod
-from methods.model_dowser import ModelDowser
 
 
 def measure(cell: TunedCell, loaded: LoadedModel, method: Method, names: Sequence[str]) -> None:
@@ -38,7 +37,7 @@ def measure(cell: TunedCell, loaded: LoadedModel, method: Method, names: Sequenc
         raise UserError(f"method={cell.method.id} {NO_DATA}")
     records = data.load(cell.generic, at_root(cell.data_root), "train", method.calibration_samples)
     items = Items(loaded, records, supervised=True)
-    if isinstance(method, ModelDowser):
+    if method.measures == "sensitivities":
         method.measure(sensitivities(loaded.model, _batches(loaded, items), names, method.params.probes, cell.seed))
     else:
         method.measure(_gradients(loaded, items, names))

@@ -17,7 +17,9 @@ def sensitivities(
     """Yield, for each batch of one sample, ||J_i|| |h_j| of every weight of a linear layer, averaged over its tokens.
 
     ||J_i||^2 is Hutchinson's estimate of the squared norm of df / dz_i at a token: the mean over probes of
-    (d(xi^T f) / dz_i)^2, where z is the layer's output, f the logits that predict the answer and xi random signs.
+    (d(xi^T f) / dz_i)^2, where z is the layer's output, f the logits that predict the answer and xi random signs. If a
+    layer runs several times in a forward pass, as for several images, the tokens of all runs count: a weight moves the
+    output through each of them.
 
     Args:
         model: with base weights; unchanged afterwards.
@@ -31,11 +33,11 @@ def sensitivities(
     """
     layers = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     layers = {name: layers[name] for name in names if name in layers}
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # inputs and outputs of a layer, run by run
 
     def hook(name: str) -> Callable:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[name] = inputs[0].detach(), output
+            seen.setdefault(name, []).append((inputs[0].detach(), output))
 
         return keep
 
@@ -47,24 +49,25 @@ def sensitivities(
     try:
         for number, batch in enumerate(batches):
             seen.clear()
-            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            shown = {key: value for key, value in batch.items() if key != "labels"}
             with torch.enable_grad():
-                logits = model(**inputs).logits[:, :-1][batch["labels"][:, 1:] != IGNORE]
+                logits = model(**shown).logits[:, :-1][batch["labels"][:, 1:] != IGNORE]
             source = generator(seed, f"model_dowser/{number}")
-            outputs = {name: output for name, (_, output) in seen.items()}
-            squares = {name: torch.zeros(output.shape, device=output.device) for name, output in outputs.items()}
+            outputs = [output for runs in seen.values() for _, output in runs]
+            squares = [torch.zeros(output.shape, device=output.device) for output in outputs]
             for probe in range(probes):
                 signs = torch.randint(0, 2, logits.shape, generator=source).mul_(2).sub_(1).to(logits)
                 parts = torch.autograd.grad(
-                    (signs * logits).sum(), list(outputs.values()), retain_graph=probe < probes - 1, allow_unused=True
+                    (signs * logits).sum(), outputs, retain_graph=probe < probes - 1, allow_unused=True
                 )
-                for name, part in zip(outputs, parts, strict=True):
+                for square, part in zip(squares, parts, strict=True):
                     if part is not None:
-                        squares[name] += part.float().square() / probes
-            found = {}
-            for name, square in squares.items():
-                slopes = square.sqrt().flatten(0, -2)
-                found[name] = slopes.T @ seen[name][0].float().abs().flatten(0, -2) / len(slopes)
+                        square += part.float().square() / probes
+            left, found = iter(squares), {}
+            for name, runs in seen.items():
+                inputs = torch.cat([entered.float().abs().flatten(0, -2) for entered, _ in runs])
+                slopes = torch.cat([next(left).sqrt().flatten(0, -2) for _ in runs])
+                found[name] = slopes.T @ inputs / len(slopes)
             yield found
     finally:
         for handle in handles:

@@ -316,11 +316,11 @@ def check_largest_weights(load: Load = original, dtype=torch.float64, tolerance:
 def check_model_dowser(load: Load = original, dtype=torch.float64, tolerance: float = 1e-12) -> None:
     module = load("model_dowser")
     assert module.ModelDowserParams(**configured("model_dowser")) == module.ModelDowserParams()
-    assert module.ModelDowserParams() == module.ModelDowserParams(share=0.1, samples=32, probes=8)
+    assert module.ModelDowserParams() == module.ModelDowserParams(share=0.1, samples=64, probes=8)
     for share in (0.1, 0.5):
         run = toy.train(module.ModelDowser(module.ModelDowserParams(share), 0), decay=DECAY, dtype=dtype)
         base = {name: torch.from_numpy(value).to(dtype) for name, value in run.pretrained.items()}
-        samples = [toy.arrays(sample) for sample in toy.sample_gradients(base)]
+        samples = [toy.arrays(sample) for sample in toy.sample_gradients(base, matrices=True)]
         selected = model_dowser.chosen(run.pretrained, samples, share)
         optimizer = AdamW(run.rates, DECAY)
         expected = select.train_static(run.pretrained, run.gradients, optimizer, selected)

@@ -732,9 +732,55 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     "gmt: the smallest": (
         "gmt", "sparse", "~limits[shard.name].mask(shard.grad)", "limits[shard.name].mask(shard.grad)"
     ),
+    "gmt: gradients with a sign": (
+        "gmt", "threshold", "return at_least(values.abs(), self.limit", "return at_least(values, self.limit"
+    ),
+    "gmt: the limit of signed gradients": (
+        "gmt", "threshold", "(values.abs() >= limit).sum().double()[None]", "(values >= limit).sum().double()[None]"
+    ),
+    "gmt: the share is dropped": (
+        "gmt", "sparse", "shard.grad, lambda size: int(size * share))",
+        "shard.grad, lambda size: size - int(size * share))",
+    ),
+    "gmt: one element more": (
+        "gmt", "sparse", "shard.grad, lambda size: int(size * share))",
+        "shard.grad, lambda size: min(size, int(size * share) + 1))",
+    ),
+    "gmt: at least one element": (
+        "gmt", "sparse", "shard.grad, lambda size: int(size * share))",
+        "shard.grad, lambda size: max(1, int(size * share)))",
+    ),
+    "gmt: by the weights": (
+        "gmt", "sparse", "largest(shards, lambda shard: shard.grad,", "largest(shards, lambda shard: shard.weight,"
+    ),
+    "gmt: matrices alone": (
+        "gmt", "sparse", "limits = largest(shards, lambda shard: shard.grad",
+        "shards = shards.where(lambda shard: len(shard.shape) > 1)\n"
+        "        limits = largest(shards, lambda shard: shard.grad",
+    ),
+    "gmt: one share of all tensors": (
+        "gmt", "sparse", "shard.grad.masked_fill_(~limits[shard.name].mask(shard.grad)",
+        "shard.grad.masked_fill_(shard.grad.abs() < max(one.limit for one in limits.values())",
+    ),
+    "gmt: what is left is scaled": (
+        "gmt", "sparse", "mask(shard.grad), 0.0)", "mask(shard.grad), 0.0).div_(self.params.share)"
+    ),
+    "gmt: another default": (
+        "gmt", "sparse", '"""share: of each tensor\'s gradient that a step keeps."""\n\n    share: float = 0.2',
+        '"""share: of each tensor\'s gradient that a step keeps."""\n\n    share: float = 0.1',
+    ),
     # MoFO
     "mofo: the gradient": ("mofo", "sparse", "].lerp_(shard.grad, 1 - self", "].lerp_(shard.grad, 1.0 + 0 * self"),
     "mofo: swapped": ("mofo", "sparse", "].lerp_(shard.grad, 1 - self", "].lerp_(shard.grad, self"),
+    "mofo: the share is dropped": (
+        "mofo", "sparse", "lambda shard: self.accumulated[shard.name], lambda size: int(size * share))\n        for",
+        "lambda shard: self.accumulated[shard.name], lambda size: size - int(size * share))\n        for",
+    ),
+    "mofo: Adam sees the mask": (
+        "mofo", "sparse", "self._before[shard.name] = shard.weight.clone()",
+        "self._before[shard.name] = shard.weight.clone()\n"
+        "            shard.grad.mul_(shard.grad.abs() > shard.grad.abs().mean())",
+    ),
     "mofo: back to w*": ("mofo", "sparse", "self._before.pop(shard.name))", "shard.pretrained)"),
     "mofo: the smallest": ("mofo", "sparse", "moved = limits", "moved = ~limits"),
     # Largest weights
@@ -752,6 +798,17 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "model_dowser", "model_dowser", "total[name] + values.abs() if", "values.abs() if",
     ),
     "dowser: the share freezes": ("model_dowser", "model_dowser", "size - int(size * share)", "int(size * share)"),
+    "dowser: of one element less": (
+        "model_dowser", "model_dowser", "size - int(size * share)", "min(size, size - int(size * share) + 1)"
+    ),
+    "dowser: vectors train": (
+        "model_dowser", "model_dowser", "else torch.zeros_like(shard.weight, dtype",
+        "else torch.ones_like(shard.weight, dtype",
+    ),
+    "dowser: decay moves the rest": (
+        "model_dowser", "model_dowser", "self.mask(shard), shard.weight, shard.pretrained",
+        "self.mask(shard), shard.weight, shard.weight",
+    ),
     "dowser: Adam sees all": (
         "model_dowser", "model_dowser", "shard.grad.masked_fill_(~self.mask(shard), 0.0)", "pass"
     ),

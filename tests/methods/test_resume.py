@@ -80,3 +80,19 @@ def test_state_of_another_run_is_refused():
         other.start(run.attachment.shards)
         with pytest.raises(UserError, match="half_ft cannot resume"):
             other.load_state_dict(half.state_dict())
+
+
+@pytest.mark.parametrize("method", ["ewc", "model_dowser", "gps", "spu", "mofo", "spider", "spider_gradient"])
+def test_a_state_of_other_shapes_or_names_is_refused(method):
+    """A part of another number of processes, or of one element, which torch would spread over the whole tensor."""
+    built = build(method, {}, seed=0)
+    toy.train(built, steps=2, dtype=torch.float32)
+    state = built.state_dict()
+    key = next(key for key in state if key.endswith("layers.0.mlp.up_proj.weight") and not key.startswith("selected/"))
+    for other in ({key: state[key][:1]}, {key: state[key][:5]}, {key + "2": state[key]}):
+        wrong = {name: value for name, value in state.items() if name != key} | other
+        fresh = build(method, {}, seed=0)
+        toy.train(fresh, steps=1, dtype=torch.float32)
+        fresh.start(fresh.shards) if method not in ("ewc", "model_dowser") else None
+        with pytest.raises(UserError, match="cannot resume: the checkpoint holds other tensors than this run trains"):
+            fresh.load_state_dict(wrong)

@@ -103,12 +103,19 @@ def arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.detach().double().numpy().copy() for name, tensor in tensors.items()}
 
 
-def sample_gradients(pretrained: dict[str, Tensor], samples: int = 3) -> list[dict[str, Tensor]]:
-    """Return what a method that measures importances gets: a gradient of each tensor for each of a few samples."""
+def sample_gradients(
+    pretrained: dict[str, Tensor], samples: int = 3, matrices: bool = False
+) -> list[dict[str, Tensor]]:
+    """Return what a method that measures importances gets: a gradient of each tensor for each of a few samples.
+
+    With `matrices`, vectors have none, as if they were sensitivities.
+    """
     made = []
     for number in range(samples):
         gradients = {}
         for name, value in pretrained.items():
+            if matrices and value.ndim < 2:
+                continue
             source = torch.Generator().manual_seed(zlib.crc32(f"{name} {number}".encode()))
             gradients[name] = torch.randn(value.shape, generator=source).to(value)
         made.append(gradients)
@@ -120,7 +127,7 @@ def attach(
 ) -> Attachment:
     """Attach a method, after it has measured what it measures."""
     if hasattr(method, "measure"):
-        method.measure(sample_gradients(pretrained))
+        method.measure(sample_gradients(pretrained, matrices=method.measures == "sensitivities"))
     return attaching.attach(optimizer, named, pretrained, method)
 
 

@@ -85,3 +85,19 @@ def test_an_interrupted_measurement_leaves_the_model_as_it_was():
     with pytest.raises(KeyError):
         list(sensitivities(model, [{"inputs": batch()["inputs"]}], NAMES, 1, 0))
     assert not any(p.requires_grad for p in model.parameters()) and not model.first._forward_hooks
+
+
+class Twice(Small):
+    """Runs its first layer once for each half of the tokens, as a projector runs once for each image."""
+
+    def forward(self, inputs: torch.Tensor) -> SimpleNamespace:
+        hidden = torch.cat([self.first(half) for half in inputs.tensor_split([4], 1)], 1)
+        return SimpleNamespace(logits=self.last(torch.tanh(hidden)))
+
+
+def test_every_run_of_a_layer_counts():
+    """The halves have different lengths, and tokens of both predict the answer."""
+    one = batch()
+    (found,) = sensitivities(Twice(1), [one], NAMES, 1, 0)
+    for name, value in exact(Small(1), one["inputs"]).items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-7)
