@@ -23,13 +23,13 @@ PREFILL = 0.30, 0.55        # share of the peak that batched generation reaches 
 MEASURED = 0.85, 1.15       # range around the time of a finished cell
 OVERHEAD = 1.8e9            # bytes of CUDA context, NCCL and fragmentation (1.5 to 2 GB on a 24 GB card)
 LIVE_PARAMETERS = 1e9       # of ZeRO-3: stage3_max_live_parameters, in elements
-# Bytes that a method keeps per shard element: w* in the checkpoint's 16 bits, and its own float32 arrays. The tensors
-# that half_ft holds during a step (those that it freezes, about half) count too.
+# Bytes that a method keeps per shard element: w* in the checkpoint's 16 bits, and its own float32 arrays. What it holds
+# during a step counts too: half_ft the tensors that it freezes (about half), mofo all weights before the step.
 METHOD_BYTES = {
     "full_ft": 0, "half_ft": 2, "half_ft_step": 2, "half_ft_elements": 3, "spider_magnitude": 2,
     "l2_reg": 2, "l2_reg_mean": 2, "l2_reg_scaled": 2, "l2_reg_two_step": 2,
     "grafting": 2, "grafting_mean": 2, "grafting_scaled": 2, "grafting_two_step": 2,
-    "gps": 3, "spu": 3, "model_dowser": 3, "gmt": 0, "mofo": 4, "largest_weights": 2,
+    "gps": 3, "spu": 3, "model_dowser": 3, "gmt": 0, "mofo": 8, "largest_weights": 2,
 }
 METHOD_OTHER = 6  # SPIDER and its variants; also assumed for a user's own method
 

@@ -80,8 +80,13 @@ _VARIANTS = tuple(
 _ADAPTERS = tuple(
     Style(colour, dash, marker) for dash, marker in _VARIANTS for colour in ("#AA4499", "#44AA99", "#999933", "#117733")
 )
-# Methods of other papers in the colour of their like: EWC is a penalty, the others move along w_ft - w*.
-_KIN = {"ewc": "l2_reg", **dict.fromkeys(("soup", "ties", "fisher", "lines", "intruder"), "wise_ft")}
+# Methods of other papers in the colour of their like: EWC is a penalty, some move along w_ft - w*, and some train a part
+# of the weights.
+_KIN = {
+    "ewc": "l2_reg",
+    **dict.fromkeys(("soup", "ties", "fisher", "lines", "intruder"), "wise_ft"),
+    **dict.fromkeys(("gps", "spu", "gmt", "mofo", "model_dowser", "largest_weights"), "half_ft"),
+}
 # A user's own methods.
 _OWN = tuple(
     Style(colour, dash, marker)

@@ -24,7 +24,9 @@ BLENDED = [
     "spider_abs",
     "spider_global",
 ]
-SELECTED = ["half_ft_elements", "spider_magnitude", "spider_gradient"]
+SELECTED = [
+    "half_ft_elements", "spider_magnitude", "spider_gradient", "largest_weights", "gps", "spu", "model_dowser",
+]
 
 
 @pytest.mark.parametrize("method", TRAINING)

@@ -128,7 +128,8 @@ def test_every_training_method_can_be_timed_and_keeps_what_the_plan_counts():
     statistics = (5 * 2 * len(TOY.shapes()) + 256 * len(TOY.shapes())) / TOY.numel()  # per tensor: float64, the log
     for name, cost in found.items():
         planned = METHOD_BYTES.get(name, METHOD_OTHER) / FLOAT
-        within_a_step = 0.5 if name in ("half_ft", "half_ft_step") else 0.0  # of the tensors that it freezes
+        # of the tensors that it freezes, and of the weights before the step
+        within_a_step = {"half_ft": 0.5, "half_ft_step": 0.5, "mofo": 1.0}.get(name, 0.0)
         assert planned - within_a_step <= cost.kept <= planned - within_a_step + statistics, name
     assert (found["full_ft"].kept, found["full_ft"].moved, found["full_ft"].waits) == (0.0, 0.0, 0)
 

@@ -134,6 +134,18 @@ def test_a_soup_depends_on_every_member():
         assert changed(before, keys_of(soup, Contents(), other)) == set(before.stages)
 
 
+@pytest.mark.parametrize("method", ["fisher", "wise_ft_tensors"])
+def test_a_merge_that_measures_depends_on_the_generic_samples_that_it_reads(method):
+    asked = [f"methods=full_ft,{method}", "model=vila_pocket", "dataset=iconqa"]
+    full, merge = request(asked).cells
+    source = keys_of(full, Contents())
+    before = keys_of(merge, Contents(), [source])
+    for new, redone in (("generic train", True), ("gqa train", False)):
+        assert ("train" in changed(before, keys_of(merge, Contents(changed=new), [source]))) == redone
+    *_, fewer = request([f"methods={method}", *asked[1:], "method.samples=64"]).cells
+    assert "train" in changed(before, keys_of(fewer, Contents(), [source]))
+
+
 OTHER = {
     "prompt": "Other? {question}", "metric": "exact_lower", "max_new_tokens": 7, "options": {"reader": "gqa", "x": 1},
     "splits": {"test": "other"}, "stop": ("\n",),
