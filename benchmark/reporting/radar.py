@@ -80,7 +80,7 @@ _VARIANTS = tuple(
 _ADAPTERS = tuple(
     Style(colour, dash, marker) for dash, marker in _VARIANTS for colour in ("#AA4499", "#44AA99", "#999933", "#117733")
 )
-# Methods of other papers in the colour of their like: EWC is a penalty, some move along w_ft - w*, and some train a part
+# Methods of other papers in the colour of their like: EWC is a penalty, some move along w_ft - w*, others train a part
 # of the weights.
 _KIN = {
     "ewc": "l2_reg",
