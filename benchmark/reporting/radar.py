@@ -104,8 +104,10 @@ def _look(method: str) -> Style | None:
         return _ADAPTERS[adapters.index(method) % len(_ADAPTERS)]
     family = max((name for name in _STYLES if _is_of(method, name)), key=len, default="wise_ft")
     variants = [name for name in METHODS if _is_of(name, family) and name not in _STYLES]
-    dash, marker = _VARIANTS[variants.index(method) % len(_VARIANTS)]
-    return Style(_STYLES[family].colour, dash, marker)
+    own = _STYLES[family]
+    free = [look for look in _VARIANTS if look != (own.dash, own.marker)]
+    dash, marker = free[variants.index(method) % len(free)]
+    return Style(own.colour, dash, marker)
 
 
 def _is_of(method: str, family: str) -> bool:
