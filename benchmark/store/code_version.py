@@ -36,7 +36,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "benchmark/training/losses.py", "benchmark/training/base_weights.py", "benchmark/training/replay.py",
         "benchmark/training/importance.py", "benchmark/training/sensitivity.py", "methods/importance.py",
         "benchmark/training/adapters.py", "benchmark/training/calibration.py", "methods/adapter.py", "methods/peft.py",
-        "methods/blocks.py", "methods/base.py", "methods/state.py",
+        "methods/blocks.py", "methods/base.py", "methods/ops.py", "methods/state.py",
     ),
     "posthoc": (
         "benchmark/training/posthoc.py", "benchmark/training/calibration.py", "benchmark/training/contrast.py",
