@@ -186,9 +186,9 @@ class PlaceSpec:
     threads: int = field(default=2, metadata=bounds(low=1))
     checkpoint_minutes: float = field(default=10.0, metadata=bounds(low=0))   # between two saved states of a training
     checkpoint_steps: int | None = field(default=None, metadata=bounds(low=1))  # or this many steps, if earlier
-    engine: Literal["single", "zero1", "zero2", "zero3"] = "single"
+    engine: Literal["single", "zero1", "zero2", "zero3", "fsdp2"] = "single"
     zero_optimization: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's section, for the zero engines
-    processes: int = field(default=1, metadata=bounds(low=0))  # per machine, for a zero engine; 0: one per visible GPU
+    processes: int = field(default=1, metadata=bounds(low=0))  # per machine, not for single; 0: one per visible GPU
     devices: tuple[int, ...] = ()                              # GPUs of these processes; empty: the first ones
     hostfile: str | None = None                                # DeepSpeed's, for several machines
     report_to: Literal["none", "tensorboard", "wandb"] = "none"  # where the Trainer also sends the rows of train.jsonl

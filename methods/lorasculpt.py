@@ -99,7 +99,7 @@ class LoraSculpt(Peft):
         parts = Counter(outside.values())
         self._regularised = {path: parts[outside[path]] for path in wanted}
         # A function, because the weights are the model's: they are no state of this method and cost it no memory.
-        self._weight = lambda path: model.get_parameter(f"{path}.base_layer.weight")
+        self._weight = lambda path: _whole(model.get_parameter(f"{path}.base_layer.weight"))
 
     def start(self, shards: Shards) -> None:
         self._steps = {shard.name: 0 for shard in shards if shard.name.endswith((DOWN, UP))}
@@ -169,6 +169,11 @@ class LoraSculpt(Peft):
         mine = self.shards.where(lambda shard: shard.name in self._steps)
         counts = mine.sums(lambda shard: shard.weight.count_nonzero().double()[None])
         return {"adapter_density": sum(count for count, in counts.values()) / sum(shard.numel for shard in mine)}
+
+
+def _whole(weight: Any) -> Tensor:
+    """Return a weight that FSDP2 may have cut into rows, with the rows of all processes."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def importance(weight: Tensor, omega: float) -> Tensor:

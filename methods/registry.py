@@ -48,7 +48,7 @@ class MethodEntry:
 
 
 NRCA = "as in the code of Huang et al., NRCA, ICML 2025"
-SHARDED = ("zero1", "zero2", "zero3")
+SHARDED = ("zero1", "zero2", "zero3", "fsdp2")
 # The paper's rows in the order of its tables, then the variants. An id stands for its class with the parameters in
 # conf/method/<id>.yaml.
 METHODS: dict[str, MethodEntry] = {

@@ -13,10 +13,12 @@ from PIL import Image
 from rich.console import Console
 
 from benchmark.audit.protocol import conversation
+from benchmark.config import own_models
+from benchmark.config.compose import options_of
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.models import places
-from benchmark.spec import CONF, ModelSpec
+from benchmark.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +69,7 @@ def main(path: Path, name: str | None, out: Path | None, console: Console | None
     Args:
         path: the checkpoint's folder; of its weights nothing is read, so configuration, tokenizer and processor do.
         name: id of the model; None: made from the folder's name.
-        out: the file to write; None: conf/model/<name>.yaml.
+        out: the file to write; None: conf/model/<name>.yaml, of the working folder if the package is installed.
         console: where to print.
 
     Returns:
@@ -83,9 +85,10 @@ def main(path: Path, name: str | None, out: Path | None, console: Console | None
     name = name or re.sub(r"\W+", "_", place.resolve().name.lower()).strip("_")
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
         raise UserError(f"{name!r} cannot be the name of a model: use letters, digits, '_', '.', '+' and '-'.")
-    target = out or CONF / "model" / f"{name}.yaml"
-    if target.exists():
-        raise UserError(f"{target} exists. Give another name (model add {path} NAME), or delete the file.")
+    target = out or own_models.FOLDER / f"{name}.yaml"
+    if target.exists() or (out is None and name in options_of("model")):
+        there = target if target.exists() else f"The model {name}"
+        raise UserError(f"{there} exists. Give another name (model add {path} NAME), or delete the file.")
     finding = look(place, name)
     for line in report(finding):
         console.print(line, markup=False, soft_wrap=True)

@@ -27,7 +27,7 @@ HELP = """SpiderBench: fine-tune multimodal LLMs without forgetting, one command
   models= methods= targets= seeds=   comma lists (method=, model=, dataset=, seed= mean the same)
   results=DIR                where results go (default results/runs/<profile>)
   jobs=N (--jobs N)          cells at a time; the numbers do not depend on it
-  gpus=0,1                   CUDA devices to spread the cells over; with engine=zero*, gpus=8 means eight per cell
+  gpus=0,1                   CUDA devices to spread the cells over; engine=zero* or fsdp2: gpus=8 means eight per cell
   gpu=4090x8                 plan only: cards that need not be here
   hostfile=FILE              DeepSpeed's, to train each cell on several machines
   any.key=VALUE              any key of conf/, e.g. train.epochs=10 method.momentum=0.9; a comma list or range(a,b)

@@ -41,7 +41,7 @@ def compare(arguments: list[str]) -> int:
     from benchmark.config.compose import request
     from benchmark.publishing.compare import compare as compare_folders
     from benchmark.publishing.compare import describe, line
-    from benchmark.spec import at_root
+    from benchmark.spec import WORK, at_root
 
     overrides, folders = split(arguments)
     if len(folders) > 2:
@@ -54,6 +54,12 @@ def compare(arguments: list[str]) -> int:
     theirs = user_path(folders[1]) if len(folders) > 1 else reference
     if theirs is None:
         raise UserError(f"Profile {asked.profile.id} has no reference. Give two folders: compare A B.")
+    if len(folders) < 2 and not theirs.is_dir():
+        raise UserError(
+            f"The published reference, {asked.profile.reference}, is not in {WORK}: it comes with a clone of the "
+            f"repository, not with an installed package. Name both folders: compare {ours} CLONE/"
+            f"{asked.profile.reference}."
+        )
     gaps, alone = compare_folders(ours, theirs)
     for gap in gaps:
         print(describe(gap))

@@ -20,7 +20,7 @@ KEYS = {
     "engine": "how a cell is trained, of conf/engine: {engine}",
     "results": "folder of the results (default results/runs/PROFILE)",
     "jobs": "cells at a time (also --jobs N); the numbers do not depend on it",
-    "gpus": "CUDA devices to spread the cells over, e.g. gpus=0,1; with engine=zero*, gpus=8 means eight per cell",
+    "gpus": "CUDA devices to spread the cells over, e.g. gpus=0,1; with engine=zero* or fsdp2, gpus=8 means 8 per cell",
     "hostfile": "DeepSpeed's file, to train each cell on several machines",
     "checkpoints": "checkpoints of your own as rows: NAME:DIR,NAME@MODEL:DIR",
     "only": "a comma list of names of cells, as plan prints them: leave out the others",

@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmark.config import own_checkpoints, own_modules, protocols
+from benchmark.config import own_checkpoints, own_models, own_modules, protocols
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import user_path
 from benchmark.core.hosts import world_size
@@ -105,7 +105,8 @@ class Request(RunSpec):
 
 def options_of(group: str) -> list[str]:
     """Return the names in a configuration group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    own = own_models.own_models() if group == "model" else {}
+    return sorted([*(path.stem for path in (CONF / group).glob("*.yaml")), *own])
 
 
 def request(overrides: Sequence[str], grid: bool = True, optional: bool = False) -> Request:
@@ -354,9 +355,16 @@ def _compose(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 @functools.cache
 def _library() -> Any:
     """Return every model under `models` and every method under `methods`: once, since no choice changes these files."""
-    chosen = [f"+model@models.{name}={name}" for name in options_of("model")]
+    from omegaconf import OmegaConf
+
+    own = own_models.own_models()
+    chosen = [f"+model@models.{name}={name}" for name in options_of("model") if name not in own]
     chosen += [f"+method@methods.{name}={name}" for name in options_of("method")]
-    return _hydra(None, tuple(chosen))
+    library = _hydra(None, tuple(chosen))
+    for name, path in own.items():
+        with _conf_errors():
+            library.models[name] = OmegaConf.load(path)
+    return library
 
 
 def _hydra(name: str | None, chosen: tuple[str, ...]) -> Any:
@@ -511,6 +519,9 @@ def _of_file(key: str, config: Mapping[str, Any]) -> str | None:
             f"Copy it to conf/{head}/NAME.yaml, change the copy, and use {head}=NAME."
         )
         return f"{key}: only {file} can set it. {own}"
+    if (head, *middle, last)[:2] == ("engine", "zero_optimization") and "zero_optimization" not in config["engine"]:
+        used = config["engine"]["id"]
+        return f"{key}: engine={used} does not use DeepSpeed, whose setting it is. Leave it out, or use engine=zero2."
     if key == "engine.id":
         return f"{key}: it is the name of the engine's file. Use engine=NAME."
     if (head, last) in (("model", "id"), ("dataset", "id")) and len(middle) < 2:

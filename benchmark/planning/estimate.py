@@ -76,7 +76,7 @@ class Setting:
 
     Args:
         sizes: the model's.
-        engine: single, zero1, zero2 or zero3.
+        engine: single, zero1, zero2, zero3 or fsdp2.
         processes: number of GPUs, one process each.
         micro_batch: samples per forward pass and GPU.
         batch: samples per optimizer step.
@@ -153,7 +153,8 @@ def adapter_of(cell: CellSpec, sizes: Architecture | Measured) -> int | None:
 def memory(setting: Setting) -> dict[str, float]:
     """Return the parts of the peak memory of one GPU, in bytes.
 
-    Weights are bfloat16 with float32 master weights (DeepSpeed), or float32 where they train (engine=single).
+    Weights are bfloat16 with float32 master weights (DeepSpeed), or float32 where they train (engine=single, and the
+    rows of engine=fsdp2).
 
     Args:
         setting: the training's.
@@ -165,7 +166,9 @@ def memory(setting: Setting) -> dict[str, float]:
     zero3, single = setting.engine == "zero3", setting.engine == "single"
     whole = 2.0 * sizes.total
     parts = {"weights": whole / n + min(2 * LIVE_PARAMETERS, whole) if zero3 else whole}
-    if single:
+    if setting.engine == "fsdp2":
+        parts = _by_rows(setting)
+    elif single:
         parts["weights"] += 4.0 * trained  # float32 instead of bfloat16, and autocast's bfloat16 copies
         parts["optimizer"] = 8.0 * trained
         parts["gradients"] = 4.0 * trained
@@ -182,6 +185,28 @@ def memory(setting: Setting) -> dict[str, float]:
     parts["method state"] = float(kept) * trained / n
     parts["CUDA, NCCL"] = OVERHEAD
     return parts
+
+
+def _by_rows(setting: Setting) -> dict[str, float]:
+    """Return weights, optimizer and gradients of engine=fsdp2, in bytes.
+
+    A GPU holds its rows of the blocks and of the trained tensors, whole what is frozen outside of the blocks, one block
+    gathered, and the next one on its way, which takes a buffer beside it. Gradients of one block are whole until they
+    are summed in float32.
+    """
+    sizes, trained, n = setting.sizes, setting.trained, setting.processes
+    blocks = sizes.layers * sizes.block
+    per_block = setting.sizes.trained_per_block(setting.scope, setting.last_layers)
+    projector = sizes.projector if setting.projector_trains else 0
+    tuned = sum(per_block) if setting.adapter is None else 0  # weights of the blocks that train themselves
+    rows = (2.0 * (blocks - tuned) + 4.0 * trained) / n
+    kept = 2.0 * (sizes.total - blocks - projector)
+    largest = max(per_block) if setting.adapter is None else setting.adapter / max(1, sum(map(bool, per_block)))
+    return {
+        "weights": rows + kept + 2.0 * projector + 3 * 2.0 * sizes.block,
+        "optimizer": 8.0 * trained / n,
+        "gradients": 4.0 * trained / n + 6.0 * max(largest, projector),
+    }
 
 
 def activations(setting: Setting, checkpointing: bool) -> float:

@@ -1,4 +1,4 @@
-"""Run a cell of a zero engine in several processes, which torchrun starts, or DeepSpeed on several hosts."""
+"""Run a cell of a zero engine or fsdp2 in several processes, which torchrun starts, or DeepSpeed on several hosts."""
 
 from __future__ import annotations
 

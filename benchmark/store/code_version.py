@@ -32,7 +32,8 @@ MODEL = (
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
         "benchmark/training/train.py", "benchmark/training/checkpoint.py", "benchmark/training/engine.py",
-        "benchmark/training/fragments.py", "benchmark/training/attach.py", "methods/shards.py", *MODEL,
+        "benchmark/training/fragments.py", "benchmark/training/fsdp.py", "benchmark/training/attach.py",
+        "methods/shards.py", *MODEL,
         "benchmark/training/losses.py", "benchmark/training/base_weights.py", "benchmark/training/replay.py",
         "benchmark/training/importance.py", "benchmark/training/sensitivity.py", "methods/importance.py",
         "benchmark/training/adapters.py", "benchmark/training/calibration.py", "methods/adapter.py", "methods/peft.py",

@@ -1,4 +1,4 @@
-"""The process group of a sharded training, and its DeepSpeed configuration."""
+"""The process group of a sharded training, and the DeepSpeed configuration of a zero engine."""
 
 from __future__ import annotations
 
@@ -63,8 +63,6 @@ def join(device: str) -> None:
     """
     for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         os.environ.setdefault(name, alone)
-    if device == "cpu":
-        skip_compiling()
     if not distributed.is_initialized():
         store = distributed.HashStore() if os.environ["WORLD_SIZE"] == "1" else None
         distributed.init_process_group(

@@ -33,12 +33,21 @@ from benchmark.models.batch import READ_SECONDS, Item, Items, collate, split_sta
 from benchmark.models.folder import quiet
 from benchmark.models.prompt import IGNORE
 from benchmark.spec import TrainSpec, TunedCell, cell_id, replayed_per_batch, training_form
-from benchmark.training import adapters, importance, replay, trackers
+from benchmark.training import adapters, fsdp, importance, replay, trackers
 from benchmark.training.adapters import Adapter
 from benchmark.training.attach import Attachment, attach
 from benchmark.training.base_weights import BaseWeights
 from benchmark.training.checkpoint import StateFolder, apply_delta, save_delta, snapshot
-from benchmark.training.engine import any_process, deepspeed_config, from_all, in_turn, join, meet, place
+from benchmark.training.engine import (
+    any_process,
+    deepspeed_config,
+    from_all,
+    in_turn,
+    join,
+    meet,
+    place,
+    skip_compiling,
+)
 from benchmark.training.losses import cross_entropy, temperature, token_losses
 from benchmark.training.train_settings import NEEDS_BASE, freed
 from benchmark.training.trainable import check_counts, trainable_table
@@ -47,6 +56,7 @@ from methods.base import Method
 # Files of a saved state, in addition to those of the optimizer and the method.
 WEIGHTS = "weights.safetensors"
 PLACE = "place"
+PARTS = "fsdp{}.pt"  # of each process, with engine=fsdp2
 DIAGNOSTICS_EVERY = 10  # steps; the method's diagnostics read all tuned weights
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -128,6 +138,8 @@ def train(
         raise UserError(fault)
     if sharded:
         join(cell.device)
+        if cell.device == "cpu" and cell.engine != "fsdp2":
+            skip_compiling()
     rank, processes = place() if sharded else (0, 1)
     if settings.batch_size % (settings.micro_batch_size * processes):
         raise UserError(
@@ -194,7 +206,7 @@ def _train(
     )
     with noting() as run.signals:  # until the weights are written: a late signal must not undo a finished training
         with quiet():
-            trainer = CellTrainer(run, items)
+            trainer = (FsdpTrainer if cell.engine == "fsdp2" else CellTrainer)(run, items)
             trainer.run_cell()
             tuned = trainer.weights()
         model.requires_grad_(False).eval()
@@ -209,7 +221,7 @@ def _train(
             tuned = {name: tuned[name].to(pretrained[name].dtype) for name in names}
             save_delta(out / "delta.safetensors", tuned, pretrained, names, loaded.digest)
         if sharded:
-            trainer.model_wrapped.destroy()  # type: ignore[operator]  # DeepSpeed's engine, which has no types
+            trainer.close()
             meet()
             return
         if adapter:
@@ -476,7 +488,7 @@ class CellTrainer(Trainer):
 
     def __init__(self, run: Run, items: Items) -> None:
         settings, device = run.cell.train, run.cell.device
-        self.sharded = run.cell.engine != "single"
+        self.sharded, zero = run.cell.engine != "single", run.cell.engine.startswith("zero")
         self.rank, self.processes = place() if self.sharded else (0, 1)
         self.place = f"engine={run.cell.engine} on {self.processes} process(es)"
         accumulation = settings.batch_size // (settings.micro_batch_size * self.processes)
@@ -495,7 +507,7 @@ class CellTrainer(Trainer):
             accumulation=accumulation,
             max_grad_norm=settings.max_grad_norm,
             dtype=run.cell.dtype,
-        ) if self.sharded else None
+        ) if zero else None
         arguments = TrainingArguments(
             output_dir=str(run.state.path),
             per_device_train_batch_size=settings.micro_batch_size,
@@ -505,7 +517,7 @@ class CellTrainer(Trainer):
             warmup_steps=math.ceil(settings.warmup_ratio * settings.epochs * run.order.steps),
             max_grad_norm=settings.max_grad_norm,
             seed=run.cell.seed,
-            use_cpu=device == "cpu" and not self.sharded,  # it would disable DeepSpeed
+            use_cpu=device == "cpu" and not zero,  # it would disable DeepSpeed
             logging_strategy="steps",
             logging_steps=1,
             logging_nan_inf_filter=False,
@@ -526,9 +538,7 @@ class CellTrainer(Trainer):
             model=run.loaded.model,
             args=arguments,
             train_dataset=TrainingSet(items),
-            data_collator=lambda pairs: training_batch(
-                run.loaded, pairs, blank, share=not settings.gradient_checkpointing
-            ),
+            data_collator=lambda pairs: training_batch(run.loaded, pairs, blank, share=self.shares_start),
             # If it is set, the Trainer takes the loss as already scaled for accumulation.
             compute_loss_func=self.compute_loss,
             callbacks=[CellCallback(self)],
@@ -609,8 +619,13 @@ class CellTrainer(Trainer):
         loss, outputs = batch_loss(model, inputs, self.autocast, self.run.objective)
         if not torch.isfinite(loss):
             self._fail("loss", loss.item(), self.state.global_step + 1)
-        loss = loss * self.processes  # DeepSpeed takes the mean over the processes
+        loss = loss * self.processes  # DeepSpeed and FSDP2 take the mean over the processes
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def shares_start(self) -> bool:
+        """Whether the tokens that all items begin with run only once per micro-batch."""
+        return not self.settings.gradient_checkpointing
 
     @property
     def autocast(self) -> bool:
@@ -724,10 +739,7 @@ class CellTrainer(Trainer):
             folder = self.run.state.unfinished
             torch.save(self.run.attachment.state_dict(), folder / f"method{self.rank}.pt")
             if self.sharded:
-                # Unlike the Trainer's call, this one leaves out the frozen weights.
-                self.model_wrapped.save_checkpoint(  # type: ignore[operator]  # DeepSpeed's engine
-                    folder, exclude_frozen_parameters=True
-                )
+                self.save_parts(folder)
                 if self.rank == 0:
                     torch.save(
                         self.lr_scheduler.state_dict(),  # type: ignore[union-attr]  # set when training begins
@@ -752,13 +764,27 @@ class CellTrainer(Trainer):
         path = None if self.sharded else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, path)
         if self.sharded and resume_from_checkpoint is not None:
-            self.model_wrapped.load_checkpoint(  # type: ignore[operator]  # DeepSpeed's engine
-                resume_from_checkpoint, load_module_strict=False
-            )
+            self.load_parts(Path(resume_from_checkpoint))
             self.lr_scheduler.load_state_dict(  # type: ignore[union-attr]  # super() has made it
                 torch.load(Path(resume_from_checkpoint) / SCHEDULER_NAME)
             )
         return prepared
+
+    def save_parts(self, folder: Path) -> None:
+        """Save the weights and the optimizer's state of this process; the frozen weights are left out."""
+        self.model_wrapped.save_checkpoint(  # type: ignore[operator]  # DeepSpeed's engine
+            folder, exclude_frozen_parameters=True
+        )
+
+    def load_parts(self, folder: Path) -> None:
+        """Load what `save_parts` saved."""
+        self.model_wrapped.load_checkpoint(  # type: ignore[operator]  # DeepSpeed's engine
+            folder, load_module_strict=False
+        )
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self.model_wrapped.destroy()  # type: ignore[operator]  # DeepSpeed's engine
 
     def start_method(self) -> None:
         """Hook the method to the optimizer and restore its saved state."""
@@ -768,6 +794,48 @@ class CellTrainer(Trainer):
         if self.found is not None:
             state = torch.load(self.found / f"method{self.rank}.pt", weights_only=True)
             run.attachment.load_state_dict(state)
+
+
+class FsdpTrainer(CellTrainer):
+    """A CellTrainer with engine=fsdp2: the Trainer sees a model that is its own, and gradients that are reduced."""
+
+    def __init__(self, run: Run, items: Items) -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # without it accelerate sets another
+        super().__init__(run, items)
+
+    @property
+    def shares_start(self) -> bool:
+        return False  # FSDP2 gathers a block again for its outputs' gradients, not for those of its keys and values
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        run = self.run
+        run.trained = fsdp.shard(run.loaded, list(run.trained), run.cell.dtype)
+        if run.objective.base is not None:
+            run.objective.base = fsdp.BaseRows(run.trained, run.pretrained)
+        self.model._is_accelerate_prepared = True  # type: ignore[union-attr]  # accelerate would wrap it in DDP
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Do nothing: this comes before the model is cut."""
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        return fsdp.clip(self.run.trained.values(), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Tensor | None = None) -> Tensor:
+        return fsdp.clip(self.run.trained.values(), math.inf) if grad_norm is None else grad_norm
+
+    def weights(self) -> dict[str, Tensor]:
+        return fsdp.gathered(self.run.trained)
+
+    def save_parts(self, folder: Path) -> None:
+        torch.save(fsdp.state_of(self.run.trained, self.optimizer), folder / PARTS.format(self.rank))
+
+    def load_parts(self, folder: Path) -> None:
+        state = torch.load(folder / PARTS.format(self.rank), weights_only=True)
+        fsdp.restore(self.run.trained, self.optimizer, state)
+
+    def close(self) -> None:
+        """Do nothing: the model holds all."""
 
 
 class CellCallback(TrainerCallback):

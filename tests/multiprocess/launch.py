@@ -85,7 +85,10 @@ def _process(
 ) -> None:
     for stream in (1, 2):
         os.dup2(os.open(folder / f"output{rank}", os.O_CREAT | os.O_APPEND | os.O_WRONLY), stream)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {  # what torchrun tells its processes
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "localhost",
+    }
     torch.set_num_threads(1)
     gc.freeze()  # DeepSpeed collects garbage whenever it starts, which would search all imported modules
     try:

@@ -100,7 +100,7 @@ def single(folder, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
 def test_a_cell_gets_the_same_weights_and_resumes_exactly(engine, folder, single, tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert launch(run, 2, folder, straight, engine) == ["done", "done"]
