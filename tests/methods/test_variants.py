@@ -146,7 +146,8 @@ def test_two_steps_are_refused_where_the_engine_takes_them(method):
 
 def test_the_registry_says_which_engines_a_method_refuses():
     for name in TRAINING:
-        refused = tuple(engine for engine in ("single", "zero1", "zero2", "zero3", "fsdp2") if refusal(name, {}, engine))
+        engines = ("single", "zero1", "zero2", "zero3", "fsdp2")
+        refused = tuple(engine for engine in engines if refusal(name, {}, engine))
         assert METHODS[name].refuses == refused, name
 
 

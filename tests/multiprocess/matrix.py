@@ -14,13 +14,12 @@ from benchmark.core.files import write_atomic
 from tests.multiprocess.launch import launch
 from tests.multiprocess.parity import (
     BF16_PLACES,
-    FEW,
     FLIPPED,
     MARGIN,
     PLACES,
     TOLERANCE,
-    TRAINED,
     compare,
+    methods_at,
     results,
     table,
 )
@@ -36,8 +35,8 @@ AdamW with eps = {eps:g} (with 1e-8, Adam's usual, rounding of gradients that ar
 allow to be 5e-6; with 1e-6, up to 1.2e-6 on some processors). A cell is the largest difference of any weight from one
 plain torch process; `+n` says that n elements came out on the other side of their mask's threshold. Allowed are
 {tolerance:g}, and of elements at a threshold 1 in {flipped:.0f}, each nearer than |G - I| = {margin:g} to it.
-"refused": the method says why and trains on another engine. An empty cell was not run: with three processes one variant
-of each class is.
+"refused": the method says why and trains on another engine. An empty cell was not run: with three processes, and with
+FSDP2, one variant of each class is.
 
 Made by `.venv/bin/python -m tests.multiprocess.matrix` with torch {torch}, DeepSpeed {deepspeed}, gloo, on CPU
 processes; `tests/multiprocess/test_parity.py` asserts it in the normal test run, together with the log's numbers, the
@@ -68,7 +67,7 @@ def main() -> int:
         folder = write(Path(name))
         expected = launch(results, 1, folder, "plain")[0]
         for engine, processes in PLACES:
-            methods = TRAINED if processes < 3 else FEW
+            methods = methods_at(engine, processes)
             found = launch(results, processes, folder, engine, "float32", 1, methods)[0]
             columns[f"{engine} x{processes}"] = {
                 method: str(compare(expected[method], found[method])) for method in methods
@@ -78,10 +77,11 @@ def main() -> int:
         for engine, processes in BF16_PLACES:
             if processes not in by_hand:
                 by_hand[processes] = launch(results, 1, folder, "plain", "bfloat16", processes)[0]
-            ranks = launch(results, processes, folder, engine, "bfloat16")
+            methods = methods_at(engine, processes)
+            ranks = launch(results, processes, folder, engine, "bfloat16", 1, methods)
             place, bitwise = f"{engine} x{processes}", f"{engine} x{processes}: bitwise"
             bfloat16[place], bfloat16[bitwise] = {}, {}
-            for method in TRAINED:
+            for method in methods:
                 bfloat16[place][method] = str(compare(by_hand[processes][method], ranks[0][method]))
                 refused = isinstance(ranks[0][method], str)
                 right = not refused and not any(rank[method].faults for rank in ranks)

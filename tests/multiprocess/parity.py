@@ -30,11 +30,17 @@ STRENGTHS = {
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.kind == "training")
 PLACES = (
     ("ddp", 2), ("zero1", 1), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 1), ("zero3", 2), ("zero3", 3),
+    ("fsdp2", 2), ("fsdp2", 3),
 )
-BF16_PLACES = (("zero1", 2), ("zero2", 2), ("zero3", 2))
+BF16_PLACES = (("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp2", 2))
 UNMASKED = " has elements with M = 0 that are not pretrained"  # in the weights of a forward pass
 # One of each class, and the one that draws at every step.
 FEW = (*{METHODS[name].cls: name for name in reversed(TRAINED)}.values(), "half_ft_step")
+
+
+def methods_at(engine: str, processes: int) -> tuple[str, ...]:
+    """Return the methods that are run in a place. FSDP2's layout is tested with all of them in test_fsdp.py."""
+    return FEW if processes == 3 or engine == "fsdp2" else TRAINED
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
@@ -54,17 +51,11 @@ def by_accelerates_plugin() -> dict[str, Tensor]:
     return {name: weight.full_tensor().detach() for name, weight in model.named_parameters()}
 
 
-def as_by_torchrun(function: Callable[..., dict[str, Tensor]], *args: str) -> dict[str, Tensor]:
-    """Call a function with what torchrun also tells its processes."""
-    os.environ |= {"MASTER_ADDR": "localhost", "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
-    return function(*args)
-
-
 def test_the_example_gives_the_weights_of_the_reference():
-    for weights in launch(as_by_torchrun, 2, train, "spider"):
+    for weights in launch(train, 2, "spider"):
         loop.agrees(weights, expected(), loop.weights_of(network()))
 
 
 def test_so_does_accelerates_own_plugin():
-    for weights in launch(as_by_torchrun, 2, by_accelerates_plugin):
+    for weights in launch(by_accelerates_plugin, 2):
         loop.agrees(weights, expected(), loop.weights_of(network()))

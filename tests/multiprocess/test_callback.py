@@ -1,36 +1,69 @@
-"""MethodCallback on two processes (DDP): the weights of one process, and a resume to the same bits."""
+"""MethodCallback on two processes, under DDP, FSDP2 and ZeRO-2: the weights of one process, and an exact resume."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import Tensor
 
+from benchmark.training.attach_model import whole
 from benchmark.training.callback import MethodCallback
-from tests.benchmark.training.test_callback import model, plain_loop, trainer, weights
+from benchmark.training.engine import skip_compiling
+from tests.benchmark.training.test_callback import BATCH, model, plain_loop, trainer, weights
 from tests.multiprocess.launch import launch
 
 SAVING = {"save_strategy": "steps", "save_steps": 3}
+HOW: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2}},
+    "zero2": {
+        "use_cpu": False,  # it would disable DeepSpeed
+        "deepspeed": {
+            "train_micro_batch_size_per_gpu": BATCH, "gradient_accumulation_steps": 1, "gradient_clipping": 0.3,
+            "zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True,
+        },
+    },
+}
 
 
-def train(folder: Path, resumed: bool) -> dict[str, Tensor]:
-    """Train in a process of torchrun's; two processes make a step of the whole batch without accumulation."""
-    os.environ |= {"MASTER_ADDR": "localhost", "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
+def train(folder: Path, how: str, resumed: bool) -> dict[str, Tensor]:
+    """Train in one of two processes; together they make a step of the whole batch without accumulation."""
+    if how == "fsdp2":
+        shard_without_gpus()
+    if how == "zero2":
+        skip_compiling()
     base = weights(model()) if resumed else None
-    run = trainer(folder, MethodCallback("spider", pretrained=base), **{} if resumed else SAVING)
-    run.args.gradient_accumulation_steps = 2 // int(os.environ["WORLD_SIZE"])
+    settings = HOW[how] | ({} if resumed else SAVING) | {"gradient_accumulation_steps": 1}
+    run = trainer(folder, MethodCallback("spider", pretrained=base), **settings)
     run.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resumed else None)
-    return weights(run.model)
+    return {name: whole(weight) for name, weight in run.model.named_parameters() if weight.requires_grad}
 
 
-def test_two_processes_train_as_one_and_resume(tmp_path):
-    first, second = launch(train, 2, tmp_path, False)
+def shard_without_gpus() -> None:
+    """Make accelerate heed its FSDP plugin, which it looks at only where there are GPUs."""
+    made = Accelerator.__init__
+
+    def init(self: Accelerator, *args: Any, fsdp_plugin: Any = None, **settings: Any) -> None:
+        made(self, *args, fsdp_plugin=fsdp_plugin, **settings)
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": fsdp_plugin}
+
+    Accelerator.__init__ = init  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_two_processes_train_as_one_and_resume(how, tmp_path):
+    first, second = launch(train, 2, tmp_path, how, False)
     expected = plain_loop("spider")
     for name, value in expected.items():
         assert torch.equal(first[name], second[name]) and (first[name] - value).abs().max() < 1e-6
     saved = sorted(path.name for path in (tmp_path / "checkpoint-3").glob("spiderbench_method_*.pt"))
     assert saved == ["spiderbench_method_0.pt", "spiderbench_method_1.pt"]
-    for again in launch(train, 2, tmp_path, True):
+    for again in launch(train, 2, tmp_path, how, True):
         assert all(torch.equal(again[name], first[name]) for name in first)

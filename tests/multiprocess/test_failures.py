@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from torch import distributed
 
+from benchmark.training.fragments import find_layout
 from methods.registry import build
 from tests.multiprocess.launch import Failed, launch
 from tests.multiprocess.training import Data, Training
@@ -23,8 +24,9 @@ def trouble(folder: Path, engine: str, where: str, what: str) -> None:
     """Train SPIDER; process 1 dies or hangs in the second step: in the method's hook, or before the forward pass."""
     method = build("spider", {}, 0)
     training = Training(Data.read(folder), engine, method)
-    # Groups that DeepSpeed makes have torch's own patience, 30 minutes with gloo.
-    distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=PATIENCE), training.optimizer.dp_process_group)
+    # Groups that DeepSpeed and FSDP2 make have torch's own patience, 30 minutes with gloo.
+    group = find_layout(training.optimizer).group
+    distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=PATIENCE), group)
     training.step(0)
 
     def stop(*_: object) -> None:
@@ -40,8 +42,9 @@ def trouble(folder: Path, engine: str, where: str, what: str) -> None:
     training.step(1)
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
-@pytest.mark.parametrize("where", ["hook", "forward"])
+@pytest.mark.parametrize(("engine", "where"), [
+    ("zero2", "hook"), ("zero2", "forward"), ("zero3", "hook"), ("zero3", "forward"), ("fsdp2", "hook"),
+])
 def test_a_process_dies(folder, engine, where):
     with pytest.raises(Failed) as caught:
         launch(trouble, 2, folder, engine, where, "dies")

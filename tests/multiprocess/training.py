@@ -16,12 +16,14 @@ import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmark.data.record import Record
 from benchmark.models import LoadedModel, trainable_names
 from benchmark.models.batch import Items
 from benchmark.models.prompt import IGNORE
+from benchmark.training import fsdp
 from benchmark.training.attach import attach
 from benchmark.training.checkpoint import snapshot
 from benchmark.training.engine import deepspeed_config, skip_compiling
@@ -86,13 +88,15 @@ class Data:
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
         return cls(loaded, items, list(Order(0, tokens, BATCH, 2)))
 
-    def micro_batch(self, step: int, number: int, count: int, dtype: torch.dtype) -> dict[str, Any]:
+    def micro_batch(
+        self, step: int, number: int, count: int, dtype: torch.dtype, share: bool = True
+    ) -> dict[str, Any]:
         """Return micro-batch `number` of the `count` of a step; one of a sharded step has an image in any case."""
         size = BATCH // count
         start = step * BATCH + number * size
         pairs = [(self.items[index], weight) for index, weight in self.order[start : start + size]]
         blank = torch.zeros(self.loaded.feature_shape) if count > ACCUMULATION else None
-        batch = training_batch(self.loaded, pairs, blank)
+        batch = training_batch(self.loaded, pairs, blank, share)
         del batch["item_ids"]
         if "pixel_values" in batch:
             batch["pixel_values"] = batch["pixel_values"].to(dtype)
@@ -104,7 +108,7 @@ class Training:
 
     Args:
         data: the same in every process.
-        engine: "plain" (one process), "ddp", or a key of ZERO.
+        engine: "plain" (one process), "ddp", "fsdp2", or a key of ZERO.
         method: not started.
         dtype: "bfloat16" for bfloat16 weights with float32 masters; not for "ddp".
         processes: for "plain": cut the batches as for so many processes, which matters in bfloat16.
@@ -132,6 +136,8 @@ class Training:
         self.model = loaded.model.requires_grad_(False).train().to(self.dtype)
         self.pretrained = snapshot(self.model, trainable_names(loaded, "last_layers", 2))
         self.named = {name: self.model.get_parameter(name).requires_grad_() for name in self.pretrained}
+        if engine == "fsdp2":
+            self.named = fsdp.shard(loaded, list(self.named), dtype)
         self.stepped = self.named
         if engine == "plain" and dtype != "float32":
             self.stepped = {name: nn.Parameter(parameter.detach().float()) for name, parameter in self.named.items()}
@@ -167,11 +173,15 @@ class Training:
         share = self.count // self.world
         self.calls.append([])
         for i in range(share):
-            batch = self.data.micro_batch(number, i * self.world + self.rank, self.count, self.dtype)
+            batch = self.data.micro_batch(
+                number, i * self.world + self.rank, self.count, self.dtype, share=self.engine != "fsdp2"
+            )
             loss = scale * batch_loss(self.wrapped, batch, autocast=False)[0]
             if self.engine in ZERO:
                 self.wrapped.backward(loss * self.count)  # DeepSpeed takes the mean over micro-batches and processes
                 self.wrapped.step()
+            elif self.engine == "fsdp2":
+                (loss * self.world).backward()
             elif self.engine == "ddp":
                 with self.wrapped.no_sync() if i < share - 1 else contextlib.nullcontext():
                     (loss * self.world).backward()
@@ -179,11 +189,12 @@ class Training:
                 loss.backward()
                 self._add_gradients()
         if self.engine not in ZERO:
-            self.norms.append(float(nn.utils.clip_grad_norm_(self.stepped.values(), MAX_NORM)))
+            self.norms.append(float(fsdp.clip(self.stepped.values(), MAX_NORM)))
             self.optimizer.step()
             self.optimizer.zero_grad()
-            for name, parameter in self.named.items():
-                parameter.data.copy_(self.stepped[name].data)
+            if self.stepped is not self.named:
+                for name, parameter in self.named.items():
+                    parameter.data.copy_(self.stepped[name].data)
 
     def _add_gradients(self) -> None:
         """Add the gradients of a bfloat16 micro-batch to those of the float32 masters."""
@@ -199,12 +210,26 @@ class Training:
         """Return the whole float32 weights, as DeepSpeed itself puts them together; every process calls it."""
         if self.engine in ZERO:
             return {name: safe_get_full_fp32_param(parameter) for name, parameter in self.named.items()}
+        if self.engine == "fsdp2":
+            return {name: parameter.detach().full_tensor() for name, parameter in self.named.items()}
         return {name: parameter.detach().clone() for name, parameter in self.stepped.items()}
 
     def forward_weights(self) -> dict[str, Tensor]:
         """Return the whole weights that the next forward pass of this process uses; every process calls it."""
+        if self.engine == "fsdp2":
+            return self._gathered()
         with deepspeed.zero.GatheredParameters(list(self.named.values()), enabled=self.engine == "zero3"):
             return {name: parameter.detach().clone() for name, parameter in self.named.items()}
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """Return the weights as FSDP2 itself gathers and rounds them for a pass."""
+        parts = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        for part in parts:
+            part.unshard()
+        weights = {name: self.model.get_parameter(name).detach().clone() for name in self.named}
+        for part in parts:
+            part.reshard()
+        return weights
 
     def close(self) -> None:
         """Take the hooks off, so that the next training starts afresh."""

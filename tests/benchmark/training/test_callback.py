@@ -47,9 +47,9 @@ def trainer(folder, callback, net=None, **settings) -> Trainer:
     net = net or model()
     chosen = optimizer(net)
     arguments = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=BATCH, gradient_accumulation_steps=ACCUMULATION,
-        max_steps=STEPS, max_grad_norm=0.3, use_cpu=True, report_to="none", logging_steps=2, disable_tqdm=True,
-        **{"save_strategy": "no"} | settings,
+        output_dir=str(folder), per_device_train_batch_size=BATCH, max_steps=STEPS, max_grad_norm=0.3,
+        report_to="none", logging_steps=2, disable_tqdm=True,
+        **{"save_strategy": "no", "use_cpu": True, "gradient_accumulation_steps": ACCUMULATION} | settings,
     )
     return Trainer(
         net, arguments, train_dataset=items(), optimizers=(chosen, LambdaLR(chosen, lambda _: 1.0)),
