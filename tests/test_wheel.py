@@ -15,6 +15,7 @@ import pytest
 
 from benchmark.spec import ROOT
 from tests import real_layouts
+from tests.benchmark.models import auto_tiny
 
 SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "benchmark", "conf", "eval", "methods", "spiderbench")
 
@@ -117,6 +118,15 @@ def test_the_library_works_in_an_empty_folder(run, environment, tmp_path):
     assert "restored_fraction" in run("python", "train.py")
     where = run("python", "-c", "import spiderbench, benchmark.training.callback as c; print(c.__file__)")
     assert where.startswith(str(environment))
+
+
+@pytest.mark.slow
+def test_an_added_model_lies_in_the_folder_and_the_reference_is_not_there(run, environment, tmp_path):
+    auto_tiny.write("qwen2_vl", tmp_path / "tiny")
+    assert f"Wrote {tmp_path}/conf/model/mine.yaml" in run("spiderbench", "model", "add", "tiny", "mine")
+    assert "mine-iconqa-full_ft-" in run("spiderbench", "plan", "model=mine", "method=full_ft", "dataset=iconqa")
+    assert not [*environment.rglob("mine.yaml")]
+    assert "Name both folders: compare mine CLONE/results/pocket" in run("spiderbench", "compare", "mine", code=2)
 
 
 @pytest.mark.slow

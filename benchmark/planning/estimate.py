@@ -184,6 +184,8 @@ def memory(setting: Setting) -> dict[str, float]:
     kept = METHOD_BYTES.get(setting.method, METHOD_OTHER) if setting.adapter is None else 0
     parts["method state"] = float(kept) * trained / n
     parts["CUDA, NCCL"] = OVERHEAD
+    if setting.engine == "fsdp2":  # a GPU holds the whole model until it is cut
+        parts["loading"] = max(0.0, whole + 2.0 * trained + OVERHEAD - sum(parts.values()))
     return parts
 
 

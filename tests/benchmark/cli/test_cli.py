@@ -345,6 +345,14 @@ def test_compare_says_how_far_two_runs_are_apart(world, capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_compare_without_the_published_reference_says_which_folders_to_name(world, capsys, monkeypatch, tmp_path):
+    """An installed package has no results/pocket."""
+    monkeypatch.setattr("benchmark.spec.at_root", lambda path: tmp_path / path)
+    assert cli.main(["compare", str(world.results)]) == 2
+    error = capsys.readouterr().err
+    assert f"Name both folders: compare {world.results} CLONE/results/pocket." in error and "\n" not in error.strip()
+
+
 def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(world, reference, capsys, monkeypatch):
     arguments = world.overrides("methods=full_ft,spider", f"eval.limit={fakes.ITEMS}")  # fewer than the protocol has
     assert publish(*arguments) == 2

@@ -132,6 +132,14 @@ def test_memory_parts():
     assert parts["method state"] == 6 * 425_746_432 / 8
     assert 16 < sum(parts.values()) / GIB < 20  # ~18 GB, facts/models.md section 5
     assert memory(setting(engine="zero3"))["weights"] < parts["weights"] / 3
+    rows = memory(setting(engine="fsdp2", processes=2))
+    blocks, outside = 32 * 202_383_360, 7_063_427_072 - 32 * 202_383_360 - 20_979_712  # outside: frozen, whole
+    cut = (2 * (blocks - 2 * 202_383_360) + 4 * 425_746_432) / 2
+    assert rows["weights"] == cut + 2 * outside + 2 * 20_979_712 + 6 * 202_383_360
+    assert rows["optimizer"] == 8 * 425_746_432 / 2 and rows["loading"] == 0
+    assert rows["gradients"] == 4 * 425_746_432 / 2 + 6 * 202_383_360
+    whole = parts["weights"] + 2 * 425_746_432 + parts["CUDA, NCCL"]  # in float32 where it trains, before it is cut
+    assert sum(memory(setting(engine="fsdp2")).values()) == pytest.approx(whole)
     without = memory(setting(checkpointing=False))
     assert without["activations"] > 5 * parts["activations"]
     assert memory(setting(method="full_ft"))["method state"] == 0
