@@ -87,14 +87,19 @@ def clip(parameters: Iterable[Parameter], largest: float) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def state_of(trained: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return this process's rows of the weights and of the optimizer's moments, which can be read as weights only."""
+def state_of(trained: Mapping[str, Parameter], optimizer: Any) -> dict[str, Any]:
+    """Return this process's rows of the weights and of the optimizer's moments, which can be read as weights only.
+
+    Args:
+        trained: name -> trained tensor.
+        optimizer: a torch optimizer of these tensors, or accelerate's wrapper of one.
+    """
     weights = {name: rows(parameter) for name, parameter in trained.items()}
     return {"weights": weights, "optimizer": tree_map(_plain, optimizer.state_dict())}
 
 
 @torch.no_grad()
-def restore(trained: Mapping[str, Parameter], optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def restore(trained: Mapping[str, Parameter], optimizer: Any, state: dict[str, Any]) -> None:
     """Put back what `state_of` returned in the same process of an equal run."""
     for name, parameter in trained.items():
         rows(parameter).copy_(state["weights"][name])

@@ -812,7 +812,7 @@ class FsdpTrainer(CellTrainer):
         run.trained = fsdp.shard(run.loaded, list(run.trained), run.cell.dtype)
         if run.objective.base is not None:
             run.objective.base = fsdp.BaseRows(run.trained, run.pretrained)
-        self.model._is_accelerate_prepared = True  # type: ignore[union-attr]  # accelerate would wrap it in DDP
+        vars(self.model)["_is_accelerate_prepared"] = True  # otherwise accelerate would wrap it in DDP
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

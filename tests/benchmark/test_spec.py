@@ -280,12 +280,15 @@ def test_parameters_out_of_range_are_said_with_the_other_faults():
 
 
 def test_an_engine_that_a_method_refuses():
-    for engine in ("zero1", "zero2", "zero3"):
+    for engine in ("zero1", "zero2", "zero3", "fsdp2"):
         text = faults("methods=spider,grafting_two_step", *ONE[1:], f"engine={engine}")
         assert text.startswith(f"method=grafting_two_step refuses engine={engine}: a penalty with two_step takes")
         assert "Train on engine=single" in text and "\n" not in text
     one("method=l2_reg_two_step")
     one("method=spider_global", "engine=zero2")
+    one("method=spider_global", "engine=fsdp2")
+    text = faults(*ONE, "engine=fsdp2", "engine.zero_optimization.stage=2")
+    assert text.startswith("engine.zero_optimization.stage: engine=fsdp2 does not use DeepSpeed")
     assert "Train on engine=zero2" in faults(*ONE, "method=spider_global", "engine=zero3")
 
 

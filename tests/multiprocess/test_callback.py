@@ -11,11 +11,12 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor
+from transformers import Trainer
 
 from benchmark.training.attach_model import whole
 from benchmark.training.callback import MethodCallback
 from benchmark.training.engine import skip_compiling
-from tests.benchmark.training.test_callback import BATCH, model, plain_loop, trainer, weights
+from tests.benchmark.training.test_callback import BATCH, arguments, items, model, optimizer, plain_loop, weights
 from tests.multiprocess.launch import launch
 
 SAVING = {"save_strategy": "steps", "save_steps": 3}
@@ -32,6 +33,15 @@ HOW: dict[str, dict[str, Any]] = {
 }
 
 
+class Sharding(Trainer):
+    """A Trainer that makes its optimizer itself: where it shards, it takes none."""
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = optimizer(self.model)
+        return self.optimizer
+
+
 def train(folder: Path, how: str, resumed: bool) -> dict[str, Tensor]:
     """Train in one of two processes; together they make a step of the whole batch without accumulation."""
     if how == "fsdp2":
@@ -40,7 +50,8 @@ def train(folder: Path, how: str, resumed: bool) -> dict[str, Tensor]:
         skip_compiling()
     base = weights(model()) if resumed else None
     settings = HOW[how] | ({} if resumed else SAVING) | {"gradient_accumulation_steps": 1}
-    run = trainer(folder, MethodCallback("spider", pretrained=base), **settings)
+    chosen = arguments(folder, lr_scheduler_type="constant", **settings)
+    run = Sharding(model(), chosen, train_dataset=items(), callbacks=[MethodCallback("spider", pretrained=base)])
     run.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resumed else None)
     return {name: whole(weight) for name, weight in run.model.named_parameters() if weight.requires_grad}
 

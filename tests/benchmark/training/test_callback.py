@@ -46,14 +46,17 @@ def optimizer(net: nn.Module) -> torch.optim.Optimizer:
 def trainer(folder, callback, net=None, **settings) -> Trainer:
     net = net or model()
     chosen = optimizer(net)
-    arguments = TrainingArguments(
+    return Trainer(
+        net, arguments(folder, **settings), train_dataset=items(), callbacks=[callback],
+        optimizers=(chosen, LambdaLR(chosen, lambda _: 1.0)),
+    )
+
+
+def arguments(folder, **settings) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=BATCH, max_steps=STEPS, max_grad_norm=0.3,
         report_to="none", logging_steps=2, disable_tqdm=True,
         **{"save_strategy": "no", "use_cpu": True, "gradient_accumulation_steps": ACCUMULATION} | settings,
-    )
-    return Trainer(
-        net, arguments, train_dataset=items(), optimizers=(chosen, LambdaLR(chosen, lambda _: 1.0)),
-        callbacks=[callback],
     )
 
 
