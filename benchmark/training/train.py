@@ -204,6 +204,7 @@ def _train(
         adapter=adapter,
         objective=objective_of(settings, trained, pretrained, rank, adapter is not None),
     )
+    del trained, parameter  # engine=fsdp2 replaces these tensors, and GPUs have no room for both
     with noting() as run.signals:  # until the weights are written: a late signal must not undo a finished training
         with quiet():
             trainer = (FsdpTrainer if cell.engine == "fsdp2" else CellTrainer)(run, items)
@@ -227,7 +228,7 @@ def _train(
         if adapter:
             adapter.remove()
             apply_delta(model, {name: tensor for name, tensor in tuned.items() if name not in adapter.added})
-        for name, parameter in trained.items():
+        for name, parameter in run.trained.items():
             if name in pretrained:
                 parameter.data = parameter.data.to(pretrained[name].dtype)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.multiprocess.launch import launch
-from tests.multiprocess.parity import Result, results
+from tests.multiprocess.parity import Result, by_hand, results
 from tests.multiprocess.small_world import write_world
 from tests.multiprocess.training import write
 
@@ -40,6 +40,6 @@ def expected(folder: Path) -> dict[str, Result]:
 
 
 @pytest.fixture(scope="session")
-def expected_bf16(folder: Path) -> Callable[[int], dict[str, Result]]:
+def expected_bf16(folder: Path) -> Callable[[int, bool], dict[str, Result]]:
     """The same with float32 masters of a bfloat16 model, kept by hand, on the micro-batches of so many processes."""
-    return functools.cache(lambda processes: launch(results, 1, folder, "plain", "bfloat16", processes)[0])
+    return functools.cache(lambda processes, fsdp2: by_hand(folder, processes, fsdp2))

@@ -17,6 +17,7 @@ from methods.registry import METHODS, build
 from methods.select import Select
 from methods.shards import Shard
 from methods.spider import Spider
+from tests.multiprocess.launch import launch
 from tests.multiprocess.training import EPS, MAX_NORM, STEPS, Data, Training
 
 TOLERANCE = 1e-6  # of a weight, after STEPS steps
@@ -86,7 +87,7 @@ class Difference:
 
 def results(
     folder: Path, engine: str, dtype: str = "float32", processes: int = 1, methods: Iterable[str] = TRAINED,
-    eps: float = EPS,
+    eps: float = EPS, share: bool = True,
 ) -> dict[str, Result | str]:
     """Train every method in turn; run it in every process.
 
@@ -97,7 +98,7 @@ def results(
     for name in methods:
         method = build(name, {"strength": STRENGTHS[name]} if name in STRENGTHS else {}, 0)
         try:
-            training = Training(data, engine, method, dtype, processes, eps)
+            training = Training(data, engine, method, dtype, processes, eps, share)
             margins: dict[str, Tensor] = {}
             faults: list[str] = []
             for number in range(STEPS):
@@ -116,6 +117,18 @@ def results(
         made[name] = Result(training.masters(), margins, diagnostics, training.calls, faults)
         training.close()
     return made
+
+
+def by_hand(folder: Path, processes: int, fsdp2: bool) -> dict[str, Result | str]:
+    """Return what one plain process gets that keeps float32 masters of a bfloat16 model by hand.
+
+    Args:
+        folder: with model and images.
+        processes: cut the batches as for so many.
+        fsdp2: to compare with FSDP2, not with ZeRO: with its methods, and without tokens that run only once.
+    """
+    methods = methods_at("fsdp2", processes) if fsdp2 else TRAINED
+    return launch(results, 1, folder, "plain", "bfloat16", processes, methods, EPS, not fsdp2)[0]
 
 
 def forward_faults(training: Training) -> list[str]:

@@ -88,9 +88,7 @@ class Data:
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
         return cls(loaded, items, list(Order(0, tokens, BATCH, 2)))
 
-    def micro_batch(
-        self, step: int, number: int, count: int, dtype: torch.dtype, share: bool = True
-    ) -> dict[str, Any]:
+    def micro_batch(self, step: int, number: int, count: int, dtype: torch.dtype, share: bool) -> dict[str, Any]:
         """Return micro-batch `number` of the `count` of a step; one of a sharded step has an image in any case."""
         size = BATCH // count
         start = step * BATCH + number * size
@@ -113,6 +111,8 @@ class Training:
         dtype: "bfloat16" for bfloat16 weights with float32 masters; not for "ddp".
         processes: for "plain": cut the batches as for so many processes, which matters in bfloat16.
         eps: of AdamW.
+        share: run the tokens that all items begin with once per micro-batch; never with FSDP2. In bfloat16 it rounds
+            differently.
         config: replaces sections of DeepSpeed's configuration.
 
     Attributes:
@@ -122,10 +122,11 @@ class Training:
 
     def __init__(
         self, data: Data, engine: str, method: Method, dtype: str = "float32", processes: int = 1, eps: float = EPS,
-        **config: Any,
+        share: bool = True, **config: Any,
     ) -> None:
         self.data, self.engine, self.method = data, engine, method
         self.dtype = getattr(torch, dtype)
+        self.share = share and engine != "fsdp2"
         self.rank, self.world = 0, 1
         if engine != "plain":
             self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
@@ -174,7 +175,7 @@ class Training:
         self.calls.append([])
         for i in range(share):
             batch = self.data.micro_batch(
-                number, i * self.world + self.rank, self.count, self.dtype, share=self.engine != "fsdp2"
+                number, i * self.world + self.rank, self.count, self.dtype, self.share
             )
             loss = scale * batch_loss(self.wrapped, batch, autocast=False)[0]
             if self.engine in ZERO:
