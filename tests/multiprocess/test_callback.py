@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import Trainer
 
 from benchmark.training.attach_model import whole
@@ -44,10 +44,8 @@ class Sharding(Trainer):
 
 def train(folder: Path, how: str, resumed: bool) -> dict[str, Tensor]:
     """Train in one of two processes; together they make a step of the whole batch without accumulation."""
-    if how == "fsdp2":
-        shard_without_gpus()
-    if how == "zero2":
-        skip_compiling()
+    if how != "ddp":
+        shard_without_gpus(how)
     base = weights(model()) if resumed else None
     settings = HOW[how] | ({} if resumed else SAVING) | {"gradient_accumulation_steps": 1}
     chosen = arguments(folder, lr_scheduler_type="constant", **settings)
@@ -56,14 +54,21 @@ def train(folder: Path, how: str, resumed: bool) -> dict[str, Tensor]:
     return {name: whole(weight) for name, weight in run.model.named_parameters() if weight.requires_grad}
 
 
-def shard_without_gpus() -> None:
-    """Make accelerate heed its FSDP plugin, which it looks at only where there are GPUs."""
+def shard_without_gpus(how: str) -> None:
+    """Make accelerate work as on GPUs: without, it ignores its FSDP plugin, and counts one process under DeepSpeed."""
     made = Accelerator.__init__
+    if how == "zero2":
+        skip_compiling()
 
     def init(self: Accelerator, *args: Any, fsdp_plugin: Any = None, **settings: Any) -> None:
         made(self, *args, fsdp_plugin=fsdp_plugin, **settings)
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": fsdp_plugin}
+        rank = distributed.get_rank()
+        place = {"num_processes": 2, "process_index": rank, "local_process_index": rank}
+        if how == "fsdp2":
+            place |= {"distributed_type": DistributedType.FSDP}
+            AcceleratorState._shared_state["fsdp_plugin"] = fsdp_plugin
+        PartialState._shared_state |= place
+        AcceleratorState._shared_state |= place
 
     Accelerator.__init__ = init  # type: ignore[method-assign]
 
