@@ -8,7 +8,6 @@ runs in a process of its own whose root is a folder of the test, forked from one
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ import yaml
 from benchmark.spec import ROOT
 from tests import real_layouts
 from tests.benchmark.models import tiny
-from tests.multiprocess.launch import context
+from tests.forked import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 CODE = ("benchmark", "eval", "methods", "examples")
@@ -53,18 +52,13 @@ def place(tmp_path_factory) -> Path:
 
 def run(place: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Run the command line with the folder as the repository."""
-    files = [place / name for name in ("stdout", "stderr")]
-    process = context.Process(target=command, args=(place, arguments, files))
-    process.start()
-    process.join()
-    return subprocess.CompletedProcess(arguments, process.exitcode or 0, *(path.read_text() for path in files))
+    program = Program(command, place, arguments, folder=place)
+    out, errors = program.communicate()
+    return subprocess.CompletedProcess(arguments, program.wait(), out, errors)
 
 
-def command(place: Path, arguments: Sequence[str], files: Sequence[Path]) -> None:
+def command(place: Path, arguments: Sequence[str]) -> int:
     """Do in a forked process what a new interpreter does in the folder; only its libraries are there already."""
-    multiprocessing.set_start_method(None, force=True)  # that of a program, not of its fork server
-    for stream, path in enumerate(files, start=1):
-        os.dup2(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
     os.chdir(place)
     for name in [name for name in sys.modules if name.partition(".")[0] in CODE]:
         del sys.modules[name]
@@ -76,7 +70,7 @@ def command(place: Path, arguments: Sequence[str], files: Sequence[Path]) -> Non
     benchmark.spec.CONF = Path.cwd() / "conf"
     from benchmark.cli import main
 
-    sys.exit(main(list(arguments)))
+    return main(list(arguments))
 
 
 def settings() -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.cli import main
 from benchmark.spec import ROOT
 from tests import real_layouts
 from tests.benchmark.models import auto_tiny
@@ -93,16 +94,14 @@ def test_the_wheel_holds_what_git_holds(wheel):
 
 
 @pytest.mark.slow
-def test_the_command_works_in_an_empty_folder(run, environment, tmp_path):
+def test_the_command_works_in_an_empty_folder(run, environment, tmp_path, capsys):
     assert run("spiderbench", "--version").strip() == f"spiderbench {project()['project']['version']}"
     assert "spider  " in run("spiderbench", "list")
-    plan = run("spiderbench", "plan", "table=smoke", "models=llava_pocket", "methods=full_ft")
-    here = subprocess.run(
-        [sys.executable, "-m", "benchmark", "plan", "table=smoke", "models=llava_pocket", "methods=full_ft"], cwd=ROOT,
-        capture_output=True, text=True,
-    )
+    words = ("plan", "table=smoke", "models=llava_pocket", "methods=full_ft")
+    plan = run("spiderbench", *words)
     (cell,) = (line.split()[0] for line in plan.splitlines() if "-full_ft-" in line)
-    assert cell in here.stdout, "the cell has another name than in the repository"
+    assert main(words) == 0
+    assert cell in capsys.readouterr().out, "the cell has another name than in the repository"
     assert f"{tmp_path}/results/runs/pocket-smoke" in plan
     doctor = run("spiderbench", "doctor")
     assert "package   transformers " in doctor and not any(f"package   {name} " in doctor for name in ("pytest", "trl"))

@@ -15,20 +15,24 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from benchmark.core.errors import UserError
 from benchmark.data.record import Record
-from benchmark.running import worker
-from benchmark.running.pool import serve
+from benchmark.running import runner, worker
+from benchmark.running.pool import Pool, serve
 from benchmark.spec import head_of, seed_part
 from benchmark.store.cells import read_cell
+
+if TYPE_CHECKING:
+    from tests.forked import Program
 
 BASE = 1.0
 ITEMS = 12
@@ -194,6 +198,17 @@ def serve_fake_gpu(*arguments: Any) -> None:
     serve(*arguments)
 
 
+def fork_workers(patch: pytest.MonkeyPatch, body: Callable[..., None]) -> None:
+    """Make `run` fork its worker processes with all imports done; body is one of the two above."""
+    from tests.forked import context, inherit
+
+    def pool(*arguments: Any, **options: Any) -> Pool:
+        return Pool(*arguments, **options, body=partial(inherit, dict(os.environ), body))
+
+    patch.setattr(runner, "Pool", pool)
+    patch.setattr("benchmark.running.pool.multiprocessing", SimpleNamespace(get_context=lambda how: context))
+
+
 class World:
     """A folder with data, checkpoints and results; `run` is the command line on it."""
 
@@ -233,23 +248,21 @@ class World:
 
 
 @contextmanager
-def subprocess_main(arguments: list[str]) -> Iterator[Any]:
+def subprocess_main(arguments: list[str]) -> Iterator[Program]:
     """Run the command line with the stand-ins in a process of its own."""
-    import signal
-    import subprocess
+    from tests.forked import Program
 
-    program = (
-        "import sys, pytest; from tests.benchmark import fakes; fakes.install(pytest.MonkeyPatch());"
-        "from benchmark.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL,
-        # A test run in the background inherits an ignored SIGINT, which the child must not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = Program(installed_main, arguments, folder=Path(os.environ[FOLDER]))
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def installed_main(arguments: list[str]) -> int:
+    """Run the command line with the stand-ins."""
+    install(pytest.MonkeyPatch())
+    from benchmark.cli import main
+
+    return main(arguments)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import examples
+from benchmark.cli import main
 from benchmark.core.errors import UserError
 from benchmark.training.attach import attach
 from methods.registry import build, entry
 from tests.methods import parts
 
 NAME = "examples.my_method:TopKGradient"
-ROOT = Path(examples.__file__).resolve().parent.parent
 
 
 def test_the_registry_loads_it():
@@ -64,10 +59,7 @@ def test_a_cut_tensor_gives_the_same_gradients():
 
 
 @pytest.mark.slow
-def test_it_is_planned_beside_full_ft(tmp_path):
-    command = ["plan", "table=smoke", f"methods=full_ft,{NAME}", f"results={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmark", *command], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "examples.my_method.TopKGradient" in done.stdout and "2 cells" in done.stdout
+def test_it_is_planned_beside_full_ft(tmp_path, capsys):
+    assert main(["plan", "table=smoke", f"methods=full_ft,{NAME}", f"results={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert "examples.my_method.TopKGradient" in out and "2 cells" in out

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import examples
+from benchmark.cli import main
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.data import check_images, load
@@ -192,7 +193,7 @@ def test_files_that_cannot_be_used_say_why(mine):
 
 
 @pytest.mark.slow
-def test_a_cell_runs_from_training_to_its_score(folder, tmp_path):
+def test_a_cell_runs_from_training_to_its_score(folder, tmp_path, capsys):
     """TARGETS=examples.my_target trains, answers and scores; the upstream sets are cut to a few items."""
     from tests.benchmark.models import tiny
 
@@ -203,12 +204,11 @@ def test_a_cell_runs_from_training_to_its_score(folder, tmp_path):
         real_layouts.draw_official(folder, patch)
     counts = [f"dataset.{n}.counts.test={real_layouts.COUNTS['test']}" for n in ("okvqa", "textvqa", "gqa", "ocrvqa")]
     short = [f"dataset.{n}.max_new_tokens=2" for n in ("okvqa", "textvqa", "gqa", "ocrvqa")]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmark", "run", "method=full_ft", "model=llava_pocket", f"targets={NAME}",
-         f"data_root={folder}", f"model.checkpoint={tmp_path / 'checkpoint'}", f"results={tmp_path / 'results'}",
-         "model.max_length=480", "train.epochs=1", "jobs=1", *counts, *short],
-        cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    code = main([
+        "run", "method=full_ft", "model=llava_pocket", f"targets={NAME}", f"data_root={folder}",
+        f"model.checkpoint={tmp_path / 'checkpoint'}", f"results={tmp_path / 'results'}", "model.max_length=480",
+        "train.epochs=1", "jobs=1", *counts, *short,
+    ])
+    assert code == 0, "".join(capsys.readouterr())[-4000:]
     (scores,) = (tmp_path / "results").rglob("scores.json")
     assert json.loads(scores.read_text())["datasets"]["my_target"]["n"] == 2

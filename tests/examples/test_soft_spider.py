@@ -32,6 +32,13 @@ for floor in (0.0, 0.5, 1.0):
         optimizer.zero_grad()
     torch.save({name: p.detach() for name, p in model.named_parameters()}, f"{sys.argv[1]}/{floor}.pt")
 """
+COMMANDS = """
+import json, sys
+from benchmark.cli import main
+for number, words in enumerate(json.loads(sys.argv[1])):
+    print(end="\\0" * bool(number), flush=True)
+    assert main(words) == 0, words
+"""
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +84,11 @@ def test_its_spider_gives_the_weights_of_the_reference(installed):
 
 
 def test_the_command_line_knows_it(installed, tmp_path):
-    assert "soft_spider" in run(installed, "-m", "benchmark", "list")
-    plan = run(
-        installed, "-m", "benchmark", "plan", "table=smoke", "models=llava_pocket", "methods=full_ft,soft_spider",
-        "method.floor=0.2", f"results={tmp_path}",
-    )
-    assert "soft_spider.SoftSpider-floor0.2" in plan and "2 cells" in plan
-    assert "soft_spider" in run(installed, "-m", "benchmark", "completion")
+    plan = ["plan", "table=smoke", "models=llava_pocket", "methods=full_ft,soft_spider", "method.floor=0.2"]
+    said = run(installed, "-c", COMMANDS, json.dumps([["list"], [*plan, f"results={tmp_path}"], ["completion"]]))
+    listed, planned, completion = said.split("\0")
+    assert "soft_spider" in listed and "soft_spider" in completion
+    assert "soft_spider.SoftSpider-floor0.2" in planned and "2 cells" in planned
 
 
 def test_the_library_lists_it(installed):

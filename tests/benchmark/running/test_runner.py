@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -324,7 +323,7 @@ def test_a_kill_at_any_stage_leaves_the_same_results_after_another_run(world, mo
 
 @pytest.fixture
 def fake_pool(monkeypatch):
-    monkeypatch.setattr(runner, "Pool", functools.partial(runner.Pool, body=fakes.serve_fake))
+    fakes.fork_workers(monkeypatch, fakes.serve_fake)
 
 
 @pytest.mark.slow
@@ -347,7 +346,7 @@ def test_several_workers_give_the_same_results_whatever_happens_to_one(world, fa
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_cells_are_spread_over_the_gpus_in_sight(world, monkeypatch):
-    monkeypatch.setattr(runner, "Pool", functools.partial(runner.Pool, body=fakes.serve_fake_gpu))
+    fakes.fork_workers(monkeypatch, fakes.serve_fake_gpu)
     monkeypatch.setattr(runner, "VISIBLE", "GPU-a, GPU-b")
     arguments = world.overrides("methods=full_ft,l2_reg,spider", "device=cuda", "jobs=2", "--cells-only")
     assert cli.main(["run", *arguments]) == 0
