@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import re
 import tempfile
 from pathlib import Path
 
@@ -28,7 +27,6 @@ for module in (
 assert deepspeed.ops.__compatible_ops__  # found out at the first look: DeepSpeed tries the compiler
 deepspeed.utils.nvtx.enable_nvtx = False  # ranges of NVIDIA's profiler around each of 100,000 calls
 Image.init()
-re._MAXCACHE = 10_000  # see tests/conftest.py
 with tempfile.TemporaryDirectory() as folder:  # what the first model of a process costs more than the next
     tiny.load("llava", tiny.write("llava", Path(folder)))
 gc.collect()
