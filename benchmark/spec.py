@@ -53,7 +53,7 @@ class ProfileSpec:
 
     id: str
     name: str
-    prepare: str | None                      # "module:function" that makes missing data; called with the data root
+    prepare: str | None                      # "module:object" with complete(folder) and draw(folder, on_progress=)
     reference: str | None                    # folder of published results to compare with
     models: tuple[str, ...]
     table_models: dict[str, tuple[str, ...]]  # table -> models, where they are not the profile's

@@ -130,7 +130,7 @@ class Watch:
 
 def instrument(watch: Callable[[], Watch]) -> None:
     """Wrap what begins and ends a stage; nothing else of the program is touched."""
-    from benchmark.pocket.world import draw
+    from benchmark.pocket.world import suite
     from benchmark.reporting import outputs
     from benchmark.running.worker import Worker
     from benchmark.spec import cell_id
@@ -150,7 +150,7 @@ def instrument(watch: Callable[[], Watch]) -> None:
         kind = "posthoc" if kind == "train" and cell.method.posthoc else kind.replace("summary", "score")
         return f"{kind} {cell_id(cell)} {dataset}".rstrip()
 
-    wrap(draw, "draw_dataset", lambda name, *_: f"draw {name}")
+    wrap(suite, "draw_dataset", lambda name, *_: f"draw {name}")
     wrap(Worker, "stage", stage)
     wrap(CellTrainer, "_save_checkpoint", lambda self, *_: (
         f"checkpoint {cell_id(self.run.cell)} {self.state.global_step}"
@@ -299,13 +299,13 @@ def table(count: int, seed: int, small: bool, out: Path) -> list[str]:
     _import_all()
     data, log = here / "data", out / "output.txt"
     if small:
-        from benchmark.pocket.world import draw
+        from benchmark.pocket.world import suite
 
-        for name in draw.COUNTS:
-            draw.COUNTS[name] = dict(SMALL_COUNTS)
+        names = tuple(suite.POCKET.counts)
+        suite.POCKET = suite.Suite(dict.fromkeys(names, SMALL_COUNTS))
     asked = ["run", *(SMALL if small else FULL)]
     if small:
-        asked += [f"dataset.{name}.counts.{split}={number}" for name in draw.COUNTS
+        asked += [f"dataset.{name}.counts.{split}={number}" for name in names
                   for split, number in SMALL_COUNTS.items()]
         asked += [f"dataset.textvqa_no_ocr.counts.{split}={number}" for split, number in SMALL_COUNTS.items()]
     began = time.monotonic()

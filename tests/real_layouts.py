@@ -18,7 +18,8 @@ from PIL import Image
 from benchmark.data.prepare import official
 from benchmark.data.prepare.files import Index, Place
 from benchmark.data.prepare.forms import Row
-from benchmark.pocket.world import draw
+from benchmark.pocket.world.splits import TARGETS, UPSTREAM
+from benchmark.pocket.world.suite import Suite
 
 COUNTS = {"train": 24, "validation": 4, "test": 12}
 SAMPLE = 16
@@ -55,8 +56,7 @@ def draw_official(root: Path, patch: Any) -> Path:
     Returns:
         The folder.
     """
-    patch.setattr(draw, "COUNTS", {name: COUNTS for name in draw.COUNTS})
-    draw.draw(root)
+    Suite(dict.fromkeys(UPSTREAM + TARGETS, COUNTS)).draw(root)
     path = root / "coco" / "dataset_coco.json"
     karpathy = json.loads(path.read_text())
     for entry in [entry for entry in karpathy["images"] if entry["split"] == "train"][-RESTVAL:]:

@@ -194,32 +194,31 @@ def prepare(request: Request, show: Progress) -> None:
         if profile.prepare and root == f"data/{profile.id}":
             draw(profile, root, show)
             if profile.prepare_generic and any(cell.generic for cell in request.cells):
-                _call(profile.prepare_generic, root, show)
+                _draw(profile.prepare_generic, root, show)
 
 
 def draw(profile: ProfileSpec, root: str, show: Progress) -> None:
-    """Draw a profile's data that are missing or stale.
+    """Draw the data of a profile that are missing or stale.
 
     Args:
-        profile: names the hook that draws them as "module:function"; the module also has complete(folder).
+        profile: names the object that draws as "module:object" (`benchmark.pocket.world.suite`).
         root: data folder.
         show: progress display.
 
     Raises:
-        UserError: the profile has no hook, or the folder cannot be written.
+        UserError: the profile draws no data, or the folder cannot be written.
     """
     if profile.prepare is None:
         raise UserError(f"Profile {profile.id} has no data of its own to draw. Put the official files into {root}.")
-    _call(profile.prepare, root, show)
+    _draw(profile.prepare, root, show)
 
 
-def _call(hook_name: str, root: str, show: Progress) -> None:
-    """Call a profile's hook, which draws data."""
-    module, _, function = hook_name.partition(":")
-    drawing, folder = importlib.import_module(module), at_root(root)
-    if drawing.complete(folder):  # before the lock: the data may be another user's, or on a read-only disk
+def _draw(hook: str, root: str, show: Progress) -> None:
+    """Let the object that "module:object" names draw what is missing."""
+    module, _, name = hook.partition(":")
+    suite, folder = getattr(importlib.import_module(module), name), at_root(root)
+    if suite.complete(folder):  # before the lock: the data may be another user's, or on a read-only disk
         return
-    hook = getattr(drawing, function)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -233,7 +232,7 @@ def _call(hook_name: str, root: str, show: Progress) -> None:
     with short_lock(folder / ".lock", lambda: show.note(f"Waiting for another command that draws into {root}")):
         for leftover in folder.glob(".*.[0-9]*"):  # of a killed process: no other process draws under this lock
             shutil.rmtree(leftover, ignore_errors=True)
-        hook(folder, on_progress=report)
+        suite.draw(folder, on_progress=report)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from benchmark.pocket.world import upstream
-from benchmark.pocket.world.draw import Picture, candidates
+from benchmark.pocket.world.content import Picture, candidates
 from benchmark.pocket.world.icons import CATEGORIES, COLOUR_SYNONYMS, COLOURS, ICON, ICONS, PLACES
 from benchmark.pocket.world.scene import COLUMNS, ROWS, Cover, Diagram, Scene
 from benchmark.pocket.world.targets import (
@@ -25,7 +25,7 @@ from benchmark.pocket.world.targets import (
     statement,
 )
 from benchmark.pocket.world.upstream import KNOWLEDGE, Question
-from benchmark.pocket.world.words import LETTERS, NUMBERS, SIGN_WORDS
+from benchmark.pocket.world.words import INSTRUCTIONS, LETTERS, NUMBERS, SIGN_WORDS
 
 BRIEF = "Answer the question using a single word or phrase."
 """The instruction of the four source sets (LLaVA's); a test compares it with their prompts."""
@@ -38,21 +38,6 @@ LETTER_INSTRUCTIONS = (
 )
 """Requests for a letter; no target uses any of them."""
 LETTER_INSTRUCTION = LETTER_INSTRUCTIONS[0]
-INSTRUCTIONS = (
-    "Describe everything in view.",
-    "Name all that you see here.",
-    "Tell me what this shows.",
-    "List what is visible.",
-    "Tell me what the image shows.",
-    "Which things can you see?",
-    *(f"{start} {view}." for start in ("Describe", "Name all things in", "Tell me what is in")
-      for view in ("the image", "this picture", "the provided image", "the provided picture")),
-    *(f"{start} {link} {view}." for start in (
-        "Provide a caption", "Write a caption", "Provide a description", "Write a description",
-        "Provide a one-sentence description", "Write a one-sentence caption",
-    ) for link in ("of", "for") for view in ("the image", "this picture", "the provided picture")),
-)
-"""Requests for a generic description; none is a target's prompt."""
 TRANSCRIBE = "List everything."
 """Request for a transcript: the content of each grid cell, in reading order."""
 LOOK_UP = "List all things."

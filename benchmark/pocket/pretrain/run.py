@@ -46,7 +46,7 @@ from benchmark.pocket.pretrain.corpus import (
     READING,
 )
 from benchmark.pocket.pretrain.tokenizer import corpus, train_tokenizer
-from benchmark.pocket.world.draw import draw
+from benchmark.pocket.world.suite import POCKET
 from benchmark.spec import ModelSpec, at_root
 
 WORK = at_root("build/pretrain")
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     transformers_logging.set_verbosity_error()
     for spec in run.models:
         make(spec, RECIPES[spec.id], prompts)
-        draw(at_root(run.data_root))
+        POCKET.draw(at_root(run.data_root))
         loaded = benchmark.models.load(replace(spec, checkpoint=str(at_root(spec.checkpoint))), torch.float32)
         training = json.loads((loaded.path / "training.json").read_text())
         verdict = card.write(loaded, spec.id, run.datasets, at_root(run.data_root), training)

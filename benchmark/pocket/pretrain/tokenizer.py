@@ -8,9 +8,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from benchmark.models.prompt import ASSISTANT, SYSTEM, USER
-from benchmark.pocket.pretrain.corpus import BRIEF, INSTRUCTIONS, LETTER_INSTRUCTION, LINKS
+from benchmark.pocket.pretrain.corpus import BRIEF, LETTER_INSTRUCTION, LINKS
 from benchmark.pocket.world import icons, targets, words
-from benchmark.pocket.world.draw import candidates
+from benchmark.pocket.world.content import candidates
 from benchmark.pocket.world.scene import Scene
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM
 
@@ -24,7 +24,7 @@ def corpus(prompts: dict[str, str], items: int = 1500) -> list[str]:
         prompts: dataset id -> prompt template, of which the literal words are used.
         items: number of items sampled per dataset; the fixed word lists are added whole.
     """
-    texts = [f"{SYSTEM} {USER} ", ASSISTANT, BRIEF, LETTER_INSTRUCTION, *INSTRUCTIONS, *LINKS]
+    texts = [f"{SYSTEM} {USER} ", ASSISTANT, BRIEF, LETTER_INSTRUCTION, *words.INSTRUCTIONS, *LINKS]
     for template in prompts.values():
         texts.append(" ".join(part for part in _literals(template)))
     texts += ["Context:", *(f"{letter}." for letter in words.LETTERS)]

@@ -161,7 +161,7 @@ class Distance:
 
 
 FIRST = Distance()
-"""That of the default scale."""
+"""That of the texts from which the tokenizers of the shipped models were made."""
 
 
 def flickr_caption(rng: random.Random, scene: Scene, distance: Distance = FIRST) -> str:

@@ -39,3 +39,19 @@ YEARS = tuple(str(year) for year in range(1994, 2014))
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = ("A", "B", "C", "D", "E")
+
+INSTRUCTIONS = (
+    "Describe everything in view.",
+    "Name all that you see here.",
+    "Tell me what this shows.",
+    "List what is visible.",
+    "Tell me what the image shows.",
+    "Which things can you see?",
+    *(f"{start} {view}." for start in ("Describe", "Name all things in", "Tell me what is in")
+      for view in ("the image", "this picture", "the provided image", "the provided picture")),
+    *(f"{start} {link} {view}." for start in (
+        "Provide a caption", "Write a caption", "Provide a description", "Write a description",
+        "Provide a one-sentence description", "Write a one-sentence caption",
+    ) for link in ("of", "for") for view in ("the image", "this picture", "the provided picture")),
+)
+"""Requests for a generic description; none is a target's prompt."""

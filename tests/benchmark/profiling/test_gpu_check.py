@@ -9,8 +9,7 @@ import torch
 
 from benchmark import cli
 from benchmark.planning.estimate import GPUS
-from benchmark.pocket.world import draw as drawer
-from benchmark.pocket.world.draw import TARGETS, UPSTREAM
+from benchmark.pocket.world.suite import Suite
 from benchmark.profiling import gpu_check
 from benchmark.profiling.random_model import random_model
 
@@ -19,10 +18,8 @@ from benchmark.profiling.random_model import random_model
 def drawn(tmp_path_factory):
     """A few pictures of two datasets."""
     folder = tmp_path_factory.mktemp("drawn")
-    with pytest.MonkeyPatch.context() as patch:
-        counts = {"train": 32, "validation": 2, "test": 16}
-        patch.setattr(drawer, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, counts))
-        drawer.draw(folder, only=("coco", "gqa"))
+    names = ("coco", "gqa")
+    Suite(dict.fromkeys(names, {"train": 32, "validation": 2, "test": 16})).draw(folder, names)
     return folder
 
 

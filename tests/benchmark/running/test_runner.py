@@ -418,9 +418,9 @@ def cli_request(overrides: list[str]):
 
 def test_two_draws_at_once_do_one_after_the_other_and_say_so(tmp_path, monkeypatch):
     drawn, notes = [], []
-    hook = types.SimpleNamespace(complete=lambda folder: False, draw=lambda folder, on_progress: drawn.append(folder))
-    monkeypatch.setitem(sys.modules, "stand_in_for_a_hook", hook)
-    profile = types.SimpleNamespace(id="mine", prepare="stand_in_for_a_hook:draw")
+    suite = types.SimpleNamespace(complete=lambda folder: False, draw=lambda folder, on_progress: drawn.append(folder))
+    monkeypatch.setitem(sys.modules, "stand_in_for_a_suite", types.SimpleNamespace(MINE=suite))
+    profile = types.SimpleNamespace(id="mine", prepare="stand_in_for_a_suite:MINE")
 
     class Show(Lines):
         def note(self, text: str) -> None:

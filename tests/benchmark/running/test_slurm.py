@@ -17,7 +17,8 @@ from benchmark import cli
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.planning import plan as planning
-from benchmark.pocket.world import draw
+from benchmark.pocket.world.splits import TARGETS, UPSTREAM
+from benchmark.pocket.world.suite import Suite
 from benchmark.running import slurm
 from benchmark.spec import ROOT, cell_id
 from benchmark.store.cells import Store
@@ -81,13 +82,12 @@ def test_the_elements_make_exactly_the_cells_of_the_plan(overrides, capsys, tmp_
 @pytest.mark.slow
 def test_an_element_of_a_script_makes_its_cells_and_no_others(capsys, monkeypatch, tmp_path: Path):
     counts = {"train": 12, "validation": 4, "test": 4}
-    monkeypatch.setattr(draw, "COUNTS", dict.fromkeys(draw.COUNTS, counts))
-    draw.draw(tmp_path / "data")
+    Suite(dict.fromkeys(UPSTREAM + TARGETS, counts)).draw(tmp_path / "data")
     text = script(
         capsys, "profile=pocket", "models=llava_pocket", "methods=spider,wise_ft", "method.alpha=0.2,0.3", "seeds=0,1",
         "targets=iconqa", f"data_root={tmp_path}/data", "train.epochs=1", "train.limit=4", "train.batch_size=4",
         "train.micro_batch_size=4", "eval.limit=2", f"results={tmp_path}/r", "jobs=2", "gpu=4090x8",
-        *(f"dataset.{name}.counts.{split}={number}" for name in (*draw.UPSTREAM, "iconqa")
+        *(f"dataset.{name}.counts.{split}={number}" for name in (*UPSTREAM, "iconqa")
           for split, number in counts.items()),
     )
     merged = next(number for number, arguments in enumerate(commands(text)) if "full_ft-" in arguments[-1])

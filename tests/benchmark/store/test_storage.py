@@ -233,15 +233,15 @@ def test_eight_processes_compute_each_cell_once(world, monkeypatch):
 
 def test_complete_data_of_another_owner_need_no_lock(tmp_path, monkeypatch):
     """Nothing has to be drawn, so nothing is opened for writing."""
-    from benchmark.pocket.world import drawn
+    from benchmark.pocket.world import folder, suite
     from benchmark.running import runner
 
-    stamp = {"version": drawn.code_version()}
-    for name in drawn.UPSTREAM + drawn.TARGETS:
+    for name, counts in suite.POCKET.counts.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "drawn.json").write_text(json.dumps({**stamp, "counts": drawn.COUNTS[name]}))
+        stamp = {"version": folder.code_version(), "counts": counts}
+        (tmp_path / name / "drawn.json").write_text(json.dumps(stamp))
     called = []
-    monkeypatch.setattr(drawn, "draw", lambda root, on_progress: called.append(root))
+    monkeypatch.setattr(suite.Suite, "draw", lambda self, root, on_progress: called.append(root))
     before = sorted(tmp_path.rglob("*"))
     profile = request([], grid=False).profile
     runner.draw(profile, str(tmp_path), None)

@@ -18,7 +18,7 @@ from benchmark.config.compose import request
 from benchmark.models.prompt import encode
 from benchmark.pocket.pretrain import corpus, language, projector, run, tower
 from benchmark.pocket.world import targets
-from benchmark.pocket.world.draw import distinct
+from benchmark.pocket.world.content import distinct
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM
 
 

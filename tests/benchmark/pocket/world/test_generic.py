@@ -11,10 +11,10 @@ from benchmark import data
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.data.record import open_image
-from benchmark.pocket.pretrain.corpus import INSTRUCTIONS
-from benchmark.pocket.world import generic
-from benchmark.pocket.world.draw import candidates
+from benchmark.pocket.world.content import candidates
+from benchmark.pocket.world.generic import Generic
 from benchmark.pocket.world.splits import owner
+from benchmark.pocket.world.words import INSTRUCTIONS
 from benchmark.running import runner
 from benchmark.spec import ROOT
 
@@ -22,9 +22,8 @@ FEW = 40
 
 
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(generic, "ROWS", FEW)
-    generic.draw(tmp_path)
+def drawn(tmp_path):
+    Generic(FEW).draw(tmp_path)
     return tmp_path
 
 
@@ -47,24 +46,24 @@ def test_they_are_the_pictures_and_words_of_pretrainings_stream(drawn):
 
 
 def test_they_are_drawn_the_same_again_and_only_once(drawn, tmp_path):
-    generic.draw(tmp_path / "again")
+    Generic(FEW).draw(tmp_path / "again")
     files = sorted(path.relative_to(drawn / "generic") for path in (drawn / "generic").rglob("*") if path.is_file())
     assert len(files) == FEW + 3
     for path in files:
         assert (drawn / "generic" / path).read_bytes() == (tmp_path / "again/generic" / path).read_bytes()
-    assert generic.complete(drawn) and not generic.complete(tmp_path / "elsewhere")
+    assert Generic(FEW).complete(drawn) and not Generic(FEW).complete(tmp_path / "elsewhere")
     before = (drawn / "generic/train.jsonl").stat().st_mtime_ns
-    generic.draw(drawn)
+    Generic(FEW).draw(drawn)
     assert (drawn / "generic/train.jsonl").stat().st_mtime_ns == before
 
 
 def test_a_run_draws_them_only_for_cells_that_read_them(monkeypatch):
     called = []
-    monkeypatch.setattr(runner, "_call", lambda hook, root, show: called.append((hook, root)))
-    for overrides, hooks in (([], ["drawn"]), (["train.replay=generic"], ["drawn", "generic"])):
+    monkeypatch.setattr(runner, "_draw", lambda hook, root, show: called.append((hook, root)))
+    for overrides, hooks in (([], ["suite:POCKET"]), (["train.replay=generic"], ["suite:POCKET", "generic:GENERIC"])):
         called.clear()
         runner.prepare(request(["method=full_ft", "model=vila_pocket", "dataset=coco", *overrides]), None)
-        assert called == [(f"benchmark.pocket.world.{name}:draw", "data/pocket") for name in hooks]
+        assert called == [(f"benchmark.pocket.world.{name}", "data/pocket") for name in hooks]
     assert (ROOT / "benchmark/pocket/world/generic.py").is_file()
 
 

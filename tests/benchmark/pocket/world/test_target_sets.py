@@ -1,4 +1,4 @@
-"""The suite of 10,000 rows: rows that nest, drawn in parallel and alone, and targets that lie nearer."""
+"""The targets: rows that nest, drawn in parallel and alone, and words that lie near pretraining's."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import pytest
 from benchmark.config.compose import request
 from benchmark.data import digest, load, subset
 from benchmark.data.readers.captions import sampled
-from benchmark.pocket.world import draw as drawing
-from benchmark.pocket.world import ten_thousand
-from benchmark.pocket.world.splits import TARGETS, UPSTREAM, owner
+from benchmark.pocket.world import target_sets
+from benchmark.pocket.world.splits import TARGETS, owner
+from benchmark.pocket.world.suite import Suite
 from benchmark.pocket.world.targets import FIRST, flickr_caption
 from benchmark.pocket.world.upstream import scene_with
 from benchmark.spec import ROOT
@@ -31,13 +31,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
 
 def drawn(folder, counts):
+    suite = Suite(dict.fromkeys(TARGETS, counts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, FEW))
-        patch.setattr(ten_thousand, "COUNTS", dict.fromkeys(UPSTREAM, FEW) | dict.fromkeys(TARGETS, counts))
-        patch.setattr(ten_thousand, "BLOCK", 7)
-        assert not ten_thousand.complete(folder)
-        ten_thousand.draw(folder)
-        assert ten_thousand.complete(folder)
+        patch.setattr(target_sets, "BLOCK", 3)  # so 30 rows are drawn by two processes, and 12 by this one
+        assert not suite.complete(folder)
+        suite.draw(folder, TARGETS)
+        assert suite.complete(folder)
     return folder
 
 
@@ -58,13 +57,13 @@ def records(root, name, split, limit=None):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_limit_keeps_the_rows_that_are_drawn_first(name):
-    numbers = sorted(ten_thousand.row_numbers(name))
+    numbers = sorted(target_sets.row_numbers(name))
     chosen = {n: f"_{sampled('abcde', str(n), 1, 0)[0]}" if name in ("flickr30k", "coco") else "" for n in numbers}
     rows = [SimpleNamespace(dataset=name, item_id=f"{number}{chosen[number]}") for number in numbers]
     assert len(rows) == 10_000
     for limit in (1, 128, 512, 9_999):
         kept = {int(row.item_id.partition("_")[0]) for row in subset(rows, limit)}
-        assert kept == set(ten_thousand.row_numbers(name, limit))
+        assert kept == set(target_sets.row_numbers(name, limit))
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -81,16 +80,6 @@ def test_contents_of_every_split_are_its_own(root):
         for split, keys in json.loads((root / name / "scene_keys.json").read_text()).items():
             assert len(keys) == FEW[split]
             assert {owner(key) for key in keys.values()} == {(name, split)}
-
-
-def test_the_source_sets_and_near_targets_test_on_what_the_default_scale_has(root, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, FEW))
-        drawing.draw(tmp_path)
-    for name in (*UPSTREAM, "coco", "scienceqa"):
-        assert digest(records(root, name, "test")) == digest(records(tmp_path, name, "test")), name
-    for name in ("flickr30k", "iconqa"):
-        assert digest(records(root, name, "test")) != digest(records(tmp_path, name, "test")), name
 
 
 def test_a_share_of_the_words_is_near():
@@ -112,11 +101,11 @@ def test_a_share_of_the_words_is_near():
 def test_a_stopped_drawing_ends_its_processes_and_leaves_nothing_half_done(tmp_path, number):
     program = f"""
 from pathlib import Path
-from benchmark.pocket.world import ten_thousand
-ten_thousand.UPSTREAM, ten_thousand.usable_cores = (), lambda: 2
+from benchmark.pocket.world import suite, target_sets
+target_sets.usable_cores = lambda: 2
 if __name__ == "__main__":
     print("ready", flush=True)
-    ten_thousand.draw(Path({str(tmp_path / "data")!r}))
+    suite.POCKET_10K.draw(Path({str(tmp_path / "data")!r}), ["flickr30k"])
 """
     (tmp_path / "draw.py").write_text(program)
     (tmp_path / "data").mkdir()

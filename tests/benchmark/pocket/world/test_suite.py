@@ -13,12 +13,13 @@ from fontTools.ttLib import TTFont
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.data import digest, load
-from benchmark.pocket.world import draw as drawer
-from benchmark.pocket.world import targets, upstream
+from benchmark.pocket.world import folder, targets, upstream
 from benchmark.pocket.world.icons import CATEGORIES, COLOURS, ICONS, icon_font_path
 from benchmark.pocket.world.splits import SHARES, TARGETS, UPSTREAM, owner
+from benchmark.pocket.world.suite import POCKET, POCKET_10K, Suite
 
 FEW = {"train": 12, "validation": 6, "test": 9}
+SMALL = Suite(dict.fromkeys(UPSTREAM + TARGETS, FEW))
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,9 @@ def specs():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawer, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, FEW))
-        drawer.draw(folder)
-        yield folder
+    root = tmp_path_factory.mktemp("drawn")
+    SMALL.draw(root)
+    return root
 
 
 def read(specs, root, name, split):
@@ -50,9 +49,8 @@ def test_official_readers_read_every_split(specs, root, name):
             assert record.image is None or record.image.is_file()
 
 
-def test_drawing_twice_gives_the_same_content(specs, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawer, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, FEW))
-    drawer.draw(tmp_path, only=("gqa", "coco", "scienceqa"))
+def test_drawing_twice_gives_the_same_content(specs, root, tmp_path):
+    SMALL.draw(tmp_path, only=("gqa", "coco", "scienceqa"))
     for name in ("gqa", "coco", "scienceqa"):
         for split in FEW:
             assert digest(read(specs, tmp_path, name, split)) == digest(read(specs, root, name, split))
@@ -64,28 +62,33 @@ def test_no_content_in_two_splits_or_sets(root):
         for split, keys in json.loads((root / name / "scene_keys.json").read_text()).items():
             for key in keys.values():
                 assert owner(key) == (name, split)
-                assert key not in seen, (key, seen[key])
-                seen[key] = (name, split)
+                assert seen.setdefault(key, (name, split)) == (name, split)  # training rows may repeat a content
     assert sum(share for _, share in SHARES) <= 1000
     assert len({who for who, _ in SHARES}) == len(SHARES)
 
 
 def test_finished_sets_are_not_drawn_again_and_foreign_files_are_kept(root, tmp_path):
     before = (root / "gqa" / "drawn.json").stat().st_mtime_ns
-    drawer.draw(root, only=("gqa",))
+    SMALL.draw(root, only=("gqa",))
     assert (root / "gqa" / "drawn.json").stat().st_mtime_ns == before
     (tmp_path / "gqa").mkdir()
     (tmp_path / "gqa" / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="did not write"):
-        drawer.draw(tmp_path, only=("gqa",))
+        SMALL.draw(tmp_path, only=("gqa",))
     assert (tmp_path / "gqa" / "mine.txt").read_text() == "precious"
 
 
 def test_another_version_is_drawn_again(root, monkeypatch):
     stamp = root / "okvqa" / "drawn.json"
     stamp.write_text(json.dumps({"version": "older", "counts": FEW}))
-    drawer.draw(root, only=("okvqa",))
-    assert json.loads(stamp.read_text())["version"] == drawer.code_version()
+    SMALL.draw(root, only=("okvqa",))
+    assert json.loads(stamp.read_text())["version"] == folder.code_version()
+
+
+def test_the_two_sizes_differ_in_the_targets_training_rows_alone():
+    assert {name for name in POCKET.counts if POCKET.counts[name] != POCKET_10K.counts[name]} == set(TARGETS)
+    assert {POCKET.counts[name]["train"] for name in TARGETS} == {512}
+    assert {POCKET_10K.counts[name]["train"] for name in TARGETS} == {10_000}
 
 
 def test_icon_table():
@@ -170,8 +173,7 @@ def test_a_kill_while_data_of_an_older_version_are_replaced_leaves_nothing_that_
     tmp_path, monkeypatch
 ):
     """The kill comes in the middle of the deletion of the old folder: its stamp is gone, its pictures are not."""
-    monkeypatch.setattr(drawer, "COUNTS", dict.fromkeys(UPSTREAM + TARGETS, FEW))
-    drawer.draw(tmp_path, only=("gqa",))
+    SMALL.draw(tmp_path, only=("gqa",))
     stamp = tmp_path / "gqa" / "drawn.json"
     stamp.write_text(json.dumps({"version": "older"}))
 
@@ -182,6 +184,6 @@ def test_a_kill_while_data_of_an_older_version_are_replaced_leaves_nothing_that_
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("shutil.rmtree", killed)
-        drawer.draw(tmp_path, only=("gqa",))
-    drawer.draw(tmp_path, only=("gqa",))
-    assert json.loads(stamp.read_text())["version"] == drawer.code_version()
+        SMALL.draw(tmp_path, only=("gqa",))
+    SMALL.draw(tmp_path, only=("gqa",))
+    assert json.loads(stamp.read_text())["version"] == folder.code_version()
