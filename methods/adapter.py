@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from methods.base import Method
@@ -61,6 +61,19 @@ class AdapterMethod(Method):
     def change(self, layer: Any) -> Tensor:
         """Return what an adapted layer adds to its base weight, in float32 (methods that move a part of it only)."""
         return layer.get_delta_weight(NAME).float()
+
+
+def wrap(model: nn.Module, path: str, wrapper: Callable[..., nn.Module], *arguments: Any) -> None:
+    """Put a wrapper around a layer of a model, in place.
+
+    Args:
+        model: the model.
+        path: name of the layer.
+        wrapper: called as (layer, *arguments).
+        arguments: see wrapper.
+    """
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, wrapper(model.get_submodule(path), *arguments))
 
 
 def check_targets(targets: str) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.adapter import AdapterMethod, check_targets
+from methods.adapter import AdapterMethod, check_targets, wrap
 from methods.peft import check_positive
 
 if TYPE_CHECKING:
@@ -62,13 +62,6 @@ class Bottleneck(nn.Module):
         return y + self.up(F.gelu(self.down(y)))
 
 
-def wrap(model: nn.Module, path: str, size: int) -> None:
-    """Put a bottleneck behind a linear layer of a model, in place."""
-    parent, _, child = path.rpartition(".")
-    base: nn.Linear = model.get_submodule(path)  # type: ignore[assignment]  # the caller saw to it
-    setattr(model.get_submodule(parent), child, Bottleneck(base, size))
-
-
 def load(model: nn.Module, folder: Path | str) -> nn.Module:
     """Put an exported adapter into its base model, for use with transformers alone.
 
@@ -86,7 +79,7 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
     try:
         for name, tensor in tensors.items():
             if name.endswith(DOWN):
-                wrap(model, name.removesuffix(DOWN), len(tensor))
+                wrap(model, name.removesuffix(DOWN), Bottleneck, len(tensor))
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -121,4 +114,4 @@ class Houlsby(AdapterMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             for path in layers:
-                wrap(model, path, self.params.size)
+                wrap(model, path, Bottleneck, self.params.size)

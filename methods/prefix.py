@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmark.core.errors import UserError
-from methods.adapter import AdapterMethod, check_targets
+from methods.adapter import AdapterMethod, check_targets, wrap
 from methods.houlsby import FILE
 from methods.peft import check_positive
 
@@ -98,13 +98,6 @@ def register() -> None:
         AttentionInterface.register(KERNEL, with_prefix(now))
 
 
-def wrap(model: nn.Module, path: str, prefix: Tensor) -> None:
-    """Put a prefix beside a layer of a model, in place."""
-    parent, _, child = path.rpartition(".")
-    base: nn.Linear = model.get_submodule(path)  # type: ignore[assignment]  # the caller saw to it
-    setattr(model.get_submodule(parent), child, Prefixed(base, prefix))
-
-
 def load(model: nn.Module, folder: Path | str) -> nn.Module:
     """Put an exported prefix and its projector into their base model, for use with transformers alone.
 
@@ -123,7 +116,7 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
     try:
         for name, tensor in load_file(Path(folder) / FILE).items():
             if name.endswith(NAME):
-                wrap(model, name.removesuffix(NAME), tensor)
+                wrap(model, name.removesuffix(NAME), Prefixed, tensor)
             else:
                 with torch.no_grad():
                     parameters[name].copy_(tensor)
@@ -167,4 +160,4 @@ class Prefix(AdapterMethod):
         for path in layers:
             size = model.get_submodule(path).get_parameter("weight").shape[0]
             keys = self.params.std * torch.randn(self.params.tokens, size, generator=generator)
-            wrap(model, path, keys if path.endswith("k_proj") else torch.zeros_like(keys))
+            wrap(model, path, Prefixed, keys if path.endswith("k_proj") else torch.zeros_like(keys))

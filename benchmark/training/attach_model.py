@@ -16,6 +16,7 @@ from torch.nn import Parameter
 
 from benchmark.core.errors import UserError, counted
 from benchmark.core.files import user_path
+from benchmark.models.checkpoint_files import safetensors_files
 from benchmark.training.attach import Attachment, attach
 from benchmark.training.fragments import DTENSOR, Layout, class_path, find_layout
 from methods.base import Method
@@ -256,9 +257,11 @@ def read_weights(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     Raises:
         UserError: the folder has no safetensors, or they are damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"pretrained={folder} has no .safetensors file. Give the folder of the base checkpoint.")
+    adapter = folder / "adapter_model.safetensors"
+    try:
+        files = [adapter] if adapter.is_file() else safetensors_files(folder)
+    except UserError as error:
+        raise UserError(f"pretrained={folder}: {error} Give the folder of the base checkpoint.") from None
     in_file = {ADAPTER.sub(r"\1", name): name for name in names} | {name: name for name in names}
     weights: dict[str, Tensor] = {}
     for path in files:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmark import data
 from benchmark.data.record import Record
 from benchmark.spec import DatasetSpec
 from methods.registry import build
 from tests.multiprocess.launch import launch
-from tests.multiprocess.test_train import STOP, delta, rows, run
+from tests.multiprocess.test_train import check_weights_and_resume, delta, run
 
 GENERIC = DatasetSpec("generic", "Generic", "extra", "gqa", "{question}", 8, {}, {}, {})
 
@@ -42,18 +41,7 @@ def single(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_the_weights_are_those_of_one_process_and_resume_exactly(engine, folder, single, tmp_path):
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    assert launch(ewc, 2, folder, straight, engine) == ["done", "done"]
-    expected, found = delta(single, folder), delta(straight, folder)
-    assert expected.keys() == found.keys()
-    assert all((found[name] - value).abs().max() < 1e-6 for name, value in expected.items())
-
-    ended = launch(ewc, 2, folder, stopped, engine, True)
-    assert all(text.startswith(f"Preempted: Stopped after step {STOP} of 6") for text in ended), ended
-    assert launch(ewc, 2, folder, stopped, engine) == ["done", "done"]
-    again = delta(stopped, folder)
-    assert all(torch.equal(again[name], value) for name, value in found.items())
-    assert rows(stopped) == rows(straight)
+    check_weights_and_resume(ewc, engine, folder, single, tmp_path, lambda stopped: None)
 
 
 def test_the_penalty_counts(folder, single, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,25 +102,48 @@ def single(folder, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
-def test_a_cell_gets_the_same_weights_and_resumes_exactly(engine, folder, single, tmp_path):
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    assert launch(run, 2, folder, straight, engine) == ["done", "done"]
+def check_weights_and_resume(
+    worker: Callable[..., str], engine: str, folder: Path, single: Path, out: Path, between: Callable[[Path], None]
+) -> Path:
+    """Train a cell on two processes, straight and stopped halfway; compare both with one process.
+
+    Args:
+        worker: called as (folder, out, engine, stop=...) in every process.
+        engine: of the two processes.
+        folder: the small model and its images.
+        single: what one process left.
+        out: an empty folder.
+        between: called with the folder of the stopped run before that run goes on.
+
+    Returns:
+        The folder of the straight run.
+    """
+    straight, stopped = out / "straight", out / "stopped"
+    assert launch(worker, 2, folder, straight, engine) == ["done", "done"]
     expected, found = delta(single, folder), delta(straight, folder)
     assert expected.keys() == found.keys()
     assert all((found[name] - value).abs().max() < 1e-6 for name, value in expected.items())
-    assert [row["step"] for row in rows(straight)] == [1, 2, 3, 4, 5, 6]
-    for one, other in zip(rows(single), rows(straight), strict=True):
-        assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
 
-    ended = launch(run, 2, folder, stopped, engine, "float32", True)
+    ended = launch(partial(worker, stop=True), 2, folder, stopped, engine)
     assert all(text.startswith(f"Preempted: Stopped after step {STOP} of 6") for text in ended), ended
-    refused = launch(run, 1, folder, stopped, engine)[0]
-    assert f"was saved with engine={engine} on 2 process(es), this run has engine={engine} on 1" in refused
-    assert launch(run, 2, folder, stopped, engine) == ["done", "done"]
+    between(stopped)
+    assert launch(worker, 2, folder, stopped, engine) == ["done", "done"]
     again = delta(stopped, folder)
     assert all(torch.equal(again[name], value) for name, value in found.items())
     assert rows(stopped) == rows(straight)
+    return straight
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
+def test_a_cell_gets_the_same_weights_and_resumes_exactly(engine, folder, single, tmp_path):
+    def one_process_is_refused(stopped: Path) -> None:
+        refused = launch(run, 1, folder, stopped, engine)[0]
+        assert f"was saved with engine={engine} on 2 process(es), this run has engine={engine} on 1" in refused
+
+    straight = check_weights_and_resume(run, engine, folder, single, tmp_path, one_process_is_refused)
+    assert [row["step"] for row in rows(straight)] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(rows(single), rows(straight), strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
 
 
 def test_a_cell_in_bfloat16(folder, tmp_path):

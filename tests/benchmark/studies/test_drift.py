@@ -16,7 +16,8 @@ from benchmark.spec import DatasetSpec, cell_id, plain
 from benchmark.store.cells import Store
 from benchmark.studies import drift
 from benchmark.training.checkpoint import apply_delta, save_delta, snapshot
-from tests.benchmark.training.test_train import cell, loaded, models, records  # noqa: F401  # the fixtures
+from tests.benchmark.training.conftest import loaded, models, records  # noqa: F401  # the fixtures
+from tests.benchmark.training.toy_cell import cell
 
 SETS = tuple(DatasetSpec(name, name, role, "gqa", "{question}", 8, {}, {}, {}) for name, role in (
     ("toy", "target"), ("one", "upstream"), ("two", "upstream")))

@@ -23,18 +23,7 @@ from methods import houlsby, prefix
 from methods.houlsby import FILE
 from methods.peft import LoraParams
 from methods.registry import build
-from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
-    Killed,
-    cell,
-    kill,
-    loaded,
-    models,
-    records,
-    run,
-    same,
-    stop_at,
-    vila,
-)
+from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at
 
 SMALL = {
     "lora": {"r": 4}, "dora": {"r": 4}, "pissa": {"r": 4}, "osf": {}, "shira_gradient": {"r": 2, "samples": 3},
@@ -48,13 +37,13 @@ def adapted(method, **changes):
     return replace(cell(**changes), method=MethodSpec(method, SMALL[method]))
 
 
-def tuned(loaded, records, out, spec, **options):  # noqa: F811
+def tuned(loaded, records, out, spec, **options):
     return run(loaded, records, out, spec, build(spec.method.id, dict(spec.method.params), spec.seed), **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SMALL)
-def test_resume_is_bitwise_exact(vila, records, tmp_path, method):  # noqa: F811
+def test_resume_is_bitwise_exact(vila, records, tmp_path, method):
     spec = adapted(method, epochs=3, micro_batch_size=2)
     whole, rows = tuned(vila, records, tmp_path / "whole", spec)
     for step in (5, 8):  # lorasculpt prunes after step 4
@@ -67,7 +56,7 @@ def test_resume_is_bitwise_exact(vila, records, tmp_path, method):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_cell_ends_as_an_ordinary_delta_and_leaves_the_model_as_it_was(loaded, records, tmp_path):  # noqa: F811
+def test_a_cell_ends_as_an_ordinary_delta_and_leaves_the_model_as_it_was(loaded, records, tmp_path):
     everything = [name for name, _ in loaded.model.named_parameters()]
     kinds = [type(module) for module in loaded.model.modules()]
     before = snapshot(loaded.model, everything)
@@ -105,7 +94,7 @@ def low_rank(delta, before, names):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full_ft", "spider", "lora", "houlsby", "prefix", "oft"])
-def test_the_projector_trains_through_a_lora_beside_any_method(loaded, records, tmp_path, narrow, method):  # noqa: F811
+def test_the_projector_trains_through_a_lora_beside_any_method(loaded, records, tmp_path, narrow, method):
     everything = [name for name, _ in loaded.model.named_parameters()]
     kinds, before = [type(module) for module in loaded.model.modules()], snapshot(loaded.model, everything)
     params = SMALL.get(method, {"oft_block_size": 2} if method == "oft" else {})
@@ -131,7 +120,7 @@ def test_the_projector_trains_through_a_lora_beside_any_method(loaded, records, 
 
 
 @pytest.mark.slow
-def test_the_projectors_lora_has_the_projectors_rate(vila, records, tmp_path, narrow):  # noqa: F811
+def test_the_projectors_lora_has_the_projectors_rate(vila, records, tmp_path, narrow):
     spec = cell(epochs=1, projector="lora")
     slow, fast = (run(vila, records, tmp_path / name, replace(spec, train=replace(
         spec.train, projector_learning_rate=rate))) for name, rate in (("a", 1e-5), ("b", 1e-2)))
@@ -146,7 +135,7 @@ def test_the_projectors_lora_has_the_projectors_rate(vila, records, tmp_path, na
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spider", "lorasculpt", "houlsby"])
-def test_a_projectors_lora_resumes_exactly(vila, records, tmp_path, narrow, method):  # noqa: F811
+def test_a_projectors_lora_resumes_exactly(vila, records, tmp_path, narrow, method):
     params = SMALL.get(method, {})
     spec = replace(cell(epochs=3, projector="lora"), method=MethodSpec(method, params))
     whole, rows = tuned(vila, records, tmp_path / "whole", spec)
@@ -164,7 +153,7 @@ def test_a_scope_and_a_projectors_lora(scope, words):
     assert fault is None if words is None else words in fault
 
 
-def test_a_projector_that_is_too_narrow_for_its_lora_is_named(vila, records, tmp_path, monkeypatch):  # noqa: F811
+def test_a_projector_that_is_too_narrow_for_its_lora_is_named(vila, records, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmark.training.adapters.PROJECTOR", LoraParams(r=500))
     with pytest.raises(UserError, match=r"projector.*r=500 is above the layer's rank"):
         run(vila, records, tmp_path, cell(projector="lora"))
@@ -173,7 +162,7 @@ def test_a_projector_that_is_too_narrow_for_its_lora_is_named(vila, records, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "tensors", "rate"), [(houlsby, 8, 0.1), (prefix, 2, 0.3)])
 def test_an_adapter_that_cannot_be_merged_comes_back_for_answers_and_goes_again(
-    loaded, records, tmp_path, module, tensors, rate,  # noqa: F811
+    loaded, records, tmp_path, module, tensors, rate,
 ):
     everything = [name for name, _ in loaded.model.named_parameters()]
     before, seen = snapshot(loaded.model, everything), {}
@@ -218,7 +207,7 @@ def test_an_adapter_that_cannot_be_merged_comes_back_for_answers_and_goes_again(
 
 
 @pytest.mark.slow
-def test_a_cell_without_its_adapter_is_named(vila, records, tmp_path):  # noqa: F811
+def test_a_cell_without_its_adapter_is_named(vila, records, tmp_path):
     spec = adapted("houlsby", epochs=1)
     delta, _ = tuned(vila, records, tmp_path, spec)
     name = next(name for name in delta if name.endswith("up.weight"))
@@ -232,7 +221,7 @@ def test_a_cell_without_its_adapter_is_named(vila, records, tmp_path):  # noqa: 
 
 
 @pytest.mark.parametrize("method", ["ia3", "lora", "oft", "ln_tuning"])
-def test_a_scope_without_a_bias_that_the_adapter_changes_is_refused(loaded, method):  # noqa: F811
+def test_a_scope_without_a_bias_that_the_adapter_changes_is_refused(loaded, method):
     """IA3 rescales the outputs of a layer with its bias; a scope of weights alone would lose that without a word."""
     norm = method == "ln_tuning"
     name = "input_layernorm" if norm else "self_attn.k_proj"
@@ -257,7 +246,7 @@ def test_a_scope_without_a_bias_that_the_adapter_changes_is_refused(loaded, meth
 
 
 @pytest.mark.slow
-def test_other_methods_train_the_same_before_and_after_an_adapter(vila, records, tmp_path):  # noqa: F811
+def test_other_methods_train_the_same_before_and_after_an_adapter(vila, records, tmp_path):
     first, rows = run(vila, records, tmp_path / "a")
     tuned(vila, records, tmp_path / "lora", adapted("lora"))
     with pytest.raises(Killed):
@@ -267,7 +256,7 @@ def test_other_methods_train_the_same_before_and_after_an_adapter(vila, records,
 
 
 @pytest.mark.slow
-def test_the_model_keeps_the_tuned_weights(vila, records, tmp_path):  # noqa: F811
+def test_the_model_keeps_the_tuned_weights(vila, records, tmp_path):
     from benchmark.training.checkpoint import apply_delta, load_delta
     from benchmark.training.train import train
 
@@ -283,7 +272,7 @@ def test_the_model_keeps_the_tuned_weights(vila, records, tmp_path):  # noqa: F8
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "pissa", "dora"])
-def test_in_bfloat16(vila, records, tmp_path, method):  # noqa: F811
+def test_in_bfloat16(vila, records, tmp_path, method):
     vila.model.to(torch.bfloat16)
     try:
         delta, rows = tuned(vila, records, tmp_path, adapted(method, dtype="bfloat16", epochs=6))
@@ -295,14 +284,14 @@ def test_in_bfloat16(vila, records, tmp_path, method):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_changes_no_number(vila, records, tmp_path):  # noqa: F811
+def test_gradient_checkpointing_changes_no_number(vila, records, tmp_path):
     plain, rows = tuned(vila, records, tmp_path / "a", adapted("lora"))
     recomputed, again = tuned(vila, records, tmp_path / "b", adapted("lora", gradient_checkpointing=True))
     assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
     assert plain.keys() == recomputed.keys()
 
 
-def test_the_layers_are_those_of_the_trained_weights(loaded):  # noqa: F811
+def test_the_layers_are_those_of_the_trained_weights(loaded):
     method = build("lora", {"r": 4}, 0)
     names = trainable_names(loaded, "last_layers", 1)
     layers = adapted_layers(loaded, names, method)
@@ -314,13 +303,13 @@ def test_the_layers_are_those_of_the_trained_weights(loaded):  # noqa: F811
 
 
 @pytest.mark.parametrize("scope", ["projector"])
-def test_a_scope_without_layers_is_refused_before_training(vila, records, tmp_path, scope):  # noqa: F811
+def test_a_scope_without_layers_is_refused_before_training(vila, records, tmp_path, scope):
     with pytest.raises(UserError, match="trains no linear layer of a decoder block"):
         tuned(vila, records, tmp_path, adapted("lora", scope=scope))
     assert not (tmp_path / "train.jsonl").exists()
 
 
-def test_calibration_reads_training_samples_of_every_source_set(vila, records, tmp_path, monkeypatch):  # noqa: F811
+def test_calibration_reads_training_samples_of_every_source_set(vila, records, tmp_path, monkeypatch):
     from benchmark.training import adapters
 
     sets = tuple(
@@ -341,7 +330,7 @@ def test_calibration_reads_training_samples_of_every_source_set(vila, records, t
 
 
 @pytest.mark.slow
-def test_an_adapter_that_is_not_merged_has_no_distance(vila, records, tmp_path, monkeypatch):  # noqa: F811
+def test_an_adapter_that_is_not_merged_has_no_distance(vila, records, tmp_path, monkeypatch):
     from benchmark.models import loading
 
     spec = adapted("houlsby", epochs=1)
@@ -354,7 +343,7 @@ def test_an_adapter_that_is_not_merged_has_no_distance(vila, records, tmp_path, 
 
 
 @pytest.mark.slow
-def test_rms_is_measured_on_the_merged_weights(vila, records, tmp_path, monkeypatch):  # noqa: F811
+def test_rms_is_measured_on_the_merged_weights(vila, records, tmp_path, monkeypatch):
     from benchmark.models import loading
 
     spec = adapted("lora")

@@ -178,6 +178,18 @@ def test_a_folder_is_read_tensor_by_tensor(tmp_path):
     assert found.keys() == {"lm_head.weight"} and torch.equal(found["lm_head.weight"], base["lm_head.weight"])
 
 
+def test_a_file_that_no_loader_reads_is_left_alone(tmp_path):
+    """A copy beside the weights must not take their place."""
+    from safetensors.torch import save_file
+
+    model = llama()
+    model.save_pretrained(tmp_path)
+    save_file({"lm_head.weight": torch.ones(16, 8)}, tmp_path / "older.safetensors")
+    model.model.requires_grad_(False)
+    found = sources(attach("spider", adamw(model), model, pretrained=tmp_path))
+    assert torch.equal(found["lm_head.weight"], model.lm_head.weight) and not (found["lm_head.weight"] == 1).all()
+
+
 def test_a_folder_with_the_older_names_of_its_model_is_read(tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -125,7 +125,7 @@ def test_the_base_can_be_a_folder(tmp_path):
     assert {shard.name: shard.pretrained.numel() for shard in callback.attachment.shards} == {
         name: value.numel() for name, value in weights(model()).items()
     }
-    with pytest.raises(UserError, match="has no .safetensors file"):
+    with pytest.raises(UserError, match=r"pretrained=\S+: Checkpoint \S+ has no weights.*Give the folder of the base"):
         trainer(tmp_path, MethodCallback("spider", pretrained=tmp_path)).train()
 
 

@@ -12,7 +12,6 @@ from benchmark.models.batch import Items, collate
 from benchmark.models.prompt import IGNORE
 from benchmark.training.checkpoint import apply_delta, snapshot
 from benchmark.training.drift import Reference, divergence, linear_cka
-from tests.benchmark.training.test_train import loaded, models, records  # noqa: F401  # the fixtures
 
 
 def kl(first, second):
@@ -60,7 +59,7 @@ def weights_moved(model, seed):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def alone(loaded, record, supervised):  # noqa: F811
+def alone(loaded, record, supervised):
     """Run one record by itself, unpadded: (logits, labels, outputs of the layers), float64 numpy."""
     items = Items(loaded, [record], supervised)
     batch = collate(loaded, [items[0]], "right")
@@ -77,7 +76,7 @@ def alone(loaded, record, supervised):  # noqa: F811
     return logits, labels, outputs
 
 
-def test_a_model_is_measured_on_the_answer_tokens_and_on_the_last_prompt_token(loaded, records):  # noqa: F811
+def test_a_model_is_measured_on_the_answer_tokens_and_on_the_last_prompt_token(loaded, records):
     targets, sources = records[:5], records[3:]
     reference = Reference(loaded, targets, sources, batch_size=3)
     before = {record.item_id: (alone(loaded, record, True), alone(loaded, record, False)) for record in records}

@@ -22,19 +22,8 @@ from benchmark.training.checkpoint import snapshot
 from methods.ewc import Ewc
 from methods.registry import build
 from tests.benchmark.store.test_keys import Contents, changed
-from tests.benchmark.training.test_replay import other, spec_of  # noqa: F401  # the fixture
-from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
-    Killed,
-    cell,
-    kill,
-    loaded,
-    models,
-    records,
-    run,
-    same,
-    stop_at,
-    vila,
-)
+from tests.benchmark.training.test_replay import spec_of
+from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at
 from tests.reference import ewc
 
 PARAMS = {"strength": 10.0, "samples": 5}
@@ -48,7 +37,7 @@ def made():
     return build("ewc", PARAMS, 0)
 
 
-def test_the_importances_are_those_of_the_answers_loss_on_generic_data(loaded, other):  # noqa: F811
+def test_the_importances_are_those_of_the_answers_loss_on_generic_data(loaded, other):
     """Against a plain backward pass of each sample: answer tokens alone, each predicted from the position before it."""
     names = trainable_names(loaded, "last_layers", 2)
     before = snapshot(loaded.model, [name for name, _ in loaded.model.named_parameters()])
@@ -80,7 +69,7 @@ def test_the_importances_are_those_of_the_answers_loss_on_generic_data(loaded, o
 
 
 @pytest.mark.slow
-def test_a_cell_resumes_exactly_and_keeps_what_it_measured_first(vila, records, tmp_path, other, monkeypatch):  # noqa: F811
+def test_a_cell_resumes_exactly_and_keeps_what_it_measured_first(vila, records, tmp_path, other, monkeypatch):
     """Another machine may measure other bits: what was saved counts."""
     whole, rows = run(vila, records, tmp_path / "whole", spec(epochs=3, micro_batch_size=2), made())
     with pytest.raises(Killed):
@@ -99,7 +88,7 @@ def test_a_cell_resumes_exactly_and_keeps_what_it_measured_first(vila, records, 
 
 
 @pytest.mark.slow
-def test_important_weights_move_least(vila, records, tmp_path, other):  # noqa: F811
+def test_important_weights_move_least(vila, records, tmp_path, other):
     names = trainable_names(vila, "last_layers", 2)
     base, method = snapshot(vila.model, names), made()
     importance.measure(spec(), vila, method, names)
@@ -117,7 +106,7 @@ def test_important_weights_move_least(vila, records, tmp_path, other):  # noqa: 
     assert moved(held, many) / moved(free, many) < 0.5 * moved(held, few) / moved(free, few)
 
 
-def test_without_generic_data_nothing_is_trained(vila, records, tmp_path):  # noqa: F811
+def test_without_generic_data_nothing_is_trained(vila, records, tmp_path):
     with pytest.raises(UserError, match="method=ewc needs data that show no source set"):
         run(vila, records, tmp_path, replace(spec(), generic=None), made())
     assert not (tmp_path / "train.jsonl").exists()

@@ -22,18 +22,7 @@ from benchmark.training.checkpoint import snapshot
 from benchmark.training.losses import temperature, token_losses
 from benchmark.training.train import Objective, batch_loss, permutation, sample_losses, train, training_batch
 from methods.registry import build
-from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
-    Killed,
-    cell,
-    kill,
-    loaded,
-    models,
-    records,
-    run,
-    same,
-    stop_at,
-    vila,
-)
+from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at
 from tests.reference import losses as reference
 
 # Settings that differ from every default, so that a setting which is ignored is found.
@@ -121,7 +110,7 @@ def test_tau_is_the_median_of_the_samples_mean_losses():
 # ---- within a batch
 
 
-def batch_of(loaded, records, micro=None):  # noqa: F811
+def batch_of(loaded, records, micro=None):
     items = Items(loaded, records, supervised=True)
     pairs = [(items[i], 0.1 + 0.05 * i) for i in range(len(records))]
     batch = training_batch(loaded, pairs[:micro])
@@ -129,7 +118,7 @@ def batch_of(loaded, records, micro=None):  # noqa: F811
     return items, pairs, batch
 
 
-def by_hand(loaded, items, index, loss, tau, base_model=None):  # noqa: F811
+def by_hand(loaded, items, index, loss, tau, base_model=None):
     """Return the losses of the supervised tokens of an item from a plain pass, by the reference, with the base's."""
     batch = collate(loaded, [items[index]], "right")
     labels = batch.pop("labels")[0]
@@ -149,7 +138,7 @@ def by_hand(loaded, items, index, loss, tau, base_model=None):  # noqa: F811
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_batch_counts_answers_alone_and_every_token_once(loaded, records, loss):  # noqa: F811
+def test_a_batch_counts_answers_alone_and_every_token_once(loaded, records, loss):
     """Padding, prompt and image positions cost nothing; each answer token is compared with the base at its position."""
     names = trainable_names(loaded, "last_layers", 2)
     base = snapshot(loaded.model, names)
@@ -173,7 +162,7 @@ def test_a_batch_counts_answers_alone_and_every_token_once(loaded, records, loss
     assert found.item() == pytest.approx(wanted, rel=2e-4)
 
 
-def test_cross_entropy_has_the_same_bits_as_without_an_objective(loaded, records):  # noqa: F811
+def test_cross_entropy_has_the_same_bits_as_without_an_objective(loaded, records):
     _, _, batch = batch_of(loaded, records)
     plain, outputs = batch_loss(loaded.model, batch, False)
     given, _ = batch_loss(loaded.model, batch, False, Objective(settings("cross_entropy")))
@@ -182,7 +171,7 @@ def test_cross_entropy_has_the_same_bits_as_without_an_objective(loaded, records
     assert torch.equal(plain, given) and torch.equal(plain, (losses * batch["weights"][chosen]).sum())
 
 
-def test_samples_of_weight_0_are_not_in_the_median(loaded, records):  # noqa: F811
+def test_samples_of_weight_0_are_not_in_the_median(loaded, records):
     items = Items(loaded, records, supervised=True)
     batch = training_batch(loaded, [(items[0], 0.3), (items[1], 0.0), (items[4], 0.1)])
     del batch["item_ids"]
@@ -194,7 +183,7 @@ def test_samples_of_weight_0_are_not_in_the_median(loaded, records):  # noqa: F8
 # ---- the base's weights
 
 
-def test_the_base_takes_the_place_of_trained_weights_and_leaves_it(vila, records):  # noqa: F811
+def test_the_base_takes_the_place_of_trained_weights_and_leaves_it(vila, records):
     names = trainable_names(vila, "last_layers", 2)
     base = snapshot(vila.model, names)
     _, _, batch = batch_of(vila, records)
@@ -214,7 +203,7 @@ def test_the_base_takes_the_place_of_trained_weights_and_leaves_it(vila, records
     assert not torch.equal(batch_loss(vila.model, batch, False)[1].logits, untuned)
 
 
-def test_a_base_value_that_was_freed_is_refused(vila):  # noqa: F811
+def test_a_base_value_that_was_freed_is_refused(vila):
     names = trainable_names(vila, "last_layers", 1)
     base = snapshot(vila.model, names)
     trained = {name: vila.model.get_parameter(name) for name in names}
@@ -229,7 +218,7 @@ def test_a_base_value_that_was_freed_is_refused(vila):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", SETTINGS)
-def test_the_first_step_is_that_of_the_formula(vila, records, tmp_path, loss):  # noqa: F811
+def test_the_first_step_is_that_of_the_formula(vila, records, tmp_path, loss):
     """At w* the divergence is 0, so the logged loss follows from the reference; micro-batches do not matter."""
     items = Items(vila, records, supervised=True)
     order = permutation(0, 0, len(records))[:4]
@@ -248,7 +237,7 @@ def test_the_first_step_is_that_of_the_formula(vila, records, tmp_path, loss):  
     ("lwf", "spider", {}), ("dft", "half_ft", {}), ("asft", "lora", {"r": 4}), ("lwf", "pissa", {"r": 4}),
     ("eaft", "l2_reg", {}), ("talr", "oft", {"oft_block_size": 4}),
 ])
-def test_a_loss_composes_with_a_method_and_resumes_exactly(vila, records, tmp_path, loss, method, params):  # noqa: F811
+def test_a_loss_composes_with_a_method_and_resumes_exactly(vila, records, tmp_path, loss, method, params):
     spec = replace(cell(loss=loss, micro_batch_size=2), method=MethodSpec(method, params))
 
     def made():
@@ -264,7 +253,7 @@ def test_a_loss_composes_with_a_method_and_resumes_exactly(vila, records, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_strong_divergence_keeps_the_model_at_its_base(vila, records, tmp_path):  # noqa: F811
+def test_a_strong_divergence_keeps_the_model_at_its_base(vila, records, tmp_path):
     _, free = run(vila, records, tmp_path / "free", cell(epochs=4))
     _, held = run(vila, records, tmp_path / "held", cell(epochs=4, loss="lwf", lwf_weight=100.0))
     assert free[-1]["loss"] < 0.9 * free[0]["loss"] and held[0]["loss"] == pytest.approx(free[0]["loss"])
@@ -272,7 +261,7 @@ def test_a_strong_divergence_keeps_the_model_at_its_base(vila, records, tmp_path
 
 
 @pytest.mark.slow
-def test_in_bfloat16_the_divergence_is_0_at_the_base(vila, records, tmp_path):  # noqa: F811
+def test_in_bfloat16_the_divergence_is_0_at_the_base(vila, records, tmp_path):
     vila.model.to(torch.bfloat16)
     try:
         spec = cell(dtype="bfloat16", epochs=1, learning_rate=1e-9, projector_learning_rate=1e-9)
@@ -287,18 +276,18 @@ def test_in_bfloat16_the_divergence_is_0_at_the_base(vila, records, tmp_path):  
 class Prepared:
     """As much of a worker as a bench asks for."""
 
-    def __init__(self, loaded, records):  # noqa: F811
+    def __init__(self, loaded, records):
         self.loaded, self.records = loaded, records
 
-    def _load(self, cell):  # noqa: F811
+    def _load(self, cell):
         return self.loaded
 
-    def training_records(self, cell):  # noqa: F811
+    def training_records(self, cell):
         return self.records
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "lwf", "talr"])
-def test_what_a_method_costs_is_measured_with_the_loss(vila, records, loss, monkeypatch):  # noqa: F811
+def test_what_a_method_costs_is_measured_with_the_loss(vila, records, loss, monkeypatch):
     from benchmark.running import method_cost
 
     spec, passes = cell(loss=loss, micro_batch_size=2), []
@@ -368,7 +357,7 @@ def test_an_engine_that_frees_the_base_is_refused_before_it_starts(monkeypatch):
         request([*asked, "train.loss=asft"])
 
 
-def test_a_training_checks_the_engine_itself(vila, records, tmp_path):  # noqa: F811
+def test_a_training_checks_the_engine_itself(vila, records, tmp_path):
     spec = replace(cell(loss="lwf"), engine="zero3", zero_optimization={"stage": 3, "zero_quantized_weights": True})
     with pytest.raises(UserError, match="frees and keeps only in 8 bits"):
         train(spec, vila, records, build("full_ft", {}, 0), tmp_path)

@@ -18,7 +18,7 @@ from benchmark.training.posthoc import moved, transform
 from methods.registry import build
 from tests.benchmark.models import tiny
 from tests.benchmark.training.test_replay import spec_of
-from tests.benchmark.training.test_train import cell
+from tests.benchmark.training.toy_cell import cell
 
 ANSWERS = ["red", "a blue dog", "cat"]
 

@@ -11,53 +11,20 @@ import torch
 from benchmark import data
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
-from benchmark.data.record import Record
 from benchmark.models.batch import Items
 from benchmark.spec import DatasetSpec, MethodSpec, canonical, cell_id, samples, steps_per_epoch
 from benchmark.store.keys import keys_of
 from benchmark.training import replay
 from benchmark.training.train import Order, Share, permutation
 from methods.registry import build
-from tests.benchmark.models import tiny
 from tests.benchmark.store.test_keys import Contents, changed
-from tests.benchmark.training.test_train import (  # noqa: F401  # the fixtures
-    Killed,
-    cell,
-    kill,
-    loaded,
-    models,
-    records,
-    run,
-    same,
-    stop_at,
-    vila,
-)
+from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at
 
 ASKED = ["method=spider", "model=vila_pocket", "dataset=iconqa"]
 
 
 def spec_of(name, role="extra"):
     return DatasetSpec(name, name, role, "gqa", "{question}", 8, {"train": "train"}, {}, {})
-
-
-@pytest.fixture
-def other(tmp_path, monkeypatch):
-    """Give every dataset seven training samples of its own; return what was read."""
-    read = []
-
-    def load(dataset, root, split, limit):
-        read.append((dataset.id, split, limit))
-        made = []
-        for i in range(7):
-            image = None
-            if i % 2:
-                image = tmp_path / f"{dataset.id}{i}.png"
-                tiny.picture(60 + i, 24).save(image)
-            made.append(Record(f"item{i}", dataset.id, "train", image, f"what is {i}?", "a red dog", (), None, "", {}))
-        return made[:limit]
-
-    monkeypatch.setattr(data, "load", load)
-    return read
 
 
 # ---- order
@@ -124,7 +91,7 @@ def test_processes_share_batches_with_replay():
 @pytest.mark.parametrize(("kind", "method", "params"), [
     ("generic", "lora", {"r": 4}), ("source", "spider", {}), ("generic", "half_ft", {}),
 ])
-def test_a_training_with_replay_resumes_exactly(vila, records, tmp_path, other, kind, method, params):  # noqa: F811
+def test_a_training_with_replay_resumes_exactly(vila, records, tmp_path, other, kind, method, params):
     spec = replace(
         cell(replay=kind, replay_share=0.25, replay_rows=6, micro_batch_size=2), method=MethodSpec(method, params),
         generic=spec_of("generic"), datasets=(spec_of("a", "upstream"), spec_of("b", "upstream")),
@@ -143,7 +110,7 @@ def test_a_training_with_replay_resumes_exactly(vila, records, tmp_path, other, 
 
 
 @pytest.mark.slow
-def test_the_first_loss_counts_the_replayed_sample(vila, records, tmp_path, other):  # noqa: F811
+def test_the_first_loss_counts_the_replayed_sample(vila, records, tmp_path, other):
     spec = replace(cell(replay="generic", replay_share=0.25, epochs=1), generic=spec_of("generic"))
     _, rows = run(vila, records, tmp_path, spec)
     items = Items(vila, [*records, *data.load(spec.generic, None, "train", 7)], supervised=True)
@@ -156,7 +123,7 @@ def test_the_first_loss_counts_the_replayed_sample(vila, records, tmp_path, othe
         assert rows[0]["loss"] == pytest.approx(group_loss(vila, items, order, 2).item(), rel=1e-4)
 
 
-def test_replay_without_data_is_refused_before_training(vila, records, tmp_path):  # noqa: F811
+def test_replay_without_data_is_refused_before_training(vila, records, tmp_path):
     for spec, text in [
         (cell(replay="generic"), "train.replay=generic needs data that show no source set"),
         (cell(replay="source"), "train.replay=source needs data"),

@@ -20,92 +20,13 @@ from benchmark.core.signals import Preempted, Terminated, check, raising
 from benchmark.data.record import Record
 from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
-from benchmark.spec import CellSpec, EvalSpec, MethodSpec, ModelSpec, TrainSpec, cell_id
-from benchmark.training.checkpoint import apply_delta, load_delta, save_delta, snapshot
+from benchmark.spec import cell_id
+from benchmark.training.checkpoint import load_delta, save_delta, snapshot
 from benchmark.training.train import Order, Share, TrainingFailed, batch_loss, permutation, train, training_batch
 from methods.base import Method, NoParams
 from methods.registry import build
-from tests.benchmark.models import tiny
+from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at
 from tests.methods.toy import Momenta
-
-ANSWERS = ["red", "a blue dog", "B", "a red cat", "blue", "cat", "a dog", "A", "dog", "red red red"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folders = {family: tiny.write(family, tmp_path_factory.mktemp(family)) for family in ("llava", "vila")}
-    return {family: tiny.load(family, folder) for family, folder in folders.items()}
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    made = []
-    for i, answer in enumerate(ANSWERS):
-        image = None
-        if i % 4 != 3:
-            image = folder / f"{i}.png"
-            tiny.picture(30 + i, 24).save(image)
-        made.append(Record(f"item{i}", "toy", "train", image, f"what is {i}?", answer, (answer,), None, str(i), {}))
-    return made
-
-
-@pytest.fixture(params=["llava", "vila"])
-def loaded(request, models):
-    yield from fresh(models[request.param])
-
-
-@pytest.fixture
-def vila(models):
-    yield from fresh(models["vila"])
-
-
-def fresh(loaded):
-    """Hand out a shared model and give it its base weights back."""
-    names = [name for name, _ in loaded.model.named_parameters()]
-    base = snapshot(loaded.model, names)
-    yield loaded
-    apply_delta(loaded.model, base)
-    loaded.model.requires_grad_(False).eval()
-
-
-def cell(seed=0, method="full_ft", dtype="float32", **changes):
-    settings = {
-        "epochs": 2, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 2e-3, "projector_learning_rate": 2e-4,
-        "last_layers": 2, "scope": "last_layers", "warmup_ratio": 0.3, "scheduler": "cosine", "weight_decay": 0.0,
-        "max_grad_norm": 1.0, "loss_group": 2, "limit": None,
-    }
-    return CellSpec(
-        profile="toy",
-        model=ModelSpec("tiny", "Tiny", "vila", "unused", "resize", 256, 2e-3, 2e-4),
-        method=MethodSpec(method, {}),
-        target="toy",
-        seed=seed,
-        train=TrainSpec(**(settings | changes)),
-        datasets=(),
-        eval=EvalSpec(4),
-        data_root="unused",
-        dtype=dtype,
-        device="cpu",
-        threads=1,
-    )
-
-
-def run(loaded, records, out, spec=None, method=None, on_progress=None, **options):
-    """Train from the base weights and put them back; returns (delta, rows). Options are the cell's."""
-    spec = replace(spec or cell(), **options)
-    base = snapshot(loaded.model, [name for name, _ in loaded.model.named_parameters()])
-    try:
-        train(spec, loaded, records, method or build(spec.method.id, {}, spec.seed), out, on_progress)
-    finally:
-        apply_delta(loaded.model, base)
-    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    return load_delta(out / "delta.safetensors", loaded.digest), rows
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
 
 # ---- order and loss
 
@@ -389,22 +310,6 @@ def test_bfloat16_trains_float32_master_weights(vila, records, tmp_path):
 
 
 # ---- interruption
-
-
-class Killed(Exception):
-    pass
-
-
-def stop_at(step, action):
-    def on_progress(now, steps, row):
-        if now == step:
-            action()
-
-    return on_progress
-
-
-def kill():
-    raise Killed
 
 
 @pytest.mark.slow
