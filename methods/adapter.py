@@ -27,14 +27,14 @@ class AdapterMethod(Method):
     they are inserted again wherever the cell is used.
 
     Attributes:
-        layers: the kind of layers that it adapts: linear layers, or norms.
+        layers: the kind of layers that it adapts: linear layers, norms, or the input embedding alone.
         calibrates_on: the records that `insert` needs: none, those of the target, or training samples of the source
             sets. `calibration_samples` is their number.
         adapts_projector: whether it is the projector's adapter, too, with train.projector=lora. Otherwise LoRA is.
         merges: whether it can be merged; then its layers have `merge()`.
     """
 
-    layers: ClassVar[Literal["linear", "norm"]] = "linear"
+    layers: ClassVar[Literal["linear", "norm", "embedding"]] = "linear"
     calibrates_on: ClassVar[Literal["", "target", "sources"]] = ""
     adapts_projector: ClassVar[bool] = False
     merges: ClassVar[bool] = True
@@ -57,6 +57,9 @@ class AdapterMethod(Method):
             layers: names of the modules to adapt.
             calibration: the calibration data; None if `calibration_samples` is 0.
         """
+
+    def leave(self) -> None:  # noqa: B027  # most wrap layers alone
+        """Undo what `insert` did beside wrapping layers."""
 
     def change(self, layer: Any) -> Tensor:
         """Return what an adapted layer adds to its base weight, in float32 (methods that move a part of it only)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Params = Mapping[str, Any]
@@ -46,17 +46,27 @@ SIZES: dict[str, Callable[[Params, str, Shape], int]] = {
     "methods.prefix:Prefix": lambda params, name, shape: params["tokens"] * shape[0],
     "methods.peft:LnTuning": lambda params, name, shape: shape[0],
 }
+ONCE: dict[str, Callable[[Params, int], int]] = {  # not in blocks: a function of (parameters, hidden size)
+    "methods.prompt_tuning:PromptTuning": lambda params, hidden: params["tokens"] * hidden,
+}
 NORMS = ("methods.peft:LnTuning",)
 
 
-def elements(cls: str, params: Params, shapes: Mapping[str, Shape]) -> int:
-    """Return the number of elements that an adapter trains in one decoder block.
+def elements(cls: str, params: Params, blocks: Sequence[Mapping[str, Shape]], hidden: int) -> int:
+    """Return the number of elements that an adapter trains.
 
     Args:
         cls: "module:Class" of the method.
         params: its parameters by name.
-        shapes: name of a layer below the block -> shape of its weight.
+        blocks: for each decoder block, name of a layer below it -> shape of its weight.
+        hidden: width of the decoder.
     """
+    if cls in ONCE:
+        return ONCE[cls](params, hidden)
+    return sum(_in_block(cls, params, shapes) for shapes in blocks)
+
+
+def _in_block(cls: str, params: Params, shapes: Mapping[str, Shape]) -> int:
     return sum(
         SIZES[cls](params, name, shape) for name, shape in shapes.items()
         if len(shape) == (1 if cls in NORMS else 2) and re.fullmatch(params["targets"], name)

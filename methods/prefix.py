@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from benchmark.core.errors import UserError
 from methods.adapter import AdapterMethod, check_targets, wrap
+from methods.attention import check_kernel, register
 from methods.houlsby import FILE
 from methods.peft import check_positive
 
 if TYPE_CHECKING:
     from benchmark.training.adapters import Samples
 
-KERNEL, NAME = "sdpa", ".prefix"
+NAME = ".prefix"
 
 
 @dataclass(frozen=True)
@@ -56,46 +55,6 @@ class Prefixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base_layer(x)
-
-
-def with_prefix(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an attention function of transformers that puts a module's prefix before its keys and values.
-
-    Keys of the prefix have no position, so queries at every position see them alike, and no cache holds them.
-    """
-
-    def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-    ) -> Any:
-        parts = [getattr(getattr(module, name, None), "prefix", None) for name in ("k_proj", "v_proj")]
-        if parts[0] is None or parts[1] is None:
-            return attend(module, query, key, value, attention_mask, **options)
-        asked, there = query.shape[2], key.shape[2]
-        if attention_mask is None and asked > 1:  # the kernel would be told "causal", which a prefix shifts
-            every = torch.ones(asked, there, dtype=torch.bool, device=key.device)
-            attention_mask = every.tril(there - asked)[None, None]
-        if attention_mask is not None:
-            fill = 1.0 if attention_mask.dtype == torch.bool else 0.0
-            attention_mask = F.pad(attention_mask, (len(parts[0]), 0), value=fill)
-
-        def joined(part: Tensor, rest: Tensor) -> Tensor:
-            heads = part.to(rest.dtype).view(len(part), rest.shape[1], rest.shape[3]).transpose(0, 1)
-            return torch.cat([heads.expand(len(rest), -1, -1, -1), rest], dim=2)
-
-        return attend(module, query, joined(parts[0], key), joined(parts[1], value), attention_mask, **options)
-
-    attention.of_prefix = True  # type: ignore[attr-defined]  # so that it is registered once
-    return attention
-
-
-def register() -> None:
-    """Make the attention of this process's models read prefixes; without one it computes as before."""
-    from transformers import AttentionInterface
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    now = ALL_ATTENTION_FUNCTIONS[KERNEL]
-    if not hasattr(now, "of_prefix"):
-        AttentionInterface.register(KERNEL, with_prefix(now))
 
 
 def load(model: nn.Module, folder: Path | str) -> nn.Module:
@@ -151,10 +110,7 @@ class Prefix(AdapterMethod):
         )
 
     def insert(self, model: nn.Module, layers: Sequence[str], calibration: Samples | None) -> None:
-        config = getattr(model, "config", None)
-        kernel = KERNEL if config is None else config.get_text_config()._attn_implementation
-        if kernel != KERNEL:
-            raise UserError(f"method=prefix needs sdpa attention, but this model uses {kernel}. Use another adapter.")
+        check_kernel("prefix", model)
         register()
         generator = torch.Generator().manual_seed(self.seed)
         for path in layers:

@@ -191,6 +191,9 @@ METHODS: dict[str, MethodEntry] = {
     # Adapters that stay in the model
     "houlsby": MethodEntry("methods.houlsby:Houlsby", "Houlsby adapters", "Houlsby et al., ICML 2019", "adapter"),
     "prefix": MethodEntry("methods.prefix:Prefix", "Prefix tuning", "Li and Liang, ACL 2021", "adapter", ("zero3",)),
+    "prompt_tuning": MethodEntry(
+        "methods.prompt_tuning:PromptTuning", "Prompt tuning", "Lester et al., EMNLP 2021", "adapter", ("zero3",)
+    ),
 }
 
 

@@ -143,7 +143,7 @@ def adapter_of(cell: CellSpec, sizes: Architecture | Measured) -> int | None:
         return None
     params = {**configured(cell.method.id), **cell.method.params}
     blocks = sizes.trained_shapes(cell.train.scope, cell.train.last_layers)
-    return sum(elements(method.cls, params, shapes) for shapes in blocks)
+    return elements(method.cls, params, blocks, sizes.hidden)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ def adapted_layers(loaded: LoadedModel, names: Sequence[str], method: AdapterMet
     Raises:
         UserError: there is no such layer; or one is quantised, or too small for the adapter.
     """
+    if method.layers == "embedding":
+        return [input_embedding(loaded)]
     possible = {path: module for path, module in _layers(loaded, names).items() if _is(module, method.layers)}
     if not possible:
         raise UserError(
@@ -83,6 +85,12 @@ def _layers(loaded: LoadedModel, names: Sequence[str]) -> dict[str, nn.Module]:
     inside = [name for name in names if name.startswith(tuple(loaded.block_prefixes)) and name.endswith(".weight")]
     paths = [name.removesuffix(".weight") for name in inside]
     return {path: loaded.model.get_submodule(path) for path in paths}
+
+
+def input_embedding(loaded: LoadedModel) -> str:
+    """Return the name of the decoder's input embedding."""
+    embedding = loaded.model.get_input_embeddings()
+    return next(path for path, module in loaded.model.named_modules() if module is embedding)
 
 
 def _is(module: nn.Module, kind: str) -> bool:
@@ -233,7 +241,10 @@ class Adapter:
         self._model = loaded.model
         self._methods = {path: method for method, layers in parts for path in layers}
         self._originals = {path: loaded.model.get_submodule(path) for path in self._methods}
-        inside = {f"{path}.{name}" for path, layer in self._originals.items() for name, _ in layer.named_parameters()}
+        inside = {  # an embedding is not among the weights that a scope trains, and large
+            f"{path}.{name}" for path, layer in self._originals.items() for name, _ in layer.named_parameters()
+            if self._methods[path].layers != "embedding"
+        }
         self._base = snapshot(loaded.model, inside)
         projector = {name for name in names if name.startswith(loaded.projector_prefix)}
         adapted = any(f"{path}.weight" in projector for path in self._methods)
@@ -273,7 +284,7 @@ class Adapter:
         self._split = {
             path for path, layer in self._layers.items()
             for name, value in layer.get_base_layer().named_parameters()
-            if not torch.equal(value, self._base[f"{path}.{name}"])
+            if f"{path}.{name}" in self._base and not torch.equal(value, self._base[f"{path}.{name}"])
         }
         added = {f"{path}.{name}": value for path, layer in self._layers.items() for name, value in _added(layer)}
         self.bytes = sum({value.data_ptr(): value.nbytes for value in added.values()}.values())  # some are shared
@@ -351,11 +362,14 @@ class Adapter:
 
     def remove(self) -> None:
         """Put the original layers back, with their base weights."""
+        for method in dict.fromkeys(self._methods.values()):
+            method.leave()
         for path, layer in self._originals.items():
             parent, _, child = path.rpartition(".")
             setattr(self._model.get_submodule(parent), child, layer)
             for name, parameter in layer.named_parameters():
-                parameter.data = self._base[f"{path}.{name}"].clone()
+                if f"{path}.{name}" in self._base:
+                    parameter.data = self._base[f"{path}.{name}"].clone()
         self._model.requires_grad_(False)
 
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmark.core.errors import UserError
-from methods import prefix
+from methods import attention
 from methods.registry import build
 
 TOKENS = 3
@@ -62,7 +62,7 @@ def test_every_token_attends_to_the_prefix(mask):
         k_proj=SimpleNamespace(prefix=torch.tensor(parts[0])), v_proj=SimpleNamespace(prefix=torch.tensor(parts[1])),
         num_key_value_groups=2, is_causal=True, training=False,
     )
-    attend = prefix.with_prefix(plain_kernel())
+    attend = attention.with_prefix(plain_kernel())
     found, _ = attend(module, *map(torch.tensor, (query, key, value)), given, scaling=0.5, dropout=0.0)
     for row in range(2):
         for head in range(4):

@@ -28,7 +28,7 @@ from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, sto
 SMALL = {
     "lora": {"r": 4}, "dora": {"r": 4}, "pissa": {"r": 4}, "osf": {}, "shira_gradient": {"r": 2, "samples": 3},
     "lorasculpt": {"r": 4, "prune_after": 4}, "lorasculpt_code": {"r": 4, "prune_after": 4}, "oplora": {"r": 2, "k": 4},
-    "houlsby": {"size": 4}, "prefix": {"tokens": 3},
+    "houlsby": {"size": 4}, "prefix": {"tokens": 3}, "prompt_tuning": {"tokens": 3},
 }
 
 
