@@ -27,6 +27,7 @@ from benchmark.models.folder import quiet
 from benchmark.models.loading import load_model
 from benchmark.models.prompt import IMAGE_TAG
 from benchmark.models.vila import VilaForConditionalGeneration
+from benchmark.publishing import peft_folder
 from benchmark.spec import CellSpec, answering_dtype, plain, sees_sources, shown
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
@@ -74,12 +75,14 @@ def export(store: Store, name: str, target: Path) -> Path:
         apply_delta(loaded.model, delta)
     try:
         with unfinished_folder(target.with_name(f".{target.name}.unfinished")) as unfinished:
-            if alone:
+            base = cell.model.repository or cell.model.id
+            peft = alone and peft_folder.write(loaded, delta, base, unfinished)
+            if alone and not peft:
                 _write_adapter(delta, cell, unfinished)
-            else:
+            elif not alone:
                 _check_room(unfinished.parent, loaded)
                 WRITERS[cell.model.family](loaded, cell, unfinished)
-            write_atomic(unfinished / "README.md", card(cell, folder, loaded.digest))
+            write_atomic(unfinished / "README.md", card(cell, folder, loaded.digest, peft))
             if target.exists():
                 target.rmdir()
             unfinished.rename(target)  # last, so that an interrupted export does not leave a folder that looks complete
@@ -218,13 +221,14 @@ BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")  # configurations, templa
 WRITERS = {"auto": _write_auto, "llava": _write_llava, "vila": _write_vila}
 
 
-def card(cell: CellSpec, folder: Path, base: str) -> str:
+def card(cell: CellSpec, folder: Path, base: str, peft: bool = False) -> str:
     """Return the model card: what the model is, its scores, how to load it.
 
     Args:
         cell: the model's cell.
         folder: the cell's folder; its scores.json is used if it exists.
         base: digest of the base checkpoint.
+        peft: whether the model is an adapter folder of the peft library.
     """
     assert cell.train is not None
     train = cell.train
@@ -239,7 +243,9 @@ def card(cell: CellSpec, folder: Path, base: str) -> str:
     ]
     table = ["| dataset | role | score | n |", "| --- | --- | --- | --- |", *rows] if rows else ["Not evaluated."]
     settings = ", ".join(f"{name} {value}" for name, value in shown(cell.train).items() if value is not None)
-    if stays_apart(cell):
+    if peft:
+        load = "PeftModel.from_pretrained(base_model, folder)  # peft"
+    elif stays_apart(cell):
         load = f"{entry(cell.method.id).cls.partition(':')[0]}.load(base_model, folder)  # of SpiderBench"
     elif cell.model.family in ("auto", "llava"):
         load = (

@@ -69,8 +69,25 @@ def test_an_adapter_that_cannot_be_merged_is_exported_alone_and_loads_on_a_plain
     tiny.write("llava", tmp_path / "base")
     cell = cell_of_tiny(checkpoint=str(tmp_path / "base"), vocab_size=len(tiny.tokenizer()))
     cell = replace(cell, method=MethodSpec("houlsby", {"size": 4}))
-    loaded, store = load_model(cell.model, cell.dtype, "cpu"), Store(tmp_path / "results")
-    method, names = build("houlsby", {"size": 4}, 0), trainable_names(loaded, "last_layers", 2)
+    store, name, batch, ours = stored_adapter(tmp_path, cell)
+    assert main(["export", name, str(tmp_path / "out"), f"results={store.root}"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json", "README.md"
+    }
+    about = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert about["method"] == "houlsby" and about["size"] == 4
+    assert "methods.houlsby.load(base_model, folder)" in (tmp_path / "out" / "README.md").read_text()
+    model = houlsby.load(LlavaForConditionalGeneration.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    with torch.no_grad():
+        theirs = model(**batch).logits[..., : ours.shape[-1]]
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+
+def stored_adapter(root, cell, scope="last_layers", layers=2):
+    """Write a cell with random values of an adapter that stays, and of the projector; return (store, name, logits)."""
+    loaded, store = load_model(cell.model, cell.dtype, "cpu"), Store(root / "results")
+    method = build(cell.method.id, dict(cell.method.params), 0)
+    names = trainable_names(loaded, scope, layers)
     adapter = Adapter(loaded, [(method, adapted_layers(loaded, names, method))], names)
     tensors = {name: loaded.model.get_parameter(name) for name in adapter.trained}
     base = adapter.base({name: tensor.detach().clone() for name, tensor in tensors.items()})
@@ -82,17 +99,42 @@ def test_an_adapter_that_cannot_be_merged_is_exported_alone_and_loads_on_a_plain
     folder.mkdir(parents=True)
     save_delta(folder / "delta.safetensors", tensors, base, list(tensors), loaded.digest)
     (folder / "cell.yaml").write_text(yaml.safe_dump(plain(cell)))
-    assert main(["export", folder.name, str(tmp_path / "out"), f"results={store.root}"]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "adapter_model.safetensors", "adapter_config.json", "README.md"
-    }
-    about = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert about["method"] == "houlsby" and about["size"] == 4
-    assert "methods.houlsby.load(base_model, folder)" in (tmp_path / "out" / "README.md").read_text()
-    model = houlsby.load(LlavaForConditionalGeneration.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    batch = batch_of(loaded)
+    adapter.remove()
+    return store, folder.name, batch, ours
+
+
+@pytest.mark.parametrize(("method", "kind"), [("prompt_tuning", "PROMPT_TUNING"), ("prefix", "PREFIX_TUNING")])
+def test_a_prompt_and_a_prefix_load_as_plain_peft_models(method, kind, tmp_path):
+    from peft import PeftModel
+
+    tiny.write("llava", tmp_path / "base")
+    cell = cell_of_tiny(checkpoint=str(tmp_path / "base"), vocab_size=len(tiny.tokenizer()))
+    cell = replace(cell, method=MethodSpec(method, {"tokens": 3}))
+    store, name, batch, ours = stored_adapter(tmp_path, cell, "all")
+    out = export(store, name, tmp_path / "out")
+    about = json.loads((out / "adapter_config.json").read_text())
+    assert about["peft_type"] == kind and about["num_virtual_tokens"] == 3
+    assert "PeftModel.from_pretrained(base_model, folder)" in (out / "README.md").read_text()
+    base = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
     with torch.no_grad():
-        theirs = model(**batch_of(loaded)).logits[..., : ours.shape[-1]]
+        plain_logits = base(**batch).logits[..., : ours.shape[-1]]
+        model = PeftModel.from_pretrained(base, out)
+        theirs = model(**batch).logits[:, -ours.shape[1] :, : ours.shape[-1]]
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+    assert (plain_logits - ours).abs().max() > 1e-3
+    stored = load_file(out / "adapter_model.safetensors")["base_model.model.multi_modal_projector.linear_1.weight"]
+    projector = model.base_model.model.multi_modal_projector.modules_to_save["default"]
+    assert torch.equal(projector.linear_1.weight, stored)
+
+
+def test_a_prefix_in_some_blocks_keeps_our_folder(tmp_path):
+    tiny.write("llava", tmp_path / "base")
+    cell = cell_of_tiny(checkpoint=str(tmp_path / "base"), vocab_size=len(tiny.tokenizer()))
+    store, name, *_ = stored_adapter(tmp_path, replace(cell, method=MethodSpec("prefix", {"tokens": 3})), layers=1)
+    out = export(store, name, tmp_path / "out")
+    assert "peft_type" not in json.loads((out / "adapter_config.json").read_text())
+    assert "methods.prefix.load(base_model, folder)" in (out / "README.md").read_text()
 
 
 def test_llava_loads_in_plain_transformers(tmp_path):
