@@ -28,8 +28,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj")
 class LoraSculptParams:
     """targets, r, lora_alpha: as LoRA's; keep: share of each A and of each B that stays; prune_after: optimizer steps
     before the rest becomes 0; strength: lambda of the regulariser; omega: inside its tanh; regularise: all adapted
-    layers, or queries, keys and values; forget_after: optimizer steps after which no mask applies any more, 0 for never
-    (the released code after an interruption at that step); lag: mask the weights only right before the next step, so that forward passes
+    layers, or queries, keys and values; lag: mask the weights only right before the next step, so that forward passes
     and the saved adapter see them unmasked."""
 
     targets: str = ".*"
@@ -41,7 +40,6 @@ class LoraSculptParams:
     omega: float = 1.0
     regularise: Literal["all", "qkv"] = "all"
     lag: bool = False
-    forget_after: int = 0
 
     def __post_init__(self) -> None:
         check_targets(self.targets)
@@ -50,11 +48,6 @@ class LoraSculptParams:
             raise ValueError(f"keep={self.keep} must be above 0 and at most 1.")
         if self.strength < 0:
             raise ValueError(f"strength={self.strength} must be at least 0.")
-        if self.forget_after and self.forget_after < self.prune_after:
-            raise ValueError(
-                f"forget_after={self.forget_after} is before prune_after={self.prune_after}, when there are no masks. Use "
-                "0, or a later step."
-            )
 
 
 class LoraSculpt(Peft):
@@ -71,13 +64,12 @@ class LoraSculpt(Peft):
     so forward passes lag one step behind, and the adapter that it saves is not sparse; (3) its masks are not in its
     checkpoints, so a resumed run goes on without; (4) it regularises queries, keys and values only, and the projector,
     to which the paper gives a sparse LoRA of its own, trains as a whole, without regulariser; (5) the regulariser
-    leaves out LoRA's scale. Point (3) follows from when a run is interrupted, which no cell may depend on:
-    `forget_after` names that step instead, and the masks are lost there in every run.
+    leaves out LoRA's scale.
     With train.projector=lora it adapts the projector's layers, too: (4) as in the paper, L + lambda mean_llm + lambda
     mean_connector, with A and B of both parts masked.
     Variants: lorasculpt: masks on the weights after every step, the last one included, saved and resumed; all adapted
-    layers are regularised; (1), (5) and the whole projector are as released. lorasculpt_code: as released, on a
-    run without interruption.
+    layers are regularised; (1), (5) and the whole projector are as released. lorasculpt_code: as released but for (3),
+    because a cell must not depend on interruptions.
     """
 
     Params = LoraSculptParams
@@ -135,12 +127,8 @@ class LoraSculpt(Peft):
             chosen = largest(due, lambda shard: shard.weight, lambda size: int(size * self.params.keep))
             self._masks |= {shard.name: chosen[shard.name].mask(shard.weight) for shard in due}
         for shard in mine:
-            if shard.name in self._masks and not self._forgotten(shard.name):
+            if shard.name in self._masks:
                 shard.weight.mul_(self._masks[shard.name])
-
-    def _forgotten(self, name: str) -> bool:
-        """Return whether an interruption of the released code would have lost a tensor's mask."""
-        return 0 < self.params.forget_after <= self._steps[name] - (not self.params.lag)
 
     def _regularise(self, shards: Shards) -> None:
         """Add the regulariser's gradient: B^T P / ||M * (B A)||_F to A's and P A^T / ||M * (B A)||_F to B's, with
