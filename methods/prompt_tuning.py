@@ -55,7 +55,7 @@ class Prompted(nn.Module):
 
 
 class PromptTuning(AdapterMethod):
-    """Prompt tuning: the decoder reads [P; X], learned embeddings P before those of all tokens; P alone is trained.
+    """Prompt tuning: h = decoder([P; X]), with learned embeddings P before those of all tokens, X.
 
     Granularity: none; no weight of the decoder changes. Tensors: P (tokens, hidden), and the whole projector, whichever
     blocks train.scope names. Acts: never; P is no weight, so it stays in the model and is not merged. Extra memory:

@@ -54,7 +54,7 @@ def test_images_that_a_stage_reads_before_its_first_step_are_reported(tmp_path, 
         ("train", cell, "train"), ("train", wise_ft, "train"), ("generate/gqa", cell, "generate/gqa"),
     ):
         told.clear()
-        own.stage(stage, one, cell, lambda *report: told.append(report))
+        own.stage(stage, one, (cell,), lambda *report: told.append(report))
         assert told == [(stage, 0, 1, ""), (f"{label}: images", 640, 10_000, "")]
     read_image(1, 2)
     assert len(told) == 2
