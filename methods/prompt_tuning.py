@@ -99,8 +99,8 @@ class PromptTuning(AdapterMethod):
             prompt = embedding(ids.to(weight.device)).clone()
         wrap(model, path, Prompted, prompt)
         prompted: Prompted = model.get_submodule(path)  # type: ignore[assignment]  # it has just been made
-        self._tokens = VirtualTokens(decoder, lambda: prompted.prompt.to(prompted.weight.dtype))
+        # Only the way back: what the decoder has made of the virtual tokens is no state of a training.
+        self._remove = VirtualTokens(decoder, lambda: prompted.prompt.to(prompted.weight.dtype)).remove
 
     def leave(self) -> None:
-        self._tokens.remove()
-        del self._tokens
+        self._remove()

@@ -36,6 +36,7 @@ class MethodEntry:
         refuses: engines on which it cannot train as configured; listed here because plans do not import its module.
         sees_sources: whether it reads training samples of the source sets.
         sees_generic: whether it reads data that show no source set (`generic=`).
+        starts_as_base: whether the model still computes what the base does when training starts.
     """
 
     cls: str
@@ -45,6 +46,7 @@ class MethodEntry:
     refuses: tuple[str, ...] = ()
     sees_sources: bool = False
     sees_generic: bool = False
+    starts_as_base: bool = True
 
 
 NRCA = "as in the code of Huang et al., NRCA, ICML 2025"
@@ -190,9 +192,12 @@ METHODS: dict[str, MethodEntry] = {
     ),
     # Adapters that stay in the model
     "houlsby": MethodEntry("methods.houlsby:Houlsby", "Houlsby adapters", "Houlsby et al., ICML 2019", "adapter"),
-    "prefix": MethodEntry("methods.prefix:Prefix", "Prefix tuning", "Li and Liang, ACL 2021", "adapter", ("zero3",)),
+    "prefix": MethodEntry(
+        "methods.prefix:Prefix", "Prefix tuning", "Li and Liang, ACL 2021", "adapter", ("zero3",), starts_as_base=False
+    ),
     "prompt_tuning": MethodEntry(
-        "methods.prompt_tuning:PromptTuning", "Prompt tuning", "Lester et al., EMNLP 2021", "adapter", ("zero3",)
+        "methods.prompt_tuning:PromptTuning", "Prompt tuning", "Lester et al., EMNLP 2021", "adapter", ("zero3",),
+        starts_as_base=False,
     ),
 }
 

@@ -713,6 +713,13 @@ def _cells(
             zero = place.zero_optimization if place.engine != "single" else {}
             for fault in filter(None, (train_settings.freed(train, zero), replay.fault_of(train))):
                 faults.add(fault)
+            for method in axes["methods"]:
+                if train.loss in train_settings.NEEDS_BASE and not entry(method).starts_as_base:
+                    faults.add(
+                        f"train.loss={train.loss} compares with the base model, but method={method} changes what the "
+                        "model computes before the first step, and only its weights can be put back. Use "
+                        "train.loss=cross_entropy, or another method."
+                    )
     upstream, extra, asked = (
         tuple(sets[name] for name in names) for names in (profile.upstream, profile.extra, axes["targets"])
     )

@@ -357,6 +357,17 @@ def test_an_engine_that_frees_the_base_is_refused_before_it_starts(monkeypatch):
         request([*asked, "train.loss=asft"])
 
 
+@pytest.mark.parametrize("method", ["prefix", "prompt_tuning"])
+@pytest.mark.parametrize("loss", ["lwf", "asft"])
+def test_a_method_that_does_not_start_as_the_base_is_refused_before_it_starts(method, loss):
+    """Their virtual tokens have keys and values from the start, so the adapter's initial state is not the base."""
+    asked = [f"method={method}", "model=vila_pocket", "dataset=iconqa"]
+    request([*asked, "train.loss=talr"])
+    with pytest.raises(UserError, match=f"train.loss={loss} compares with the base model, but method={method} changes"):
+        request([*asked, f"train.loss={loss}"])
+    request(["method=houlsby", *asked[1:], f"train.loss={loss}"])
+
+
 def test_a_training_checks_the_engine_itself(vila, records, tmp_path):
     spec = replace(cell(loss="lwf"), engine="zero3", zero_optimization={"stage": 3, "zero_quantized_weights": True})
     with pytest.raises(UserError, match="frees and keeps only in 8 bits"):
