@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import shutil
+import traceback
 from collections.abc import Iterable
 from textwrap import shorten
 
@@ -37,6 +38,8 @@ def explained(error: Exception) -> Exception:
         return _reader_failed(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None and _shm_full():
         return _reader_failed(error)  # no room even for the locks that the processes share
+    if isinstance(error, (ConnectionError, EOFError)) and _raised_below("torch.utils.data.dataloader", error):
+        return _reader_failed(error)  # a reader died while it passed an image on
     if type(error).__name__ != "OutOfMemoryError":
         return error
     explanation = UserError(
@@ -46,6 +49,12 @@ def explained(error: Exception) -> Exception:
     )
     explanation.__cause__ = error
     return explanation
+
+
+def _raised_below(module: str, error: Exception) -> bool:
+    """Return whether code of a module was running when an error was raised."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") == module for frame in frames)
 
 
 def _shm_full() -> bool:

@@ -73,3 +73,17 @@ def test_readers_that_give_nothing_are_one_message_with_the_room_in_shared_memor
         assert words in str(told)
     other = RuntimeError("something else")
     assert explained(other) is other
+
+
+@pytest.mark.parametrize("module", ["torch.utils.data.dataloader", "urllib3"])
+def test_a_reader_that_dies_while_it_passes_an_image_on_is_explained(module):
+    """Then the pipe breaks before torch sees that the process has ended."""
+    space = {"__name__": module}
+    exec("def read():\n    raise ConnectionResetError(104, 'Connection reset by peer')", space)
+    with pytest.raises(ConnectionResetError) as caught:
+        space["read"]()
+    told = explained(caught.value)
+    if module == "urllib3":
+        assert told is caught.value
+    else:
+        assert isinstance(told, UserError) and "stopped or gave nothing ([Errno 104] Connection reset" in str(told)
