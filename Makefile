@@ -30,6 +30,7 @@ reads_plan := $(grid_names) TABLE GPU
 reads_sbatch := $(grid_names) TABLE SBATCH
 reads_zeroshot := $(filter-out METHODS SEEDS CHECKPOINTS,$(grid_names)) TABLE
 reads_publish := $(filter-out $(running),$(grid_names)) TABLE FIGURE
+reads_restore := PROFILE RESULTS
 reads_report := $(filter-out $(running),$(grid_names))
 reads_all := $(filter-out METHODS TARGETS,$(grid_names))
 reads_rates := $(filter-out TARGETS SEEDS CHECKPOINTS,$(grid_names))
@@ -61,7 +62,7 @@ $(error nothing was started. It reads $(sort $(reads)))
 endif
 
 .PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting regime survey predict \
-	all report compare verify sbatch plan list test test-fast lint pretrain rates calibration publish bench bench-scorers bench-methods gpu-check \
+	all report compare verify sbatch plan list test test-fast lint pretrain rates calibration publish restore bench bench-scorers bench-methods gpu-check \
 	doctor chaos accept clean check-python
 
 help: ## show the targets
@@ -178,6 +179,9 @@ calibration: $(ready) ## hold the untuned models and Full FT against the paper's
 
 publish: $(ready) ## finished cells, tables, figures to results/ as the reference (TABLE= SEEDS= FIGURE= ARGS=--partial)
 	@$(python) -m benchmark publish $(if $(TABLE),table=$(TABLE)) $(if $(FIGURE),figure=$(FIGURE)) $(settings)
+
+restore: $(ready) ## published cells back into results/runs, to go on from them on another machine
+	@$(python) -m benchmark restore $(settings)
 
 bench: bench-scorers bench-methods ## what scoring and the methods' optimizer steps cost
 

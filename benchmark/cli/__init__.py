@@ -135,7 +135,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "verify": results.verify, "list": project.list_, "inspect": results.inspect, "doctor": machine.doctor,
     "data": datasets.data, "audit": datasets.audit, "pretrain": project.pretrain, "rates": runs.rates,
     "calibration": runs.calibration,
-    "publish": results.publish, "export": results.export, "merge": merging.merge,
+    "publish": results.publish, "restore": results.restore, "export": results.export, "merge": merging.merge,
     "sweep": runs.sweep, "figure": runs.figure,
     "all": runs.all_, "report": results.report, "bench": machine.bench, "gpu-check": machine.gpu_check,
     "model": project.model, "accept": project.accept, "completion": project.completion,

@@ -114,7 +114,7 @@ def publish(arguments: list[str]) -> int:
     from benchmark.config.compose import check_used, request
     from benchmark.publishing.publish import publish as publish_tables
 
-    overrides = overrides_of(arguments, ["partial", "drop"])
+    overrides = overrides_of(arguments, ["partial", "rates", "drop"])
     named = [item for item in overrides if item.startswith(("table=", "figure="))]
     words = {item.partition("=")[0]: item.partition("=")[2].split(",") for item in named}
     rest = [item for item in overrides if item not in named]
@@ -126,9 +126,27 @@ def publish(arguments: list[str]) -> int:
         name, _, model = name.partition("@")  # fig5@MODEL: the cells of one model
         requests += named_figures.requests(name, [*rest, *([f"models={model}"] if model else [])], optional=True)
     check_used(requests)
+    if "--rates" in arguments:
+        from benchmark.studies import learning_rate
+
+        requests += learning_rate.requests(requests[0].models, rest)
     done = publish_tables(requests, "--partial" in arguments, "--drop" in arguments)
     before = f", {done.before} of them before" * bool(done.before)
     print(f"Published to {done.folder}: {counted(done.cells, 'cell')}{before}.")
+    return 0
+
+
+def restore(arguments: list[str]) -> int:
+    """write published cells into the results folder, without weights: a run on another machine goes on from them"""
+    from benchmark.config.compose import request
+    from benchmark.publishing.restore import restore as restore_cells
+
+    asked = request(overrides_of(arguments), grid=False)
+    done = restore_cells(asked)
+    there = f", {len(done.there)} were there" * bool(done.there)
+    print(f"Restored to {asked.results}: {counted(len(done.written), 'cell')}{there}.")
+    if done.stale:
+        print(f"Left out, because other code, data or settings made them: {', '.join(done.stale)}. They run again.")
     return 0
 
 

@@ -161,8 +161,12 @@ USAGES = {
     "publish": Usage(
         ("publish table=table5,table6", "publish table=table3 figure=fig5 --partial"),
         (*GRID, "figure", "results", "checkpoints", "radar"), ANY,
-        options={"--partial": "publish what is done", "--drop": "drop published cells that are not in this command"},
+        options={
+            "--partial": "publish what is done", "--rates": "also the cells that chose the learning rates",
+            "--drop": "drop published cells that are not in this command",
+        },
     ),
+    "restore": Usage(("restore", "restore results=~/runs/mine"), ("profile", "results")),
     "export": Usage(
         ("export {model}-coco-spider-s0 /tmp/tuned", "export {model}-coco-full_ft-s0 /tmp/ft results=~/runs/mine"),
         _FOLDER, words="CELL DIR",

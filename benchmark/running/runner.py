@@ -130,6 +130,8 @@ def _run(request: Request, show: Progress | None) -> int:
             planning.check_inputs(request.cells)
             with long_work("checking the data") as report:
                 plan = planning.make(request, store, told=report)
+            if _reopen(plan, store):
+                plan = planning.make(request, store)
             left = [item for item in plan if not item.done]
             costs = Costs(store, request.profile)
             store.check_writable(costs.megabytes([item.missing for item in left]))
@@ -160,6 +162,15 @@ def _run(request: Request, show: Progress | None) -> int:
     ]
     reason = Failure("finished, but its results were deleted while other cells ran", user=True)
     return _verdict(schedule.failures | dict.fromkeys(deleted, reason), store)
+
+
+def _reopen(plan: Sequence[Planned], store: Store) -> bool:
+    """Run restored cells again whose weights a post-hoc cell needs; return whether there are any."""
+    needed = {source for item in plan if "train" in item.missing for source in item.needs}
+    without = [item.cell for item in plan if item.id in needed and store.lacks_weights(item.cell)]
+    for cell in without:
+        store.reopen(cell)
+    return bool(without)
 
 
 def _verdict(failures: dict[str, Failure], store: Store) -> int:

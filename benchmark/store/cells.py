@@ -9,7 +9,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,18 @@ class Store:
         """Return the stages that have to run, in order; empty for a finished cell."""
         folder = self.folder(cell)
         stages = self.status(folder)["stages"]
-        return [stage for stage, key in keys.stages.items() if not _done(folder, stages, stage, key)]
+        found = [stage for stage, key in keys.stages.items() if not _done(folder, stages, stage, key)]
+        answers = any(stage.startswith("generate/") for stage in found)
+        return ["train", *found] if answers and "train" not in found and self.lacks_weights(cell) else found
+
+    def lacks_weights(self, cell: CellSpec) -> bool:
+        """Whether a cell was restored from published results, without its weights; see `finish_elsewhere`."""
+        return self.status(self.folder(cell))["stages"].get("train", {}).get("weights") is False
+
+    def reopen(self, cell: CellSpec) -> None:
+        """Forget that any stage of a cell is finished, so that it runs again, whole."""
+        with self.lock(cell):
+            self._update(self.folder(cell), state="new", stages={})
 
     def seconds(self, folder: Path) -> dict[str, float]:
         """Return how long each finished stage of a cell took."""
@@ -209,6 +220,20 @@ class Store:
         self._update(folder, stages={**self.status(folder)["stages"], stage: done})
         if stage == "train":  # last: a kill before this loses only the steps since the last saved state
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+    def finish_elsewhere(self, cell: CellSpec, keys: Keys, seconds: Mapping[str, float]) -> None:
+        """Record that every stage was finished on another machine, whose weights are not here.
+
+        Args:
+            cell: its answers, items, scores and log are in its folder; the caller holds its lock.
+            keys: of its stages.
+            seconds: how long each stage took there.
+        """
+        folder, stages = self.folder(cell), {}
+        for stage, key in keys.stages.items():
+            files = {"weights": False} if stage == "train" else {"sha256": sha256_file(output_of(folder, stage))}
+            stages[stage] = {"key": key, "state": "done", "seconds": seconds.get(stage, 0.0), **files}
+        self._update(folder, state="done", stages=stages)
 
     def finish(self, cell: CellSpec, state: str, error: dict[str, str] | None = None) -> None:
         """Record the end of a cell: done, failed (with its error) or interrupted."""
@@ -322,9 +347,10 @@ def output_of(folder: Path, stage: str) -> Path:
 
 
 def _done(folder: Path, stages: dict[str, Any], stage: str, key: str) -> bool:
-    """Return whether a stage was finished under this key and its file still exists."""
+    """Return whether a stage was finished under this key and its file still exists, or never was on this machine."""
     entry = stages.get(stage, {})
-    return entry.get("key") == key and entry.get("state") == "done" and output_of(folder, stage).is_file()
+    there = entry.get("weights") is False or output_of(folder, stage).is_file()
+    return entry.get("key") == key and entry.get("state") == "done" and there
 
 
 # ---------------------------------------------------------------------------------------------------------------

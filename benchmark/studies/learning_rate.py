@@ -53,17 +53,17 @@ def run(overrides: Sequence[str]) -> int:
     if wrong:
         raise UserError(f"{', '.join(wrong)}: the rates are chosen on {TARGETS} with seed {SEED} alone. Leave it out.")
     base = request(["table=table5", "methods=full_ft", f"targets={TARGETS}", *overrides])
-    requests = {model.id: grid_of(model, overrides) for model in base.models}
-    everything = base.of(cell for asked in requests.values() for cell in asked.cells)
+    grids = {model.id: grid_of(model, overrides) for model in base.models}
+    everything = base.of(cell for asked in grids.values() for cell in asked.cells)
     code = runner.run(everything)
     if code:
         return code
     store = Store(base.results)
     tables = []
     for model in base.models:
-        points = read(requests[model.id], store)
+        points = read(grids[model.id], store)
         rate = choose([point for point in points if point.method == "full_ft"])
-        write(model, points, rate, lines(requests[model.id], store), base.results / "rates")
+        write(model, points, rate, lines(grids[model.id], store), base.results / "rates")
         tables.append(table(model, points, rate))
     text = protocol(base, next(cell for cell in everything.cells if cell.train), tables)
     if {cell.method.id for cell in everything.cells} == {"full_ft"}:
@@ -71,6 +71,17 @@ def run(overrides: Sequence[str]) -> int:
         write_atomic(base.results / "rates" / "protocol.md", text)
     print(text)
     return 0
+
+
+def requests(models: Sequence[ModelSpec], overrides: Sequence[str]) -> list[Request]:
+    """Return the cells of each model's grid, as requests without a table.
+
+    Args:
+        models: whose grids.
+        overrides: of a table. Its methods, targets and seeds do not count: the grid has its own.
+    """
+    kept = without(overrides, AXES)
+    return [replace(grid_of(model, kept), table=None) for model in models]
 
 
 def protocol(base: Request, cell: CellSpec, tables: Sequence[str]) -> str:

@@ -154,7 +154,9 @@ def modules() -> dict[str, types.ModuleType]:
             "benchmark.training.checkpoint", apply_delta=apply_delta, snapshot=lambda model, names: model.weight,
             load_delta=lambda path, digest: float(Path(path).read_text()),
         ),
-        "benchmark.training.generate": module("benchmark.training.generate", generate=generate),
+        "benchmark.training.generate": module(
+            "benchmark.training.generate", generate=generate, prompt_hash=lambda record: "",
+        ),
     }
 
 

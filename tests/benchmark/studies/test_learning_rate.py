@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -78,3 +80,25 @@ def test_the_protocol_is_written_by_the_grid_of_full_ft_alone(tmp_path, monkeypa
     assert set(drawn["learning_rate"]) == {1e-4, 2e-4, 5e-4, 1e-3, 2e-3}
     assert (drawn["low"] <= drawn["value"]).all() and (drawn["value"] <= drawn["high"]).all()
     assert (drawn["low"] < drawn["high"]).any()
+
+
+@pytest.mark.slow
+def test_a_grid_goes_on_from_what_was_published(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learning_rate, "TARGETS", "iconqa")
+    monkeypatch.setattr(learning_rate.Digests, "records", lambda *_: "0" * 64)
+    for module in ("publish", "restore"):
+        monkeypatch.setattr(f"benchmark.publishing.{module}.at_root", lambda path: tmp_path / "reference")
+    world = fakes.world_in(tmp_path, monkeypatch)
+    own = [item for item in world.overrides() if not item.startswith(("table=", "targets=", "method"))]
+    assert cli.main(["rates", *own]) == 0
+    before = (world.results / "rates" / "protocol.md").read_text()
+    kept = [item for item in own if not item.startswith("jobs=")]
+    assert cli.main(["publish", "--partial", "--rates", "table=table6", "targets=iconqa", *kept]) == 0
+    assert (tmp_path / "reference" / "rates" / "protocol.md").read_text() == before
+    shutil.rmtree(world.results)
+    capsys.readouterr()
+    assert cli.main(["restore", f"results={world.results}"]) == 0
+    assert "5 cells." in capsys.readouterr().out, "a cell per rate"
+    world.forget_calls()
+    assert cli.main(["rates", *own]) == 0
+    assert fakes.calls() == [] and (world.results / "rates" / "protocol.md").read_text() == before
