@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from benchmark.training.attach import attach
 from benchmark.training.calibration import Calibration
+from benchmark.training.sensitivity import sensitivities
 from methods import ops
 from methods.registry import build
 from tests.reference import tailor
@@ -176,3 +178,44 @@ def test_tailor_with_dead_inputs_equals_the_released_surgery():
         )[name].numpy()
         assert ((result != pretrained.astype(np.float32)) == kept).all()
         np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+class Residual(torch.nn.Module):
+    """Two blocks x + down(tanh(up(x))) over a table of tokens, and one logit: the model of model_dowser's figures."""
+
+    def __init__(self, source: np.random.RandomState) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({
+                "up_proj": torch.nn.Linear(24, 40, bias=False), "down_proj": torch.nn.Linear(40, 24, bias=False),
+            })}) for _ in range(2)
+        )
+        with torch.no_grad():
+            for weight in self.parameters():
+                weight.copy_(torch.from_numpy((0.3 * source.standard_normal(weight.shape)).astype(np.float32)))
+        self.table = torch.from_numpy(source.standard_normal((5, 24)).astype(np.float32))
+        self.head = torch.from_numpy(source.standard_normal((24, 1)).astype(np.float32))
+
+    def forward(self, tokens: torch.Tensor) -> SimpleNamespace:
+        x = self.table[tokens]
+        for layer in self.layers:
+            x = x + layer["mlp"]["down_proj"](torch.tanh(layer["mlp"]["up_proj"](x)))
+        return SimpleNamespace(logits=x @ self.head)
+
+
+def test_model_dowser_equals_the_released_importances_and_mask():
+    model = Residual(np.random.RandomState(RELEASED["model_dowser"]["seed"]))
+    names = [name for name, _ in model.named_parameters()]
+    # A token predicts the one after it, which has no slope: of two tokens, the mean is half of the first's value.
+    batches = [{"tokens": torch.tensor([[i, i]]), "labels": torch.tensor([[-100, 0]])} for i in range(5)]
+    samples = list(sensitivities(model, batches, names, probes=2, seed=0))
+    pretrained = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    importances = {
+        name: (value.abs() * sum(2 * sample[name] for sample in samples) / len(samples)).numpy()
+        for name, value in pretrained.items()
+    }
+    built = build("model_dowser", {}, seed=0)
+    built.measure(samples)
+    optimizer = torch.optim.SGD(model.requires_grad_().parameters(), lr=0.1)
+    attachment = attach(optimizer, dict(model.named_parameters()), pretrained, built)
+    check("model_dowser", importances, {shard.name: built.mask(shard).numpy() for shard in attachment.shards})
