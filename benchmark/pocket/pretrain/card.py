@@ -44,7 +44,8 @@ def check(report: Report, upstream: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def write(
-    loaded: LoadedModel, name: str, specs: Mapping[str, DatasetSpec], root: Path, training: Mapping[str, Any]
+    loaded: LoadedModel, name: str, specs: Mapping[str, DatasetSpec], root: Path, training: Mapping[str, Any],
+    batches: tuple[int, int],
 ) -> str:
     """Score a finished checkpoint, write README.md and the scores next to it, and return the verdict.
 
@@ -56,6 +57,7 @@ def write(
         specs: dataset id -> protocol.
         root: data folder.
         training: content of training.json.
+        batches: pictures per step of the tower stage, and of the stages with conversations.
     """
     upstream = [spec.id for spec in specs.values() if spec.role == "upstream"]
     reports = {"validation": score(loaded, list(specs.values()), root, "validation")}
@@ -69,7 +71,7 @@ def write(
     rows |= {kind: _rows(report) for kind, report in reports.items()}
     write_atomic(loaded.path / "training.json", json.dumps({**training, **rows}, indent=1, sort_keys=True))
     outcome = f"{word} on {split}: {_scores(verdict)}"
-    write_atomic(loaded.path / "README.md", _text(name, digest, training, reports, outcome))
+    write_atomic(loaded.path / "README.md", _text(name, digest, training, batches, reports, outcome))
     return f"acceptance check {outcome}"
 
 
@@ -85,32 +87,33 @@ def _rows(report: Report) -> list[dict[str, Any]]:
     return [*report.questions, *report.captions]
 
 
-def _recipe(training: Mapping[str, Any]) -> list[str]:
+def _recipe(training: Mapping[str, Any], batches: tuple[int, int]) -> list[str]:
     """Return the stages as a numbered list."""
-    recipe = training["recipe"]
+    steps = {name.removesuffix("_steps"): value for name, value in training["recipe"].items()}
+    pictures, rows = batches
     again = ""
-    if recipe["more_choices_steps"]:
-        again = f", and {recipe['more_choices_steps']} more that start again at the full learning rate"
+    if steps["more_choices"]:
+        again = f", and {steps['more_choices']} more that start again at the full learning rate"
     return [
-        f"1. Language: {recipe['language_steps']} steps of 64 texts of 96 tokens. 45 % are generated sentences, 55 %",
+        f"1. Language: {steps['language']} steps of 64 texts of 96 tokens. 45 % are generated sentences, 55 %",
         "   random runs of tokens, so that every row of the output layer is trained (fine-tuning freezes it).",
-        f"2. Vision tower: {recipe['tower_steps']} steps of 128 drawn pictures with dense labels (icon and colour",
+        f"2. Vision tower: {steps['tower']} steps of {pictures} drawn pictures with dense labels (icon and colour",
         "   per cell, words, names, year, shapes). Learned queries predict the labels and are then discarded.",
-        f"3. Alignment: {recipe['alignment_steps']} steps of 16 pictures with transcripts (the content of each grid",
-        f"   cell, in reading order), then {recipe['reading_steps']} steps with more signs and covers. The projector",
+        f"3. Alignment: {steps['alignment']} steps of {rows} pictures with transcripts (the content of each grid",
+        f"   cell, in reading order), then {steps['reading']} steps with more signs and covers. The projector",
         "   starts from the statistics of the tower's features. Projector and language model train, not the tower.",
-        f"4. Matching: {recipe['matching_steps']} steps of 16 pictures with short look-ups (a name and its colour, a",
+        f"4. Matching: {steps['matching']} steps of {rows} pictures with short look-ups (a name and its colour, a",
         "   colour and its sign, a cell and its content, whether something is there).",
-        f"5. Quiz: {recipe['quiz_steps']} steps with questions of the source sets and their answers in one text.",
-        f"6. Letters: {recipe['letters_steps']} steps with lettered options, listed again in another order, then",
-        f"   {recipe['choices_steps']} steps with keys that mean an option (a fact, a synonym, a place){again}.",
-        f"7. Instruction: {recipe['instruction_steps']} steps of 16 pictures with all their questions, descriptions",
+        f"5. Quiz: {steps['quiz']} steps with questions of the source sets and their answers in one text.",
+        f"6. Letters: {steps['letters']} steps with lettered options, listed again in another order, then",
+        f"   {steps['choices']} steps with keys that mean an option (a fact, a synonym, a place){again}.",
+        f"7. Instruction: {steps['instruction']} steps of {rows} pictures with all their questions, descriptions",
         "   (some in synonyms) and transcripts. Sources of the pictures in percent:",
         f"   {_percent(training['mixture'])}.",
-        f"8. Pointing: {recipe['pointing_steps']} steps with lettered options, answered from the text or the picture.",
+        f"8. Pointing: {steps['pointing']} steps with lettered options, answered from the text or the picture.",
         "   Letters weigh as much as all other words. Inner labels (docs/pocket.md) teach blocks below the last which",
         "   option a letter stands for and where that option is. Starts from the float16 weights of stage 7.",
-        f"9. Final: {recipe['final_steps']} steps like stage 7, with inner labels and more to read. Sources in",
+        f"9. Final: {steps['final']} steps like stage 7, with inner labels and more to read. Sources in",
         "   percent:",
         f"   {_percent(training['final'])}.",
     ]
@@ -120,7 +123,10 @@ def _percent(mixture: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {share}" for name, share in mixture.items())
 
 
-def _text(name: str, digest: str, training: Mapping[str, Any], reports: Mapping[str, Report], outcome: str) -> str:
+def _text(
+    name: str, digest: str, training: Mapping[str, Any], batches: tuple[int, int], reports: Mapping[str, Report],
+    outcome: str,
+) -> str:
     recipe = training["recipe"]
     seen = {
         split: {(row["dataset"], row.get("items")): row["bases"]["base"]["sighted"] for row in _rows(report)}
@@ -137,7 +143,7 @@ def _text(name: str, digest: str, training: Mapping[str, Any], reports: Mapping[
         "",
         "## Recipe",
         "",
-        *_recipe(training),
+        *_recipe(training, batches),
         "",
         "All pictures show train contents of the source sets. They share no content with a validation or test split or",
         "with a target (`python -m benchmark audit data`). No prompt or reference of a target occurs in pretraining.",

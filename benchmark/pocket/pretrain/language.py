@@ -6,25 +6,24 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from benchmark.models.prompt import IGNORE, encode
-from benchmark.models.vila import VilaForConditionalGeneration
-from benchmark.models.vision import ImageProcessor
+from benchmark.models.prompt import IGNORE
 from benchmark.pocket.pretrain.corpus import Conversation, conversations, text_ids
+from benchmark.pocket.pretrain.family import Family, Part, Size
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
-from benchmark.pocket.pretrain.tower import Tower, features
 from benchmark.pocket.world.words import LETTERS
 
 Log = Callable[[str], None]
-Whole = LlavaForConditionalGeneration | VilaForConditionalGeneration
+Row = tuple[list[int], list[int], list[Any], list[int]]
+"""input_ids, labels, positions and branch numbers of a packed conversation, from `pack`."""
 
 
 class _Texts(IterableDataset):
@@ -43,8 +42,9 @@ class _Texts(IterableDataset):
 
 
 def train_language(
-    llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, steps: int, seed: int, log: Log,
+    llm: Part, tokenizer: PreTrainedTokenizerBase, out: Path, steps: int, seed: int, log: Log,
     batch: int = 64, length: int = 96, learning_rate: float = 2e-3, save_every: int = 50,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Train the language model on text alone. Every token of the vocabulary is a label many times."""
     torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def train_language(
     schedule = Schedule(learning_rate, steps, warmup=50)
     first = resume(out, {"llm": llm}, optimizer)
     llm.train()
-    low = Replica({"llm": llm})
+    low = Replica({"llm": llm}, dtype)
     loader = DataLoader(_Texts(tokenizer, seed, first, steps, batch, length), batch_size=None, num_workers=1)
     for step, ids in enumerate(loader, first):
         schedule.apply(optimizer, step)
@@ -118,15 +118,15 @@ class Packed:
 
     Args:
         rows: from `pack`.
-        pixels: of the pictures, in the order of the rows that have one.
+        pixels: of the pictures, in the order of the rows that have one; None without pictures.
         pad: padding token.
         inner: adds inner labels; if None, so are `due`, `words`, `pointers` and `options`.
     """
 
     def __init__(
         self,
-        rows: list[tuple[list[int], list[int], list[int], list[int]]],
-        pixels: Tensor | None,
+        rows: list[Row],
+        pixels: Any,
         pad: int,
         inner: Inner | None = None,
     ) -> None:
@@ -134,12 +134,13 @@ class Packed:
         longest = -(-max(len(ids) for ids, *_ in rows) // 64) * 64
         self.pixels = pixels
 
-        def padded(index: int, fill: int) -> Tensor:
+        def padded(index: int, fill: Any) -> Tensor:
             return torch.tensor([row[index] + [fill] * (longest - len(row[index])) for row in rows])
 
         self.input_ids = padded(0, pad)
         self.labels = padded(1, IGNORE)
-        self.positions = padded(2, 0)
+        positions = padded(2, rows[0][2][0])  # padded with the first position: a zero, or one for each axis
+        self.positions = positions if positions.ndim == 2 else positions.movedim(-1, 0)
         branch = padded(3, -1)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
         same = branch[:, :, None] == branch[:, None, :]
@@ -154,7 +155,7 @@ class Packed:
             )
 
 
-def _inner_row(row: tuple[list[int], list[int], list[int], list[int]], inner: Inner) -> list[list[int]]:
+def _inner_row(row: Row, inner: Inner) -> list[list[int]]:
     """Return the inner labels of a packed row. A letter refers to the options of its own turn."""
     ids, labels, _, branches = row
     result: list[list[int]] = [[], [], [], []]
@@ -167,25 +168,30 @@ def _inner_row(row: tuple[list[int], list[int], list[int], list[int]], inner: In
     return result
 
 
-def pack(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, image_token_id: int, image_seq_length: int
-) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return input_ids, labels, positions and branch numbers (0 for the shared prefix) of one conversation."""
+def pack(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, family: Family, size: Size | None) -> Row:
+    """Return input_ids, labels, positions and branch numbers (0 for the shared prefix) of one conversation.
+
+    Args:
+        conversation: a picture, or none, and turns.
+        tokenizer: the family's.
+        family: makes ids and positions of each turn.
+        size: of the picture; None without one.
+    """
     ids: list[int] = []
     labels: list[int] = []
-    positions: list[int] = []
+    positions: list[Any] = []
     branches: list[int] = []
-    has_image = conversation.picture is not None
-    start = 0
+    image_token_id, start = family.image_token_id(tokenizer), 0
     for number, turn in enumerate(conversation.turns, 1):
-        tokens, wanted = encode(tokenizer, turn.prompt, turn.answer, has_image, image_token_id, image_seq_length, 4096)
+        tokens, wanted = family.encode(tokenizer, turn.prompt, turn.answer, size)
+        places = family.positions(tokens, image_token_id, size)
         if number == 1:
-            start = max(i for i, t in enumerate(tokens) if t == image_token_id) + 1 if has_image else 1
+            start = max(i for i, t in enumerate(tokens) if t == image_token_id) + 1 if size else 1
             ids, labels = tokens[:start], wanted[:start]
-            positions, branches = list(range(start)), [0] * start
+            positions, branches = places[:start], [0] * start
         ids += tokens[start:]
         labels += wanted[start:]
-        positions += range(start, len(tokens))
+        positions += places[start:]
         branches += [number] * (len(tokens) - start)
     return ids, labels, positions, branches
 
@@ -195,9 +201,8 @@ class _Conversations(IterableDataset):
 
     def __init__(
         self,
-        processor: ImageProcessor,
+        family: Family,
         tokenizer: PreTrainedTokenizerBase,
-        image: tuple[int, int],
         seed: int,
         stage: str,
         first: int,
@@ -208,7 +213,7 @@ class _Conversations(IterableDataset):
         inner: bool,
     ) -> None:
         self.inner = Inner(tokenizer) if inner else None
-        self.processor, self.tokenizer, self.image = processor, tokenizer, image
+        self.family, self.tokenizer = family, tokenizer
         self.seed, self.stage, self.first, self.steps, self.batch = seed, stage, first, steps, batch
         self.prompts, self.mixture = prompts, mixture
 
@@ -218,34 +223,38 @@ class _Conversations(IterableDataset):
             chosen = [next(stream) for _ in range(self.batch)]
             if step < self.first:
                 continue
-            images = [c.picture.draw(random.Random(c.seed)) for c in chosen if c.picture is not None]
-            pixels = torch.stack([self.processor.to_uint8(image) for image in images]) if images else None
-            rows = [pack(c, self.tokenizer, *self.image) for c in chosen]
+            drawn = [None if c.picture is None else c.picture.draw(random.Random(c.seed)) for c in chosen]
+            images = [image for image in drawn if image is not None]
+            pixels = self.family.pixels(images) if images else None
+            rows = [
+                pack(c, self.tokenizer, self.family, None if image is None else image.size)
+                for c, image in zip(chosen, drawn, strict=True)
+            ]
             yield Packed(rows, pixels, self.tokenizer.pad_token_id, self.inner)
 
 
 class Parts:
-    """A model's components, under the same names for both families.
+    """A model's components, under the same names for all families.
 
     Args:
         model: the whole model.
+        family: its family.
     """
 
-    def __init__(self, model: Whole) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        self.model, self.family = model, family
         self.letters: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
-        self.tower: Tower
-        self.projector: nn.Module
-        if isinstance(model, VilaForConditionalGeneration):
-            self.tower, self.projector = model.vision_tower, model.mm_projector
-            self.decoder, self.head = model.llm.model, model.llm.lm_head
-        else:
-            self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
-            self.decoder, self.head = model.model.language_model, model.lm_head
+        self.tower, self.projector, self.decoder, self.head = family.modules(model)
         self.image_token_id: int = model.config.image_token_id
         self.end_token_id = self.decoder.config.eos_token_id
 
-    def loss(self, batch: Packed, processor: ImageProcessor) -> Tensor:
+    def image_tokens(self, pixels: Any, dtype: torch.dtype) -> Tensor:
+        """Return the image tokens of pictures, (..., width). The tower gets no gradient."""
+        with torch.no_grad():
+            features = self.family.features(self.tower, pixels, dtype)
+        return self.family.project(self.projector, features)
+
+    def loss(self, batch: Packed) -> Tensor:
         """Return the mean cross-entropy over the supervised tokens of a packed batch.
 
         With inner labels it is the sum of five means: letters, all other supervised tokens (so letters weigh as much as
@@ -254,9 +263,7 @@ class Parts:
         is_image = batch.input_ids == self.image_token_id
         embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
         if batch.pixels is not None:
-            with torch.no_grad():
-                patches = features(self.tower, processor.normalise(batch.pixels).to(embeds.dtype))
-            embeds = embeds.masked_scatter(is_image[..., None], self.projector(patches))
+            embeds = embeds.masked_scatter(is_image[..., None], self.image_tokens(batch.pixels, embeds.dtype))
         mask = torch.zeros(batch.allowed.shape, dtype=embeds.dtype)
         mask = mask.masked_fill(~batch.allowed, torch.finfo(embeds.dtype).min)
         output = self.decoder(
@@ -337,17 +344,16 @@ class Parts:
 
 
 def train_joint(
-    model: Whole, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, image_seq_length: int, out: Path,
-    stage: str, steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float,
-    log: Log, batch: int = 16, horizon: int | None = None, cooldown: int = 0, inner: bool = False,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family, out: Path, stage: str,
+    steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float, log: Log,
+    batch: int | None = None, horizon: int | None = None, cooldown: int = 0, inner: bool = False,
 ) -> None:
     """Train projector and language model on packed conversations; every stage after the first weights does.
 
     Args:
-        model: of either family; the tower stays frozen.
+        model: the whole model; the tower stays frozen.
         tokenizer: its tokenizer.
-        processor: its image processor.
-        image_seq_length: number of image tokens per picture.
+        family: its family.
         out: folder of the stage's checkpoint.
         stage: its name, part of the data seed.
         steps: optimizer steps.
@@ -356,41 +362,32 @@ def train_joint(
         mixture: source -> share.
         learning_rate: peak.
         log: called with one line every 50 steps.
-        batch: pictures per step.
+        batch: pictures per step; None: the family's.
         horizon: length of the cosine, see `Schedule`.
         cooldown: number of last steps over which the rate falls linearly.
         inner: add inner labels, see `Inner`.
     """
     torch.manual_seed(seed)
-    parts = Parts(model)
+    parts = Parts(model, family)
     model.requires_grad_(False)
     trained = {"projector": parts.projector, "decoder": parts.decoder, "head": parts.head}
     for part in trained.values():
         part.requires_grad_(True)
-    parameters = [p for part in trained.values() for p in part.parameters()]
+    # Once each: the head of some families is the embedding.
+    parameters = list(dict.fromkeys(p for part in trained.values() for p in part.parameters()))
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = Schedule(learning_rate, steps, 50, horizon, cooldown)
     first = resume(out, trained, optimizer)
     dataset = _Conversations(
-        processor,
-        tokenizer,
-        (parts.image_token_id, image_seq_length),
-        seed,
-        stage,
-        first,
-        steps,
-        batch,
-        prompts,
-        mixture,
-        inner,
+        family, tokenizer, seed, stage, first, steps, batch or family.batch, prompts, mixture, inner
     )
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
-    low = Replica({"model": model})
-    low_parts = Parts(cast(Whole, low.parts["model"]))
+    low = Replica({"model": model}, family.dtype)
+    low_parts = Parts(cast(PreTrainedModel, low.parts["model"]), family)
     running: list[float] = []
     for step, packed in enumerate(loader, first):
         schedule.apply(optimizer, step)
-        loss = low_parts.loss(packed, processor)
+        loss = low_parts.loss(packed)
         loss.backward()
         low.gradients_to_masters()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from benchmark.models.vision import ImageProcessor
+from benchmark.pocket.pretrain.family import TokenGrid
 from benchmark.pocket.pretrain.language import Parts
 from benchmark.pocket.pretrain.state import Schedule, resume, save
-from benchmark.pocket.pretrain.tower import HEADS, PRETRAINING, features, pictures
+from benchmark.pocket.pretrain.tower import HEADS, PRETRAINING, pictures
 from benchmark.pocket.world.icons import PLACES
 from benchmark.pocket.world.scene import CELL, SIZE, Cover, Diagram, Scene
 from benchmark.pocket.world.words import SIGN_WORDS
@@ -60,37 +60,38 @@ def boxes(picture: Scene | Cover | Diagram) -> list[Box]:
     return result
 
 
-def words_per_token(picture: Scene | Cover | Diagram, side: int, patch: float) -> Tensor:
-    """Return the share of each token's area that shows each word, (side^2, words), in VILA's column-major token order.
+def words_per_token(picture: Scene | Cover | Diagram, grid: TokenGrid) -> Tensor:
+    """Return the share of each token's area that shows each word, (tokens, words), in the order of the tokens.
 
     Args:
-        picture: the image processor resizes it to a square.
-        side: tokens per side of the image; each joins 2 x 2 patches.
-        patch: side of a token as a share of the image's side; half of the last row and column may be outside the image.
+        picture: what is shown.
+        grid: the picture's tokens.
     """
-    shown = torch.zeros(side * side, len(WORDS), dtype=torch.float64)
+    rows, columns, across, down, by_column = grid
+    shown = torch.zeros(rows * columns, len(WORDS), dtype=torch.float64)
     for left, top, right, bottom, words in boxes(picture):
-        for column in range(side):
-            for row in range(side):
-                width = min(right, (column + 1) * patch) - max(left, column * patch)
-                height = min(bottom, (row + 1) * patch) - max(top, row * patch)
+        for column in range(columns):
+            for row in range(rows):
+                width = min(right, (column + 1) * across) - max(left, column * across)
+                height = min(bottom, (row + 1) * down) - max(top, row * down)
                 if width > 0 and height > 0:
+                    token = column * rows + row if by_column else row * columns + column
                     for word in words:
-                        shown[column * side + row, WORDS[word]] += width * height / patch**2
+                        shown[token, WORDS[word]] += width * height / (across * down)
     return shown
 
 
 @torch.no_grad()
-def condition(parts: Parts, processor: ImageProcessor, seed: int, count: int = 2048) -> None:
+def condition(parts: Parts, seed: int, count: int = 2048) -> None:
     """Initialise the projector's first layer so that it passes on what the tower knows.
 
-    With as many outputs as inputs (LLaVA), the layer whitens its inputs and rotates them randomly. With fewer outputs
-    (VILA joins four patches), it projects its inputs onto their canonical directions with the words that a token shows.
-    Both start at half scale, where GELU is nearly linear; the last layer starts orthogonal.
+    Where the projector has as many outputs as inputs (LLaVA), the layer whitens its inputs and rotates them randomly.
+    Where it has fewer (VILA and Qwen join four patches), it projects its inputs onto their canonical directions with
+    the words that a token shows, the strongest first. Both start at half scale, where GELU is nearly linear; the last
+    layer starts orthogonal, and passes on the first of these directions if there are more than it has outputs.
 
     Args:
-        parts: of either family.
-        processor: its image processor.
+        parts: of any family.
         seed: of the pictures and the rotation.
         count: number of pictures to measure.
     """
@@ -100,15 +101,16 @@ def condition(parts: Parts, processor: ImageProcessor, seed: int, count: int = 2
     shown: list[Tensor] = []
     hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2).double()))
     stream = pictures(f"condition/{seed}", PRETRAINING.__contains__)
-    fewer = first.out_features < first.in_features
+    fewer = last.out_features < first.in_features
     for _ in range(count // 128):
         drawn = list(islice(stream, 128))
-        pixels = torch.stack([processor.to_uint8(picture.draw(rng)) for picture, rng in drawn])
-        output = parts.projector(features(parts.tower, processor.normalise(pixels)))
+        images = [picture.draw(rng) for picture, rng in drawn]
+        parts.image_tokens(parts.family.pixels(images), torch.float32)
         if fewer:
-            side = round(output.shape[1] ** 0.5)
-            patch = _token_side(parts)
-            shown += [words_per_token(picture, side, patch) for picture, _ in drawn]
+            shown += [
+                words_per_token(picture, parts.family.grid(image.size))
+                for (picture, _), image in zip(drawn, images, strict=True)
+            ]
     hook.remove()
     inputs = torch.cat(seen)
     mean = inputs.mean(0)
@@ -125,14 +127,14 @@ def condition(parts: Parts, processor: ImageProcessor, seed: int, count: int = 2
     weight = 0.5 * (rows @ whitening)
     first.weight.copy_(weight)
     first.bias.copy_(-weight @ mean)
-    nn.init.orthogonal_(last.weight, gain=2.0, generator=generator)
+    nn.init.zeros_(last.weight)
+    nn.init.orthogonal_(last.weight[:, : last.out_features], gain=2.0, generator=generator)
     nn.init.zeros_(last.bias)
 
 
 def train_names(
     parts: Parts,
     tokenizer: PreTrainedTokenizerBase,
-    processor: ImageProcessor,
     out: Path,
     steps: int,
     seed: int,
@@ -142,13 +144,13 @@ def train_names(
 ) -> None:
     """Train the projector alone, so that each image token points to the embeddings of the words that it shows.
 
-    VILA needs this because a token joins four patches and thus parts of several things. No language model runs: the
-    cosine between a projected token and the frozen word embeddings, times 20, is the logit of a softmax over all words.
+    VILA and Qwen need this because a token joins four patches and thus parts of several things. No language model runs:
+    the cosine between a projected token and the frozen word embeddings, times 20, is the logit of a softmax over all
+    words.
 
     Args:
-        parts: of the VILA family; embeddings come from the language stage.
+        parts: embeddings come from the language stage.
         tokenizer: gives each word's token.
-        processor: its image processor.
         out: folder of the stage's checkpoint.
         steps: optimizer steps.
         seed: of the pictures.
@@ -167,13 +169,11 @@ def train_names(
         schedule.apply(optimizer, step)
         stream = pictures(f"names/{seed}/{step}", PRETRAINING.__contains__)
         drawn = list(islice(stream, batch))
-        pixels = torch.stack([processor.to_uint8(picture.draw(rng)) for picture, rng in drawn])
-        with torch.no_grad():
-            patches = features(parts.tower, processor.normalise(pixels))
-        tokens = parts.projector(patches)
-        side = round(tokens.shape[1] ** 0.5)
-        patch = _token_side(parts)
-        shown = torch.stack([words_per_token(picture, side, patch) for picture, _ in drawn]).float()
+        images = [picture.draw(rng) for picture, rng in drawn]
+        tokens = parts.image_tokens(parts.family.pixels(images), torch.float32).flatten(0, -2)
+        grids = [parts.family.grid(image.size) for image in images]
+        shown = torch.cat([words_per_token(picture, grid) for (picture, _), grid in zip(drawn, grids, strict=True)])
+        shown = shown.float()
         shown[..., places] *= 0.2  # the place fills the picture, so a few tokens are enough for it
         wanted = shown / shown.sum(-1, keepdim=True).clamp(min=1e-6)
         logits = 20 * F.normalize(tokens, dim=-1) @ names.T
@@ -185,13 +185,6 @@ def train_names(
         if (step + 1) % 50 == 0 or step + 1 == steps:
             log(f"names step {step + 1}/{steps} loss {loss.item():.3f}")
             save(out, {"projector": parts.projector}, optimizer, step + 1)
-
-
-def _token_side(parts: Parts) -> float:
-    """Return the side of a token of 2 x 2 patches, as a share of the image's side."""
-    config = parts.tower.config
-    assert isinstance(config.patch_size, int) and isinstance(config.image_size, int)
-    return 2 * config.patch_size / config.image_size
 
 
 def _answers() -> list[str]:

@@ -1,4 +1,4 @@
-"""Learning rate schedule, checkpoint and bfloat16 replica of all pretraining stages."""
+"""Learning rate schedule, checkpoint and low-precision replica of all pretraining stages."""
 
 from __future__ import annotations
 
@@ -64,18 +64,19 @@ def resume(out: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimi
 
 
 class Replica:
-    """A bfloat16 copy that runs forward and backward for fp32 master weights.
+    """A copy that runs forward and backward for fp32 master weights.
 
-    On CPUs with bfloat16 instructions, matrix products are two to four times as fast. The optimizer updates the fp32
-    masters, so rounding loses no update.
+    On CPUs with bfloat16 instructions, matrix products in bfloat16 are two to four times as fast, on others up to forty
+    times as slow. The optimizer updates the fp32 masters, so rounding loses no update.
 
     Args:
         parts: name -> module with fp32 weights.
+        dtype: of the copy.
     """
 
-    def __init__(self, parts: dict[str, nn.Module]) -> None:
+    def __init__(self, parts: dict[str, nn.Module], dtype: torch.dtype) -> None:
         self.masters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
-        self.parts = {name: copy.deepcopy(part).to(torch.bfloat16) for name, part in parts.items()}
+        self.parts = {name: copy.deepcopy(part).to(dtype) for name, part in parts.items()}
         self.copies = [p for part in self.parts.values() for p in part.parameters() if p.requires_grad]
 
     def gradients_to_masters(self) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import CLIPVisionModel, SiglipVisionModel
 
-from benchmark.models.vision import ImageProcessor
+from benchmark.pocket.pretrain.family import Family, Features, Part
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
 from benchmark.pocket.world.icons import COLOURS, ICONS, PLACES, SHAPES
 from benchmark.pocket.world.scene import GENRES, Cover, Diagram, Scene
@@ -21,8 +20,6 @@ from benchmark.pocket.world.splits import PRETRAINING, owner
 from benchmark.pocket.world.targets import caption_scene, random_diagram
 from benchmark.pocket.world.upstream import Question, gqa, ocrvqa, okvqa, textvqa
 from benchmark.pocket.world.words import FIRST_NAMES, LAST_NAMES, SIGN_WORDS, TITLE_FIRST, TITLE_SECOND, YEARS
-
-Tower = CLIPVisionModel | SiglipVisionModel
 
 NONE = 0
 """Class 0 of every head: nothing at this position."""
@@ -103,31 +100,37 @@ def pictures(
 
 
 class Pictures(IterableDataset):
-    """Batches of uint8 pixels and labels. Each depends only on (seed, step), so a resumed run sees the same batches."""
+    """Batches of pixels and labels. Each depends only on (seed, step), so a resumed run sees the same batches."""
 
-    def __init__(self, processor: ImageProcessor, seed: int, first_step: int, steps: int, batch: int) -> None:
-        self.processor, self.seed, self.first_step, self.steps, self.batch = processor, seed, first_step, steps, batch
+    def __init__(self, family: Family, seed: int, first_step: int, steps: int, batch: int) -> None:
+        self.family, self.seed, self.first_step, self.steps, self.batch = family, seed, first_step, steps, batch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def __iter__(self) -> Iterator[tuple[Any, dict[str, Tensor]]]:
         for step in range(self.first_step, self.steps):
             stream = pictures(f"tower/{self.seed}/{step}", PRETRAINING.__contains__)
-            yield batch_of(stream, self.processor, self.batch)
+            yield batch_of(stream, self.family, self.batch)
 
 
-def batch_of(stream: Iterator, processor: ImageProcessor, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return uint8 pixels (size, 3, H, W) and, per head, labels (size, positions)."""
-    pixels, labels = [], []
+def batch_of(stream: Iterator, family: Family, size: int) -> tuple[Any, dict[str, Tensor]]:
+    """Return the family's pixels of some pictures and, per head, labels (size, positions)."""
+    images, labels = [], []
     for _ in range(size):
         picture, rng = next(stream)
-        pixels.append(processor.to_uint8(picture.draw(rng)))
+        images.append(picture.draw(rng))
         labels.append(labels_of(picture))
-    return torch.stack(pixels), {head: torch.tensor([row[head] for row in labels]) for head in HEADS}
+    return family.pixels(images), {head: torch.tensor([row[head] for row in labels]) for head in HEADS}
 
 
 class Readout(nn.Module):
-    """One learned query per head and position attends to the patch features; one linear classifier per head."""
+    """One learned query per head and position attends to the patch features; one linear classifier per head.
 
-    def __init__(self, hidden: int, heads: int = 4) -> None:
+    Args:
+        hidden: width of the features.
+        heads: of the attention.
+        places: rows and columns that a grid may have, if features come with the place of each patch.
+    """
+
+    def __init__(self, hidden: int, heads: int = 4, places: int = 0) -> None:
         super().__init__()
         total = sum(count for count, _ in HEADS.values())
         self.queries = nn.Parameter(torch.randn(total, hidden) * 0.3)
@@ -137,25 +140,20 @@ class Readout(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden)
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(classes) + 1) for name, (_, classes) in HEADS.items()})
+        self.places = nn.ModuleList(nn.Embedding(places, hidden) for _ in range(2 if places else 0))
 
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Return logits (batch, positions, classes + 1) per head from features (batch, patches, hidden)."""
-        features = self.norm(features)
-        queries = self.queries.expand(len(features), -1, -1)
-        pooled = queries + self.attention(queries, features, features, need_weights=False)[0]
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """Return logits (batch, positions, classes + 1) per head."""
+        values = self.norm(features.values)
+        if features.places is not None:
+            for axis, place in zip(self.places, features.places.unbind(-1), strict=True):
+                values = values + axis(place)
+        padding = None if features.present is None else ~features.present
+        queries = self.queries.expand(len(values), -1, -1)
+        pooled = queries + self.attention(queries, values, values, key_padding_mask=padding, need_weights=False)[0]
         pooled = pooled + self.mlp(pooled)
         counts = [count for count, _ in HEADS.values()]
         return {name: self.heads[name](part) for name, part in zip(HEADS, pooled.split(counts, dim=1), strict=True)}
-
-
-def features(tower: Tower, pixel_values: Tensor) -> Tensor:
-    """Return hidden_states[-2] without the class token, the input of LLaVA's and VILA's projectors."""
-    hidden = tower.embeddings(pixel_values)
-    if isinstance(tower, CLIPVisionModel):
-        hidden = tower.pre_layrnorm(hidden)
-    for layer in tower.encoder.layers[:-1]:
-        hidden = layer(hidden, None)
-    return hidden[:, 1:] if isinstance(tower, CLIPVisionModel) else hidden
 
 
 def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
@@ -170,14 +168,14 @@ def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def probe(tower: Tower, readout: Readout, processor: ImageProcessor, size: int = 1024) -> dict[str, float]:
+def probe(tower: Part, readout: Readout, family: Family, size: int = 1024) -> dict[str, float]:
     """Return the accuracy in % on held-out pictures: per head over non-empty positions, and per 'icon/<name>'."""
     tower.eval(), readout.eval()
     stream = pictures("probe", lambda who: who == ("probe", "test"))
     right: dict[str, list[float]] = {}
     for _ in range(size // 128):
-        pixels, labels = batch_of(stream, processor, 128)
-        logits = readout(features(tower, processor.normalise(pixels)))
+        pixels, labels = batch_of(stream, family, 128)
+        logits = readout(family.features(tower, pixels, torch.float32))
         for name, scores in logits.items():
             wanted = labels[name]
             hit = (scores.argmax(-1) == wanted)[wanted != NONE].float()
@@ -190,24 +188,24 @@ def probe(tower: Tower, readout: Readout, processor: ImageProcessor, size: int =
 
 
 def train(
-    tower: Tower,
-    processor: ImageProcessor,
+    tower: Part,
+    family: Family,
     out: Path,
     steps: int,
     seed: int,
-    batch: int = 128,
+    batch: int | None = None,
     learning_rate: float = 1.5e-3,
     log: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Train a tower from its initial weights, or from the checkpoint in `out`, and probe it.
 
     Args:
-        tower: CLIPVisionModel or SiglipVisionModel, changed in place.
-        processor: its image processor.
+        tower: changed in place.
+        family: the tower's.
         out: folder of the stage's checkpoint.
         steps: optimizer steps.
         seed: of pictures and weights.
-        batch: pictures per step.
+        batch: pictures per step; None: the family's.
         learning_rate: peak of the cosine schedule.
         log: called with one line every 100 steps.
 
@@ -215,22 +213,19 @@ def train(
         Accuracy in % per head and per icon, on pictures that no dataset contains.
     """
     torch.manual_seed(seed)
-    readout = Readout(tower.config.hidden_size)
+    readout = Readout(tower.config.hidden_size, places=family.places)
     parts: dict[str, nn.Module] = {"tower": tower, "readout": readout}
     parameters = [p for part in parts.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = Schedule(learning_rate, steps, warmup=150, horizon=HORIZON, cooldown=500)
     step = resume(out, parts, optimizer)
-    low = Replica(parts)
-    low_tower = cast(Tower, low.parts["tower"])
-    loader = DataLoader(
-        Pictures(processor, seed, step, steps, batch), batch_size=None, num_workers=1, prefetch_factor=4
-    )
+    low = Replica(parts, family.dtype)
+    stream = Pictures(family, seed, step, steps, batch or family.tower_batch)
+    loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
     running = 0.0
     for pixels, labels in loader:
         schedule.apply(optimizer, step)
-        pixel_values = processor.normalise(pixels).to(torch.bfloat16)
-        loss = loss_of(low.parts["readout"](features(low_tower, pixel_values)), labels)
+        loss = loss_of(low.parts["readout"](family.features(low.parts["tower"], pixels, family.dtype)), labels)
         loss.backward()
         low.gradients_to_masters()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -239,11 +234,11 @@ def train(
         step += 1
         running += loss.item()
         if step % 100 == 0 or step == steps:
-            scores = probe(tower, readout, processor, 256) if step % 500 == 0 else {}
+            scores = probe(tower, readout, family, 256) if step % 500 == 0 else {}
             shown = " ".join(f"{name} {value:.0f}" for name, value in scores.items() if "/" not in name)
             log(f"tower step {step}/{steps} loss {running / 100:.3f} {shown}")
             running = 0.0
             if step % 500 == 0:
                 save(out, parts, optimizer, step)
     save(out, parts, optimizer, steps)
-    return probe(tower, readout, processor)
+    return probe(tower, readout, family)

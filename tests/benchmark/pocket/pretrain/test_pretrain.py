@@ -11,12 +11,14 @@ from itertools import chain, islice
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import benchmark.models
 from benchmark.config.compose import request
 from benchmark.models.prompt import encode
 from benchmark.pocket.pretrain import corpus, language, projector, run, tower
+from benchmark.pocket.pretrain.llama import Llava, Vila
+from benchmark.pocket.pretrain.qwen import Qwen
 from benchmark.pocket.world import targets
 from benchmark.pocket.world.content import distinct
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM
@@ -29,7 +31,13 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def tokenizer(prompts):
-    return run.make_tokenizer(prompts)
+    return Llava(96).make_tokenizer(prompts)
+
+
+def whole_model(family, tokenizer):
+    torch.manual_seed(0)
+    model = run.assemble(family, tokenizer, family.make_llm(tokenizer), run.make_tower(family, 0), 0)
+    return language.Parts(model.eval(), family)
 
 
 def target_texts(prompts) -> tuple[list[str], list[str]]:
@@ -97,23 +105,19 @@ def test_upstream_prompts_use_the_shared_instruction(prompts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
-def test_packed_turns_equal_single_turns(family, size, tokenizer, prompts):
-    recipe = run.Recipe(family, size)
-    processor, _ = run.make_processor(recipe)
-    torch.manual_seed(0)
-    llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **run.TEXT))
-    model, length = run.assemble(recipe, tokenizer, llm, run.make_tower(recipe))
-    parts = language.Parts(model.eval())
+@pytest.mark.parametrize("family", [Llava(96), Vila(112)])
+def test_packed_turns_equal_single_turns(family, tokenizer, prompts):
+    parts = whole_model(family, tokenizer)
     conversation = next(corpus.conversations(3, "test", prompts, {"gqa": 1}))
     assert len(conversation.turns) > 3
-    pixels = processor.to_uint8(conversation.picture.draw(random.Random(0)))[None]
+    image = conversation.picture.draw(random.Random(0))
+    pixels = family.pixels([image])
 
     def loss(turns):
         part = corpus.Conversation(conversation.picture, tuple(turns), 0)
-        row = language.pack(part, tokenizer, parts.image_token_id, length)
+        row = language.pack(part, tokenizer, family, image.size)
         batch = language.Packed([row], pixels, 0)
-        return parts.loss(batch, processor).item(), int((batch.labels >= 0).sum())
+        return parts.loss(batch).item(), int((batch.labels >= 0).sum())
 
     single = [loss([turn]) for turn in conversation.turns]
     together, count = loss(conversation.turns)
@@ -121,23 +125,15 @@ def test_packed_turns_equal_single_turns(family, size, tokenizer, prompts):
     assert together == pytest.approx(sum(value * n for value, n in single) / count, abs=1e-5)
 
 
-def whole_model(family, size, tokenizer):
-    recipe = run.Recipe(family, size)
-    torch.manual_seed(0)
-    llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **run.TEXT))
-    model, length = run.assemble(recipe, tokenizer, llm, run.make_tower(recipe))
-    return language.Parts(model.eval()), run.make_processor(recipe)[0], length
-
-
-def letters_batch(conversations, tokenizer, image_token_id, length):
-    rows = [language.pack(c, tokenizer, image_token_id, length) for c in conversations]
+def letters_batch(conversations, tokenizer, family):
+    rows = [language.pack(c, tokenizer, family, c.picture and (112, 112)) for c in conversations]
     return language.Packed(rows, None, 0, language.Inner(tokenizer))
 
 
 def test_inner_labels_name_the_option_of_each_letter_and_where_it_stands(tokenizer, prompts):
     stream = corpus.conversations(0, "pointing", prompts, corpus.POINTING)
     conversations = list(islice(stream, 30))
-    batch = letters_batch(conversations, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 16)
+    batch = letters_batch(conversations, tokenizer, Llava(64))
     wanted = []
     for row, conversation in enumerate(conversations):
         for turn in conversation.turns:
@@ -157,19 +153,20 @@ def test_inner_labels_name_the_option_of_each_letter_and_where_it_stands(tokeniz
         assert (row, letter) == (found_row, found_letter.strip("▁")) and word.startswith(piece.strip("▁"))
 
 
-@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
-def test_the_pointing_loss_is_the_attention_of_the_model_itself(family, size, tokenizer):
-    parts, processor, length = whole_model(family, size, tokenizer)
+@pytest.mark.parametrize("family", [Llava(96), Vila(112), Qwen(112)])
+def test_the_pointing_loss_is_the_attention_of_the_model_itself(family, tokenizer, prompts):
+    tokenizer = family.make_tokenizer(prompts) if isinstance(family, Qwen) else tokenizer
+    parts = whole_model(family, tokenizer)
     turns = tuple(corpus.letter_keys(random.Random(seed)) for seed in range(3))
     conversations = [corpus.Conversation(None, turns, 0), corpus.Conversation(None, turns[:1], 0)]
-    batch = letters_batch(conversations, tokenizer, parts.image_token_id, length)
+    batch = letters_batch(conversations, tokenizer, family)
     seen = []
     block = parts.decoder.layers[language.POINTER_BLOCK - 1]
     block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     block.self_attn.register_forward_hook(lambda _, inputs, outputs: seen.append(outputs[1]))
     parts.decoder.config._attn_implementation = "eager"
     with torch.no_grad():
-        parts.loss(batch, processor)
+        parts.loss(batch)
         loss = parts._pointing(seen[0], batch)
     rows, places = (batch.pointers != language.IGNORE).nonzero(as_tuple=True)
     looks = seen[1][rows, 0, places - 1, batch.pointers[rows, places]]
@@ -178,24 +175,27 @@ def test_the_pointing_loss_is_the_attention_of_the_model_itself(family, size, to
 
 
 def test_letters_weigh_as_much_as_all_other_words_and_inner_labels_reach_only_the_blocks_below(tokenizer):
-    parts, processor, length = whole_model("llava", 96, tokenizer)
+    family = Llava(96)
+    parts = whole_model(family, tokenizer)
     turn = corpus.knowledge_choice(random.Random(0))
-    batch = letters_batch([corpus.Conversation(None, (turn,), 0)], tokenizer, parts.image_token_id, length)
-    plain = language.Packed([language.pack(corpus.Conversation(None, (turn,), 0), tokenizer, 0, length)], None, 0)
-    inner = parts.loss(batch, processor) - 2 * parts.loss(plain, processor)  # one letter and one end token
+    conversation = corpus.Conversation(None, (turn,), 0)
+    batch = letters_batch([conversation], tokenizer, family)
+    plain = language.Packed([language.pack(conversation, tokenizer, family, None)], None, 0)
+    inner = parts.loss(batch) - 2 * parts.loss(plain)  # one letter and one end token
     assert inner.item() > 0
     inner.backward()
     assert parts.decoder.layers[language.WORD_BLOCK - 1].mlp.up_proj.weight.grad.abs().max() > 0
     assert parts.decoder.layers[-1].mlp.up_proj.weight.grad.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("family,size", [("llava", 96), ("vila", 112)])
+@pytest.mark.parametrize("family,size", [(Llava(96), 96), (Vila(112), 112)])
 def test_tower_features_are_hidden_states_minus_2(family, size):
-    model = run.make_tower(run.Recipe(family, size)).eval()
-    pixels = torch.randn(2, 3, size, size)
+    model = run.make_tower(family, 0).eval()
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     with torch.no_grad():
-        wanted = model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
-        found = tower.features(model, pixels)
+        pixel_values = family.processor.normalise(pixels)
+        wanted = model(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-2]
+        found = family.features(model, pixels, torch.float32).values
     assert found.shape[1] == (size // 16) ** 2
     assert torch.equal(found, wanted[:, -found.shape[1] :])
 
@@ -204,7 +204,7 @@ def test_tower_features_are_hidden_states_minus_2(family, size):
 def test_language_stage_resumes_exactly(tokenizer, tmp_path):
     def stage(folder, log):
         torch.manual_seed(0)
-        llm = LlamaForCausalLM(run.LlamaConfig(vocab_size=len(tokenizer), **{**run.TEXT, "num_hidden_layers": 1}))
+        llm = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **{**Llava.text, "num_hidden_layers": 1}))
         language.train_language(llm, tokenizer, folder, 4, 0, log, batch=2, length=16, save_every=2)
         return llm.state_dict()
 
@@ -239,20 +239,20 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
     names = [name for name in vars(run.RECIPES["llava_pocket"]) if name.endswith("_steps") and name != "names_steps"]
     recipe = replace(run.RECIPES["llava_pocket"], image_size=32, **dict.fromkeys(names, 1))
     monkeypatch.setattr(projector, "condition", partial(projector.condition, count=128))
-    monkeypatch.setattr(run.tower, "train", partial(run.tower.train, batch=8))
-    monkeypatch.setattr(run.tower, "probe", partial(run.tower.probe, size=128))
+    monkeypatch.setattr(tower, "train", partial(tower.train, batch=8))
+    monkeypatch.setattr(tower, "probe", partial(tower.probe, size=128))
     done = []
     whole = language.train_joint
 
     def cut(*args, **settings):
-        done.append(args[5])
+        done.append(args[4])
         if len(done) == 3:
             raise KeyboardInterrupt
         whole(*args, **settings, batch=2)
 
     monkeypatch.setattr(language, "train_joint", cut)
     with monkeypatch.context() as patch:  # the tokenizer of "b" is made anew, and must be the same
-        patch.setattr(run, "make_tokenizer", lambda _: tokenizer)
+        patch.setattr(Llava, "make_tokenizer", lambda *_: tokenizer)
         with pytest.raises(KeyboardInterrupt):
             run.make(spec, recipe, prompts, tmp_path / "a")
         path = run.make(spec, recipe, prompts, tmp_path / "a")
