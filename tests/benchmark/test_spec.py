@@ -442,7 +442,7 @@ def test_no_field_is_forgotten():
     same = {
         "checkpoint", "name", "learning_rate", "projector_learning_rate", "counts", "role", "posthoc", "data_root",
         "device", "threads", "checkpoint_minutes", "checkpoint_steps", "engine", "zero_optimization", "batch_size",
-        "repository", "vision_tower", "architecture",
+        "repository", "absent", "vision_tower", "architecture",
         "processes", "devices", "hostfile", "report_to", "changed",
     }
     changed = {int: 99, float: 0.123, str: "other", dict: {"other": 1}, type(None): 99, tuple: ()}
