@@ -89,8 +89,8 @@ RECIPES = {
     "vila_pocket": Recipe("vila", 112, names_steps=800),
     # In float32, with half the rows per step, so that it takes 70 minutes on two cores of any kind.
     "qwen_pocket": Recipe(
-        "qwen", 112, language_steps=280, tower_steps=1600, names_steps=400, alignment_steps=800, matching_steps=1000,
-        quiz_steps=700, letters_steps=150, choices_steps=250, instruction_steps=800, pointing_steps=350,
+        "qwen", 112, language_steps=260, tower_steps=2000, names_steps=400, alignment_steps=800, matching_steps=1000,
+        quiz_steps=650, letters_steps=100, choices_steps=200, instruction_steps=800, pointing_steps=350,
         final_steps=500,
     ),
 }
