@@ -87,7 +87,7 @@ class Recipe:
 RECIPES = {
     "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
     "vila_pocket": Recipe("vila", 112, names_steps=800),
-    # In float32, with half the rows per step, so that it takes 70 minutes on two cores of any kind.
+    # Planned for 70 minutes on two cores without bfloat16: half the rows per step, fewer steps.
     "qwen_pocket": Recipe(
         "qwen", 112, language_steps=260, tower_steps=2000, names_steps=400, alignment_steps=800, matching_steps=1000,
         quiz_steps=650, letters_steps=100, choices_steps=200, instruction_steps=800, pointing_steps=350,
