@@ -89,9 +89,9 @@ RECIPES = {
     "vila_pocket": Recipe("vila", 112, names_steps=800),
     # Planned for 70 minutes on two cores without bfloat16: half the rows per step, fewer steps.
     "qwen_pocket": Recipe(
-        "qwen", 112, language_steps=260, tower_steps=2000, names_steps=400, alignment_steps=800, matching_steps=1000,
-        quiz_steps=650, letters_steps=100, choices_steps=200, instruction_steps=800, pointing_steps=350,
-        final_steps=500,
+        "qwen", 112, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=800, matching_steps=1000,
+        quiz_steps=600, letters_steps=100, choices_steps=200, instruction_steps=700, pointing_steps=350,
+        final_steps=450,
     ),
 }
 

@@ -24,4 +24,4 @@ def test_the_shipped_card_and_record_are_those_of_the_recipe(name):
 def test_the_card_counts_pictures_by_the_family():
     training = {"recipe": vars(run.RECIPES["qwen_pocket"]), "mixture": {}, "final": {}}
     text = "\n".join(card._recipe(training, (64, 8)))
-    assert "2000 steps of 64 drawn pictures" in text and "1000 steps of 8 pictures with short look-ups" in text
+    assert "2300 steps of 64 drawn pictures" in text and "1000 steps of 8 pictures with short look-ups" in text

@@ -15,7 +15,7 @@ import benchmark.models
 from benchmark.config.compose import request
 from benchmark.models.batch import Item
 from benchmark.models.prompt import IGNORE
-from benchmark.pocket.pretrain import corpus, language, projector, run, tower
+from benchmark.pocket.pretrain import corpus, language, projector, qwen, run, tower
 from benchmark.pocket.pretrain.qwen import Qwen
 from benchmark.pocket.world import targets, upstream
 
@@ -67,14 +67,8 @@ def test_pictures_have_grids_of_their_own_and_the_processors_pixels(images, load
     counts = [rows * columns for rows, columns in pixels.grids]
     for values, wanted in zip(pixels.values, film.split(counts), strict=True):
         assert torch.equal(wanted[:, :, 0], wanted[:, :, 1])
-        found = qwen_normalised(values[: len(wanted)])
+        found = qwen._normalise(values[: len(wanted)])
         assert torch.allclose(found, wanted[:, :, 0].flatten(1), atol=1e-6)
-
-
-def qwen_normalised(values):
-    from benchmark.pocket.pretrain import qwen
-
-    return qwen._normalise(values)
 
 
 def test_the_tower_computes_what_the_model_computes(images, loaded):
