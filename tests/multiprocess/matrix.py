@@ -36,8 +36,8 @@ of the items without an image), {batch} samples per step, {accumulation} micro-b
 AdamW with eps = {eps:g} (with 1e-8, Adam's usual, rounding of gradients that are nearly 0 is seen, which the tests
 allow to be 1e-5, 1 % of the rate; with 1e-6, up to 1.2e-6 on some processors). A cell is the largest difference of any
 weight from one plain torch process; `+n` says that n elements came out on the other side of their mask's threshold.
-Allowed are {tolerance:g}, and of elements at a threshold 1 in {flipped:.0f}, each nearer than
-|G - I| = {margin:g} to it.
+Allowed are {tolerance:g}, and of elements at a threshold 1 in {flipped:.0f}, each
+nearer than |G - I| = {margin:g} to it.
 "refused": the method says why and trains on another engine. An empty cell was not run: with three processes, and with
 FSDP2, one variant of each class is.
 
