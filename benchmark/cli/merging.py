@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmark.cli.arguments import split
 from benchmark.core.errors import UserError
 from benchmark.core.files import user_path
+from benchmark.merging import CALIBRATED
 
 FORM = "merge METHOD BASE TUNED [TUNED ...] OUT"
 
@@ -19,6 +22,8 @@ def merge(arguments: list[str]) -> int:
 
     METHOD: dare, dare_drop_only, dare_magnitude, wise_ft, spider_posthoc, lines, intruder, soup, ties (both several
     TUNED) or lora (TUNED is a PEFT adapter); method.x=VALUE sets its parameters.
+    tailor and its variants, grafting_mask, fisher and wise_ft_tensors load BASE and measure on training data: models=
+    names a model with BASE's layout, dataset= the data.
     BASE and TUNED are folders of safetensors, or models of the hub cache. seed= is one number, as of a cell.
     """
     from benchmark.core.progress import long_work
@@ -30,10 +35,15 @@ def merge(arguments: list[str]) -> int:
     from benchmark.merging.merge import merge as write
 
     method, base, *tuned, out = words
-    params, seed = _values(overrides)
+    params, seed = _values([item for item in overrides if item.startswith(("method.", "seed"))])
+    others = [item for item in overrides if not item.startswith(("method.", "seed"))]
     folders = [_folder(name) for name in (base, *tuned)]
+    calibrate = _calibration(method, folders[0], overrides) if method in CALIBRATED else None
+    if others and calibrate is None:
+        raise UserError(f"{' '.join(others)}: merge {method} works on files alone and needs no model or data. Leave "
+                        f"{'it' if len(others) == 1 else 'them'} out.")
     with long_work("merge") as told:
-        path = write(method, folders[0], folders[1:], user_path(out), params, seed, told)
+        path = write(method, folders[0], folders[1:], user_path(out), params, seed, told, calibrate)
     print(f"Written: {path}")
     if method == "lora" and (named := other_base(*folders)):
         print(f"note: the adapter names {named} as its base; the tensors of {folders[0]} fit it too. Check that "
@@ -42,6 +52,32 @@ def merge(arguments: list[str]) -> int:
         if method != "lora" and (names := differing_settings(folders[0], folder)):
             print(f"note: {', '.join(names)} in {folder} are not those of {folders[0]}, which {path} has.")
     return 0
+
+
+def _calibration(method: str, base: Path, overrides: Sequence[str]) -> Callable[[Sequence[str]], Any]:
+    """Return what measures on the model and the dataset that the command names.
+
+    Raises:
+        UserError: not one model and one dataset, or wrong ones.
+    """
+    from benchmark.config.compose import AXES, request
+    from benchmark.core.progress import progress
+    from benchmark.planning import plan
+    from benchmark.running import runner
+    from benchmark.running.calibrate import calibrate
+
+    given = {AXES.get(item.partition("=")[0]) for item in overrides}
+    if not {"models", "targets"} <= given:
+        raise UserError(f"merge {method} measures on the model and its training data. Add models=NAME dataset=NAME.")
+    asked = request([f"method={method}", *overrides])
+    if len(asked.cells) != 1:
+        raise UserError(f"merge {method} takes one model, dataset and seed, got {len(asked.cells)} combinations.")
+    runner.prepare(asked, progress(1))
+    cell = asked.cells[0]
+    assert cell.target is not None  # dataset= was given
+    used = replace(cell, model=replace(cell.model, checkpoint=str(base)), datasets=(cell.dataset(cell.target),))
+    plan.check_inputs([used])
+    return partial(calibrate, used, base)
 
 
 def _folder(name: str) -> Path:

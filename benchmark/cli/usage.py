@@ -172,8 +172,9 @@ USAGES = {
         _FOLDER, words="CELL DIR",
     ),
     "merge": Usage(
-        ("merge dare BASE TUNED OUT method.keep=0.1 seed=0", "merge ties BASE TUNED1 TUNED2 OUT method.keep=0.2"),
-        ("seeds",), ("method.",), words="METHOD BASE TUNED [TUNED ...] OUT", choices=MERGES,
+        ("merge dare BASE TUNED OUT method.keep=0.1 seed=0", "merge tailor BASE TUNED OUT models={model} dataset=coco"),
+        ("profile", "models", "targets", "seeds"), ("method.", "data_root"),
+        words="METHOD BASE TUNED [TUNED ...] OUT", choices=MERGES,
     ),
     "sweep": Usage(
         ("sweep train.epochs=5,10 targets=coco", "sweep method.momentum=0.5,0.9 methods=spider name=momentum"),

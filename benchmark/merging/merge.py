@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmark.core.errors import UserError, counted, did_you_mean
 from benchmark.core.files import digest_of, sync, unfinished_folder, user_path, write_atomic
 from benchmark.core.progress import StageTold
-from benchmark.merging import MERGES, POSTHOC, SEVERAL
+from benchmark.merging import CALIBRATED, MERGES, POSTHOC, SEVERAL
 from benchmark.merging.adapter import CONFIG, FILE, Adapter
 from benchmark.merging.origins import CARD, check_origins
 from benchmark.merging.weights import Weights
@@ -28,6 +28,9 @@ from methods.registry import METHODS, build, checked, configured
 from methods.soup import SoupParams, average
 from methods.ties import TiesMerge, TiesParams
 
+if TYPE_CHECKING:
+    from benchmark.training.calibration import Calibration
+
 Rule = Callable[[str, Tensor, Sequence[Tensor]], Tensor]  # (name, w*, tuned tensors) -> new tensor
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 
@@ -35,12 +38,13 @@ NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".
 def merge(
     method: str, base: str | Path, tuned: str | Path | Sequence[str | Path], out: str | Path,
     params: Mapping[str, Any] | None = None, seed: int = 0, told: StageTold = lambda stage, done, total: None,
+    calibrate: Callable[[Sequence[str]], Calibration | None] | None = None,
 ) -> Path:
     """Write a merge of a base checkpoint and models tuned from it as a new checkpoint.
 
     The new checkpoint has the base's files, names, dtypes, tokenizer and settings. Each tensor is read, computed in
-    float32 and written before the next one, so memory is that of a few tensors. The folder appears under its name when
-    it is complete.
+    float32 and written before the next one, so memory is that of a few tensors. Merges of `CALIBRATED` hold the model
+    and all changed tensors. The folder appears under its name when it is complete.
 
     Args:
         method: one of `MERGES`.
@@ -51,6 +55,8 @@ def merge(
         params: the method's parameters; missing ones have the values of the benchmark's own cells.
         seed: of random choices, as in a cell.
         told: callback (stage, tensors done, all tensors).
+        calibrate: for merges of `CALIBRATED`: what returns the calibration data for the names of the changed tensors,
+            such as `benchmark.running.calibrate.calibrate` with a cell and the base.
 
     Returns:
         The folder.
@@ -61,11 +67,14 @@ def merge(
     """
     values = _params(method, params or {})
     folders = [user_path(folder) for folder in ([tuned] if isinstance(tuned, str | Path) else tuned)]
-    return _merge(method, user_path(base), folders, user_path(out), values, seed, told)
+    if method in CALIBRATED and calibrate is None:
+        raise UserError(f"{method} measures on a model and its training data. Give `calibrate`.")
+    return _merge(method, user_path(base), folders, user_path(out), values, seed, told, calibrate)
 
 
 def _merge(
-    method: str, base: Path, tuned: Sequence[Path], out: Path, values: Any, seed: int, told: StageTold
+    method: str, base: Path, tuned: Sequence[Path], out: Path, values: Any, seed: int, told: StageTold,
+    calibrate: Callable[[Sequence[str]], Calibration | None] | None,
 ) -> Path:
     _check_folders(method, base, tuned, out)
     if method == "lora":
@@ -78,7 +87,7 @@ def _merge(
     others = [] if method == "lora" else [Weights(folder) for folder in tuned]
     _check_same(start, others)
     pairs = Pairs(start, others, told)
-    rule = Adapter(tuned[0], start) if method == "lora" else _rule(method, values, seed, pairs)
+    rule = Adapter(tuned[0], start) if method == "lora" else _rule(method, values, seed, pairs, calibrate)
     digests = {"base": _digest(base), "tuned": [_digest(folder) for folder in tuned]}
     try:
         with unfinished_folder(out.with_name(f".{out.name}.unfinished")) as unfinished:
@@ -118,7 +127,7 @@ def _params(method: str, given: Mapping[str, Any]) -> Any:
     Raises:
         UserError: an unknown merge, parameter or value.
     """
-    if method in POSTHOC:
+    if method in (*POSTHOC, *CALIBRATED):
         return checked(method, _cls(method), {**configured(method), **given})
     if method in SEVERAL:
         return checked(method, {"soup": SoupParams, "ties": TiesParams}[method], given)
@@ -127,8 +136,6 @@ def _params(method: str, given: Mapping[str, Any]) -> Any:
     why = ""
     if method in METHODS and METHODS[method].kind == "training":
         why = f" {method} acts during training, and a merge begins with finished checkpoints."
-    elif method in METHODS and METHODS[method].kind == "posthoc":
-        why = f" {method} needs the model and its training data: run it as a cell, methods={method}."
     raise UserError(f"Unknown merge {method!r}.{why}{did_you_mean(method, MERGES)}")
 
 
@@ -207,8 +214,18 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _rule(method: str, params: Any, seed: int, pairs: Pairs) -> Rule:
+def _rule(
+    method: str, params: Any, seed: int, pairs: Pairs,
+    calibrate: Callable[[Sequence[str]], Calibration | None] | None,
+) -> Rule:
     """Return what makes a new tensor out of the base's and the tuned ones."""
+    if calibrate is not None:
+        before, after = {}, {}
+        for name, weight, (other,) in pairs("tuned tensors"):
+            if not torch.equal(weight.to(other), other):
+                before[name], after[name] = weight, other
+        result = build(method, asdict(params), seed).finish(after, before, calibrate(list(after))) if after else {}
+        return lambda name, weight, others: result.pop(name, weight)  # equal, but stored in another dtype
     if method == "ties":
         return TiesMerge(params, pairs, pairs.models)
     if method == "soup":

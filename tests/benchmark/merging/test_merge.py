@@ -15,18 +15,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration
 
+from benchmark import data
 from benchmark.cli import main
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.core.files import sha256_file
-from benchmark.merging import MERGES, POSTHOC, SEVERAL, origins
+from benchmark.data.record import Record
+from benchmark.merging import CALIBRATED, MERGES, POSTHOC, SEVERAL, origins
 from benchmark.merging import merge as merging
 from benchmark.merging.merge import merge
 from benchmark.models import trainable_names
 from benchmark.models.digest_cache import checkpoint_digest
 from benchmark.models.loading import load_model
 from benchmark.publishing.export import export
-from benchmark.spec import plain
+from benchmark.spec import at_root, plain
 from benchmark.store.cells import Store
 from benchmark.training.checkpoint import save_delta, snapshot
 from benchmark.training.generate import answer_batch
@@ -91,6 +93,51 @@ def test_a_merge_of_an_exported_cell_is_the_exported_post_hoc_cell(family, metho
     assert merged.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.items())
     assert any(not torch.equal(merged[name], tensor) for name, tensor in base.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tailor", "wise_ft_tensors"])
+def test_a_merge_that_measures_on_data_is_the_exported_post_hoc_cell(method, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    records = []
+    for i in range(6):
+        tiny.picture(30 + i, 24).save(tmp_path / "images" / f"{i}.png")
+        image = tmp_path / "images" / f"{i}.png"
+        records.append(Record(f"{i}", "coco", "train", image, "describe this.", f"a {i} dog", ("a dog",), None, "", {}))
+    monkeypatch.setattr(data, "load", lambda dataset, root, split, limit: records[:limit])
+    for name in ("coco", "generic"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    asked = ["model=vila_pocket", "dataset=coco", f"data_root={tmp_path / 'data'}", "method.samples=4", "seed=2"]
+    if method == "wise_ft_tensors":
+        asked.append("method.steps=2")
+    (cell,) = request([f"method={method}", *asked]).cells
+    store, loaded = Store(tmp_path / "results"), load_model(cell.model, cell.dtype, "cpu")
+    names = trainable_names(loaded, cell.train.scope, cell.train.last_layers)
+    base = snapshot(loaded.model, names)
+    torch.manual_seed(1)
+    tuned = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in base.items()}
+    cells = {"full_ft": replace(cell, method=replace(cell.method, id="full_ft", params={})), method: cell}
+    for one in cells.values():
+        place = store.folder(one)
+        place.mkdir(parents=True)
+        (place / "cell.yaml").write_text(yaml.safe_dump(plain(one)))
+    deltas = {name: store.folder(one) / "delta.safetensors" for name, one in cells.items()}
+    save_delta(deltas["full_ft"], tuned, base, list(base), loaded.digest)
+    params = dict(cell.method.params)
+    transform(cells[method], loaded, records, build(method, params, 2), base, [deltas["full_ft"]], deltas[method])
+    for name, one in cells.items():
+        export(store, store.folder(one).name, tmp_path / name)
+    given = [item for item in asked if item.partition("=")[0] != "seed"]
+    folders = [str(at_root(cell.model.checkpoint)), str(tmp_path / "full_ft"), str(tmp_path / "out")]
+    assert main(["merge", method, *folders, *given, "seed=2"]) == 0
+    merged, expected, full_ft = (
+        load_model(replace(cell.model, checkpoint=str(tmp_path / name)), cell.dtype, "cpu").model.state_dict()
+        for name in ("out", method, "full_ft")
+    )
+    rounded = {name: tensor.half().float() for name, tensor in expected.items()}  # as the base is stored
+    assert merged.keys() == rounded.keys()
+    assert [name for name, tensor in merged.items() if not torch.equal(tensor, rounded[name])] == []
+    assert any(not torch.equal(tensor, full_ft[name].half().float()) for name, tensor in merged.items())
 
 
 def test_three_shards_load_in_transformers(tmp_path, capsys):
@@ -278,7 +325,7 @@ def test_values_that_cannot_be_merged(tmp_path):
         (["dare", "base", "tuned"], "merge needs a method and three folders or more"),
         (["dar", "base", "tuned", "out"], "Unknown merge 'dar'. Did you mean 'dare'?"),
         (["spider", "base", "tuned", "out"], "spider acts during training"),
-        (["tailor", "base", "tuned", "out"], "tailor needs the model and its training data"),
+        (["tailor", "base", "tuned", "out"], "tailor measures on the model and its training data. Add models=NAME"),
         (["dare", "base", "tuned", "out", "method.kep=0.1"], "no parameter 'kep'. Did you mean 'keep'?"),
         (["dare", "base", "tuned", "out", "method.keep=0"], "keep=0.0 must be above 0"),
         (["dare", "base", "tuned", "out", "method.keep=0.1,0.2"], "a merge takes one value"),
@@ -293,7 +340,9 @@ def test_values_that_cannot_be_merged(tmp_path):
         (["soup", "base", "tuned", "other", "out", "method.members=2"], "soup has no parameter 'members'"),
         (["soup", "base", "scope_a", "scope_b", "out"], "cells of different scopes: train.scope is all and attention"),
         (["ties", "base", "scope_a", "base_b", "out"], "cells of different bases: base checkpoint is 000000000000 and"),
-        (["fisher", "base", "tuned", "out"], "fisher needs the model and its training data"),
+        (["fisher", "base", "tuned", "out"], "fisher measures on the model and its training data. Add models=NAME"),
+        (["tailor", "base", "tuned", "out", "models=vila_pocket,llava_pocket", "dataset=coco"], "got 2 combinations"),
+        (["dare", "base", "tuned", "out", "models=vila_pocket"], "merge dare works on files alone"),
         (["dare", "base", "nowhere", "out"], "nowhere is not a folder"),
         (["dare", "base", "base", "out"], "is given twice"),
         (["dare", "base", "tuned", "other"], "other exists. Give a new folder."),
@@ -367,10 +416,11 @@ def test_another_card_says_nothing_of_an_origin(text, tmp_path):
     origins.check_origins([tmp_path, tmp_path])
 
 
-def test_the_merges_are_the_post_hoc_methods_that_need_no_data():
+def test_the_merges_are_the_post_hoc_methods():
     for name, entry in METHODS.items():
         if entry.kind == "posthoc":
-            assert (name in MERGES) == (build(name, {}, 0).calibration_samples == 0), name
+            assert name in MERGES, name
+            assert (name in CALIBRATED) == (build(name, {}, 0).calibration_samples > 0), name
             assert (name in SEVERAL) == isinstance(build(name, {}, 0), SeedMerge), name
 
 

@@ -1,0 +1,39 @@
+"""Calibration data for merges on files: a model and a dataset, on a base checkpoint that is given as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmark import data
+from benchmark.core.errors import UserError
+from benchmark.models.loading import how_to_load, load_model
+from benchmark.spec import CellSpec, at_root, is_tuned
+from benchmark.training import posthoc
+from benchmark.training.calibration import Calibration
+from methods.registry import build
+
+
+def calibrate(cell: CellSpec, base: Path, names: Sequence[str]) -> Calibration | None:
+    """Return what a post-hoc method measures on, as the cell would have it.
+
+    Args:
+        cell: a cell of the method: its model's family and settings, its training data and its seed.
+        base: checkpoint folder to load in place of the model's own.
+        names: tensors that the merge changes.
+
+    Raises:
+        UserError: the checkpoint is not one for this model, or the data are missing.
+    """
+    assert is_tuned(cell)
+    loaded = load_model(*how_to_load(replace(cell, model=replace(cell.model, checkpoint=str(base))), answering=False))
+    unknown = sorted(set(names) - {name for name, _ in loaded.model.named_parameters()})
+    if unknown:
+        raise UserError(
+            f"{cell.model.id} has no weight {unknown[0]}, which the tuned model changes. Name the model that has the "
+            "checkpoint's layout: models=NAME."
+        )
+    records = data.load(cell.dataset(cell.target), at_root(cell.data_root), "train", cell.train.limit)
+    method = build(cell.method.id, dict(cell.method.params), cell.seed)
+    return posthoc._calibration(cell, loaded, records, method, names)
