@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
 
 
 ONE_STEP = (
-    "a penalty with two_step takes a second optimizer step on every batch; under ZeRO the engine takes the steps and "
-    "would reduce, clip and count each. Train on engine=single, or leave two_step off (l2_reg, l2_reg_mean, grafting, "
-    "grafting_mean)."
+    "a penalty with two_step takes a second optimizer step on every batch, on whole weights, which only engine=single "
+    "does. Train on engine=single, or leave two_step off (l2_reg, l2_reg_mean, grafting, grafting_mean)."
 )
 
 
@@ -42,13 +42,9 @@ class PenaltyParams:
 class Penalty(Method):
     """loss + lambda * sum_i p(w_i - w*_i); a subclass adds its derivative to a gradient."""
 
+    @abstractmethod
     def add(self, grad: Tensor, change: Tensor, factor: float) -> None:
-        """Add factor * dp/d(change) to grad, in place; `change` may be overwritten.
-
-        Raises:
-            NotImplementedError: always; a subclass defines the penalty.
-        """
-        raise NotImplementedError
+        """Add factor * dp/d(change) to grad, in place; `change` may be overwritten."""
 
     def refuses(self, engine: str) -> str | None:
         return ONE_STEP if self.params.two_step and engine != "single" else None

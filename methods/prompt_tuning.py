@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmark.core.errors import UserError
 from methods.adapter import AdapterMethod, wrap
 from methods.attention import VirtualTokens, check_kernel, register
+from methods.houlsby import FILE
 from methods.peft import check_positive
 
 if TYPE_CHECKING:
     from benchmark.training.adapters import Samples
+
+NAME = ".prompt"  # of the tensor, behind the embedding's name
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,50 @@ class Prompted(nn.Module):
         return self.base_layer(ids)
 
 
+def enter(model: nn.Module, path: str, prompt: Tensor) -> VirtualTokens:
+    """Put virtual tokens before the first token of a model's decoder.
+
+    Args:
+        model: changed in place.
+        path: of the decoder's input embedding.
+        prompt: (tokens, hidden), embeddings.
+
+    Returns:
+        The hooks on the decoder.
+    """
+    wrap(model, path, Prompted, prompt)
+    prompted: Prompted = model.get_submodule(path)  # type: ignore[assignment]  # it has just been made
+    decoder = model.get_submodule(path.rpartition(".")[0])
+    return VirtualTokens(decoder, lambda: prompted.prompt.to(prompted.weight.dtype))
+
+
+def load(model: nn.Module, folder: Path | str) -> nn.Module:
+    """Put an exported prompt and its projector into their base model, for use with transformers alone.
+
+    Args:
+        model: the base, changed in place; it must use sdpa attention.
+        folder: from `python -m benchmark export`, with adapter_model.safetensors.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the prompt is not one for this model.
+    """
+    register()
+    parameters = dict(model.named_parameters())
+    try:
+        for name, tensor in load_file(Path(folder) / FILE).items():
+            if name.endswith(NAME):
+                enter(model, name.removesuffix(NAME), tensor)
+            else:
+                with torch.no_grad():
+                    parameters[name].copy_(tensor)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{folder} is no adapter for this model ({error}). Give the base it was trained on.") from None
+    return model
+
+
 class PromptTuning(AdapterMethod):
     """Prompt tuning: h = decoder([P; X]), with learned embeddings P before those of all tokens, X.
 
@@ -83,8 +132,8 @@ class PromptTuning(AdapterMethod):
     def insert(self, model: nn.Module, layers: Sequence[str], calibration: Samples | None) -> None:
         check_kernel("prompt_tuning", model)
         (path,) = layers
-        decoder, embedding = model.get_submodule(path.rpartition(".")[0]), model.get_submodule(path)
-        if not any("rotary" in name for name, _ in decoder.named_modules()):
+        embedding = model.get_submodule(path)
+        if not any("rotary" in name for name, _ in model.get_submodule(path.rpartition(".")[0]).named_modules()):
             raise UserError(
                 "method=prompt_tuning needs rotary position embeddings, which this model's decoder lacks. Use "
                 "method=prefix."
@@ -97,10 +146,8 @@ class PromptTuning(AdapterMethod):
         ids = torch.randperm(len(weight), generator=generator)[: self.params.tokens]
         with torch.no_grad():
             prompt = embedding(ids.to(weight.device)).clone()
-        wrap(model, path, Prompted, prompt)
-        prompted: Prompted = model.get_submodule(path)  # type: ignore[assignment]  # it has just been made
         # Only the way back: what the decoder has made of the virtual tokens is no state of a training.
-        self._remove = VirtualTokens(decoder, lambda: prompted.prompt.to(prompted.weight.dtype)).remove
+        self._remove = enter(model, path, prompt).remove
 
     def leave(self) -> None:
         self._remove()

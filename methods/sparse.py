@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,9 @@ class FirstGradients(Method):
         self._chosen: dict[str, Tensor] = {}
         self._steps: Counter[str] = Counter()
 
+    @abstractmethod
     def choose(self, shards: Shards) -> dict[str, Tensor]:
         """Return which elements of each shard train, from `accumulated`; bool."""
-        raise NotImplementedError
 
     def before_step(self, shards: Shards) -> None:
         names = [shard.name for shard in shards if shard.name not in self._chosen]

@@ -56,9 +56,10 @@ def write(loaded: LoadedModel, delta: Mapping[str, Tensor], base: str, path: Pat
 
 
 def _prompt(loaded: LoadedModel, delta: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensor] | None:
-    """Return (fields of the configuration, embeddings) of virtual tokens; None if there are none."""
+    """Return (fields of the configuration, embeddings) of virtual tokens; None if the library cannot place them."""
     found = next((value for name, value in delta.items() if name.endswith(PROMPT)), None)
-    if found is None:
+    # The library embeds the ids itself, before the model puts the image in. VILA's image has an id without a row.
+    if found is None or getattr(loaded.model.config, "image_token_id", 0) < 0:
         return None
     return {
         "peft_type": "PROMPT_TUNING", "num_virtual_tokens": len(found), "token_dim": found.shape[1],

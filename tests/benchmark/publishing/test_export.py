@@ -34,7 +34,7 @@ from benchmark.store.cells import Store
 from benchmark.training.adapters import Adapter, adapted_layers
 from benchmark.training.checkpoint import save_delta, snapshot
 from benchmark.training.generate import answer_batch
-from methods import houlsby
+from methods import houlsby, prompt_tuning
 from methods.registry import build
 from tests.benchmark.cells import cell_of_tiny
 from tests.benchmark.models import tiny
@@ -104,28 +104,56 @@ def stored_adapter(root, cell, scope="last_layers", layers=2):
     return store, folder.name, batch, ours
 
 
-@pytest.mark.parametrize(("method", "kind"), [("prompt_tuning", "PROMPT_TUNING"), ("prefix", "PREFIX_TUNING")])
-def test_a_prompt_and_a_prefix_load_as_plain_peft_models(method, kind, tmp_path):
+def tiny_cell(root, family, method, **params):
+    """Write a tiny model; return a cell of a method on it."""
+    tiny.write(family, root / "base")
+    more = {"vocab_size": len(tiny.tokenizer())} if family == "llava" else {"preprocess": "resize"}
+    return replace(cell_of_tiny(family, checkpoint=str(root / "base"), **more), method=MethodSpec(method, params))
+
+
+@pytest.mark.parametrize(("family", "method", "kind"), [
+    ("llava", "prompt_tuning", "PROMPT_TUNING"), ("llava", "prefix", "PREFIX_TUNING"),
+    ("vila", "prefix", "PREFIX_TUNING"),
+])
+def test_a_prompt_and_a_prefix_load_as_plain_peft_models(family, method, kind, tmp_path):
     from peft import PeftModel
 
-    tiny.write("llava", tmp_path / "base")
-    cell = cell_of_tiny(checkpoint=str(tmp_path / "base"), vocab_size=len(tiny.tokenizer()))
-    cell = replace(cell, method=MethodSpec(method, {"tokens": 3}))
+    cell = tiny_cell(tmp_path, family, method, tokens=3)
     store, name, batch, ours = stored_adapter(tmp_path, cell, "all")
     out = export(store, name, tmp_path / "out")
     about = json.loads((out / "adapter_config.json").read_text())
     assert about["peft_type"] == kind and about["num_virtual_tokens"] == 3
     assert "PeftModel.from_pretrained(base_model, folder)" in (out / "README.md").read_text()
-    base = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    base = load_model(cell.model, cell.dtype, "cpu").model
+    if family == "llava":
+        base = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
     with torch.no_grad():
         plain_logits = base(**batch).logits[..., : ours.shape[-1]]
         model = PeftModel.from_pretrained(base, out)
         theirs = model(**batch).logits[:, -ours.shape[1] :, : ours.shape[-1]]
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
     assert (plain_logits - ours).abs().max() > 1e-3
-    stored = load_file(out / "adapter_model.safetensors")["base_model.model.multi_modal_projector.linear_1.weight"]
-    projector = model.base_model.model.multi_modal_projector.modules_to_save["default"]
-    assert torch.equal(projector.linear_1.weight, stored)
+    stored = load_file(out / "adapter_model.safetensors")
+    projector = {"llava": "model.multi_modal_projector", "vila": "mm_projector"}[family]
+    for part, value in model.base_model.get_submodule(projector).modules_to_save["default"].named_parameters():
+        assert torch.equal(value, stored[f"base_model.{projector}.{part}"])
+
+
+def test_a_prompt_for_vila_loads_on_a_plain_model(tmp_path):
+    cell = tiny_cell(tmp_path, "vila", "prompt_tuning", tokens=3)
+    store, name, batch, ours = stored_adapter(tmp_path, cell)
+    out = export(store, name, tmp_path / "out")
+    assert "peft_type" not in json.loads((out / "adapter_config.json").read_text())
+    assert "methods.prompt_tuning.load(base_model, folder)" in (out / "README.md").read_text()
+    model = load_model(cell.model, cell.dtype, "cpu").model
+    with torch.no_grad():
+        plain_logits = model(**batch).logits
+        theirs = prompt_tuning.load(model, out)(**batch).logits
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+    assert (plain_logits - ours).abs().max() > 1e-3
+    other = load_model(tiny_cell(tmp_path / "other", "llava", "full_ft").model, cell.dtype, "cpu").model
+    with pytest.raises(ValueError, match="no adapter for this model"):
+        prompt_tuning.load(other, out)
 
 
 def test_a_prefix_in_some_blocks_keeps_our_folder(tmp_path):
