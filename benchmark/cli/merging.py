@@ -35,8 +35,9 @@ def merge(arguments: list[str]) -> int:
     from benchmark.merging.merge import merge as write
 
     method, base, *tuned, out = words
-    params, seed = _values([item for item in overrides if item.startswith(("method.", "seed"))])
-    others = [item for item in overrides if not item.startswith(("method.", "seed"))]
+    own = [item for item in overrides if item.startswith(("method.", "seed"))]
+    others = [item for item in overrides if item not in own]
+    params, seed = _values(own)
     folders = [_folder(name) for name in (base, *tuned)]
     calibrate = _calibration(method, folders[0], overrides) if method in CALIBRATED else None
     if others and calibrate is None:
@@ -77,7 +78,7 @@ def _calibration(method: str, base: Path, overrides: Sequence[str]) -> Callable[
     assert cell.target is not None  # dataset= was given
     used = replace(cell, model=replace(cell.model, checkpoint=str(base)), datasets=(cell.dataset(cell.target),))
     plan.check_inputs([used])
-    return partial(calibrate, used, base)
+    return partial(calibrate, used)
 
 
 def _folder(name: str) -> Path:

@@ -56,7 +56,7 @@ def merge(
         seed: of random choices, as in a cell.
         told: callback (stage, tensors done, all tensors).
         calibrate: for merges of `CALIBRATED`: what returns the calibration data for the names of the changed tensors,
-            such as `benchmark.running.calibrate.calibrate` with a cell and the base.
+            such as `benchmark.running.calibrate.calibrate` with a cell.
 
     Returns:
         The folder.

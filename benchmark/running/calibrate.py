@@ -1,10 +1,8 @@
-"""Calibration data for merges on files: a model and a dataset, on a base checkpoint that is given as a folder."""
+"""Calibration data for merges on files: a model and a dataset, on any base checkpoint of that layout."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 from benchmark import data
 from benchmark.core.errors import UserError
@@ -15,19 +13,18 @@ from benchmark.training.calibration import Calibration
 from methods.registry import build
 
 
-def calibrate(cell: CellSpec, base: Path, names: Sequence[str]) -> Calibration | None:
+def calibrate(cell: CellSpec, names: Sequence[str]) -> Calibration | None:
     """Return what a post-hoc method measures on, as the cell would have it.
 
     Args:
-        cell: a cell of the method: its model's family and settings, its training data and its seed.
-        base: checkpoint folder to load in place of the model's own.
+        cell: a cell of the method: the model, whose checkpoint is the merge's base, its training data and its seed.
         names: tensors that the merge changes.
 
     Raises:
         UserError: the checkpoint is not one for this model, or the data are missing.
     """
     assert is_tuned(cell)
-    loaded = load_model(*how_to_load(replace(cell, model=replace(cell.model, checkpoint=str(base))), answering=False))
+    loaded = load_model(*how_to_load(cell, answering=False))
     unknown = sorted(set(names) - {name for name, _ in loaded.model.named_parameters()})
     if unknown:
         raise UserError(

@@ -66,6 +66,23 @@ def test_tensor_by_tensor_gives_what_the_method_gives_for_all_tensors(method, dt
     assert torch.equal(result["layer.1.weight"], before["layer.1.weight"])
 
 
+def export_both(root, loaded, cells, tuned, base, records):
+    """Export a Full FT cell with these weights and the post-hoc cell made from it, below root under their names."""
+    store = Store(root / "results")
+    for one in cells.values():
+        place = store.folder(one)
+        place.mkdir(parents=True)
+        (place / "cell.yaml").write_text(yaml.safe_dump(plain(one)))
+    deltas = {name: store.folder(one) / "delta.safetensors" for name, one in cells.items()}
+    save_delta(deltas["full_ft"], tuned, base, list(base), loaded.digest)
+    (method,) = cells.keys() - {"full_ft"}
+    cell = cells[method]
+    built = build(method, dict(cell.method.params), cell.seed)
+    transform(cell, loaded, records, built, base, [deltas["full_ft"]], deltas[method])
+    for name, one in cells.items():
+        export(store, store.folder(one).name, root / name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "vila"])
 @pytest.mark.parametrize("method", ["dare", "wise_ft", "dare_magnitude", "lines", "intruder"])
@@ -73,20 +90,12 @@ def test_a_merge_of_an_exported_cell_is_the_exported_post_hoc_cell(family, metho
     """Base folder and exported Full FT cell give the bits of the post-hoc cell, also the random ones of DARE."""
     folder = tiny.write(family, tmp_path / "base")
     cell = cell_of_tiny(family, checkpoint=str(folder), preprocess="resize")
-    store, loaded = Store(tmp_path / "results"), load_model(cell.model, cell.dtype, "cpu")
+    loaded = load_model(cell.model, cell.dtype, "cpu")
     base = snapshot(loaded.model, trainable_names(loaded, "last_layers", 2))
     torch.manual_seed(1)
     tuned = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in base.items()}
     cells = {name: replace(cell, method=replace(cell.method, id=name), seed=2) for name in ("full_ft", method)}
-    for one in cells.values():
-        place = store.folder(one)
-        place.mkdir(parents=True)
-        (place / "cell.yaml").write_text(yaml.safe_dump(plain(one)))
-    deltas = {name: store.folder(one) / "delta.safetensors" for name, one in cells.items()}
-    save_delta(deltas["full_ft"], tuned, base, list(base), loaded.digest)
-    transform(cells[method], loaded, [], build(method, {}, 2), base, [deltas["full_ft"]], deltas[method])
-    for name, one in cells.items():
-        export(store, store.folder(one).name, tmp_path / name)
+    export_both(tmp_path, loaded, cells, tuned, base, [])
     assert main(["merge", method, str(folder), str(tmp_path / "full_ft"), str(tmp_path / "out"), "seed=2"]) == 0
     merged = load_model(replace(cell.model, checkpoint=str(tmp_path / "out")), cell.dtype, "cpu").model.state_dict()
     expected = load_model(replace(cell.model, checkpoint=str(tmp_path / method)), cell.dtype, "cpu").model.state_dict()
@@ -111,22 +120,13 @@ def test_a_merge_that_measures_on_data_is_the_exported_post_hoc_cell(method, tmp
     if method == "wise_ft_tensors":
         asked.append("method.steps=2")
     (cell,) = request([f"method={method}", *asked]).cells
-    store, loaded = Store(tmp_path / "results"), load_model(cell.model, cell.dtype, "cpu")
+    loaded = load_model(cell.model, cell.dtype, "cpu")
     names = trainable_names(loaded, cell.train.scope, cell.train.last_layers)
     base = snapshot(loaded.model, names)
     torch.manual_seed(1)
     tuned = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in base.items()}
     cells = {"full_ft": replace(cell, method=replace(cell.method, id="full_ft", params={})), method: cell}
-    for one in cells.values():
-        place = store.folder(one)
-        place.mkdir(parents=True)
-        (place / "cell.yaml").write_text(yaml.safe_dump(plain(one)))
-    deltas = {name: store.folder(one) / "delta.safetensors" for name, one in cells.items()}
-    save_delta(deltas["full_ft"], tuned, base, list(base), loaded.digest)
-    params = dict(cell.method.params)
-    transform(cells[method], loaded, records, build(method, params, 2), base, [deltas["full_ft"]], deltas[method])
-    for name, one in cells.items():
-        export(store, store.folder(one).name, tmp_path / name)
+    export_both(tmp_path, loaded, cells, tuned, base, records)
     given = [item for item in asked if item.partition("=")[0] != "seed"]
     folders = [str(at_root(cell.model.checkpoint)), str(tmp_path / "full_ft"), str(tmp_path / "out")]
     assert main(["merge", method, *folders, *given, "seed=2"]) == 0
