@@ -5,6 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +23,8 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"):
 # A shell's background job, as in some CI, starts with ctrl-C ignored; then it could not be tested.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+BENCHMARK = Path(__file__).resolve().parent.parent / "benchmark"
 
 
 @pytest.hookimpl(trylast=True)
@@ -48,3 +54,29 @@ def pytest_collection_finish() -> None:
     """Keep imported modules and collected tests out of every later garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    """Fail a test that leaves one of our threads running: one of them killed the tests' process 15 minutes later."""
+    before = set(sys._current_frames())
+    yield
+    end = time.monotonic() + 10
+    while (left := _ours(before)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not left, f"threads that still run: {left}"
+
+
+def _ours(before: set[int]) -> list[str]:
+    """Return the functions of benchmark/ in which threads are that are not in `before`.
+
+    Frames tell the truth: `is_alive` of a thread turns false when a signal interrupts its `join`.
+    """
+    found = []
+    for ident in set(sys._current_frames()) - before:
+        frame = sys._current_frames().get(ident)
+        while frame is not None:
+            if Path(frame.f_code.co_filename).is_relative_to(BENCHMARK):
+                found.append(frame.f_code.co_qualname)
+            frame = frame.f_back
+    return found

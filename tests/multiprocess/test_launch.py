@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from benchmark.running import endings, multi_process, rank
 from benchmark.spec import MethodSpec
 from benchmark.store import cells
 from benchmark.training.generate import generate
+from tests.forked import Program
 from tests.multiprocess import warm
 from tests.multiprocess.small_world import ICONQA, cell, folder_of
 
@@ -248,15 +250,23 @@ def test_a_process_stops_when_the_program_that_started_it_was_killed(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     owner = {"host": socket.gethostname(), "pid": parent.pid, "started": cells._started(parent.pid)}
     (tmp_path / "lock").write_text(json.dumps(owner))
-    watch = threading.Thread(target=rank._watch, args=(tmp_path, owner, os.getppid()), daemon=True)
-    with pytest.raises(signals.Terminated), signals.raising():
-        watch.start()
-        watch.join(3 * multi_process.POLL)
-        assert watch.is_alive()
-        parent.kill()
-        parent.wait()
-        watch.join(30)
-        time.sleep(1)
+    watched = Program(_watched, tmp_path, owner, folder=tmp_path)
+    time.sleep(3 * multi_process.POLL)
+    assert watched.poll() is None
+    parent.kill()
+    parent.wait()
+    assert watched.wait(30) == 75
+
+
+def _watched(folder: Path, owner: dict[str, Any]) -> int:
+    """Wait for the signal. Not in the test's own process, which the watch would kill 15 minutes later."""
+    try:
+        with signals.raising():
+            threading.Thread(target=rank._watch, args=(folder, owner, os.getppid()), daemon=True).start()
+            time.sleep(60)
+    except signals.Terminated:
+        return 75
+    return 0
 
 
 def test_commands_and_environment(world, monkeypatch):
