@@ -90,8 +90,8 @@ RECIPES = {
     # Planned for 70 minutes on two cores without bfloat16: half the rows per step, fewer steps.
     "qwen_pocket": Recipe(
         "qwen", 112, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=800, matching_steps=1000,
-        quiz_steps=600, letters_steps=100, choices_steps=200, instruction_steps=700, pointing_steps=350,
-        final_steps=450,
+        quiz_steps=600, letters_steps=300, choices_steps=400, instruction_steps=700, pointing_steps=350,
+        final_steps=500,
     ),
 }
 
