@@ -73,8 +73,9 @@ def _ours(before: set[int]) -> list[str]:
     Frames tell the truth: `is_alive` of a thread turns false when a signal interrupts its `join`.
     """
     found = []
-    for ident in set(sys._current_frames()) - before:
-        frame = sys._current_frames().get(ident)
+    frames = sys._current_frames()
+    for ident in frames.keys() - before:
+        frame = frames[ident]
         while frame is not None:
             if Path(frame.f_code.co_filename).is_relative_to(BENCHMARK):
                 found.append(frame.f_code.co_qualname)
