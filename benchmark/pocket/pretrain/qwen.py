@@ -1,8 +1,8 @@
 """Qwen2.5-VL in miniature: a windowed tower for pictures of any size, a merger, a decoder with positions on three axes.
 
 Sizes follow the public 3B: patches of 14 pixels joined 2 x 2, windows with full attention in every few blocks, fewer
-heads for keys and values than for queries, and an output layer tied to the embedding. A drawn scene (112 x 112 pixels)
-takes 16 tokens, a cover (96 x 112) 12, a diagram 12 or 16.
+heads for keys and values than for queries, and an output layer tied to the embedding. A drawn scene (112 x 112 pixels,
+seen as 84 x 84) takes 9 tokens, one for each cell of its grid, a cover (96 x 112) 12, a diagram 8 or 12.
 """
 
 from __future__ import annotations

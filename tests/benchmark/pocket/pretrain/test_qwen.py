@@ -19,7 +19,7 @@ from benchmark.pocket.pretrain import corpus, language, projector, qwen, run, to
 from benchmark.pocket.pretrain.qwen import Qwen
 from benchmark.pocket.world import targets, upstream
 
-FAMILY = Qwen(112)
+FAMILY = Qwen(run.RECIPES["qwen_pocket"].image_size)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def images():
 
 def test_pictures_have_grids_of_their_own_and_the_processors_pixels(images, loaded):
     pixels = FAMILY.pixels(images)
-    assert pixels.grids[:2] == ((8, 8), (8, 6)) and pixels.grids[2][0] < 8
+    assert pixels.grids[:2] == ((6, 6), (8, 6)) and pixels.grids[2][0] < 8
     made = loaded.image_processor(images, return_tensors="pt")
     assert isinstance(loaded.image_processor, Qwen2VLImageProcessorPil)
     assert made["image_grid_thw"][:, 1:].tolist() == [list(grid) for grid in pixels.grids]
