@@ -45,7 +45,7 @@ def check(report: Report, upstream: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def write(
     loaded: LoadedModel, name: str, specs: Mapping[str, DatasetSpec], root: Path, training: Mapping[str, Any],
-    batches: tuple[int, int],
+    batches: tuple[int, int, int],
 ) -> str:
     """Score a finished checkpoint, write README.md and the scores next to it, and return the verdict.
 
@@ -57,7 +57,7 @@ def write(
         specs: dataset id -> protocol.
         root: data folder.
         training: content of training.json.
-        batches: pictures per step of the tower stage, and of the stages with conversations.
+        batches: pictures per step of the tower stage, of those with transcripts and of those with conversations.
     """
     upstream = [spec.id for spec in specs.values() if spec.role == "upstream"]
     reports = {"validation": score(loaded, list(specs.values()), root, "validation")}
@@ -87,10 +87,10 @@ def _rows(report: Report) -> list[dict[str, Any]]:
     return [*report.questions, *report.captions]
 
 
-def _recipe(training: Mapping[str, Any], batches: tuple[int, int]) -> list[str]:
+def _recipe(training: Mapping[str, Any], batches: tuple[int, int, int]) -> list[str]:
     """Return the stages as a numbered list."""
     steps = {name.removesuffix("_steps"): value for name, value in training["recipe"].items()}
-    pictures, rows = batches
+    pictures, listed, rows = batches
     again = ""
     if steps["more_choices"]:
         again = f", and {steps['more_choices']} more that start again at the full learning rate"
@@ -99,7 +99,7 @@ def _recipe(training: Mapping[str, Any], batches: tuple[int, int]) -> list[str]:
         "   random runs of tokens, so that every row of the output layer is trained (fine-tuning freezes it).",
         f"2. Vision tower: {steps['tower']} steps of {pictures} drawn pictures with dense labels (icon and colour",
         "   per cell, words, names, year, shapes). Learned queries predict the labels and are then discarded.",
-        f"3. Alignment: {steps['alignment']} steps of {rows} pictures with transcripts (the content of each grid",
+        f"3. Alignment: {steps['alignment']} steps of {listed} pictures with transcripts (the content of each grid",
         f"   cell, in reading order), then {steps['reading']} steps with more signs and covers. The projector",
         "   starts from the statistics of the tower's features. Projector and language model train, not the tower.",
         f"4. Matching: {steps['matching']} steps of {rows} pictures with short look-ups (a name and its colour, a",
@@ -124,7 +124,7 @@ def _percent(mixture: Mapping[str, int]) -> str:
 
 
 def _text(
-    name: str, digest: str, training: Mapping[str, Any], batches: tuple[int, int], reports: Mapping[str, Report],
+    name: str, digest: str, training: Mapping[str, Any], batches: tuple[int, int, int], reports: Mapping[str, Report],
     outcome: str,
 ) -> str:
     recipe = training["recipe"]

@@ -78,6 +78,8 @@ class Family(ABC):
     """Pictures per step of the tower stage."""
     batch: ClassVar[int] = 16
     """Pictures or texts per step of the stages with conversations."""
+    projector_rate: ClassVar[float] = 1.0
+    """Learning rate of the projector in these stages, as a multiple of the language model's."""
     places: ClassVar[int] = 0
     """Rows and columns that a grid of patches may have, if features come with the places of patches."""
 

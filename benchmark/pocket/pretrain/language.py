@@ -375,7 +375,12 @@ def train_joint(
         part.requires_grad_(True)
     # Once each: the head of some families is the embedding.
     parameters = list(dict.fromkeys(p for part in trained.values() for p in part.parameters()))
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    inside = set(parts.projector.parameters())
+    groups = [
+        {"params": [p for p in parameters if p not in inside]},
+        {"params": [p for p in parameters if p in inside], "scale": family.projector_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = Schedule(learning_rate, steps, 50, horizon, cooldown)
     first = resume(out, trained, optimizer)
     dataset = _Conversations(

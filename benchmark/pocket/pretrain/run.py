@@ -40,6 +40,8 @@ from benchmark.pocket.world.suite import POCKET
 from benchmark.spec import ModelSpec, at_root
 
 WORK = at_root("build/pretrain")
+TRANSCRIPTS = 16
+"""Pictures per step of the stages that teach transcripts."""
 FAMILIES: dict[str, type[Family]] = {"llava": Llava, "vila": Vila, "qwen": Qwen}
 
 
@@ -54,9 +56,9 @@ class Recipe:
         language_steps: of 64 texts of 96 tokens; llava and vila share the stage.
         tower_steps: of the family's `tower_batch` of pictures.
         names_steps: of 96 pictures, projector only (four patches per token).
-        alignment_steps: of the family's `batch` of pictures, as below, with transcripts of what they show.
+        alignment_steps: of 16 pictures with transcripts of what they show.
         reading_steps: the same with more signs and covers.
-        matching_steps: with look-ups by content.
+        matching_steps: of the family's `batch` of pictures, as below, with look-ups by content.
         quiz_steps: with questions and answers in one text.
         letters_steps: of pictures or texts with lettered options.
         choices_steps: the same with keys that mean an option.
@@ -87,11 +89,11 @@ class Recipe:
 RECIPES = {
     "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
     "vila_pocket": Recipe("vila", 112, names_steps=800),
-    # Planned for 70 minutes on two cores without bfloat16: half the rows per step, fewer steps. At most 97 x 97 pixels:
-    # a scene shrinks to 84 x 84, so that each cell of its grid is one token; a cover stays as it is drawn.
+    # Planned for 70 minutes on two cores without bfloat16: half the rows in most steps, fewer steps. With no more than
+    # 97 x 97 pixels a scene shrinks to 84 x 84, so each cell of its grid is one token; a cover stays as it is drawn.
     "qwen_pocket": Recipe(
-        "qwen", 97, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=800, matching_steps=1000,
-        quiz_steps=600, letters_steps=300, choices_steps=400, instruction_steps=700, pointing_steps=350,
+        "qwen", 97, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=900, matching_steps=2000,
+        quiz_steps=1000, letters_steps=300, choices_steps=400, instruction_steps=700, pointing_steps=350,
         final_steps=500,
     ),
 }
@@ -123,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
         loaded = benchmark.models.load(replace(spec, checkpoint=str(at_root(spec.checkpoint))), torch.float32)
         training = json.loads((loaded.path / "training.json").read_text())
         family = FAMILIES[recipe.family]
-        batches = family.tower_batch, family.batch
+        batches = family.tower_batch, TRANSCRIPTS, family.batch
         verdict = card.write(loaded, spec.id, run.datasets, at_root(run.data_root), training, batches)
         _logger(spec.id, WORK / spec.id)(verdict)
     return 0
@@ -156,8 +158,8 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     projector.condition(parts, recipe.seed)
     projector.train_names(parts, tokenizer, out / "names", recipe.names_steps, recipe.seed, log)
     stages: list[tuple[str, int, dict[str, int], float, dict[str, Any]]] = [
-        ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {}),
-        ("reading", recipe.reading_steps, READING, 2e-3, {}),
+        ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {"batch": TRANSCRIPTS}),
+        ("reading", recipe.reading_steps, READING, 2e-3, {"batch": TRANSCRIPTS}),
         ("matching", recipe.matching_steps, MATCHING, 1e-3, {"horizon": 3000}),
         ("quiz", recipe.quiz_steps, MATCHING, 1e-3, {"horizon": 1600}),
         ("letters", recipe.letters_steps, LETTER_STAGE, 1e-3, {"horizon": 1200}),

@@ -17,11 +17,12 @@ def test_the_shipped_card_and_record_are_those_of_the_recipe(name):
     training = json.loads((folder / "training.json").read_text())
     assert training["recipe"] == vars(recipe)
     assert (training["text"], training["vision"]) == (family.text, family.vision)
-    lines = card._recipe(training, (family.tower_batch, family.batch))
+    lines = card._recipe(training, (family.tower_batch, run.TRANSCRIPTS, family.batch))
     assert "\n".join(lines) in (folder / "README.md").read_text()
 
 
 def test_the_card_counts_pictures_by_the_family():
     training = {"recipe": vars(run.RECIPES["qwen_pocket"]), "mixture": {}, "final": {}}
-    text = "\n".join(card._recipe(training, (64, 8)))
-    assert "2300 steps of 64 drawn pictures" in text and "1000 steps of 8 pictures with short look-ups" in text
+    text = "\n".join(card._recipe(training, (64, 16, 8)))
+    assert "2300 steps of 64 drawn pictures" in text and "900 steps of 16 pictures with transcripts" in text
+    assert "2000 steps of 8 pictures with short look-ups" in text

@@ -248,7 +248,7 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
         done.append(args[4])
         if len(done) == 3:
             raise KeyboardInterrupt
-        whole(*args, **settings, batch=2)
+        whole(*args, **{**settings, "batch": 2})
 
     monkeypatch.setattr(language, "train_joint", cut)
     with monkeypatch.context() as patch:  # the tokenizer of "b" is made anew, and must be the same

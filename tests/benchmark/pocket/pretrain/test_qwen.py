@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from dataclasses import replace
@@ -133,6 +134,22 @@ def test_the_head_is_the_embedding_and_is_trained_once(model, loaded):
     assert parts.decoder.config.num_key_value_heads < parts.decoder.config.num_attention_heads
 
 
+def test_the_merger_learns_at_a_quarter_of_the_rate(model, tokenizer, prompts, tmp_path):
+    trained = copy.deepcopy(model)
+    language.train_joint(
+        trained, tokenizer, FAMILY, tmp_path, "alignment", 1, 0, prompts, corpus.ALIGNMENT, 1e-3, print, batch=2
+    )
+    old, new = FAMILY.modules(model), FAMILY.modules(trained)
+    merger, block = (  # Adam's first step is as long for every weight that has a gradient
+        (after.weight - before.weight).abs().max().item()
+        for before, after in (
+            (old.projector.mlp[2], new.projector.mlp[2]),
+            (old.decoder.layers[0].mlp.up_proj, new.decoder.layers[0].mlp.up_proj),
+        )
+    )
+    assert merger == pytest.approx(0.25 * block, rel=0.01)
+
+
 @pytest.mark.slow
 def test_a_recipe_of_single_steps_makes_a_checkpoint_that_answers(spec, tokenizer, prompts, tmp_path, monkeypatch):
     spec = replace(spec, checkpoint=str(tmp_path / "out"))
@@ -144,6 +161,7 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_that_answers(spec, tokenize
     monkeypatch.setattr(tower, "probe", partial(tower.probe, size=128))
     monkeypatch.setattr(language, "train_language", partial(language.train_language, batch=4))
     monkeypatch.setattr(language, "train_joint", partial(language.train_joint, batch=2))
+    monkeypatch.setattr(run, "TRANSCRIPTS", 2)
     path = run.make(spec, replace(recipe, image_size=56, **steps), prompts, tmp_path / "work")
     assert benchmark.models.digest(path) == benchmark.models.digest(
         run.make(spec, replace(recipe, image_size=56, **steps), prompts, tmp_path / "work")
