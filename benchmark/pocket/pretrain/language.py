@@ -376,7 +376,7 @@ def train_joint(
     # Once each: the head of some families is the embedding.
     parameters = list(dict.fromkeys(p for part in trained.values() for p in part.parameters()))
     inside = set(parts.projector.parameters())
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p not in inside]},
         {"params": [p for p in parameters if p in inside], "scale": family.projector_rate},
     ]
