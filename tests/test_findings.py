@@ -11,6 +11,7 @@ import string
 from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from benchmark import results
 from benchmark.store.cells import Store
 from benchmark.studies import report
+from benchmark.studies.prediction import RIGHT, other_form
 
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "results" / "pocket"
@@ -362,6 +365,38 @@ def rates() -> list[Row]:
     ]
 
 
+@cache
+def form(model: str, target: str) -> dict[str, float]:
+    """Return what Full FT of seed 0 lost of A^S, and the share of its answers in another form: all, and those lost."""
+    frames = results.load("results/pocket")
+    (tuned, *more) = [one for one in frames.cells.cell.unique() if one.startswith(f"{model}-{target}-full_ft-s0-")]
+    (base,) = [one for one in frames.cells.cell.unique() if one.startswith(f"{model}-zero_shot-")]
+    assert not more
+    columns = ["dataset", "item_id", "answer", "score"]
+    after, before = (frames.items.loc[frames.items.cell == one, columns] for one in (tuned, base))
+    both = after.merge(before, on=["dataset", "item_id"], suffixes=("", "_before"))
+    both = both[both.dataset.isin(["okvqa", "textvqa", "ocrvqa", "gqa"])]
+    sets = both.groupby("dataset")
+    return {
+        "before": float(sets.answer_before.apply(other_form).mean()),
+        "after": float(sets.answer.apply(other_form).mean()),
+        "lost": other_form(both.answer[(both.score_before >= RIGHT) & (both.score < RIGHT)]),
+        "points": 100 * float((sets.score_before.mean() - sets.score.mean()).mean()),
+    }
+
+
+def forms() -> list[Row]:
+    cells = {place: form(*place) for place in product((V, L), ("flickr30k", "coco", "iconqa", "scienceqa"))}
+    letters = cells.pop((L, "iconqa"))
+    assert all(cell["before"] == 0 for cell in (*cells.values(), letters))
+    return [
+        ("## Form or content: Full FT, seed {}", 0),
+        ("at most {:.1f} % of the answers", max(cell["after"] for cell in cells.values())),
+        ("{:.0f} % of the source questions with a letter, and {:.0f} % of those that it got wrong and the untuned "
+         "model right. So most of the {:.1f} points", letters["after"], letters["lost"], letters["points"]),
+    ]
+
+
 def claims() -> list[Row]:
     found = verdicts()
     by_verdict = {
@@ -407,6 +442,7 @@ FINDINGS: dict[str, Callable[..., list[Row]]] = {
     "Selection rules": modules,
     "Named variants": variants,
     "Epochs, layers, batch size": sweeps,
+    "Form or content": forms,
     "Learning rate": rates,
     "The paper's claims": claims,
 }

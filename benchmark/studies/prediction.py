@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from benchmark.core.errors import UserError, counted
 from benchmark.reporting import lettering, outputs
 from benchmark.spec import CellSpec, is_tuned
 from benchmark.store import provenance
-from benchmark.store.answers import read_items
+from benchmark.store.answers import read_answers, read_items
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
 from benchmark.studies import drift
+from eval.format import MAX_WORDS
 from eval.stats import LEVEL
 
 LOST = "forgetting"
@@ -50,7 +52,7 @@ MEASURES = {
     "cka_lost": Measure("1 - CKA, source", log=True),
     "distance": Measure("distance of the weights", log=True),
     "changed": Measure("changed weights", "%"),
-    "form_lost": Measure("answers that became long", "%"),
+    "form_lost": Measure("answers in another form", "%"),
     "E": Measure("E, learned", "points"),
     "wrong_now": Measure("right to wrong", "% of items", of_scores=True),
     "right_now": Measure("wrong to right", "% of items", of_scores=True),
@@ -111,6 +113,13 @@ def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
             items[folder, dataset] = found
         return found
 
+    forms: dict[Path, float] = {}
+
+    def form_of(folder: Path, names: Sequence[str]) -> float:
+        if folder not in forms:
+            forms[folder] = float(np.mean([other_form(read_answers(folder, name).values()) for name in names]))
+        return forms[folder]
+
     lines, alone, older = [], 0, 0
     for folder, cell in cells.items():
         if not is_tuned(cell):
@@ -130,7 +139,8 @@ def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
             "target_name": cell.dataset(cell.target).name, "method": cell.method.id,
             "method_name": outputs.name_of(cell.method.id), "seed": cell.seed,
         }
-        lines.append(about | _scored(read_scores(base), read_scores(folder), cell.target, names) | flips(pairs)
+        lines.append(about | _scored(read_scores(base), read_scores(folder), cell.target) | flips(pairs)
+                     | {"form_lost": form_of(folder, names) - form_of(base, names)}
                      | _drifted(drift.recorded(folder)))
     notes = []
     if alone:
@@ -146,14 +156,24 @@ def _place(cell: CellSpec, target: str) -> tuple[str, ...]:
     return cell.model.id, cell.model.checkpoint, cell.eval.split, str(cell.eval.limit), repr(sets)
 
 
-def _scored(before: Mapping[str, Any], after: Mapping[str, Any], target: str, sources: Sequence[str]) -> dict[str, Any]:
+def _scored(before: Mapping[str, Any], after: Mapping[str, Any], target: str) -> dict[str, Any]:
     """Return what two scores.json say."""
     (kept, learned), (start, start_learned) = (
         tuple(scores["averages"][target][name]["value"] for name in ("A_S", "A_T")) for scores in (after, before)
     )
-    long = [np.mean([scores["datasets"][name]["words_over_3"] for name in sources]) for scores in (before, after)]
     gain, lost = learned - start_learned, start - kept
-    return {LOST: lost, "E": gain, "F": -lost, "O": gain - lost, "form_lost": float(long[1] - long[0])}
+    return {LOST: lost, "E": gain, "F": -lost, "O": gain - lost}
+
+
+def other_form(answers: Iterable[str]) -> float:
+    """Return the share of answers in percent that are in a form which no source set asks for.
+
+    Args:
+        answers: to questions of a source set. More than three words are the form of a caption, a single capital letter,
+            with or without a full stop, is that of a lettered option.
+    """
+    other = [len(text.split()) > MAX_WORDS or re.fullmatch(r"[A-Z]\.?", text.strip()) is not None for text in answers]
+    return 100 * float(np.mean(other))
 
 
 def flips(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:

@@ -46,6 +46,11 @@ def test_the_correlation_is_pearsons_of_the_ranks_of_the_drawn_pairs():
     assert math.isnan(spearman(np.ones(5), np.arange(5.0), ONCE)[0])
 
 
+def test_long_answers_and_letters_are_of_another_form():
+    answers = ["a red car is parked", "B", " C.", "red", "Clara A", "a", "", "two red cars"]
+    assert prediction.other_form(answers) == pytest.approx(100 * 3 / 8)
+
+
 def frame_of(groups, **columns):
     """Return a frame with a cell per value of forgetting: {(model, target): [forgetting, ...]}."""
     lines = [
