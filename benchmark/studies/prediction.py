@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,9 @@ def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
             items[folder, dataset] = found
         return found
 
-    forms: dict[Path, float] = {}
-
-    def form_of(folder: Path, names: Sequence[str]) -> float:
-        if folder not in forms:
-            forms[folder] = float(np.mean([other_form(read_answers(folder, name).values()) for name in names]))
-        return forms[folder]
+    @cache
+    def form_of(folder: Path, names: tuple[str, ...]) -> float:
+        return float(np.mean([other_form(read_answers(folder, name).values()) for name in names]))
 
     lines, alone, older = [], 0, 0
     for folder, cell in cells.items():
@@ -128,7 +126,7 @@ def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
         if base is None:
             alone += 1
             continue
-        names = [dataset.id for dataset in cell.upstream]
+        names = tuple(dataset.id for dataset in cell.upstream)
         pairs = [(scores_of(base, name, True), scores_of(folder, name, False)) for name in names]
         if any(before.keys() != after.keys() for before, after in pairs):
             alone += 1
