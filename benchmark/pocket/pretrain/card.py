@@ -91,7 +91,9 @@ def _recipe(training: Mapping[str, Any], batches: tuple[int, int, int]) -> list[
     """Return the stages as a numbered list."""
     steps = {name.removesuffix("_steps"): value for name, value in training["recipe"].items()}
     pictures, listed, rows = batches
-    again = ""
+    covers = again = ""
+    if steps.get("covers"):  # the shipped records of LLaVA and VILA are older than this stage
+        covers = f", and {steps['covers']} with covers for the most part"
     if steps["more_choices"]:
         again = f", and {steps['more_choices']} more that start again at the full learning rate"
     return [
@@ -100,7 +102,7 @@ def _recipe(training: Mapping[str, Any], batches: tuple[int, int, int]) -> list[
         f"2. Vision tower: {steps['tower']} steps of {pictures} drawn pictures with dense labels (icon and colour",
         "   per cell, words, names, year, shapes). Learned queries predict the labels and are then discarded.",
         f"3. Alignment: {steps['alignment']} steps of {listed} pictures with transcripts (the content of each grid",
-        f"   cell, in reading order), then {steps['reading']} steps with more signs and covers. The projector",
+        f"   cell, in reading order), then {steps['reading']} steps with more signs and covers{covers}. The projector",
         "   starts from the statistics of the tower's features. Projector and language model train, not the tower.",
         f"4. Matching: {steps['matching']} steps of {rows} pictures with short look-ups (a name and its colour, a",
         "   colour and its sign, a cell and its content, whether something is there).",

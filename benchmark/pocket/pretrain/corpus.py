@@ -448,7 +448,9 @@ TRANSCRIPTS = 0.2
 """Share of the instruction stage's pictures with transcript and look-ups, which are long and already learned."""
 ALIGNMENT = {"okvqa": 15, "textvqa": 25, "ocrvqa": 20, "gqa": 25, "describe": 15}
 READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
-"""The same in the two stages that have only transcripts; the second has more signs and covers."""
+COVERS = {"okvqa": 5, "textvqa": 15, "ocrvqa": 60, "gqa": 10, "describe": 10}
+"""The same in the three stages that have only transcripts: the second has more signs and covers, the third mostly
+covers."""
 MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
 """The same in the matching and quiz stages."""
 LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 40}
@@ -461,7 +463,7 @@ POINTING = {"okvqa": 15, "textvqa": 10, "ocrvqa": 6, "gqa": 27, "describe": 7, "
 FINAL = {"okvqa": 13, "textvqa": 18, "ocrvqa": 20, "gqa": 25, "describe": 12, "text": 12}
 """The same in the final stage: like the instruction stage, with more to read and more lettered scenes."""
 INSTRUCTION_STAGES = ("instruction", "final")
-TRANSCRIPT_STAGES = ("alignment", "reading")
+TRANSCRIPT_STAGES = ("alignment", "reading", "covers")
 
 
 def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[str, int]) -> Iterator[Conversation]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmark.models.prompt import IGNORE
-from benchmark.pocket.pretrain.corpus import Conversation, conversations, text_ids
+from benchmark.pocket.pretrain.corpus import TRANSCRIPT_STAGES, Conversation, conversations, text_ids
 from benchmark.pocket.pretrain.family import Family, Part, Size
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
-from benchmark.pocket.world.words import LETTERS
+from benchmark.pocket.pretrain.tower import HEADS
+from benchmark.pocket.world.words import LETTERS, SIGN_WORDS
 
 Log = Callable[[str], None]
 Row = tuple[list[int], list[int], list[Any], list[int]]
@@ -243,7 +244,8 @@ class Parts:
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         self.model, self.family = model, family
-        self.letters: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
+        self.kinds: Mapping[str, Tensor] = {}
+        self.hits: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
         self.tower, self.projector, self.decoder, self.head = family.modules(model)
         self.image_token_id: int = model.config.image_token_id
         self.end_token_id = self.decoder.config.eos_token_id
@@ -273,6 +275,7 @@ class Parts:
         last = output.last_hidden_state[:, :-1]
         wanted = batch.labels[:, 1:]
         if batch.due is None:
+            self._count_words(last, wanted)
             return self._entropy(last, wanted)
         assert batch.words is not None and batch.options is not None
         is_letter = batch.due[:, 1:] != IGNORE
@@ -318,8 +321,19 @@ class Parts:
         return F.cross_entropy(scores, batch.pointers[row, place + 1])
 
     @torch.no_grad()
+    def _count_words(self, last: Tensor, wanted: Tensor) -> None:
+        """Count in `hits` how many words of each of `kinds` are right."""
+        if not self.kinds:
+            return
+        keep = wanted != IGNORE
+        right = self.head(last[keep]).argmax(-1) == wanted[keep]
+        for kind, ids in self.kinds.items():
+            hits = right[torch.isin(wanted[keep], ids)]
+            self.hits[kind] += torch.tensor([hits.sum().item(), hits.numel()])
+
+    @torch.no_grad()
     def _count_letters(self, batch: Packed, last: Tensor, middle: Tensor) -> None:
-        """Count in `letters` how many letters are right, by source and kind, and how many words WORD_BLOCK predicts."""
+        """Count in `hits` how many letters are right, by source and kind, and how many words WORD_BLOCK predicts."""
         assert batch.due is not None and batch.words is not None
         due, words = batch.due[:, 1:], batch.words[:, 1:]
         keep = due != IGNORE
@@ -334,13 +348,19 @@ class Parts:
             ("picture single", right[picture & single]),
             ("picture word", (self.head(middle[keep]).argmax(-1) == words[keep])[picture]),
         ):
-            self.letters[kind] += torch.tensor([hits.sum().item(), hits.numel()])
+            self.hits[kind] += torch.tensor([hits.sum().item(), hits.numel()])
 
-    def letters_line(self) -> str:
-        """Return the percentages of correct letters since the last call, for the log."""
-        shares = [f"{kind} {100 * hits / n:.0f}" for kind, (hits, n) in self.letters.items() if n]
-        self.letters.clear()
-        return f" letters: {', '.join(shares)}" if shares else ""
+    def hits_line(self) -> str:
+        """Return the percentages of correct words since the last call, for the log."""
+        shares = [f"{kind} {100 * hits / n:.0f}" for kind, (hits, n) in self.hits.items() if n]
+        self.hits.clear()
+        return f" correct: {', '.join(shares)}" if shares else ""
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> Tensor:
+    """Return the id of each word's first token, as the models write it: sign words are in lower case."""
+    written = (word.lower() if word in SIGN_WORDS else word for word in words)
+    return torch.tensor([tokenizer(word, add_special_tokens=False).input_ids[0] for word in written])
 
 
 def train_joint(
@@ -389,6 +409,8 @@ def train_joint(
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     low = Replica({"model": model}, family.dtype)
     low_parts = Parts(cast(PreTrainedModel, low.parts["model"]), family)
+    if stage in TRANSCRIPT_STAGES:
+        low_parts.kinds = {kind: first_tokens(tokenizer, words) for kind, (_, words) in HEADS.items()}
     running: list[float] = []
     for step, packed in enumerate(loader, first):
         schedule.apply(optimizer, step)
@@ -400,7 +422,7 @@ def train_joint(
         low.refresh()
         running.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}{low_parts.letters_line()}")
+            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}{low_parts.hits_line()}")
             running = []
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 save(out, trained, optimizer, step + 1)

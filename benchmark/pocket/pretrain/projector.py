@@ -16,12 +16,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from benchmark.pocket.pretrain.family import TokenGrid
-from benchmark.pocket.pretrain.language import Parts
+from benchmark.pocket.pretrain.language import Parts, first_tokens
 from benchmark.pocket.pretrain.state import Schedule, resume, save
 from benchmark.pocket.pretrain.tower import HEADS, PRETRAINING, pictures
 from benchmark.pocket.world.icons import PLACES
 from benchmark.pocket.world.scene import CELL, SIZE, Cover, Diagram, Scene
-from benchmark.pocket.world.words import SIGN_WORDS
 
 WORDS = {word: index for index, word in enumerate(dict.fromkeys(w for _, words in HEADS.values() for w in words))}
 Box = tuple[float, float, float, float, tuple[str, ...]]
@@ -158,8 +157,7 @@ def train_names(
         batch: pictures per step.
         learning_rate: peak.
     """
-    ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in _answers()]
-    names = F.normalize(parts.decoder.embed_tokens.weight[ids].detach(), dim=-1)
+    names = F.normalize(parts.decoder.embed_tokens.weight[first_tokens(tokenizer, WORDS)].detach(), dim=-1)
     parameters = list(parts.projector.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = Schedule(learning_rate, steps, warmup=50)
@@ -185,11 +183,6 @@ def train_names(
         if (step + 1) % 50 == 0 or step + 1 == steps:
             log(f"names step {step + 1}/{steps} loss {loss.item():.3f}")
             save(out, {"projector": parts.projector}, optimizer, step + 1)
-
-
-def _answers() -> list[str]:
-    """Return how the language model writes each of WORDS: sign words are in lower case."""
-    return [word.lower() if word in SIGN_WORDS else word for word in WORDS]
 
 
 def _inverse_root(covariance: Tensor) -> Tensor:

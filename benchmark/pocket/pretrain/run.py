@@ -1,8 +1,8 @@
 """`python -m benchmark pretrain`: train a shipped small model from scratch, in stages that can be resumed.
 
-The stages are tokenizer, language, tower, names (VILA and Qwen), alignment, reading, matching, quiz, letters, choices,
-more_choices (LLaVA only), instruction, pointing and final. Each saves its result in build/pretrain/<model>/ and is
-skipped if it is complete.
+The stages are tokenizer, language, tower, names (VILA and Qwen), alignment, reading, covers (Qwen only), matching,
+quiz, letters, choices, more_choices (LLaVA only), instruction, pointing and final. Each saves its result in
+build/pretrain/<model>/ and is skipped if it is complete.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmark.pocket.pretrain import card, language, projector, tower
 from benchmark.pocket.pretrain.corpus import (
     ALIGNMENT,
     CHOICE_STAGE,
+    COVERS,
     FINAL,
     LETTER_STAGE,
     MATCHING,
@@ -58,6 +59,7 @@ class Recipe:
         names_steps: of 96 pictures, projector only (four patches per token).
         alignment_steps: of 16 pictures with transcripts of what they show.
         reading_steps: the same with more signs and covers.
+        covers_steps: the same with covers for the most part (Qwen reads them late).
         matching_steps: of the family's `batch` of pictures, as below, with look-ups by content.
         quiz_steps: with questions and answers in one text.
         letters_steps: of pictures or texts with lettered options.
@@ -76,6 +78,7 @@ class Recipe:
     names_steps: int = 0
     alignment_steps: int = 600
     reading_steps: int = 900
+    covers_steps: int = 0
     matching_steps: int = 1500
     quiz_steps: int = 1200
     letters_steps: int = 700
@@ -89,12 +92,12 @@ class Recipe:
 RECIPES = {
     "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
     "vila_pocket": Recipe("vila", 112, names_steps=800),
-    # For two cores without bfloat16 (90 minutes): half the rows in most steps, fewer of most steps. With no more than
+    # For two cores without bfloat16 (105 minutes): half the rows in most steps, fewer of most steps. With no more than
     # 97 x 97 pixels a scene shrinks to 84 x 84, so each cell of its grid is one token; a cover stays as it is drawn.
     "qwen_pocket": Recipe(
-        "qwen", 97, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=900, reading_steps=2500,
-        matching_steps=2000, quiz_steps=1000, letters_steps=300, choices_steps=400, instruction_steps=700,
-        pointing_steps=350, final_steps=500,
+        "qwen", 97, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=1800, reading_steps=2400,
+        covers_steps=1400, matching_steps=2000, quiz_steps=1000, letters_steps=300, choices_steps=400,
+        instruction_steps=700, pointing_steps=350, final_steps=500,
     ),
 }
 
@@ -160,6 +163,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     stages: list[tuple[str, int, dict[str, int], float, dict[str, Any]]] = [
         ("alignment", recipe.alignment_steps, ALIGNMENT, 2e-3, {"batch": TRANSCRIPTS}),
         ("reading", recipe.reading_steps, READING, 2e-3, {"batch": TRANSCRIPTS}),
+        ("covers", recipe.covers_steps, COVERS, 2e-3, {"batch": TRANSCRIPTS}),
         ("matching", recipe.matching_steps, MATCHING, 1e-3, {"horizon": 3000}),
         ("quiz", recipe.quiz_steps, MATCHING, 1e-3, {"horizon": 1600}),
         ("letters", recipe.letters_steps, LETTER_STAGE, 1e-3, {"horizon": 1200}),
@@ -178,7 +182,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     model.half()
     path = at_root(spec.checkpoint)
     family.save(model, tokenizer, path)
-    shares = {"mixture": MIXTURE, "alignment": ALIGNMENT, "reading": READING, "matching": MATCHING}
+    shares = {"mixture": MIXTURE, "alignment": ALIGNMENT, "reading": READING, "covers": COVERS, "matching": MATCHING}
     shares |= {"letters": LETTER_STAGE, "choices": CHOICE_STAGE, "pointing": POINTING, "final": FINAL}
     record = {"recipe": vars(recipe), "text": family.text, "vision": family.vision, **shares, "tower_probe": probe}
     write_atomic(path / "training.json", json.dumps(record, indent=1, sort_keys=True))

@@ -257,11 +257,16 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
             run.make(spec, recipe, prompts, tmp_path / "a")
         path = run.make(spec, recipe, prompts, tmp_path / "a")
     digest = benchmark.models.digest(path)
-    assert done[3:] == ["alignment", "reading", "matching", "quiz", "letters", "choices", "more_choices", "instruction",
-                        "pointing", "final"]
+    assert done[3:] == ["alignment", "reading", "covers", "matching", "quiz", "letters", "choices", "more_choices",
+                        "instruction", "pointing", "final"]
     assert digest == benchmark.models.digest(run.make(spec, recipe, prompts, tmp_path / "b"))
     training = json.loads((path / "training.json").read_text())
     assert training["recipe"]["final_steps"] == 1 and training["final"] == corpus.FINAL
+    log = (tmp_path / "a/llava_pocket/log.txt").read_text()
+    lines = {line.split("] ")[1].split()[0]: line for line in log.splitlines()}
+    kinds = {share.rsplit(" ", 1)[0] for share in lines["reading"].split(" correct: ")[1].split(", ")}
+    assert kinds and kinds < tower.HEADS.keys()
+    assert " correct: " in lines["pointing"] and " correct: " not in lines["quiz"]
     loaded = benchmark.models.load(spec, torch.float32)
     before = torch.load(tmp_path / "a" / "llava_pocket" / "quiz" / "checkpoint.pt", weights_only=True)["parts"]["head"]
     assert loaded.image_seq_length == 4
