@@ -328,8 +328,7 @@ class Parts:
         keep = wanted != IGNORE
         right = self.head(last[keep]).argmax(-1) == wanted[keep]
         for kind, ids in self.kinds.items():
-            hits = right[torch.isin(wanted[keep], ids)]
-            self.hits[kind] += torch.tensor([hits.sum().item(), hits.numel()])
+            self._count(kind, right[torch.isin(wanted[keep], ids)])
 
     @torch.no_grad()
     def _count_letters(self, batch: Packed, last: Tensor, middle: Tensor) -> None:
@@ -348,7 +347,10 @@ class Parts:
             ("picture single", right[picture & single]),
             ("picture word", (self.head(middle[keep]).argmax(-1) == words[keep])[picture]),
         ):
-            self.hits[kind] += torch.tensor([hits.sum().item(), hits.numel()])
+            self._count(kind, hits)
+
+    def _count(self, kind: str, right: Tensor) -> None:
+        self.hits[kind] += torch.tensor([right.sum().item(), right.numel()])
 
     def hits_line(self) -> str:
         """Return the percentages of correct words since the last call, for the log."""

@@ -72,10 +72,10 @@ class Qwen(Family):
         image_size: root of the largest number of pixels that the tower sees of a picture.
     """
 
-    # Rotary frequencies go to the three axes in blocks, the highest to time and the lowest to columns. The public base of
-    # 1e6 and sections of 16, 24 and 24 would turn a head of 32 by less than a thousandth from one column to the next, so
-    # four columns would look alike. With these, the fastest of the columns' turns by half a radian, and the slowest seven
-    # by at most 0.03: attention needs slow ones to find a word by its content wherever it stands.
+    # Rotary frequencies go to the three axes in blocks, the highest to time and the lowest to columns. The public base
+    # of 1e6 and sections of 16, 24 and 24 would turn a head of 32 by less than a thousandth from one column to the
+    # next, so four columns would look alike. Here the fastest of the columns' turns by half a radian, and the slowest
+    # seven by at most 0.03: attention needs slow ones to find a word by its content wherever it stands.
     text = {
         "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "bos_token_id": 1,

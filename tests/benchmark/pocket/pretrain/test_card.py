@@ -15,7 +15,7 @@ def test_the_shipped_card_and_record_are_those_of_the_recipe(name):
     folder, recipe = at_root(f"benchmark/checkpoints/{name}"), run.RECIPES[name]
     family = run.FAMILIES[recipe.family]
     training = json.loads((folder / "training.json").read_text())
-    assert run.Recipe(**training["recipe"]) == recipe
+    assert {**training["recipe"], "covers_steps": 0} == vars(recipe)  # these records are older than that stage
     assert (training["text"], training["vision"]) == (family.text, family.vision)
     lines = card._recipe(training, (family.tower_batch, run.TRANSCRIPTS, family.batch))
     assert "\n".join(lines) in (folder / "README.md").read_text()
