@@ -91,9 +91,11 @@ def _recipe(training: Mapping[str, Any], batches: tuple[int, int, int]) -> list[
     """Return the stages as a numbered list."""
     steps = {name.removesuffix("_steps"): value for name, value in training["recipe"].items()}
     pictures, listed, rows = batches
-    covers = again = ""
-    if steps.get("covers"):  # the shipped records of LLaVA and VILA are older than this stage
+    covers = authors = again = ""
+    if steps.get("covers"):  # the shipped records of LLaVA and VILA are older than this stage and the next
         covers = f", and {steps['covers']} with covers for the most part"
+    if steps.get("authors"):
+        authors = f" Then {steps['authors']} of {listed} pictures, most of them covers, with two questions each."
     if steps["more_choices"]:
         again = f", and {steps['more_choices']} more that start again at the full learning rate"
     return [
@@ -111,7 +113,7 @@ def _recipe(training: Mapping[str, Any], batches: tuple[int, int, int]) -> list[
         f"   {steps['choices']} steps with keys that mean an option (a fact, a synonym, a place){again}.",
         f"7. Instruction: {steps['instruction']} steps of {rows} pictures with all their questions, descriptions",
         "   (some in synonyms) and transcripts. Sources of the pictures in percent:",
-        f"   {_percent(training['mixture'])}.",
+        f"   {_percent(training['mixture'])}.{authors}",
         f"8. Pointing: {steps['pointing']} steps with lettered options, answered from the text or the picture.",
         "   Letters weigh as much as all other words. Inner labels (docs/pocket.md) teach blocks below the last which",
         "   option a letter stands for and where that option is. Starts from the float16 weights of stage 7.",

@@ -450,7 +450,7 @@ ALIGNMENT = {"okvqa": 15, "textvqa": 25, "ocrvqa": 20, "gqa": 25, "describe": 15
 READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
 COVERS = {"okvqa": 5, "textvqa": 15, "ocrvqa": 60, "gqa": 10, "describe": 10}
 """The same in the three stages that have only transcripts: the second has more signs and covers, the third mostly
-covers."""
+covers, and so has the stage of authors, which adds questions."""
 MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
 """The same in the matching and quiz stages."""
 LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 40}
@@ -463,7 +463,7 @@ POINTING = {"okvqa": 15, "textvqa": 10, "ocrvqa": 6, "gqa": 27, "describe": 7, "
 FINAL = {"okvqa": 13, "textvqa": 18, "ocrvqa": 20, "gqa": 25, "describe": 12, "text": 12}
 """The same in the final stage: like the instruction stage, with more to read and more lettered scenes."""
 INSTRUCTION_STAGES = ("instruction", "final")
-TRANSCRIPT_STAGES = ("alignment", "reading", "covers")
+TRANSCRIPT_STAGES = ("alignment", "reading", "covers", "authors")
 
 
 def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[str, int]) -> Iterator[Conversation]:
@@ -471,7 +471,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
 
     Args:
         seed: of the choices; each source yields its train pictures in their own order.
-        stage: its name, part of the seed; TRANSCRIPT_STAGES yield only transcripts.
+        stage: its name, part of the seed; TRANSCRIPT_STAGES yield transcripts, and authors two questions with each.
         prompts: dataset id -> prompt template.
         mixture: source -> share; 'text' has no picture.
     """
@@ -498,7 +498,7 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
         if stage in INSTRUCTION_STAGES and name == "describe" and isinstance(picture, Scene):
             turns[2:] = [Turn(OTHER_WORDS, other_words(rng, picture)) for _ in range(2)]
         if stage in TRANSCRIPT_STAGES:
-            turns = [listed]
+            turns = [listed, *rng.sample(turns, 2)] if stage == "authors" else [listed]
         elif stage == "matching":
             turns = _look_up_turns(rng, picture, 3) or [listed]
         elif stage == "quiz" and not isinstance(picture, Diagram):

@@ -1,8 +1,8 @@
 """`python -m benchmark pretrain`: train a shipped small model from scratch, in stages that can be resumed.
 
 The stages are tokenizer, language, tower, names (VILA and Qwen), alignment, reading, covers (Qwen only), matching,
-quiz, letters, choices, more_choices (LLaVA only), instruction, pointing and final. Each saves its result in
-build/pretrain/<model>/ and is skipped if it is complete.
+quiz, letters, choices, more_choices (LLaVA only), instruction, authors (Qwen only), pointing and final. Each saves its
+result in build/pretrain/<model>/ and is skipped if it is complete.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Recipe:
         choices_steps: the same with keys that mean an option.
         more_choices_steps: the same, starting again at the full learning rate (LLaVA learns letters later).
         instruction_steps: with all questions of each picture.
+        authors_steps: of 16 pictures, covers for the most part, each with its transcript and two questions (Qwen reads
+            authors' last names last).
         pointing_steps: of pictures or texts with lettered options and inner labels.
         final_steps: like instruction, with inner labels and more to read.
     """
@@ -85,6 +87,7 @@ class Recipe:
     choices_steps: int = 1000
     more_choices_steps: int = 0
     instruction_steps: int = 900
+    authors_steps: int = 0
     pointing_steps: int = 500
     final_steps: int = 700
 
@@ -92,12 +95,12 @@ class Recipe:
 RECIPES = {
     "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
     "vila_pocket": Recipe("vila", 112, names_steps=800),
-    # For two cores without bfloat16 (105 minutes): half the rows in most steps, fewer of most steps. With no more than
+    # For two cores without bfloat16 (115 minutes): half the rows in most steps, fewer of most steps. With no more than
     # 97 x 97 pixels a scene shrinks to 84 x 84, so each cell of its grid is one token; a cover stays as it is drawn.
     "qwen_pocket": Recipe(
         "qwen", 97, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=1800, reading_steps=2400,
         covers_steps=1400, matching_steps=2000, quiz_steps=1000, letters_steps=300, choices_steps=400,
-        instruction_steps=700, pointing_steps=350, final_steps=500,
+        instruction_steps=700, authors_steps=800, pointing_steps=350, final_steps=500,
     ),
 }
 
@@ -170,6 +173,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("choices", recipe.choices_steps, CHOICE_STAGE, 1e-3, {"horizon": 1500}),
         ("more_choices", recipe.more_choices_steps, CHOICE_STAGE, 1e-3, {"horizon": 1200}),
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 250}),
+        ("authors", recipe.authors_steps, COVERS, 2e-3, {"batch": TRANSCRIPTS}),
         ("pointing", recipe.pointing_steps, POINTING, 1e-3, {"horizon": 1600, "inner": True}),
         ("final", recipe.final_steps, FINAL, 1e-3, {"horizon": 1300, "cooldown": 250, "inner": True}),
     ]

@@ -10,7 +10,7 @@ from benchmark.config.compose import request
 from benchmark.pocket.pretrain import corpus
 from benchmark.pocket.world import upstream
 from benchmark.pocket.world.icons import COLOUR_SYNONYMS, ICON, ICONS
-from benchmark.pocket.world.scene import Scene
+from benchmark.pocket.world.scene import Cover, Scene
 
 
 def test_instruction_turns_practise_every_kind_and_cannot_be_read_from_the_ocr_line():
@@ -179,6 +179,18 @@ def test_matching_stage_holds_look_ups_of_scenes():
         scene = isinstance(conversation.picture, Scene)
         wanted = [corpus.LOOK_UP] * 3 if scene else [corpus.TRANSCRIBE]
         assert [turn.prompt for turn in conversation.turns] == wanted
+
+
+def test_authors_stage_asks_beside_each_transcript_and_shows_mostly_covers():
+    prompts = dict.fromkeys(("okvqa", "textvqa", "ocrvqa", "gqa"), "{question}")
+    conversations = list(islice(corpus.conversations(0, "authors", prompts, corpus.COVERS), 200))
+    for conversation in conversations:
+        listed, *asked = conversation.turns
+        assert listed.prompt == corpus.TRANSCRIBE and len(asked) == 2
+        assert corpus.TRANSCRIBE not in [turn.prompt for turn in asked]
+    covers = [conversation for conversation in conversations if isinstance(conversation.picture, Cover)]
+    assert 0.5 < len(covers) / len(conversations) < 0.7
+    assert any(turn.answer == " ".join(c.picture.author) for c in covers for turn in c.turns)
 
 
 def test_quiz_answers_are_those_of_the_questions():
