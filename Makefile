@@ -168,7 +168,7 @@ chaos: $(ready) ## kill a small table at KILLS=40 moments, finish it, compare wi
 accept: $(ready) ## developers: a change of code that changes no number: STAGE="train score" or all (BUMP=1: that does)
 	@$(python) -m benchmark accept $(STAGE) $(if $(BUMP),--bump)
 
-pretrain: $(ready) ## make the two shipped base models again, from nothing (MODELS=one; qwen_pocket is a third)
+pretrain: $(ready) ## make llava_pocket and vila_pocket again, from nothing (MODELS=qwen_pocket: the third shipped base)
 	@$(python) -m benchmark pretrain $(if $(MODELS),model=$(MODELS)) $(ARGS)
 
 rates: $(ready) ## choose the learning rates again, on validation data

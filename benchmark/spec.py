@@ -82,8 +82,6 @@ class ModelSpec:
     projector_learning_rate: float = field(metadata=bounds(above=0) | APART)
     # Hugging Face hub repository; its cache is searched if the folder `checkpoint` does not exist.
     repository: str | None = field(default=None, metadata=APART)
-    # What to say if the checkpoint does not exist and the user can make it; null: only that its folder is missing.
-    absent: str | None = field(default=None, metadata=APART)
     # Folder or hub repository of the tower, for a checkpoint without one; null: the tower that the checkpoint names.
     vision_tower: str | None = field(default=None, metadata=APART)
     vocab_size: int | None = field(default=None, metadata=bounds(low=1) | LATER)  # output rows that count; null: all

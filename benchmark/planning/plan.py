@@ -196,12 +196,9 @@ def check_inputs(cells: Iterable[CellSpec]) -> None:
     """Refuse to start if a checkpoint or data folder does not exist.
 
     Raises:
-        UserError: says how to make a checkpoint that can be made, or lists every missing folder.
+        UserError: lists every missing folder.
     """
     cells = list(cells)
-    for model in {cell.model.id: cell.model for cell in cells}.values():
-        if model.absent and not places.checkpoint(model).path.is_dir():
-            raise UserError(model.absent)
     checkpoints = {places.checkpoint(cell.model).path: f"checkpoint of {cell.model.id}" for cell in cells}
     folders = {folder: f"dataset {folder.name}" for cell in cells for folder in _data_folders(cell)}
     missing = [f"  {folder} ({what})" for folder, what in {**checkpoints, **folders}.items() if not folder.is_dir()]

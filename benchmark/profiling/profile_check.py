@@ -85,9 +85,6 @@ def _models(request: Request) -> Iterator[tuple[bool, str]]:
     for model in request.models:
         place = places.checkpoint(model)
         if not place.path.is_dir():
-            if model.absent:
-                yield False, model.absent
-                continue
             hub = f", or fetch {model.repository} into the hub cache" if model.repository else ""
             yield False, f"{model.id}: no checkpoint in {place.path}. Put it there{hub}, or set model.checkpoint="
             continue

@@ -91,11 +91,16 @@ def _recipe(training: Mapping[str, Any], batches: tuple[int, int, int]) -> list[
     """Return the stages as a numbered list."""
     steps = {name.removesuffix("_steps"): value for name, value in training["recipe"].items()}
     pictures, listed, rows = batches
-    covers = authors = again = ""
-    if steps.get("covers"):  # the shipped records of LLaVA and VILA are older than this stage and the next
+    covers = authors = cells = again = ""
+    if steps.get("covers"):  # the shipped records of LLaVA and VILA are older than this stage and the next two
         covers = f", and {steps['covers']} with covers for the most part"
     if steps.get("authors"):
         authors = f" Then {steps['authors']} of {listed} pictures, most of them covers, with two questions each."
+    if steps.get("cells"):
+        cells = (
+            f" Then {steps['cells']} steps of {rows} pictures with look-ups of places and questions, in which inner "
+            "labels teach which cell each image token shows."
+        )
     if steps["more_choices"]:
         again = f", and {steps['more_choices']} more that start again at the full learning rate"
     return [
@@ -116,7 +121,7 @@ def _recipe(training: Mapping[str, Any], batches: tuple[int, int, int]) -> list[
         f"   {_percent(training['mixture'])}.{authors}",
         f"8. Pointing: {steps['pointing']} steps with lettered options, answered from the text or the picture.",
         "   Letters weigh as much as all other words. Inner labels (docs/pocket.md) teach blocks below the last which",
-        "   option a letter stands for and where that option is. Starts from the float16 weights of stage 7.",
+        f"   option a letter stands for and where that option is. Starts from the float16 weights of stage 7.{cells}",
         f"9. Final: {steps['final']} steps like stage 7, with inner labels and more to read. Sources in",
         "   percent:",
         f"   {_percent(training['final'])}.",

@@ -253,7 +253,11 @@ def transcript(picture: Picture) -> str:
     return f"{' '.join(words)} {picture.place}"
 
 
-def look_ups(rng: random.Random, picture: Scene, most: int = 10) -> str:
+PLACE_KEYS = ("at", "place", "row")
+"""First words of the look-ups that need the cell of an image token."""
+
+
+def look_ups(rng: random.Random, picture: Scene, most: int = 10, keys: Sequence[str] = ()) -> str:
     """Return entries in random order such as 'color cat red; at top left cat; is pig no; sign red stop'.
 
     Transcripts teach the language model to find what is at a place, but not the place of what a question names. That
@@ -264,6 +268,7 @@ def look_ups(rng: random.Random, picture: Scene, most: int = 10) -> str:
         rng: seeded generator.
         picture: a scene.
         most: largest number of entries.
+        keys: first words of the entries; empty: all kinds.
     """
     things, entries = picture.things, []
     for thing in things:
@@ -280,12 +285,13 @@ def look_ups(rng: random.Random, picture: Scene, most: int = 10) -> str:
     present = {thing.icon for thing in things}
     absent = rng.sample([icon.name for icon in ICONS if icon.name not in present], max(1, len(things)))
     entries += [f"is {icon} no" for icon in absent]
+    entries = [entry for entry in entries if not keys or entry.split()[0] in keys]
     rng.shuffle(entries)
     return "; ".join(entries[:most]) + "."
 
 
-def _look_up_turns(rng: random.Random, picture: Picture, count: int) -> list[Turn]:
-    return [Turn(LOOK_UP, look_ups(rng, picture)) for _ in range(count) if isinstance(picture, Scene)]
+def _look_up_turns(rng: random.Random, picture: Picture, count: int, keys: Sequence[str] = ()) -> list[Turn]:
+    return [Turn(LOOK_UP, look_ups(rng, picture, keys=keys)) for _ in range(count) if isinstance(picture, Scene)]
 
 
 def _spot(cell: tuple[int, int]) -> str:
@@ -462,6 +468,8 @@ POINTING = {"okvqa": 15, "textvqa": 10, "ocrvqa": 6, "gqa": 27, "describe": 7, "
 """The same in the pointing stage: letters from text and picture, with inner labels."""
 FINAL = {"okvqa": 13, "textvqa": 18, "ocrvqa": 20, "gqa": 25, "describe": 12, "text": 12}
 """The same in the final stage: like the instruction stage, with more to read and more lettered scenes."""
+CELLS = {"okvqa": 10, "textvqa": 33, "ocrvqa": 17, "gqa": 35, "describe": 5}
+"""The same in the cells stage: look-ups of places alone, and questions."""
 INSTRUCTION_STAGES = ("instruction", "final")
 TRANSCRIPT_STAGES = ("alignment", "reading", "covers", "authors")
 
@@ -501,6 +509,8 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
             turns = [listed, *rng.sample(turns, 2)] if stage == "authors" else [listed]
         elif stage == "matching":
             turns = _look_up_turns(rng, picture, 3) or [listed]
+        elif stage == "cells":
+            turns = [*(_look_up_turns(rng, picture, 3, PLACE_KEYS) or [listed]), *rng.sample(turns, 2)]
         elif stage == "quiz" and not isinstance(picture, Diagram):
             turns = [Turn(QUIZ, quiz(rng, name, picture, item)) for _ in range(3)]
         elif stage == "quiz":

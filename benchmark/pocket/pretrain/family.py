@@ -58,6 +58,14 @@ class TokenGrid(NamedTuple):
     height: float
     by_column: bool = False
 
+    def cells(self) -> list[tuple[int, int]]:
+        """Return row and column of each token's centre on a grid of 3 x 3 cells over the picture, in token order."""
+        places = [(row, column) for row in range(self.rows) for column in range(self.columns)]
+        if self.by_column:
+            places.sort(key=lambda place: place[1])
+        middles = (((row + 0.5) * self.height, (column + 0.5) * self.width) for row, column in places)
+        return [(min(2, int(3 * down)), min(2, int(3 * across))) for down, across in middles]
+
 
 class Family(ABC):
     """A family of models with the sizes of its small member.

@@ -20,6 +20,7 @@ from benchmark.pocket.pretrain.corpus import TRANSCRIPT_STAGES, Conversation, co
 from benchmark.pocket.pretrain.family import Family, Part, Size
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
 from benchmark.pocket.pretrain.tower import HEADS
+from benchmark.pocket.world.scene import COLUMNS, ROWS
 from benchmark.pocket.world.words import LETTERS, SIGN_WORDS
 
 Log = Callable[[str], None]
@@ -70,6 +71,8 @@ def train_language(
 
 OPTION_BLOCK, WORD_BLOCK, POINTER_BLOCK = 4, 5, 7
 """Blocks (of 8, counted from 1) that inner labels supervise, see `Inner`."""
+ROW_BLOCK, COLUMN_BLOCK = 2, 3
+"""The same for the cell of each image token, see `Parts.loss`."""
 
 
 class Inner:
@@ -122,6 +125,7 @@ class Packed:
         pixels: of the pictures, in the order of the rows that have one; None without pictures.
         pad: padding token.
         inner: adds inner labels; if None, so are `due`, `words`, `pointers` and `options`.
+        cells: words for row and column of each image token, (image tokens, 2); None adds no such labels.
     """
 
     def __init__(
@@ -130,10 +134,11 @@ class Packed:
         pixels: Any,
         pad: int,
         inner: Inner | None = None,
+        cells: Tensor | None = None,
     ) -> None:
         # Rounded up to have few lengths: torch keeps a compiled matrix product for every shape it has seen.
         longest = -(-max(len(ids) for ids, *_ in rows) // 64) * 64
-        self.pixels = pixels
+        self.pixels, self.cells = pixels, cells
 
         def padded(index: int, fill: Any) -> Tensor:
             return torch.tensor([row[index] + [fill] * (longest - len(row[index])) for row in rows])
@@ -212,8 +217,10 @@ class _Conversations(IterableDataset):
         prompts: dict[str, str],
         mixture: dict[str, int],
         inner: bool,
+        cells: bool = False,
     ) -> None:
         self.inner = Inner(tokenizer) if inner else None
+        self.cells = (first_tokens(tokenizer, ROWS), first_tokens(tokenizer, COLUMNS)) if cells else None
         self.family, self.tokenizer = family, tokenizer
         self.seed, self.stage, self.first, self.steps, self.batch = seed, stage, first, steps, batch
         self.prompts, self.mixture = prompts, mixture
@@ -231,7 +238,14 @@ class _Conversations(IterableDataset):
                 pack(c, self.tokenizer, self.family, None if image is None else image.size)
                 for c, image in zip(chosen, drawn, strict=True)
             ]
-            yield Packed(rows, pixels, self.tokenizer.pad_token_id, self.inner)
+            cells = self._cells(image.size for image in images) if self.cells and images else None
+            yield Packed(rows, pixels, self.tokenizer.pad_token_id, self.inner, cells)
+
+    def _cells(self, sizes: Iterable[Size]) -> Tensor:
+        """Return the words for row and column of each image token, (image tokens, 2)."""
+        assert self.cells is not None
+        places = torch.tensor([cell for size in sizes for cell in self.family.grid(size).cells()])
+        return torch.stack([words[numbers] for words, numbers in zip(self.cells, places.unbind(1), strict=True)], dim=1)
 
 
 class Parts:
@@ -260,7 +274,9 @@ class Parts:
         """Return the mean cross-entropy over the supervised tokens of a packed batch.
 
         With inner labels it is the sum of five means: letters, all other supervised tokens (so letters weigh as much as
-        everything else), and the words, pointers and options of `Inner`.
+        everything else), and the words, pointers and options of `Inner`. With cells it is the sum of three: at each
+        image token, the output of ROW_BLOCK must predict the word for the row that the token is in, and that of
+        COLUMN_BLOCK the word for its column.
         """
         is_image = batch.input_ids == self.image_token_id
         embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
@@ -270,13 +286,17 @@ class Parts:
         mask = mask.masked_fill(~batch.allowed, torch.finfo(embeds.dtype).min)
         output = self.decoder(
             inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False,
-            output_hidden_states=batch.due is not None,
+            output_hidden_states=batch.due is not None or batch.cells is not None,
         )
         last = output.last_hidden_state[:, :-1]
         wanted = batch.labels[:, 1:]
         if batch.due is None:
             self._count_words(last, wanted)
-            return self._entropy(last, wanted)
+            loss = self._entropy(last, wanted)
+            if batch.cells is not None:
+                for block, words in zip((ROW_BLOCK, COLUMN_BLOCK), batch.cells.unbind(1), strict=True):
+                    loss = loss + self._cell(self.decoder.norm(output.hidden_states[block][is_image]), words)
+            return loss
         assert batch.words is not None and batch.options is not None
         is_letter = batch.due[:, 1:] != IGNORE
         middle = self.decoder.norm(output.hidden_states[WORD_BLOCK])[:, :-1]
@@ -296,6 +316,12 @@ class Parts:
         if not keep.any():
             return hidden.sum() * 0.0
         return F.cross_entropy(self.head(hidden[keep]).float(), wanted[keep])
+
+    def _cell(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the output layer on image tokens (tokens, width), and count in `hits`."""
+        scores = self.head(hidden)
+        self._count("cell", scores.argmax(-1) == words)
+        return F.cross_entropy(scores.float(), words)
 
     def _pointing(self, hidden: Tensor, batch: Packed) -> Tensor:
         """Return the mean cross-entropy of the attention of POINTER_BLOCK's first head, from each letter's position.
@@ -368,7 +394,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> Te
 def train_joint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family, out: Path, stage: str,
     steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float, log: Log,
-    batch: int | None = None, horizon: int | None = None, cooldown: int = 0, inner: bool = False,
+    batch: int | None = None, horizon: int | None = None, cooldown: int = 0, inner: bool = False, cells: bool = False,
 ) -> None:
     """Train projector and language model on packed conversations; every stage after the first weights does.
 
@@ -388,6 +414,7 @@ def train_joint(
         horizon: length of the cosine, see `Schedule`.
         cooldown: number of last steps over which the rate falls linearly.
         inner: add inner labels, see `Inner`.
+        cells: add labels for the cell of each image token, see `Parts.loss`.
     """
     torch.manual_seed(seed)
     parts = Parts(model, family)
@@ -406,7 +433,7 @@ def train_joint(
     schedule = Schedule(learning_rate, steps, 50, horizon, cooldown)
     first = resume(out, trained, optimizer)
     dataset = _Conversations(
-        family, tokenizer, seed, stage, first, steps, batch or family.batch, prompts, mixture, inner
+        family, tokenizer, seed, stage, first, steps, batch or family.batch, prompts, mixture, inner, cells
     )
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     low = Replica({"model": model}, family.dtype)

@@ -1,8 +1,8 @@
 """`python -m benchmark pretrain`: train a shipped small model from scratch, in stages that can be resumed.
 
 The stages are tokenizer, language, tower, names (VILA and Qwen), alignment, reading, covers (Qwen only), matching,
-quiz, letters, choices, more_choices (LLaVA only), instruction, authors (Qwen only), pointing and final. Each saves its
-result in build/pretrain/<model>/ and is skipped if it is complete.
+quiz, letters, choices, more_choices (LLaVA only), instruction, authors (Qwen only), pointing, cells (Qwen only) and
+final. Each saves its result in build/pretrain/<model>/ and is skipped if it is complete.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmark.core.files import write_atomic
 from benchmark.pocket.pretrain import card, language, projector, tower
 from benchmark.pocket.pretrain.corpus import (
     ALIGNMENT,
+    CELLS,
     CHOICE_STAGE,
     COVERS,
     FINAL,
@@ -69,6 +70,8 @@ class Recipe:
         authors_steps: of 16 pictures, covers for the most part, each with its transcript and two questions (Qwen reads
             authors' last names last).
         pointing_steps: of pictures or texts with lettered options and inner labels.
+        cells_steps: of pictures with look-ups of places and questions, and each image token's cell as an inner label
+            (Qwen alone does not learn it from the look-ups).
         final_steps: like instruction, with inner labels and more to read.
     """
 
@@ -89,18 +92,19 @@ class Recipe:
     instruction_steps: int = 900
     authors_steps: int = 0
     pointing_steps: int = 500
+    cells_steps: int = 0
     final_steps: int = 700
 
 
 RECIPES = {
     "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
     "vila_pocket": Recipe("vila", 112, names_steps=800),
-    # For two cores without bfloat16 (115 minutes): half the rows in most steps, fewer of most steps. With no more than
+    # For two cores without bfloat16 (two hours): half the rows in most steps, fewer of most steps. With no more than
     # 97 x 97 pixels a scene shrinks to 84 x 84, so each cell of its grid is one token; a cover stays as it is drawn.
     "qwen_pocket": Recipe(
         "qwen", 97, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=1800, reading_steps=2400,
         covers_steps=1400, matching_steps=2000, quiz_steps=1000, letters_steps=300, choices_steps=400,
-        instruction_steps=700, authors_steps=800, pointing_steps=350, final_steps=500,
+        instruction_steps=700, authors_steps=800, pointing_steps=500, cells_steps=800, final_steps=500,
     ),
 }
 
@@ -175,6 +179,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         ("instruction", recipe.instruction_steps, MIXTURE, 1e-3, {"horizon": 1300, "cooldown": 250}),
         ("authors", recipe.authors_steps, COVERS, 2e-3, {"batch": TRANSCRIPTS}),
         ("pointing", recipe.pointing_steps, POINTING, 1e-3, {"horizon": 1600, "inner": True}),
+        ("cells", recipe.cells_steps, CELLS, 1e-3, {"horizon": 1600, "cells": True}),
         ("final", recipe.final_steps, FINAL, 1e-3, {"horizon": 1300, "cooldown": 250, "inner": True}),
     ]
     for stage, steps, mixture, rate, schedule in stages:
@@ -187,7 +192,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
     path = at_root(spec.checkpoint)
     family.save(model, tokenizer, path)
     shares = {"mixture": MIXTURE, "alignment": ALIGNMENT, "reading": READING, "covers": COVERS, "matching": MATCHING}
-    shares |= {"letters": LETTER_STAGE, "choices": CHOICE_STAGE, "pointing": POINTING, "final": FINAL}
+    shares |= {"letters": LETTER_STAGE, "choices": CHOICE_STAGE, "pointing": POINTING, "cells": CELLS, "final": FINAL}
     record = {"recipe": vars(recipe), "text": family.text, "vision": family.vision, **shares, "tower_probe": probe}
     write_atomic(path / "training.json", json.dumps(record, indent=1, sort_keys=True))
     log(f"written {path} digest {benchmark.models.digest(path)[:16]}")

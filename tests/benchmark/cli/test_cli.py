@@ -56,8 +56,6 @@ def test_help_lists_every_verb(capsys):
         (["data", "draw", "profile=paper"], "has no data of its own to draw"),
         (["run", "table=table5", "profile=paper", "models=vila15_3b"],
          "7 folders do not exist"),
-        (["run", "table=table5", "models=qwen_pocket", "model.checkpoint=/nowhere"],
-         "qwen_pocket is not pretrained here: run `make pretrain MODELS=qwen_pocket`"),
         (["publish", "table=table5", "profile=paper"], "has no reference folder"),
     ],
 )

@@ -11,6 +11,7 @@ from itertools import chain, islice
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import benchmark.models
@@ -128,6 +129,43 @@ def test_packed_turns_equal_single_turns(family, tokenizer, prompts):
 def letters_batch(conversations, tokenizer, family):
     rows = [language.pack(c, tokenizer, family, c.picture and (112, 112)) for c in conversations]
     return language.Packed(rows, None, 0, language.Inner(tokenizer))
+
+
+@pytest.mark.parametrize(("family", "size"), [(Llava(96), (112, 112)), (Vila(112), (112, 112)), (Qwen(97), (96, 112))])
+def test_the_cell_of_an_image_token_is_where_its_middle_is(family, size):
+    grid = family.grid(size)
+    cells = grid.cells()
+    number = grid.rows * grid.columns
+    assert len(cells) == number and set(cells) == {(row, column) for row in range(3) for column in range(3)}
+    # Along the order of the tokens the fast axis comes round, the other one only grows.
+    slow, fast = (1, 0) if grid.by_column else (0, 1)
+    assert [cell[slow] for cell in cells] == sorted(cell[slow] for cell in cells)
+    length = grid.rows if grid.by_column else grid.columns
+    assert [cell[fast] for cell in cells[:length]] == sorted(cell[fast] for cell in cells[:length])
+    if isinstance(family, Qwen):
+        assert [cells[row * 3] for row in range(4)] == [(0, 0), (1, 0), (1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("family", [Llava(96), Vila(112), Qwen(97)])
+def test_cells_are_labels_at_image_tokens_of_the_second_and_third_block(family, tokenizer, prompts):
+    tokenizer = family.make_tokenizer(prompts) if isinstance(family, Qwen) else tokenizer
+    parts = whole_model(family, tokenizer)
+    stream = family, tokenizer, 0, "cells", 0, 1, 3, prompts, corpus.CELLS, False
+    (batch,), (without,) = (language._Conversations(*stream, cells) for cells in (True, False))
+    is_image = batch.input_ids == parts.image_token_id
+    assert without.cells is None and batch.cells.shape == (int(is_image.sum()), 2)
+    said = {tokenizer.decode(ids).strip() for ids in batch.cells.unique()}
+    assert said == {"top", "middle", "bottom", "left", "center", "right"}
+    seen = []
+    for block in (2, 3):
+        hook = lambda *call: seen.append(call[2] if isinstance(call[2], torch.Tensor) else call[2][0])  # noqa: E731
+        parts.decoder.layers[block - 1].register_forward_hook(hook)
+    with torch.no_grad():
+        loss, plain = parts.loss(batch).item(), parts.loss(without).item()
+        rows, columns = (parts.head(parts.decoder.norm(hidden[is_image])) for hidden in seen[:2])
+    wanted = F.cross_entropy(rows, batch.cells[:, 0]) + F.cross_entropy(columns, batch.cells[:, 1])
+    assert loss - plain == pytest.approx(wanted.item(), abs=1e-4)
+    assert parts.hits["cell"][1] == batch.cells.numel()
 
 
 def test_inner_labels_name_the_option_of_each_letter_and_where_it_stands(tokenizer, prompts):
@@ -258,7 +296,7 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
         path = run.make(spec, recipe, prompts, tmp_path / "a")
     digest = benchmark.models.digest(path)
     assert done[3:] == ["alignment", "reading", "covers", "matching", "quiz", "letters", "choices", "more_choices",
-                        "instruction", "authors", "pointing", "final"]
+                        "instruction", "authors", "pointing", "cells", "final"]
     assert digest == benchmark.models.digest(run.make(spec, recipe, prompts, tmp_path / "b"))
     training = json.loads((path / "training.json").read_text())
     assert training["recipe"]["final_steps"] == 1 and training["final"] == corpus.FINAL
@@ -266,6 +304,7 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
     lines = {line.split("] ")[1].split()[0]: line for line in log.splitlines()}
     kinds = {share.rsplit(" ", 1)[0] for share in lines["reading"].split(" correct: ")[1].split(", ")}
     assert kinds and kinds < tower.HEADS.keys()
+    assert " correct: cell " in lines["cells"]
     assert " correct: " in lines["pointing"] and " correct: " not in lines["quiz"]
     loaded = benchmark.models.load(spec, torch.float32)
     before = torch.load(tmp_path / "a" / "llava_pocket" / "quiz" / "checkpoint.pt", weights_only=True)["parts"]["head"]
