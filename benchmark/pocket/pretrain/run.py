@@ -71,7 +71,7 @@ class Recipe:
             authors' last names last).
         pointing_steps: of pictures or texts with lettered options and inner labels.
         cells_steps: of pictures with look-ups of places and questions, and each image token's cell as an inner label
-            (Qwen alone does not learn it from the look-ups).
+            (Qwen does not learn it from the look-ups).
         final_steps: like instruction, with inner labels and more to read.
     """
 

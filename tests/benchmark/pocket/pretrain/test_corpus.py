@@ -193,6 +193,19 @@ def test_authors_stage_asks_beside_each_transcript_and_shows_mostly_covers():
     assert any(turn.answer == " ".join(c.picture.author) for c in covers for turn in c.turns)
 
 
+def test_cells_stage_asks_beside_look_ups_of_places_alone():
+    prompts = dict.fromkeys(("okvqa", "textvqa", "ocrvqa", "gqa"), "{question}")
+    kinds = Counter()
+    for conversation in islice(corpus.conversations(0, "cells", prompts, corpus.CELLS), 60):
+        scene = isinstance(conversation.picture, Scene)
+        *practised, first, second = conversation.turns
+        assert [turn.prompt for turn in practised] == ([corpus.LOOK_UP] * 3 if scene else [corpus.TRANSCRIBE])
+        assert not {first.prompt, second.prompt} & {corpus.LOOK_UP, corpus.TRANSCRIBE}
+        if scene:
+            kinds.update(entry.split()[0] for turn in practised for entry in turn.answer.rstrip(".").split("; "))
+    assert kinds.keys() == set(corpus.PLACE_KEYS)
+
+
 def test_quiz_answers_are_those_of_the_questions():
     rng = random.Random(0)
     for name in ("textvqa", "ocrvqa", "gqa", "okvqa"):

@@ -158,8 +158,7 @@ def test_cells_are_labels_at_image_tokens_of_the_second_and_third_block(family, 
     assert said == {"top", "middle", "bottom", "left", "center", "right"}
     seen = []
     for block in (2, 3):
-        hook = lambda *call: seen.append(call[2] if isinstance(call[2], torch.Tensor) else call[2][0])  # noqa: E731
-        parts.decoder.layers[block - 1].register_forward_hook(hook)
+        parts.decoder.layers[block - 1].register_forward_hook(lambda _, inputs, output: seen.append(output))
     with torch.no_grad():
         loss, plain = parts.loss(batch).item(), parts.loss(without).item()
         rows, columns = (parts.head(parts.decoder.norm(hidden[is_image])) for hidden in seen[:2])
