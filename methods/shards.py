@@ -61,6 +61,11 @@ class Shards:
     def __iter__(self) -> Iterator[Shard]:
         return iter(self._read())
 
+    @property
+    def whole(self) -> bool:
+        """Whether every process holds every tensor whole, so that nothing needs a reduction."""
+        return self._place[1] == 1
+
     def where(self, wanted: Callable[[Shard], bool]) -> Shards:
         """Return the shards that a function accepts; it must accept the same tensors in every process."""
         return Shards(lambda: [shard for shard in self if wanted(shard)], self._reduce, self._place)

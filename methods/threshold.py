@@ -46,6 +46,31 @@ def _reached(values: Tensor, limit: Tensor) -> Tensor:
     return (values.abs() >= limit).sum().double()[None]
 
 
+def _quickselect(values: Tensor, count: int) -> Tensor:
+    """Return the largest magnitude that more than `count` elements reach, or 0 if there is none."""
+    if count >= values.numel():
+        return values.new_zeros(())
+    magnitudes = values.abs().nan_to_num_(nan=0.0, posinf=torch.inf)  # as in the bisection, NaN reaches no limit
+    return magnitudes.kthvalue(values.numel() - count).values
+
+
+def _bisect(shards: Shards, values: Callable[[Shard], Tensor], wanted: Tensor) -> dict[str, Tensor]:
+    """Return the largest magnitude that more than `wanted` elements of each tensor reach, or 0 if there is none."""
+    names = [shard.name for shard in shards]
+    like = values(next(iter(shards)))
+    patterns = torch.zeros(len(names), dtype=INTEGER[like.dtype], device=like.device)
+    for bit in range(torch.finfo(like.dtype).bits - 2, -1, -1):  # the topmost bit is the sign
+        tried = patterns | 1 << bit
+        limits = dict(zip(names, tried.view(like.dtype), strict=True))
+
+        def count_reached(shard: Shard, limits: dict[str, Tensor] = limits) -> Tensor:
+            return _reached(values(shard), limits[shard.name])
+
+        enough = torch.cat([*shards.totals(count_reached).values()]) > wanted
+        patterns = torch.where(enough, tried, patterns)
+    return dict(zip(names, patterns.view(like.dtype), strict=True))
+
+
 def largest(shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[int], int]) -> dict[str, Largest]:
     """Choose exactly the `count` elements with the largest magnitudes of every tensor; of equal ones, the first.
 
@@ -55,7 +80,8 @@ def largest(shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[
     The limit is found by bisection. The bit patterns of |x| sort like the numbers, so the limit's pattern is found bit
     by bit; each bit needs a count of the elements that reach the tried limit. The counts of all tensors are summed over
     the processes together: 31 reductions for float32, whatever the size of the tensors, and one more for the number of
-    ties in earlier parts. Patterns and counts stay on the device, so the host never waits.
+    ties in earlier parts. Patterns and counts stay on the device, so the host never waits. On a CPU that holds the
+    tensors whole, quickselect finds the same limit in a few passes.
 
     Args:
         shards: the tensors of a hook call.
@@ -70,17 +96,10 @@ def largest(shards: Shards, values: Callable[[Shard], Tensor], count: Callable[[
     counts = {name: count(size) for name, size in sizes.items()}
     # Filled on the device: the host would wait for a copy.
     wanted = torch.stack([like.new_full((), number, dtype=torch.float64) for number in counts.values()])
-    patterns = torch.zeros(len(sizes), dtype=INTEGER[like.dtype], device=like.device)
-    for bit in range(torch.finfo(like.dtype).bits - 2, -1, -1):  # the topmost bit is the sign
-        tried = patterns | 1 << bit
-        limits = dict(zip(sizes, tried.view(like.dtype), strict=True))
-
-        def count_reached(shard: Shard, limits: dict[str, Tensor] = limits) -> Tensor:
-            return _reached(values(shard), limits[shard.name])
-
-        enough = torch.cat([*shards.totals(count_reached).values()]) > wanted
-        patterns = torch.where(enough, tried, patterns)
-    limits = dict(zip(sizes, patterns.view(like.dtype), strict=True))
+    if shards.whole and like.device.type == "cpu":
+        limits = {shard.name: _quickselect(values(shard), counts[shard.name]) for shard in shards}
+    else:
+        limits = _bisect(shards, values, wanted)
     limits |= {name: like.new_full((), -1.0) for name, size in sizes.items() if counts[name] >= size}  # all exceed -1
 
     def count_beside(shard: Shard) -> Tensor:

@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 
 from methods import fused, ops, threshold
 from methods.registry import build
+from methods.shards import Shards
 from methods.threshold import largest
 from tests.methods import parts
 from tests.methods.test_fused import no_waits
@@ -25,6 +26,7 @@ ELEMENTS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 3e38]) | st.floats(
     width=32, allow_nan=False, allow_infinity=False
 )
 TENSORS = arrays(np.float32, st.integers(1, 30), elements=ELEMENTS).map(torch.from_numpy)
+ANY_TENSORS = arrays(np.float32, st.integers(1, 30), elements=ELEMENTS | st.floats(width=32)).map(torch.from_numpy)
 
 SIZES = {"short": 70, "long": 2 * ops.ROW + 5, "longer": 70 * ops.ROW}
 
@@ -60,6 +62,24 @@ def test_it_equals_sorting_however_the_tensors_are_cut(data):
     found = masks(pieces, sizes, lambda size: size * share // 4)
     for name, tensor in tensors.items():
         assert torch.equal(found[name], first(tensor, sizes[name] * share // 4))
+
+
+@QUICK
+@given(st.data())
+def test_quickselect_finds_the_limit_of_the_bisection(data):
+    """Whatever the values, NaN and infinity among them."""
+    tensors = {name: data.draw(ANY_TENSORS) for name in "ab"}
+    share = data.draw(st.integers(0, 4))
+    pieces = parts.cut(tensors, 1, lambda rank, size: size)
+    sizes = {name: tensor.numel() for name, tensor in tensors.items()}
+
+    def work(shards):
+        wanted = torch.tensor([size * share // 4 for size in sizes.values()], dtype=torch.float64)
+        bisected = threshold._bisect(shards, lambda shard: shard.weight, wanted)
+        return bisected, {s.name: threshold._quickselect(s.weight, s.numel * share // 4) for s in shards}
+
+    [(bisected, selected)] = parts.run(pieces, sizes, work)
+    assert selected == bisected
 
 
 @pytest.mark.parametrize("ends", [(12,), (0, 5, 12), (5, 5, 12), (3, 6, 9, 12)])
@@ -100,7 +120,8 @@ def test_the_frozen_count_is_that_of_the_share_as_it_is_written(share, size, fro
 
 
 @pytest.mark.parametrize(("dtype", "rounds"), [(torch.float32, 32), (torch.float64, 64)])
-def test_half_of_distinct_values_in_a_few_reductions(dtype, rounds):
+def test_half_of_distinct_values_in_a_few_reductions(dtype, rounds, monkeypatch):
+    monkeypatch.setattr(Shards, "whole", False)
     values = torch.randn(10_001, generator=torch.Generator().manual_seed(0), dtype=dtype)
     reductions = []
 
@@ -115,6 +136,7 @@ def test_half_of_distinct_values_in_a_few_reductions(dtype, rounds):
 
 
 def test_compiled_passes_choose_the_same(monkeypatch):
+    monkeypatch.setattr(Shards, "whole", False)
     monkeypatch.setattr(fused, "devices", {"cpu"})
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(threshold, "_reached", fused.fused(threshold._reached.__wrapped__))
