@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from safetensors.torch import load_file
 
 from methods.base import Method
 
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
 
     from benchmark.training.adapters import Samples
 
+FILE = "adapter_model.safetensors"  # as peft names it
 NAME = "default"  # of the adapter, as peft names the only one of a model
 
 
@@ -66,7 +71,7 @@ class AdapterMethod(Method):
         return layer.get_delta_weight(NAME).float()
 
 
-def wrap(model: nn.Module, path: str, wrapper: Callable[..., nn.Module], *arguments: Any) -> None:
+def wrap(model: nn.Module, path: str, wrapper: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
     """Put a wrapper around a layer of a model, in place.
 
     Args:
@@ -74,9 +79,43 @@ def wrap(model: nn.Module, path: str, wrapper: Callable[..., nn.Module], *argume
         path: name of the layer.
         wrapper: called as (layer, *arguments).
         arguments: see wrapper.
+
+    Returns:
+        What stands in the layer's place now.
     """
     parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, wrapper(model.get_submodule(path), *arguments))
+    wrapped = wrapper(model.get_submodule(path), *arguments)
+    setattr(model.get_submodule(parent), child, wrapped)
+    return wrapped
+
+
+def load_adapter(model: nn.Module, folder: Path | str, mark: str, put: Callable[[str, Tensor], object]) -> nn.Module:
+    """Put an exported adapter that is none of peft's, and the projector beside it, into its base model.
+
+    Args:
+        model: the base, changed in place.
+        folder: with adapter_model.safetensors.
+        mark: end of the names of tensors that belong to an adapted layer; before it stands the layer's name.
+        put: called as (layer, tensor) for each of them; it wraps the layer.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the adapter is not one for this model.
+    """
+    tensors = load_file(Path(folder) / FILE)
+    try:
+        for name, tensor in tensors.items():
+            if name.endswith(mark):
+                put(name.removesuffix(mark), tensor)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                parameters[name].copy_(tensor)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{folder} is no adapter for this model ({error}). Give the base it was trained on.") from None
+    return model
 
 
 def check_targets(targets: str) -> None:

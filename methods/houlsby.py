@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.adapter import AdapterMethod, check_targets, wrap
+from methods.adapter import AdapterMethod, check_targets, load_adapter, wrap
 from methods.peft import check_positive
 
 if TYPE_CHECKING:
     from benchmark.training.adapters import Samples
 
-FILE, DOWN = "adapter_model.safetensors", ".down.weight"
+DOWN = ".down.weight"
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,7 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
     Raises:
         ValueError: the adapter is not one for this model.
     """
-    tensors = load_file(Path(folder) / FILE)
-    try:
-        for name, tensor in tensors.items():
-            if name.endswith(DOWN):
-                wrap(model, name.removesuffix(DOWN), Bottleneck, len(tensor))
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                parameters[name].copy_(tensor)
-    except (AttributeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder} is no adapter for this model ({error}). Give the base it was trained on.") from None
-    return model
+    return load_adapter(model, folder, DOWN, lambda layer, down: wrap(model, layer, Bottleneck, len(down)))
 
 
 class Houlsby(AdapterMethod):

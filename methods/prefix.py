@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from methods.adapter import AdapterMethod, check_targets, wrap
+from methods.adapter import AdapterMethod, check_targets, load_adapter, wrap
 from methods.attention import check_kernel, register
-from methods.houlsby import FILE
 from methods.peft import check_positive
 
 if TYPE_CHECKING:
@@ -71,17 +69,7 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
         ValueError: the prefix is not one for this model.
     """
     register()
-    parameters = dict(model.named_parameters())
-    try:
-        for name, tensor in load_file(Path(folder) / FILE).items():
-            if name.endswith(NAME):
-                wrap(model, name.removesuffix(NAME), Prefixed, tensor)
-            else:
-                with torch.no_grad():
-                    parameters[name].copy_(tensor)
-    except (AttributeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder} is no adapter for this model ({error}). Give the base it was trained on.") from None
-    return model
+    return load_adapter(model, folder, NAME, lambda layer, prefix: wrap(model, layer, Prefixed, prefix))
 
 
 class Prefix(AdapterMethod):

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmark.core.errors import UserError
-from methods.adapter import AdapterMethod, wrap
+from methods.adapter import AdapterMethod, load_adapter, wrap
 from methods.attention import VirtualTokens, check_kernel, register
-from methods.houlsby import FILE
 from methods.peft import check_positive
 
 if TYPE_CHECKING:
@@ -70,8 +68,8 @@ def enter(model: nn.Module, path: str, prompt: Tensor) -> VirtualTokens:
     Returns:
         The hooks on the decoder.
     """
-    wrap(model, path, Prompted, prompt)
-    prompted: Prompted = model.get_submodule(path)  # type: ignore[assignment]  # it has just been made
+    prompted = wrap(model, path, Prompted, prompt)
+    assert isinstance(prompted, Prompted)
     decoder = model.get_submodule(path.rpartition(".")[0])
     return VirtualTokens(decoder, lambda: prompted.prompt.to(prompted.weight.dtype))
 
@@ -90,17 +88,7 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
         ValueError: the prompt is not one for this model.
     """
     register()
-    parameters = dict(model.named_parameters())
-    try:
-        for name, tensor in load_file(Path(folder) / FILE).items():
-            if name.endswith(NAME):
-                enter(model, name.removesuffix(NAME), tensor)
-            else:
-                with torch.no_grad():
-                    parameters[name].copy_(tensor)
-    except (AttributeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder} is no adapter for this model ({error}). Give the base it was trained on.") from None
-    return model
+    return load_adapter(model, folder, NAME, lambda embedding, prompt: enter(model, embedding, prompt))
 
 
 class PromptTuning(AdapterMethod):

@@ -32,8 +32,8 @@ from benchmark.spec import CellSpec, answering_dtype, plain, sees_sources, shown
 from benchmark.store.cells import Store, read_cell
 from benchmark.store.scores import read_scores
 from benchmark.training.checkpoint import apply_delta, load_delta
+from methods.adapter import FILE as ADAPTER_FILE
 from methods.adapter import AdapterMethod
-from methods.houlsby import FILE as ADAPTER_FILE
 from methods.registry import build, entry
 
 DTYPE = re.compile(r'("(?:torch_|model_)?dtype": "(?:torch\.)?)\w+(")')

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaModel, apply_rotary_po
 
 from benchmark.core.files import canonical_json, write_atomic
 from benchmark.models import LoadedModel
-from methods.houlsby import FILE
+from methods.adapter import FILE
 
 PROMPT, PREFIX = ".prompt", ".prefix"
 

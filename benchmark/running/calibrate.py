@@ -33,4 +33,4 @@ def calibrate(cell: CellSpec, names: Sequence[str]) -> Calibration | None:
         )
     records = data.load(cell.dataset(cell.target), at_root(cell.data_root), "train", cell.train.limit)
     method = build(cell.method.id, dict(cell.method.params), cell.seed)
-    return posthoc._calibration(cell, loaded, records, method, names)
+    return posthoc.calibration_data(cell, loaded, records, method, names)

@@ -51,7 +51,7 @@ def transform(
         result = method.combine(tuned, dict(base))
     else:
         (finetuned,) = tuned
-        result = method.finish(finetuned, dict(base), _calibration(cell, loaded, records, method, list(base)))
+        result = method.finish(finetuned, dict(base), calibration_data(cell, loaded, records, method, list(base)))
     stored = {name: tensor.to(base[name].dtype) for name, tensor in result.items()}
     write_atomic(out.with_name("train.jsonl"), json.dumps({"step": 0, **moved(stored, base, tuned[0])}) + "\n")
     save_delta(out, stored, base, list(base), loaded.digest, {"method": cell.method.id})
@@ -76,7 +76,7 @@ def _check_sources(sources: Sequence[Path], digest: str, base: Mapping[str, Tens
             )
 
 
-def _calibration(
+def calibration_data(
     cell: CellSpec, loaded: LoadedModel, records: Sequence[Record], method: Method, names: Sequence[str]
 ) -> Calibration | None:
     """Return a method's calibration data: a seeded sample of the records, and generic data if it weighs both."""

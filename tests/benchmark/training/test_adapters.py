@@ -20,7 +20,7 @@ from benchmark.training.checkpoint import apply_delta, save_delta, snapshot
 from benchmark.training.generate import answer_batch
 from benchmark.training.tuned import tuned as tuned_weights
 from methods import houlsby, prefix
-from methods.houlsby import FILE
+from methods.adapter import FILE
 from methods.peft import LoraParams
 from methods.registry import build
 from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at
