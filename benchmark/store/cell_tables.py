@@ -90,7 +90,8 @@ def write(root: Path, cells: pd.DataFrame, items: pd.DataFrame, logs: Sequence[M
     Args:
         root: an existing folder.
         cells: see `benchmark.results.Results.cells`.
-        items: see `benchmark.results.Results.items`; the items of a cell's dataset stand together.
+        items: see `benchmark.results.Results.items`; the items of a cell's dataset stand together. The file has those
+            of a dataset item by item instead: most cells answer an item alike, so that it takes half the space.
         logs: rows of training logs, each with the key cell; rows may have different keys.
 
     Raises:
@@ -109,11 +110,25 @@ def write(root: Path, cells: pd.DataFrame, items: pd.DataFrame, logs: Sequence[M
         raise UserError(f"A training log has a value that is not a number: {reason}. Run that cell again.") from error
     tables = {
         "cells": pa.Table.from_pandas(cells, preserve_index=False),
-        "items": pa.Table.from_pandas(items, preserve_index=False),
+        "items": pa.Table.from_pandas(_item_by_item(items), preserve_index=False),
         "logs": pa.table(columns | {"cell": columns["cell"].dictionary_encode()}),
     }
     for name, table in tables.items():
         _write(file_of(root, name), table)
+
+
+def _item_by_item(items: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows sorted by dataset and by place in it, each place with all its cells."""
+    place = items.groupby(["cell", "dataset"], observed=True, sort=False).cumcount()
+    return items.assign(place=place).sort_values(["dataset", "place"], kind="stable").drop(columns="place")
+
+
+def _cell_by_cell(items: pa.Table) -> pa.Table:
+    """Return the rows of each cell together, in the order that they have."""
+    import numpy as np
+
+    cells = items["cell"].dictionary_encode().combine_chunks().indices
+    return items.take(np.argsort(cells.to_numpy(zero_copy_only=False), kind="stable"))
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -390,7 +405,7 @@ def _read(root: Path, name: str, columns: Sequence[str] | None = None) -> pa.Tab
     try:
         table = file.read(columns=None if columns is None else list(columns))
         table.validate(full=True)
-        return table
+        return _cell_by_cell(table) if name == "items" else table
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(file_of(root, name), error) from error
 

@@ -107,6 +107,17 @@ def test_publishing_the_same_cells_gives_the_same_bytes_whatever_they_are_read_f
     assert all(one == contents[0] for one in contents)
 
 
+def test_the_file_has_the_cells_of_an_item_together_and_loading_gives_the_items_of_a_cell(published, tmp_path):
+    folders = {folder.name: folder for folder in Store(published).all_cells()}
+    results.write(tmp_path, folders, {})
+    written = pd.read_parquet(tmp_path / "items.parquet")
+    answered = written.groupby(["dataset", "item_id"], observed=True).cell.nunique()
+    runs = (written[["dataset", "item_id"]] != written[["dataset", "item_id"]].shift()).any(axis=1).sum()
+    assert runs == len(answered) and answered.max() > 1
+    expected = results.items_of(folders)
+    pd.testing.assert_frame_equal(results.load(tmp_path).items, expected, check_categorical=False)
+
+
 def test_numbers_that_are_not_finite_and_odd_keys_come_back(published, tmp_path):
     folder = unfold(next(folder for folder in Store(published).all_cells() if "spider" in folder.name), tmp_path / "a")
     (folder / "train.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1, "selected/\\u2028": 0.5}\n')
