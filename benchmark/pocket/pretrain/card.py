@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from benchmark.audit.data import answerer, audit
 from benchmark.audit.data_report import Report
 from benchmark.core.files import write_atomic
 from benchmark.models import LoadedModel
+from benchmark.pocket.pretrain.family import Family
+from benchmark.pocket.pretrain.stages import STAGES, Recipe
 from benchmark.spec import DatasetSpec
 
 MIN_SCORE, MIN_LEAD = 75.0, 25.0
@@ -45,7 +48,7 @@ def check(report: Report, upstream: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def write(
     loaded: LoadedModel, name: str, specs: Mapping[str, DatasetSpec], root: Path, training: Mapping[str, Any],
-    batches: tuple[int, int, int],
+    recipe: Recipe, family: type[Family],
 ) -> str:
     """Score a finished checkpoint, write README.md and the scores next to it, and return the verdict.
 
@@ -57,7 +60,8 @@ def write(
         specs: dataset id -> protocol.
         root: data folder.
         training: content of training.json.
-        batches: pictures per step of the tower stage, of those with transcripts and of those with conversations.
+        recipe: the model's.
+        family: its family.
     """
     upstream = [spec.id for spec in specs.values() if spec.role == "upstream"]
     reports = {"validation": score(loaded, list(specs.values()), root, "validation")}
@@ -71,7 +75,7 @@ def write(
     rows |= {kind: _rows(report) for kind, report in reports.items()}
     write_atomic(loaded.path / "training.json", json.dumps({**training, **rows}, indent=1, sort_keys=True))
     outcome = f"{word} on {split}: {_scores(verdict)}"
-    write_atomic(loaded.path / "README.md", _text(name, digest, training, batches, reports, outcome))
+    write_atomic(loaded.path / "README.md", _text(name, digest, recipe, family, reports, outcome))
     return f"acceptance check {outcome}"
 
 
@@ -87,56 +91,37 @@ def _rows(report: Report) -> list[dict[str, Any]]:
     return [*report.questions, *report.captions]
 
 
-def _recipe(training: Mapping[str, Any], batches: tuple[int, int, int]) -> list[str]:
-    """Return the stages as a numbered list."""
-    steps = {name.removesuffix("_steps"): value for name, value in training["recipe"].items()}
-    pictures, listed, rows = batches
-    covers = authors = cells = again = ""
-    if steps.get("covers"):  # the shipped records of LLaVA and VILA are older than this stage and the next two
-        covers = f", and {steps['covers']} with covers for the most part"
-    if steps.get("authors"):
-        authors = f" Then {steps['authors']} of {listed} pictures, most of them covers, with two questions each."
-    if steps.get("cells"):
-        cells = (
-            f" Then {steps['cells']} steps of {rows} pictures with look-ups of places and questions, in which inner "
-            "labels teach which cell each image token shows."
+def recipe_lines(recipe: Recipe, family: type[Family]) -> list[str]:
+    """Return the stages of a recipe as a numbered list."""
+    stages = [
+        f"Language: {recipe.language_steps} steps of 64 texts of 96 tokens. 45 % are generated sentences, 55 % random "
+        "runs of tokens, so that every row of the output layer is trained (fine-tuning freezes it).",
+        f"Tower: {recipe.tower_steps} steps of {family.tower_batch} drawn pictures with dense labels (icon and colour "
+        "per cell, words, names, year, shapes). Learned queries predict the labels and are then discarded.",
+    ]
+    if recipe.names_steps:
+        stages.append(
+            f"Names: {recipe.names_steps} steps of 96 pictures. The projector alone learns to turn each token towards "
+            "the embeddings of the words that it shows."
         )
-    if steps["more_choices"]:
-        again = f", and {steps['more_choices']} more that start again at the full learning rate"
+    for stage in STAGES.values():
+        if steps := recipe.steps(stage):
+            title = stage.name.replace("_", " ").capitalize()
+            shown = "pictures or texts" if "text" in stage.mixture else "pictures"
+            sources = ", ".join(f"{name} {share}" for name, share in stage.mixture.items())
+            stages.append(
+                f"{title}: {steps} steps of {stage.pictures or family.batch} {shown} with {stage.shows}. Sources in "
+                f"percent: {sources}."
+            )
     return [
-        f"1. Language: {steps['language']} steps of 64 texts of 96 tokens. 45 % are generated sentences, 55 %",
-        "   random runs of tokens, so that every row of the output layer is trained (fine-tuning freezes it).",
-        f"2. Vision tower: {steps['tower']} steps of {pictures} drawn pictures with dense labels (icon and colour",
-        "   per cell, words, names, year, shapes). Learned queries predict the labels and are then discarded.",
-        f"3. Alignment: {steps['alignment']} steps of {listed} pictures with transcripts (the content of each grid",
-        f"   cell, in reading order), then {steps['reading']} steps with more signs and covers{covers}. The projector",
-        "   starts from the statistics of the tower's features. Projector and language model train, not the tower.",
-        f"4. Matching: {steps['matching']} steps of {rows} pictures with short look-ups (a name and its colour, a",
-        "   colour and its sign, a cell and its content, whether something is there).",
-        f"5. Quiz: {steps['quiz']} steps with questions of the source sets and their answers in one text.",
-        f"6. Letters: {steps['letters']} steps with lettered options, listed again in another order, then",
-        f"   {steps['choices']} steps with keys that mean an option (a fact, a synonym, a place){again}.",
-        f"7. Instruction: {steps['instruction']} steps of {rows} pictures with all their questions, descriptions",
-        "   (some in synonyms) and transcripts. Sources of the pictures in percent:",
-        f"   {_percent(training['mixture'])}.{authors}",
-        f"8. Pointing: {steps['pointing']} steps with lettered options, answered from the text or the picture.",
-        "   Letters weigh as much as all other words. Inner labels (docs/pocket.md) teach blocks below the last which",
-        f"   option a letter stands for and where that option is. Starts from the float16 weights of stage 7.{cells}",
-        f"9. Final: {steps['final']} steps like stage 7, with inner labels and more to read. Sources in",
-        "   percent:",
-        f"   {_percent(training['final'])}.",
+        line for number, text in enumerate(stages, 1)
+        for line in textwrap.wrap(text, 118, initial_indent=f"{number}. ", subsequent_indent=" " * len(f"{number}. "))
     ]
 
 
-def _percent(mixture: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {share}" for name, share in mixture.items())
-
-
 def _text(
-    name: str, digest: str, training: Mapping[str, Any], batches: tuple[int, int, int], reports: Mapping[str, Report],
-    outcome: str,
+    name: str, digest: str, recipe: Recipe, family: type[Family], reports: Mapping[str, Report], outcome: str
 ) -> str:
-    recipe = training["recipe"]
     seen = {
         split: {(row["dataset"], row.get("items")): row["bases"]["base"]["sighted"] for row in _rows(report)}
         for split, report in reports.items()
@@ -145,14 +130,17 @@ def _text(
     lines = [
         f"# {name}",
         "",
-        f"A tiny {recipe['family']}-shaped multimodal model for the pocket scale of SpiderBench. It knows the drawn",
+        f"A tiny {recipe.family}-shaped multimodal model for the pocket scale of SpiderBench. It knows the drawn",
         "source sets and nothing about the real world. Weights are float16 safetensors.",
         "",
-        f"Made by `make pretrain MODELS={name}` (seed {recipe['seed']}); content digest `{digest[:16]}`.",
+        f"Made by `make pretrain MODELS={name}` (seed {recipe.seed}); content digest `{digest[:16]}`.",
         "",
         "## Recipe",
         "",
-        *_recipe(training, batches),
+        *recipe_lines(recipe, family),
+        "",
+        "From alignment on, projector and language model train and the tower does not. The projector starts from the",
+        "statistics of the tower's features, pointing from the float16 weights of the stage before.",
         "",
         "All pictures show train contents of the source sets. They share no content with a validation or test split or",
         "with a target (`python -m benchmark audit data`). No prompt or reference of a target occurs in pretraining.",

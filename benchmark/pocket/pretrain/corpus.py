@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from benchmark.pocket.pretrain.stages import Stage
 from benchmark.pocket.world import upstream
 from benchmark.pocket.world.content import Picture, candidates
 from benchmark.pocket.world.icons import CATEGORIES, COLOUR_SYNONYMS, COLOURS, ICON, ICONS, PLACES
@@ -448,53 +449,31 @@ def scene_choices(rng: random.Random, scene: Scene, count: int) -> list[Turn]:
     return rng.sample(different, min(count, len(different)))
 
 
-MIXTURE = {"okvqa": 14, "textvqa": 16, "ocrvqa": 14, "gqa": 28, "describe": 14, "text": 14}
-"""Pictures per source in the instruction stage, in percent."""
 TRANSCRIPTS = 0.2
 """Share of the instruction stage's pictures with transcript and look-ups, which are long and already learned."""
-ALIGNMENT = {"okvqa": 15, "textvqa": 25, "ocrvqa": 20, "gqa": 25, "describe": 15}
-READING = {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}
-COVERS = {"okvqa": 5, "textvqa": 15, "ocrvqa": 60, "gqa": 10, "describe": 10}
-"""The same in the three stages that have only transcripts: the second has more signs and covers, the third mostly
-covers, and so has the stage of authors, which adds questions."""
-MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
-"""The same in the matching and quiz stages."""
-LETTER_STAGE = {"okvqa": 15, "textvqa": 15, "gqa": 15, "describe": 15, "text": 40}
-"""The same in the letter stage: text-only letter look-ups and choices, and quizzes and descriptions."""
-CHOICE_STAGE = {"okvqa": 12, "textvqa": 10, "gqa": 15, "describe": 8, "text": 55}
-"""The same in the choice stages: keys that mean an option, from the text or the picture."""
-CHOICE_STAGES = ("choices", "more_choices")
-POINTING = {"okvqa": 15, "textvqa": 10, "ocrvqa": 6, "gqa": 27, "describe": 7, "text": 35}
-"""The same in the pointing stage: letters from text and picture, with inner labels."""
-FINAL = {"okvqa": 13, "textvqa": 18, "ocrvqa": 20, "gqa": 25, "describe": 12, "text": 12}
-"""The same in the final stage: like the instruction stage, with more to read and more lettered scenes."""
-CELLS = {"okvqa": 10, "textvqa": 33, "ocrvqa": 17, "gqa": 35, "describe": 5}
-"""The same in the cells stage: look-ups of places alone, and questions."""
-INSTRUCTION_STAGES = ("instruction", "final")
-TRANSCRIPT_STAGES = ("alignment", "reading", "covers", "authors")
 
 
-def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[str, int]) -> Iterator[Conversation]:
+def conversations(seed: int, stage: Stage, prompts: dict[str, str]) -> Iterator[Conversation]:
     """Yield a stage's endless stream of conversations, a pure function of the arguments.
 
     Args:
         seed: of the choices; each source yields its train pictures in their own order.
-        stage: its name, part of the seed; TRANSCRIPT_STAGES yield transcripts, and authors two questions with each.
+        stage: its name is part of the seed and says what is yielded.
         prompts: dataset id -> prompt template.
-        mixture: source -> share; 'text' has no picture.
     """
-    rng = random.Random(f"conversations/{stage}/{seed}")
-    streams = {name: candidates(name, "train") for name in mixture if name != "text"}
-    names, weights = list(mixture), list(mixture.values())
+    rng = random.Random(f"conversations/{stage.name}/{seed}")
+    streams = {name: candidates(name, "train") for name in stage.mixture if name != "text"}
+    names, weights = list(stage.mixture), list(stage.mixture.values())
+    kind = stage.name.removeprefix("more_")
     while True:
         name = rng.choices(names, weights)[0]
         if name == "text":
             chosen = [knowledge_choice(rng) for _ in range(5)]
-            if stage == "letters":
+            if kind == "letters":
                 chosen = [letter_look_ups(rng) for _ in range(3)] + chosen[:2]
-            elif stage in CHOICE_STAGES:
+            elif kind == "choices":
                 chosen = [letter_keys(rng) for _ in range(4)] + chosen[:3]
-            elif stage == "pointing":
+            elif kind == "pointing":
                 chosen = [letter_look_ups(rng), *(letter_keys(rng) for _ in range(2)), *chosen[:4]]
             else:
                 chosen[0] = letter_keys(rng)
@@ -503,33 +482,33 @@ def conversations(seed: int, stage: str, prompts: dict[str, str], mixture: dict[
         picture, item, _ = next(streams[name])
         assert picture is not None  # only targets have items without one
         listed, *turns = turns_of(name, picture, item, rng, prompts)
-        if stage in INSTRUCTION_STAGES and name == "describe" and isinstance(picture, Scene):
+        if kind in ("instruction", "final") and name == "describe" and isinstance(picture, Scene):
             turns[2:] = [Turn(OTHER_WORDS, other_words(rng, picture)) for _ in range(2)]
-        if stage in TRANSCRIPT_STAGES:
-            turns = [listed, *rng.sample(turns, 2)] if stage == "authors" else [listed]
-        elif stage == "matching":
+        if stage.transcripts:
+            turns = [listed, *rng.sample(turns, 2)] if kind == "authors" else [listed]
+        elif kind == "matching":
             turns = _look_up_turns(rng, picture, 3) or [listed]
-        elif stage == "cells":
+        elif kind == "cells":
             turns = [*(_look_up_turns(rng, picture, 3, PLACE_KEYS) or [listed]), *rng.sample(turns, 2)]
-        elif stage == "quiz" and not isinstance(picture, Diagram):
+        elif kind == "quiz" and not isinstance(picture, Diagram):
             turns = [Turn(QUIZ, quiz(rng, name, picture, item)) for _ in range(3)]
-        elif stage == "quiz":
+        elif kind == "quiz":
             turns = [listed]
-        elif stage == "letters":
+        elif kind == "letters":
             choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
             turns = choices + ([] if name == "describe" else [Turn(QUIZ, quiz(rng, name, picture, item))])
-        elif stage in CHOICE_STAGES:
+        elif kind == "choices":
             choices = [turn for turn in turns if turn.answer in LETTERS or turn.prompt in INSTRUCTIONS]
             turns = [letter_things(rng, picture) for _ in range(3)] if isinstance(picture, Scene) else []
             turns += choices
             turns += [] if isinstance(picture, Diagram) else [Turn(QUIZ, quiz(rng, name, picture, item, 4))]
-        elif stage == "pointing":
+        elif kind == "pointing":
             turns = rng.sample(turns, min(2, len(turns)))
             if isinstance(picture, Scene):
                 turns += [letter_things(rng, picture) for _ in range(2)] + scene_choices(rng, picture, 4)
             turns += [] if isinstance(picture, Diagram) else [Turn(QUIZ, quiz(rng, name, picture, item, 4))]
         elif rng.random() < TRANSCRIPTS:
             turns = [listed, *_look_up_turns(rng, picture, 1), *rng.sample(turns, len(turns) // 2)]
-        if stage == "final" and isinstance(picture, Scene):
+        if kind == "final" and isinstance(picture, Scene):
             turns += scene_choices(rng, picture, 2)
         yield Conversation(picture, tuple(turns), rng.getrandbits(32))

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmark.models.prompt import IGNORE
-from benchmark.pocket.pretrain.corpus import TRANSCRIPT_STAGES, Conversation, conversations, text_ids
+from benchmark.pocket.pretrain.corpus import Conversation, conversations, text_ids
 from benchmark.pocket.pretrain.family import Family, Part, Size
+from benchmark.pocket.pretrain.stages import Stage
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
 from benchmark.pocket.pretrain.tower import HEADS
 from benchmark.pocket.world.scene import COLUMNS, ROWS
@@ -206,29 +207,18 @@ class _Conversations(IterableDataset):
     """Packed batches, a pure function of (seed, stage, step)."""
 
     def __init__(
-        self,
-        family: Family,
-        tokenizer: PreTrainedTokenizerBase,
-        seed: int,
-        stage: str,
-        first: int,
-        steps: int,
-        batch: int,
+        self, family: Family, tokenizer: PreTrainedTokenizerBase, seed: int, stage: Stage, first: int, steps: int,
         prompts: dict[str, str],
-        mixture: dict[str, int],
-        inner: bool,
-        cells: bool = False,
     ) -> None:
-        self.inner = Inner(tokenizer) if inner else None
-        self.cells = (first_tokens(tokenizer, ROWS), first_tokens(tokenizer, COLUMNS)) if cells else None
-        self.family, self.tokenizer = family, tokenizer
-        self.seed, self.stage, self.first, self.steps, self.batch = seed, stage, first, steps, batch
-        self.prompts, self.mixture = prompts, mixture
+        self.inner = Inner(tokenizer) if stage.inner else None
+        self.cells = (first_tokens(tokenizer, ROWS), first_tokens(tokenizer, COLUMNS)) if stage.cells else None
+        self.family, self.tokenizer, self.prompts = family, tokenizer, prompts
+        self.seed, self.stage, self.first, self.steps = seed, stage, first, steps
 
     def __iter__(self) -> Iterator[Packed]:
-        stream = conversations(self.seed, self.stage, self.prompts, self.mixture)
+        stream = conversations(self.seed, self.stage, self.prompts)
         for step in range(self.steps):
-            chosen = [next(stream) for _ in range(self.batch)]
+            chosen = [next(stream) for _ in range(self.stage.pictures or self.family.batch)]
             if step < self.first:
                 continue
             drawn = [None if c.picture is None else c.picture.draw(random.Random(c.seed)) for c in chosen]
@@ -392,29 +382,21 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> Te
 
 
 def train_joint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family, out: Path, stage: str,
-    steps: int, seed: int, prompts: dict[str, str], mixture: dict[str, int], learning_rate: float, log: Log,
-    batch: int | None = None, horizon: int | None = None, cooldown: int = 0, inner: bool = False, cells: bool = False,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family, out: Path, stage: Stage, steps: int,
+    seed: int, prompts: dict[str, str], log: Log,
 ) -> None:
-    """Train projector and language model on packed conversations; every stage after the first weights does.
+    """Train projector and language model on packed conversations.
 
     Args:
         model: the whole model; the tower stays frozen.
         tokenizer: its tokenizer.
         family: its family.
         out: folder of the stage's checkpoint.
-        stage: its name, part of the data seed.
+        stage: its data, learning rate and labels.
         steps: optimizer steps.
         seed: of the data order.
         prompts: dataset id -> prompt template.
-        mixture: source -> share.
-        learning_rate: peak.
         log: called with one line every 50 steps.
-        batch: pictures per step; None: the family's.
-        horizon: length of the cosine, see `Schedule`.
-        cooldown: number of last steps over which the rate falls linearly.
-        inner: add inner labels, see `Inner`.
-        cells: add labels for the cell of each image token, see `Parts.loss`.
     """
     torch.manual_seed(seed)
     parts = Parts(model, family)
@@ -429,16 +411,14 @@ def train_joint(
         {"params": [p for p in parameters if p not in inside]},
         {"params": [p for p in parameters if p in inside], "scale": family.projector_rate},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = Schedule(learning_rate, steps, 50, horizon, cooldown)
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = Schedule(stage.learning_rate, steps, 50, stage.horizon, stage.cooldown)
     first = resume(out, trained, optimizer)
-    dataset = _Conversations(
-        family, tokenizer, seed, stage, first, steps, batch or family.batch, prompts, mixture, inner, cells
-    )
+    dataset = _Conversations(family, tokenizer, seed, stage, first, steps, prompts)
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     low = Replica({"model": model}, family.dtype)
     low_parts = Parts(cast(PreTrainedModel, low.parts["model"]), family)
-    if stage in TRANSCRIPT_STAGES:
+    if stage.transcripts:
         low_parts.kinds = {kind: first_tokens(tokenizer, words) for kind, (_, words) in HEADS.items()}
     running: list[float] = []
     for step, packed in enumerate(loader, first):
@@ -451,7 +431,7 @@ def train_joint(
         low.refresh()
         running.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            log(f"{stage} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}{low_parts.hits_line()}")
+            log(f"{stage.name} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}{low_parts.hits_line()}")
             running = []
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 save(out, trained, optimizer, step + 1)

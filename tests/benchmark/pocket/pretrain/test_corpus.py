@@ -8,6 +8,7 @@ from itertools import islice
 
 from benchmark.config.compose import request
 from benchmark.pocket.pretrain import corpus
+from benchmark.pocket.pretrain.stages import STAGES
 from benchmark.pocket.world import upstream
 from benchmark.pocket.world.icons import COLOUR_SYNONYMS, ICON, ICONS
 from benchmark.pocket.world.scene import Cover, Scene
@@ -15,7 +16,7 @@ from benchmark.pocket.world.scene import Cover, Scene
 
 def test_instruction_turns_practise_every_kind_and_cannot_be_read_from_the_ocr_line():
     prompts = {name: dataset.prompt for name, dataset in request(["profile=pocket"], grid=False).datasets.items()}
-    stream = corpus.conversations(0, "instruction", prompts, corpus.MIXTURE)
+    stream = corpus.conversations(0, STAGES["instruction"], prompts)
     conversations = list(islice(stream, 400))
     with_picture = [c for c in conversations if c.picture is not None]
     listed = sum(turn.prompt == corpus.TRANSCRIBE for c in with_picture for turn in c.turns)
@@ -174,7 +175,7 @@ def true(scene: Scene, kind: str, key: str, rest: list[str]) -> bool:
 
 def test_matching_stage_holds_look_ups_of_scenes():
     prompts = dict.fromkeys(("okvqa", "textvqa", "ocrvqa", "gqa"), "{question}")
-    stream = corpus.conversations(0, "matching", prompts, corpus.MATCHING)
+    stream = corpus.conversations(0, STAGES["matching"], prompts)
     for conversation in islice(stream, 60):
         scene = isinstance(conversation.picture, Scene)
         wanted = [corpus.LOOK_UP] * 3 if scene else [corpus.TRANSCRIBE]
@@ -183,7 +184,7 @@ def test_matching_stage_holds_look_ups_of_scenes():
 
 def test_authors_stage_asks_beside_each_transcript_and_shows_mostly_covers():
     prompts = dict.fromkeys(("okvqa", "textvqa", "ocrvqa", "gqa"), "{question}")
-    conversations = list(islice(corpus.conversations(0, "authors", prompts, corpus.COVERS), 200))
+    conversations = list(islice(corpus.conversations(0, STAGES["authors"], prompts), 200))
     for conversation in conversations:
         listed, *asked = conversation.turns
         assert listed.prompt == corpus.TRANSCRIBE and len(asked) == 2
@@ -196,7 +197,7 @@ def test_authors_stage_asks_beside_each_transcript_and_shows_mostly_covers():
 def test_cells_stage_asks_beside_look_ups_of_places_alone():
     prompts = dict.fromkeys(("okvqa", "textvqa", "ocrvqa", "gqa"), "{question}")
     kinds = Counter()
-    for conversation in islice(corpus.conversations(0, "cells", prompts, corpus.CELLS), 60):
+    for conversation in islice(corpus.conversations(0, STAGES["cells"], prompts), 60):
         scene = isinstance(conversation.picture, Scene)
         *practised, first, second = conversation.turns
         assert [turn.prompt for turn in practised] == ([corpus.LOOK_UP] * 3 if scene else [corpus.TRANSCRIBE])

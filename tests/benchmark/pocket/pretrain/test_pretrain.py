@@ -20,6 +20,7 @@ from benchmark.models.prompt import encode
 from benchmark.pocket.pretrain import corpus, language, projector, run, tower
 from benchmark.pocket.pretrain.llama import Llava, Vila
 from benchmark.pocket.pretrain.qwen import Qwen
+from benchmark.pocket.pretrain.stages import STAGES, Stage
 from benchmark.pocket.world import targets
 from benchmark.pocket.world.content import distinct
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM
@@ -82,8 +83,7 @@ def test_no_target_sentence_is_in_pretraining(prompts):
     rng = random.Random(1)
     pretraining = {corpus.sentence(rng).lower() for _ in range(30_000)}
     streams = [
-        islice(corpus.conversations(0, stage, prompts, mixture), 1500)
-        for stage, mixture in (("instruction", corpus.MIXTURE), ("pointing", corpus.POINTING), ("final", corpus.FINAL))
+        islice(corpus.conversations(0, STAGES[name], prompts), 1500) for name in ("instruction", "pointing", "final")
     ]
     turns = [turn for conversation in chain(*streams) for turn in conversation.turns]
     pretraining |= {turn.answer.lower() for turn in turns if len(turn.answer.split()) > 1}
@@ -109,7 +109,7 @@ def test_upstream_prompts_use_the_shared_instruction(prompts):
 @pytest.mark.parametrize("family", [Llava(96), Vila(112)])
 def test_packed_turns_equal_single_turns(family, tokenizer, prompts):
     parts = whole_model(family, tokenizer)
-    conversation = next(corpus.conversations(3, "test", prompts, {"gqa": 1}))
+    conversation = next(corpus.conversations(3, Stage("test", "", {"gqa": 1}), prompts))
     assert len(conversation.turns) > 3
     image = conversation.picture.draw(random.Random(0))
     pixels = family.pixels([image])
@@ -150,8 +150,12 @@ def test_the_cell_of_an_image_token_is_where_its_middle_is(family, size):
 def test_cells_are_labels_at_image_tokens_of_the_second_and_third_block(family, tokenizer, prompts):
     tokenizer = family.make_tokenizer(prompts) if isinstance(family, Qwen) else tokenizer
     parts = whole_model(family, tokenizer)
-    stream = family, tokenizer, 0, "cells", 0, 1, 3, prompts, corpus.CELLS, False
-    (batch,), (without,) = (language._Conversations(*stream, cells) for cells in (True, False))
+    (batch,), (without,) = (
+        language._Conversations(
+            family, tokenizer, 0, replace(STAGES["cells"], pictures=3, cells=cells), 0, 1, prompts
+        )
+        for cells in (True, False)
+    )
     is_image = batch.input_ids == parts.image_token_id
     assert without.cells is None and batch.cells.shape == (int(is_image.sum()), 2)
     said = {tokenizer.decode(ids).strip() for ids in batch.cells.unique()}
@@ -168,7 +172,7 @@ def test_cells_are_labels_at_image_tokens_of_the_second_and_third_block(family, 
 
 
 def test_inner_labels_name_the_option_of_each_letter_and_where_it_stands(tokenizer, prompts):
-    stream = corpus.conversations(0, "pointing", prompts, corpus.POINTING)
+    stream = corpus.conversations(0, STAGES["pointing"], prompts)
     conversations = list(islice(stream, 30))
     batch = letters_batch(conversations, tokenizer, Llava(64))
     wanted = []
@@ -278,14 +282,16 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
     monkeypatch.setattr(projector, "condition", partial(projector.condition, count=128))
     monkeypatch.setattr(tower, "train", partial(tower.train, batch=8))
     monkeypatch.setattr(tower, "probe", partial(tower.probe, size=128))
+    few = {name: replace(stage, pictures=2) for name, stage in STAGES.items()}
+    monkeypatch.setattr(run, "STAGES", few)
     done = []
     whole = language.train_joint
 
-    def cut(*args, **settings):
-        done.append(args[4])
+    def cut(*args):
+        done.append(args[4].name)
         if len(done) == 3:
             raise KeyboardInterrupt
-        whole(*args, **{**settings, "batch": 2})
+        whole(*args)
 
     monkeypatch.setattr(language, "train_joint", cut)
     with monkeypatch.context() as patch:  # the tokenizer of "b" is made anew, and must be the same
@@ -298,7 +304,7 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
                         "instruction", "authors", "pointing", "cells", "final"]
     assert digest == benchmark.models.digest(run.make(spec, recipe, prompts, tmp_path / "b"))
     training = json.loads((path / "training.json").read_text())
-    assert training["recipe"]["final_steps"] == 1 and training["final"] == corpus.FINAL
+    assert training["recipe"]["final_steps"] == 1 and training["mixtures"]["final"] == STAGES["final"].mixture
     log = (tmp_path / "a/llava_pocket/log.txt").read_text()
     lines = {line.split("] ")[1].split()[0]: line for line in log.splitlines()}
     kinds = {share.rsplit(" ", 1)[0] for share in lines["reading"].split(" correct: ")[1].split(", ")}

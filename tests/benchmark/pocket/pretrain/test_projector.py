@@ -12,6 +12,7 @@ from benchmark.pocket.pretrain.family import TokenGrid
 from benchmark.pocket.pretrain.llama import Llava, Vila
 from benchmark.pocket.pretrain.projector import WORDS, words_per_token
 from benchmark.pocket.pretrain.qwen import MORE, Qwen
+from benchmark.pocket.pretrain.stages import STAGES
 from benchmark.pocket.world import targets, upstream
 from benchmark.pocket.world.scene import Scene, Sign, Thing
 
@@ -73,7 +74,7 @@ def test_transcript_names_cells_in_reading_order():
 
 def test_transcript_stages_hold_transcripts_alone():
     prompts = dict.fromkeys(("okvqa", "textvqa", "ocrvqa", "gqa"), "{question}")
-    stream = corpus.conversations(0, "reading", prompts, corpus.READING)
+    stream = corpus.conversations(0, STAGES["reading"], prompts)
     for _ in range(50):
         (turn,) = next(stream).turns
         assert turn.prompt == corpus.TRANSCRIBE

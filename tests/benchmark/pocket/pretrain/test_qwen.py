@@ -18,6 +18,7 @@ from benchmark.models.batch import Item
 from benchmark.models.prompt import IGNORE
 from benchmark.pocket.pretrain import corpus, language, projector, qwen, run, tower
 from benchmark.pocket.pretrain.qwen import Qwen
+from benchmark.pocket.pretrain.stages import STAGES, Stage
 from benchmark.pocket.world import targets, upstream
 
 FAMILY = Qwen(run.RECIPES["qwen_pocket"].image_size)
@@ -103,7 +104,8 @@ def test_turns_masks_and_positions_are_those_of_fine_tuning(images, loaded, toke
 
 
 def test_the_packed_loss_is_the_models_own(loaded, tokenizer, prompts):
-    conversations = corpus.conversations(3, "test", prompts, {"ocrvqa": 1, "gqa": 1, "describe": 1, "text": 1})
+    stage = Stage("test", "", {"ocrvqa": 1, "gqa": 1, "describe": 1, "text": 1})
+    conversations = corpus.conversations(3, stage, prompts)
     chosen = [next(conversations) for _ in range(6)]
     drawn = [c.picture and c.picture.draw(random.Random(c.seed)) for c in chosen]
     assert any(image is None for image in drawn) and len({image.size for image in drawn if image}) > 1
@@ -136,9 +138,8 @@ def test_the_head_is_the_embedding_and_is_trained_once(model, loaded):
 
 def test_the_merger_learns_at_a_quarter_of_the_rate(model, tokenizer, prompts, tmp_path):
     trained = copy.deepcopy(model)
-    language.train_joint(
-        trained, tokenizer, FAMILY, tmp_path, "alignment", 1, 0, prompts, corpus.ALIGNMENT, 1e-3, print, batch=2
-    )
+    stage = replace(STAGES["alignment"], pictures=2)
+    language.train_joint(trained, tokenizer, FAMILY, tmp_path, stage, 1, 0, prompts, print)
     old, new = FAMILY.modules(model), FAMILY.modules(trained)
     merger, block = (  # Adam's first step is as long for every weight that has a gradient
         (after.weight - before.weight).abs().max().item()
@@ -160,8 +161,8 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_that_answers(spec, tokenize
     monkeypatch.setattr(tower, "train", partial(tower.train, batch=4))
     monkeypatch.setattr(tower, "probe", partial(tower.probe, size=128))
     monkeypatch.setattr(language, "train_language", partial(language.train_language, batch=4))
-    monkeypatch.setattr(language, "train_joint", partial(language.train_joint, batch=2))
-    monkeypatch.setattr(run, "TRANSCRIPTS", 2)
+    few = {name: replace(stage, pictures=2) for name, stage in STAGES.items()}
+    monkeypatch.setattr(run, "STAGES", few)
     path = run.make(spec, replace(recipe, image_size=56, **steps), prompts, tmp_path / "work")
     assert benchmark.models.digest(path) == benchmark.models.digest(
         run.make(spec, replace(recipe, image_size=56, **steps), prompts, tmp_path / "work")
