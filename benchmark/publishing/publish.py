@@ -23,7 +23,7 @@ from benchmark.store.answers import read_answers, read_items
 from benchmark.store.cells import Store, published_key, read_cell, scored_datasets
 from benchmark.store.keys import Digests, keys_of
 
-FOLDERS = ("rates", "audit", "sweeps", "pid", "figures")
+FOLDERS = ("rates", "audit", "sweeps", "studies", "pid", "figures")
 LIMIT_MEGABYTES = 15.0
 
 

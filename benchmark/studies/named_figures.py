@@ -315,9 +315,9 @@ def _survey(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
         stem = f"{figure['id']}_{model}{slices.suffix(part)}"
         title = f"{figure['title']}{slices.heading(part)}: {lines['model_name'].iloc[0]}"
         text = survey.markdown(lines, asked.levels, title, survey.notes(asked, lines))
-        write_atomic(store.root / "tables" / f"{stem}.md", text)
-        write_atomic(store.root / "tables" / f"{stem}.csv", lettering.spreadsheet(lines))
-        print(f"\n{text}\nTable: {store.root / 'tables' / stem}.{{md,csv}}")
+        write_atomic(store.root / "studies" / f"{stem}.md", text)
+        write_atomic(store.root / "studies" / f"{stem}.csv", lettering.spreadsheet(lines))
+        print(f"\n{text}\nTable: {store.root / 'studies' / stem}.{{md,csv}}")
         _told(plots.curves(points[points["model"] == model], title, store.root / "figures" / stem))
     return code
 
@@ -353,9 +353,9 @@ def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     print(f"\n{text}")
     if store.is_published:
         return 0
-    write_atomic(store.root / "tables" / f"{stem}.md", text)
-    write_atomic(store.root / "tables" / f"{stem}.csv", lettering.spreadsheet(found))
-    print(f"Table: {store.root / 'tables' / stem}.{{md,csv}}")
+    write_atomic(store.root / "studies" / f"{stem}.md", text)
+    write_atomic(store.root / "studies" / f"{stem}.csv", lettering.spreadsheet(found))
+    print(f"Table: {store.root / 'studies' / stem}.{{md,csv}}")
     panels = {name: about for name, about in prediction.MEASURES.items() if name in set(found["measure"])}
     _told(plots.predictors(frame, found, panels, title, store.root / "figures" / stem))
     return 0

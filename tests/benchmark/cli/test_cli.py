@@ -390,8 +390,10 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
 def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, reference, capsys, tmp_path):
     arguments = world.overrides("methods=zero_shot,full_ft,dare,spider")
     cli.main(["run", *arguments])
-    (world.results / "figures").mkdir(exist_ok=True)
-    (world.results / "figures" / "fig9.png").write_bytes(b"drawn here")
+    drawn = {"figures/fig9.png", "studies/survey_model.md"}
+    for name in drawn:
+        (world.results / name).parent.mkdir(exist_ok=True)
+        (world.results / name).write_bytes(b"drawn here")
     assert publish(*arguments) == 0
 
     first = contents(reference)
@@ -431,14 +433,14 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, ref
     for columns, stays in (({"scores": json.dumps(near)}, True), ({"scores": json.dumps(far)}, False)):
         change("spider", key="another", **columns)
         assert publish(*arguments) == 0
-        assert {*again} - {*contents(reference)} == (set() if stays else {"figures/fig9.png"})
+        assert {*again} - {*contents(reference)} == (set() if stays else drawn)
         shutil.rmtree(reference)
         shutil.copytree(tmp_path / "kept", reference)
     spider = next(folder.name for folder in Store(reference).all_cells() if "spider" in folder.name)
     change_tables(reference, lambda tables: tables.rows(spider, "gqa", lambda rows: rows.assign(answer="another")))
     change("spider", key="another")
     assert publish(*arguments) == 0
-    assert {*again} - {*contents(reference)} == {"figures/fig9.png"}
+    assert {*again} - {*contents(reference)} == drawn
     shutil.rmtree(reference)
     shutil.copytree(tmp_path / "kept", reference)
     change("dare", key="another")
@@ -446,7 +448,7 @@ def test_publish_keeps_what_was_published_before_from_the_same_inputs(world, ref
     assert "1 of 4 cells are not finished (first: llava_pocket-iconqa-dare" in capsys.readouterr().err
     assert publish("--partial", *arguments) == 0  # asked for and out of date: it goes
     assert not any("dare" in folder.name for folder in Store(reference).all_cells())
-    assert not (reference / "figures" / "fig9.png").exists()
+    assert not any((reference / name).exists() for name in drawn)
     assert "DARE" in (reference / "tables" / "table6.md").read_text()  # an empty row, named in the notes
 
 

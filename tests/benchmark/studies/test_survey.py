@@ -90,7 +90,7 @@ def test_a_survey_runs_and_prints_kept_area_and_best_h(tmp_path, monkeypatch, ca
     assert cli.main(["figure", "survey", *given, "methods=full_ft,spider,wise_ft"]) == 0, capsys.readouterr()
     out = capsys.readouterr().out
     assert "| method" in out and "WiSE-FT" in out and "SPIDER" in out and "kept at 75 %" in out
-    [page] = world.results.glob("tables/survey_*.csv")
+    [page] = world.results.glob("studies/survey_*.csv")
     frame = pd.read_csv(page)
     assert list(frame["row"]) == ["full_ft", "spider", "wise_ft"] and set(frame["points"]) == {5}
     assert [path.suffix for path in sorted(world.results.glob("figures/survey_*"))] == [".csv", ".pdf", ".png"]
