@@ -107,6 +107,12 @@ def tick(value: object) -> str:
     return text if float(text) == value else str(value)
 
 
+def _log_locator(low: float, high: float) -> LogLocator:
+    """Return the ticks of a logarithmic axis: at 1, 3, 10, ..., or over many decades at some powers of ten."""
+    # Where not every power of ten has a tick, the locator places none at their multiples either.
+    return LogLocator(subs=(1.0, 3.0) if high / low < 1e4 else (1.0,), numticks=5)
+
+
 def _axis_name(key: str) -> str:
     return key.removeprefix("train.").removeprefix("method.").replace("_", " ")
 
@@ -354,7 +360,7 @@ def predictors(
                 )
             if about.log:
                 plot.set_xscale("log")
-                plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=5))
+                plot.xaxis.set_major_locator(_log_locator(*plot.get_xlim()))
                 plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(float(f"{value:.3g}"))))
                 plot.xaxis.set_minor_locator(NullLocator())
             line = found.loc[column]

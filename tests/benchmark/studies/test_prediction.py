@@ -119,6 +119,12 @@ def test_it_is_drawn_with_a_point_per_cell(tmp_path):
     assert "KL(tuned \\|\\| base), target" in text and "A note." in text and "| +1.00 (+1.00 to +1.00)" in text
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.9), (0.01, 8.0), (0.09, 890.0), (1e-6, 0.3), (1e-12, 1e3)])
+def test_a_logarithmic_axis_has_ticks_over_any_range(low, high):
+    ticks = plots._log_locator(low, high).tick_values(low, high)
+    assert 1 <= sum(low <= tick <= high for tick in ticks) <= 10
+
+
 @pytest.mark.slow
 def test_the_published_cells_are_read_and_nothing_is_written(capsys, tmp_path):
     root = ROOT / "results" / "pocket"
