@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -219,11 +220,11 @@ def _plane_panel(
 
 
 def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
-    """Draw the curve of every row of the survey in the plane of A^S and A^T: a row of panels per group, one per target.
+    """Draw the curve of every row of the survey in the plane of A^S and A^T: a panel per group and target.
 
     Args:
-        points: one line per row and strength: target_name, row, name, group, strength, A_S, A_T. The line with an empty
-            group is the untuned model, where every curve starts; the first row stands in every panel, dashed.
+        points: one line per point, in the order of its curve: target_name, row, name, group, A_S, A_T. The line with an
+            empty group is the untuned model, where every curve starts; the first row stands in every panel, dashed.
         title: heading.
         stem: output path without suffix.
 
@@ -236,34 +237,43 @@ def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     groups = [group for group in dict.fromkeys(points["group"]) if group]
     targets = list(dict.fromkeys(points["target_name"]))
     first = points.loc[points["group"] == groups[0], "row"].iloc[0]
+    panels = list(itertools.product(groups, targets))
+    columns = len(targets) if len(targets) > 1 else min(2, len(groups))
+    rows = -(-len(panels) // columns)
     with plt.rc_context(STYLE):
-        size = (2.7 * len(targets) + 2.6, 2.3 * len(groups) + 1.0)
+        # The legend is right of a group's last panel.
+        size = (2.7 * columns + 2.4 * columns / len(targets), 2.3 * rows + 1.0)
         figure, grid = plt.subplots(
-            len(groups), len(targets), figsize=size, squeeze=False, layout="constrained", sharex="col", sharey="col"
+            rows, columns, figsize=size, squeeze=False, layout="constrained", sharex="col", sharey="col"
         )
-        for row, group in zip(grid, groups, strict=True):
-            for plot, target in zip(row, targets, strict=True):
-                lines = points[points["target_name"] == target]
-                _curves_panel(plot, lines, lines[lines["group"] == ""], group, first)
-                plot.set_title(target if group == groups[0] else "")
-                plot.set_xlabel(f"{MATH['A_S']} (kept)" if group == groups[-1] else "", parse_math=True)
-            row[0].set_ylabel(f"{MATH['A_T']} (learned)", parse_math=True)
-            row[-1].legend(title=group, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7, title_fontsize=8,
-                           frameon=False, alignment="left")
+        for number, (plot, (group, target)) in enumerate(zip(grid.flat, panels, strict=False)):
+            lines = points[points["target_name"] == target]
+            _curves_panel(plot, lines, lines[lines["group"] == ""], group, first)
+            plot.set_title(target if number < columns else "")
+            if number >= len(panels) - columns:
+                plot.tick_params(labelbottom=True)
+                plot.set_xlabel(f"{MATH['A_S']} (kept)", parse_math=True)
+            if number % columns == 0:
+                plot.set_ylabel(f"{MATH['A_T']} (learned)", parse_math=True)
+            if target == targets[-1]:
+                plot.legend(title=group, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7, title_fontsize=8,
+                            frameon=False, alignment="left")
+        for plot in grid.flat[len(panels) :]:
+            plot.set_visible(False)
         text = f"{title}. Lines start at the untuned model (star); dashed: Full FT"
         figure.suptitle(textwrap.fill(text, round(13 * size[0])), fontsize=10)
         return save(figure, points, stem)
 
 
 def _curves_panel(plot: Axes, lines: pd.DataFrame, start: pd.DataFrame, group: str, first: str) -> None:
-    """Draw the curves of one group over that of the first row, the reference."""
-    reference = pd.concat([start, lines[lines["row"] == first].sort_values("strength")])
+    """Draw the curves of one group over that of the first row, the reference. Their points are in order."""
+    reference = pd.concat([start, lines[lines["row"] == first]])
     plot.plot(reference["A_S"], reference["A_T"], color="0.25", linewidth=1.0, linestyle="--", zorder=2)
     plot.plot(start["A_S"], start["A_T"], marker="*", markersize=10, color="black", linestyle="none", zorder=6)
     own = lines[lines["group"] == group]
     colours = plt.get_cmap("tab20" if own["row"].nunique() > 10 else "tab10")
     for place, (_, curve) in enumerate(own.groupby("row", sort=False)):
-        drawn = pd.concat([start, curve.sort_values("strength")])
+        drawn = pd.concat([start, curve])
         plot.plot(
             drawn["A_S"], drawn["A_T"], color=colours(place % colours.N), linewidth=1.1, marker="o", markersize=3,
             zorder=4, label=curve["name"].iloc[0],

@@ -83,9 +83,12 @@ def suffix(found: Mapping[str, str]) -> str:
 
 
 def heading(found: Mapping[str, str]) -> str:
-    """Return the differences in words: "; here with models MODEL, seeds 0, 1"; nothing for the whole.
+    """Return the differences in words: "; here: models MODEL; seeds 0, 1"; nothing for the whole.
 
     Args:
-        found: from `differences`.
+        found: from `differences`. Of many values only the number is told.
     """
-    return "; here: " + "; ".join(f"{key} {value}" for key, value in found.items()) if found else ""
+    parts = [
+        f"{key} {value}" if len(value) <= LONGEST else f"{value.count(',') + 1} {key}" for key, value in found.items()
+    ]
+    return f"; here: {'; '.join(parts)}" if parts else ""

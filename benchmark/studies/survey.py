@@ -172,7 +172,8 @@ def measure(survey: Survey, store: Store, plan: Sequence[Planned]) -> tuple[pd.D
         number of finished ones); kept_X, kept_X_low, kept_X_high and the paired difference delta_X with its interval,
         for every level X in percent, missing where it is not reached; area and H (the best) with intervals, delta_area;
         best_at, the strength of the best H. A line of points has the same names and strength, A_S, A_T, H with
-        intervals. Rows without a finished point, and targets without Full FT or the untuned model, are left out.
+        intervals, in the order of the curve; where it ends at Full FT, that point has no strength. Rows without a
+        finished point, and targets without Full FT or the untuned model, are left out.
     """
     readings: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
@@ -194,7 +195,8 @@ def measure(survey: Survey, store: Store, plan: Sequence[Planned]) -> tuple[pd.D
                     continue
                 names = about | {"row": row.id, "name": row.name, "group": row.group}
                 readings.append(names | {"points": len(curves[row.id])} | _line(read[row.id], read.get(REFERENCE)))
-                points += [names | {"strength": value} | _point(sample) for value, sample in curves[row.id]]
+                ends = [(float("nan"), tuned)] if row.to_full_ft else []
+                points += [names | {"strength": value} | _point(sample) for value, sample in [*curves[row.id], *ends]]
             points.append(about | {"row": UNTUNED, "name": "Zero-shot", "group": "", "strength": 0.0} | _point(untuned))
     return pd.DataFrame(readings), pd.DataFrame(points)
 

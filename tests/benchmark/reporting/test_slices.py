@@ -42,6 +42,13 @@ def test_a_part_says_what_it_holds(overrides, name, heading):
     assert slices.suffix(parts) == name and slices.heading(parts) == heading
 
 
+def test_a_long_list_is_counted_in_a_heading_and_cut_in_a_name():
+    parts = {"targets": "coco", "methods": ", ".join(f"method_{number}" for number in range(30))}
+    assert slices.heading(parts) == "; here: targets coco; 30 methods"
+    others = parts | {"methods": parts["methods"].replace("method_29", "method_31")}
+    assert slices.suffix(parts) != slices.suffix(others)
+
+
 def test_named_cells_of_all_models_and_methods_are_no_whole_table():
     names = [cell_id(cell) for cell in request(["table=table5"]).cells]
     parts = found(f"only={','.join(names[1:])}")

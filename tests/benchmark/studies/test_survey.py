@@ -10,6 +10,7 @@ from benchmark import cli
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.planning import plan as planning
+from benchmark.reporting import plots
 from benchmark.spec import cell_id
 from benchmark.store.cells import Store
 from benchmark.studies import named_figures, survey
@@ -93,7 +94,28 @@ def test_a_survey_runs_and_prints_kept_area_and_best_h(tmp_path, monkeypatch, ca
     [page] = world.results.glob("studies/survey_*.csv")
     frame = pd.read_csv(page)
     assert list(frame["row"]) == ["full_ft", "spider", "wise_ft"] and set(frame["points"]) == {5}
-    assert [path.suffix for path in sorted(world.results.glob("figures/survey_*"))] == [".csv", ".pdf", ".png"]
+    plotted = sorted(world.results.glob("figures/survey_*"))
+    assert [path.suffix for path in plotted] == [".csv", ".pdf", ".png"]
+    points = pd.read_csv(plotted[0])
+    line = points[points["row"] == "wise_ft"]
+    assert line["strength"].tolist()[:5] == [0.1, 0.3, 0.5, 0.7, 0.9] and line["strength"].isna().tolist()[5:] == [True]
+    tuned = points[points["row"] == "full_ft"].iloc[2]  # at the model's rate
+    assert line[["A_S", "A_T"]].iloc[-1].tolist() == tuned[["A_S", "A_T"]].tolist()
+
+
+def test_a_penalty_is_drawn_from_the_largest_on(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, points, stem: drawn.append(figure))
+    columns = ["row", "name", "group", "strength", "A_S", "A_T"]
+    rows = [
+        ("full_ft", "Full FT", "G", 1.0, 60.0, 90.0), ("l2", "L2", "G", 0.1, 89.0, 11.0),
+        ("l2", "L2", "G", 0.01, 88.0, 12.0), ("zero_shot", "Zero-shot", "", 0.0, 90.0, 10.0),
+    ]
+    frame = pd.DataFrame(rows, columns=columns).assign(target_name="T")
+    plots.curves(frame, "Title", tmp_path / "x")
+    [plot] = drawn[0].axes
+    line = next(line for line in plot.lines if line.get_label() == "L2")
+    assert list(line.get_xdata()) == [90.0, 89.0, 88.0]
 
 
 class Numbers:
