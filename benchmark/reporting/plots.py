@@ -243,8 +243,9 @@ def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     with plt.rc_context(STYLE):
         # The legend is right of a group's last panel.
         size = (2.7 * columns + 2.4 * columns / len(targets), 2.3 * rows + 1.0)
+        shared = "col" if len(targets) > 1 else "all"
         figure, grid = plt.subplots(
-            rows, columns, figsize=size, squeeze=False, layout="constrained", sharex="col", sharey="col"
+            rows, columns, figsize=size, squeeze=False, layout="constrained", sharex=shared, sharey=shared
         )
         for number, (plot, (group, target)) in enumerate(zip(grid.flat, panels, strict=False)):
             lines = points[points["target_name"] == target]
