@@ -6,7 +6,7 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -243,7 +243,7 @@ def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     with plt.rc_context(STYLE):
         # The legend is right of a group's last panel.
         size = (2.7 * columns + 2.4 * columns / len(targets), 2.3 * rows + 1.0)
-        shared = "col" if len(targets) > 1 else "all"
+        shared: Literal["col", "all"] = "col" if len(targets) > 1 else "all"
         figure, grid = plt.subplots(
             rows, columns, figsize=size, squeeze=False, layout="constrained", sharex=shared, sharey=shared
         )

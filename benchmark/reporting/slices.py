@@ -72,12 +72,15 @@ def suffix(found: Mapping[str, str]) -> str:
     """
     if not found:
         return ""
-    plain = "-".join(
-        value.replace(", ", "+") if key in ("models", "targets", "methods") else f"{key.rpartition('.')[2]}_{value}"
-        for key, value in found.items()
-    ).replace(", ", "+")
+    def part(key: str, value: str) -> str:
+        if len(value) > LONGEST:
+            return _counted(key, value).replace(" ", "_")
+        return value if key in ("models", "targets", "methods") else f"{key.rpartition('.')[2]}_{value}"
+
+    plain = "-".join(part(key, value) for key, value in found.items()).replace(", ", "+")
     text = re.sub(r"[^\w+-]", "_", plain)
-    if len(text) > LONGEST or re.search(r"[^\w+.:-]", plain):  # cut or rewritten: others may look like it
+    # Counted, cut or rewritten: others may look like it.
+    if max(map(len, (text, *found.values()))) > LONGEST or re.search(r"[^\w+.:-]", plain):
         text = f"{text[:LONGEST]}-{digest_of(dict(found))[:8]}"
     return f"-{text}"
 
@@ -88,7 +91,9 @@ def heading(found: Mapping[str, str]) -> str:
     Args:
         found: from `differences`. Of many values only the number is told.
     """
-    parts = [
-        f"{key} {value}" if len(value) <= LONGEST else f"{value.count(',') + 1} {key}" for key, value in found.items()
-    ]
+    parts = [f"{key} {value}" if len(value) <= LONGEST else _counted(key, value) for key, value in found.items()]
     return f"; here: {'; '.join(parts)}" if parts else ""
+
+
+def _counted(key: str, value: str) -> str:
+    return f"{value.count(',') + 1} {key}"

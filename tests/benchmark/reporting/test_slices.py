@@ -46,6 +46,7 @@ def test_a_long_list_is_counted_in_a_heading_and_cut_in_a_name():
     parts = {"targets": "coco", "methods": ", ".join(f"method_{number}" for number in range(30))}
     assert slices.heading(parts) == "; here: targets coco; 30 methods"
     others = parts | {"methods": parts["methods"].replace("method_29", "method_31")}
+    assert re.fullmatch("-coco-30_methods-[0-9a-f]{8}", slices.suffix(parts))
     assert slices.suffix(parts) != slices.suffix(others)
 
 
