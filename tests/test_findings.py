@@ -296,6 +296,56 @@ def control() -> list[Row]:
     ]
 
 
+@cache
+def survey(model: str) -> pd.DataFrame:
+    """Return the survey's readings of a model, by row."""
+    (path,) = (POCKET / "studies").glob(f"survey_{model}*.csv")
+    return pd.read_csv(path).set_index("row")
+
+
+def kept(row: str, level: int = 100) -> float:
+    """Return what a row of VILA's survey keeps at a share of Full FT's gain."""
+    return survey(V)[f"kept_{level}"][row]
+
+
+def equal_learning() -> list[Row]:
+    asked = yaml.safe_load((ROOT / "conf" / "figure" / "survey.yaml").read_text())
+    every = sum(len(rows) for rows in asked["groups"].values())
+    return [
+        ("## Equal learning, so far: VILA on Flickr30k, seed {}", asked["seeds"][0]),
+        ("{} of its {} rows are there", len(survey(V)), every),
+        ("keeps {:.1f} at {} % of Full FT's gain, where Full FT keeps {:.1f}; the untuned model has {:.1f}",
+         kept("ewc"), 100, kept("full_ft"), table("table5", V, "flickr30k", "zero_shot", "A_S")),
+        ("With the projector frozen, Full FT keeps {:.1f}, with LoRA on it {:.1f}. Of attention alone it keeps {:.1f} "
+         "at {} % of the gain", kept("projector_frozen"), kept("projector_lora"), kept("attention", 90), 90),
+        ("LiNeS keeps {:.1f}; Tailor and Fisher merging keep {:.1f} and {:.1f} at {} % of the gain", kept("lines"),
+         kept("tailor", 75), kept("fisher", 75), 75),
+        ("MiLoRA keeps {:.1f}, OSF {:.1f}, LoRA {:.1f}, SHiRA {:.1f}",
+         *(kept(row) for row in ("milora", "osf", "lora", "shira"))),
+        ("(random elements {:.1f}, smallest weights {:.1f}, Half FT {:.1f})",
+         *(kept(row) for row in ("half_ft_elements", "spider_magnitude", "half_ft"))),
+        ("learn {} % of the gain at none of their five strengths", 75),
+    ]
+
+
+def correlation(measure: str, column: str = "within") -> float:
+    """Return a rank correlation with forgetting, or another column of its line."""
+    return look_up("studies/predict.csv", column, measure=measure)
+
+
+def prediction() -> list[Row]:
+    def span(measure: str) -> tuple[float, ...]:
+        return tuple(correlation(measure, f"within{end}") for end in ("", "_low", "_high"))
+
+    return [
+        ("in {} cells", int(correlation("kl", "cells"))),
+        ("{:.2f} ({:.2f} to {:.2f}) for 1 - CKA", *span("cka_lost")),
+        ("{:.2f} ({:.2f} to {:.2f}) for KL(tuned || base)", *span("kl")),
+        ("{:.2f} ({:.2f} to {:.2f}) for the distance of the weights", *span("distance")),
+        ("{:.2f} for answers in another form", correlation("form_lost")),
+    ]
+
+
 SELECTED = ("spider_idm", "spider_gradient", "spider_magnitude", "half_ft_elements")
 
 
@@ -439,6 +489,8 @@ FINDINGS: dict[str, Callable[..., list[Row]]] = {
     "Captioning": captioning,
     "Question answering": question_answering,
     "The control": control,
+    "Equal learning": equal_learning,
+    "What predicts forgetting": prediction,
     "Selection rules": modules,
     "Named variants": variants,
     "Epochs, layers, batch size": sweeps,
