@@ -55,9 +55,11 @@ def test_a_row_of_table_5_follows_from_the_items(monkeypatch):
 @pytest.mark.slow
 def test_pandas_reads_the_committed_tables_in_one_line():
     loaded = results.load(PUBLISHED)
-    for name, rows in (("cells", 366), ("items", 904_000), ("logs", 38_056)):
+    for name, rows in (("cells", 514), ("items", 1_274_000), ("logs", 55_058)):
         frame = pd.read_parquet(PUBLISHED / f"{name}.parquet")
         assert len(frame) == rows
+        if name == "items":  # the file has the cells of an item together, loading gives the items of a cell
+            frame = frame.sort_values("cell", key=lambda cells: cells.cat.codes, kind="stable", ignore_index=True)
         pd.testing.assert_frame_equal(frame, getattr(loaded, name))
 
 
