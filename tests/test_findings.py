@@ -314,17 +314,17 @@ def equal_learning() -> list[Row]:
     return [
         ("## Equal learning, so far: VILA on Flickr30k, seed {}", asked["seeds"][0]),
         ("{} of its {} rows are there", len(survey(V)), every),
-        ("keeps {:.1f} at {} % of Full FT's gain, where Full FT keeps {:.1f}; the untuned model has {:.1f}",
+        ("keeps {:.2f} at {} % of Full FT's gain, where Full FT keeps {:.2f}; the untuned model has {:.2f}",
          kept("ewc"), 100, kept("full_ft"), table("table5", V, "flickr30k", "zero_shot", "A_S")),
-        ("With the projector frozen, Full FT keeps {:.1f}, with LoRA on it {:.1f}. Of attention alone it keeps {:.1f} "
-         "at {} % of the gain", kept("projector_frozen"), kept("projector_lora"), kept("attention", 90), 90),
-        ("LiNeS keeps {:.1f}; Tailor and Fisher merging keep {:.1f} and {:.1f} at {} % of the gain", kept("lines"),
-         kept("tailor", 75), kept("fisher", 75), 75),
-        ("MiLoRA keeps {:.1f}, OSF {:.1f}, LoRA {:.1f}, SHiRA {:.1f}",
-         *(kept(row) for row in ("milora", "osf", "lora", "shira"))),
-        ("(random elements {:.1f}, smallest weights {:.1f}, Half FT {:.1f})",
-         *(kept(row) for row in ("half_ft_elements", "spider_magnitude", "half_ft"))),
-        ("learn {} % of the gain at none of their five strengths", 75),
+        ("With the projector frozen, Full FT keeps {:.1f} at {} % of the gain. With attention alone it keeps {:.1f} "
+         "at {} %", kept("projector_frozen"), 100, kept("attention", 90), 90),
+        ("At {} % of the gain, LiNeS keeps {:.2f}, Tailor {:.2f} and Fisher merging {:.2f}, Full FT {:.2f}", 90,
+         *(kept(row, 90) for row in ("lines", "tailor", "fisher", "full_ft"))),
+        ("At {} % of the gain, SHiRA keeps {:.2f} and MiLoRA {:.2f}", 90, kept("shira", 90), kept("milora", 90)),
+        ("Training random elements keeps {:.1f}, smallest weights {:.1f}, Half FT {:.1f} at {} %",
+         *(kept(row) for row in ("half_ft_elements", "spider_magnitude", "half_ft")), 100),
+        ("do not reach {} % of the gain", 75),
+        ("reaches {} % and keeps {:.2f} there", 75, kept("spider_code", 75)),
     ]
 
 
@@ -338,11 +338,12 @@ def prediction() -> list[Row]:
         return tuple(correlation(measure, f"within{end}") for end in ("", "_low", "_high"))
 
     return [
-        ("in {} cells", int(correlation("kl", "cells"))),
+        ("Over {} cells of VILA on Flickr30k", int(correlation("kl", "cells"))),
         ("{:.2f} ({:.2f} to {:.2f}) for 1 - CKA", *span("cka_lost")),
         ("{:.2f} ({:.2f} to {:.2f}) for KL(tuned || base)", *span("kl")),
         ("{:.2f} ({:.2f} to {:.2f}) for the distance of the weights", *span("distance")),
-        ("{:.2f} for answers in another form", correlation("form_lost")),
+        ("in all {} cells of {} pairs of model and target, {:.2f}", *(int(correlation("form_lost", name)) for name in (
+            "cells", "groups")), correlation("form_lost")),
     ]
 
 
@@ -530,6 +531,21 @@ def _starred(name: str, target: str, method: str) -> list[bool]:
 
 
 FACTS: dict[str, Callable[[], bool]] = {
+    "stay at Full FT's level":
+        lambda: not survey(V).loc[["l2_reg", "grafting"], ["delta_100_low", "delta_90_low", "delta_75_low"]].gt(0).any(
+            axis=None),
+    "all significantly more than Full FT":
+        lambda: (survey(V).loc[["lines", "tailor", "fisher"], "delta_90_low"] > 0).all(),
+    "both significantly more; LoRA and OSF are within noise of it":
+        lambda: (survey(V).loc[["shira", "milora"], "delta_90_low"] > 0).all()
+        and (survey(V).loc[["lora", "osf"], "delta_90_low"] <= 0).all(),
+    "all significantly less than Full FT":
+        lambda: (survey(V).loc[["half_ft_elements", "spider_magnitude", "half_ft"], "delta_100_high"] < 0).all(),
+    "G_gamma, SPIDER, GPS, LoRASculpt and IA3 do not reach":
+        lambda: survey(V).loc[["spider_gradient", "spider", "gps", "lorasculpt", "ia3"], "kept_75"].isna().all(),
+    "significantly more than Full FT does": lambda: survey(V)["delta_75_low"]["spider_code"] > 0,
+    "the share of changed weights says nothing":
+        lambda: correlation("changed", "within_low") < 0 < correlation("changed", "within_high"),
     "both significant": lambda: all(_starred("table5", "coco", "spider")),
     "It is the best method with VILA; with LLaVA, Tailor is":
         lambda: [_ranked("table5", model=m, target="coco")[0] for m in (V, L)] == ["spider", "tailor"],
