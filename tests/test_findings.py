@@ -339,7 +339,7 @@ def prediction() -> list[Row]:
 
     return [
         ("Over {} cells of VILA on Flickr30k", int(correlation("kl", "cells"))),
-        ("{:.2f} ({:.2f} to {:.2f}) for 1 - CKA", *span("cka_lost")),
+        ("{:.2f} ({:.2f} to {:.2f}) for the CKA lost", *span("cka_lost")),
         ("{:.2f} ({:.2f} to {:.2f}) for KL(tuned || base)", *span("kl")),
         ("{:.2f} ({:.2f} to {:.2f}) for the distance of the weights", *span("distance")),
         ("in all {} cells of {} pairs of model and target, {:.2f}", *(int(correlation("form_lost", name)) for name in (
