@@ -341,7 +341,8 @@ def prediction() -> list[Row]:
         ("Over {} cells of VILA on Flickr30k", int(correlation("kl", "cells"))),
         ("{:.2f} ({:.2f} to {:.2f}) for the CKA lost", *span("cka_lost")),
         ("{:.2f} ({:.2f} to {:.2f}) for KL(tuned || base)", *span("kl")),
-        ("{:.2f} ({:.2f} to {:.2f}) for the distance of the weights", *span("distance")),
+        ("{:.2f} ({:.2f} to {:.2f}) for the distance of the weights ({} cells)", *span("distance"),
+         int(correlation("distance", "cells"))),
         ("in all {} cells of {} pairs of model and target, {:.2f}", *(int(correlation("form_lost", name)) for name in (
             "cells", "groups")), correlation("form_lost")),
     ]
@@ -531,9 +532,9 @@ def _starred(name: str, target: str, method: str) -> list[bool]:
 
 
 FACTS: dict[str, Callable[[], bool]] = {
-    "stay at Full FT's level":
-        lambda: not survey(V).loc[["l2_reg", "grafting"], ["delta_100_low", "delta_90_low", "delta_75_low"]].gt(0).any(
-            axis=None),
+    "stay at Full FT's level at all three shares":
+        lambda: all(survey(V)[f"delta_{level}_low"][row] <= 0 <= survey(V)[f"delta_{level}_high"][row]
+                    for level in (100, 90, 75) for row in ("l2_reg", "grafting")),
     "all significantly more than Full FT":
         lambda: (survey(V).loc[["lines", "tailor", "fisher"], "delta_90_low"] > 0).all(),
     "both significantly more; LoRA and OSF are within noise of it":

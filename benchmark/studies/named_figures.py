@@ -299,7 +299,6 @@ def _regime(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
 
 def _survey(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Make the table and the plane of every method at equal learning."""
-    from benchmark.core.files import write_atomic
     from benchmark.reporting import plots
 
     asked = survey.ask(figure, overrides)
@@ -315,16 +314,14 @@ def _survey(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
         stem = f"{figure['id']}_{model}{slices.suffix(part)}"
         title = f"{figure['title']}{slices.heading(part)}: {lines['model_name'].iloc[0]}"
         text = survey.markdown(lines, asked.levels, title, survey.notes(asked, lines))
-        write_atomic(store.root / "studies" / f"{stem}.md", text)
-        write_atomic(store.root / "studies" / f"{stem}.csv", lettering.spreadsheet(lines))
-        print(f"\n{text}\nTable: {store.root / 'studies' / stem}.{{md,csv}}")
+        print(f"\n{text}")
+        _save_study(store.root / "studies" / stem, text, lines)
         _told(plots.curves(points[points["model"] == model], title, store.root / "figures" / stem))
     return code
 
 
 def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Hold forgetting against cheap measures of every finished cell. Nothing is trained."""
-    from benchmark.core.files import write_atomic
     from benchmark.core.progress import long_work
     from benchmark.reporting import plots
     from benchmark.running.worker import Worker, prepare_process
@@ -353,12 +350,19 @@ def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     print(f"\n{text}")
     if store.is_published:
         return 0
-    write_atomic(store.root / "studies" / f"{stem}.md", text)
-    write_atomic(store.root / "studies" / f"{stem}.csv", lettering.spreadsheet(found))
-    print(f"Table: {store.root / 'studies' / stem}.{{md,csv}}")
+    _save_study(store.root / "studies" / stem, text, found)
     panels = {name: about for name, about in prediction.MEASURES.items() if name in set(found["measure"])}
     _told(plots.predictors(frame, found, panels, title, store.root / "figures" / stem))
     return 0
+
+
+def _save_study(path: Path, text: str, frame: pd.DataFrame) -> None:
+    """Save a study's table as Markdown and as CSV, and say where."""
+    from benchmark.core.files import write_atomic
+
+    write_atomic(path.with_name(f"{path.name}.md"), text)
+    write_atomic(path.with_name(f"{path.name}.csv"), lettering.spreadsheet(frame))
+    print(f"Table: {path}.{{md,csv}}")
 
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], int]] = {
