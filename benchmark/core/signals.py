@@ -11,6 +11,7 @@ from typing import Any
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
 _inside: list[None] = []  # one entry per active `raising`
 _noticed: list[int] = []  # signals since the outermost `raising` began
+_of_children: list[Any] = []  # the handler of SIGCHLD when the last `children_watched` ended
 
 
 class Terminated(BaseException):
@@ -71,6 +72,24 @@ def noting() -> Iterator[list[int]]:
         yield found
     finally:
         _restore(previous)
+
+
+@contextlib.contextmanager
+def children_watched() -> Iterator[None]:
+    """Let a handler of SIGCHLD that is set inside, such as torch's, act inside only.
+
+    torch raises from it when a process that reads images dies. After the block that would disturb what handles an
+    error, perhaps the very error that the same death has caused. torch sets its handler once per process, so the next
+    block starts with the handler that the last one ended with.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    outside = signal.signal(signal.SIGCHLD, _of_children.pop() if _of_children else signal.getsignal(signal.SIGCHLD))
+    try:
+        yield
+    finally:
+        _of_children[:] = [signal.signal(signal.SIGCHLD, outside)]
 
 
 def stopped(found: list[int], message: str = "") -> BaseException:

@@ -48,7 +48,7 @@ def main(folder: Path, stage: str) -> int:
             signal.signal(number, signal.SIG_IGN)
         with signals.raising():
             threading.Thread(target=_watch, args=(folder, owner, os.getppid()), daemon=True).start()
-            with images_told(_images_in(folder / IMAGES.format(rank))):
+            with images_told(_images_in(folder / IMAGES.format(rank))), signals.children_watched():
                 _train(cell, folder) if kind == "train" else _generate(cell, folder, dataset, rank)
         ending = Ending(How.DONE)
     except (Exception, signals.Terminated) as error:

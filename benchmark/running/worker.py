@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.core import temporary
+from benchmark.core import signals, temporary
 from benchmark.core.errors import UserError, explained, printable
 from benchmark.core.files import write_atomic
 from benchmark.core.progress import Told, images_told
@@ -181,7 +181,8 @@ class Worker:
                 for stage in missing:
                     began = time.monotonic()
                     store.start_stage(cell, stage, keys.stages[stage])
-                    self.stage(stage, cell, sources, step)
+                    with signals.children_watched():
+                        self.stage(stage, cell, sources, step)
                     seconds[stage] = round(time.monotonic() - began, 3)
                     store.finish_stage(cell, stage, keys.stages[stage], seconds[stage])
                 self._provenance(cell, folder, seconds)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.core import signals
 from benchmark.models import batch, loading
 from benchmark.running import endings, worker
 from benchmark.store.cells import read_cell
@@ -59,7 +60,8 @@ def train_in_trouble(folder: Path, trouble: str, size: str | None) -> None:
     try:
         records = worker.Worker(None).training_records(spec)
         model = loading.load_model(spec.model, spec.dtype, "cpu")
-        training.train(spec, model, records, worker.method_of(spec), folder, told)
+        with signals.children_watched():
+            training.train(spec, model, records, worker.method_of(spec), folder, told)
     except Exception as error:
         ending = endings.of_error(error)
         print(ending.how.value, ending.message, flush=True)

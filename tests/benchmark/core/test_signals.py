@@ -26,6 +26,23 @@ def test_the_first_signal_raises_and_later_ones_do_not_disturb_the_cleaning_up(n
     assert cleaned and signal.getsignal(number) == before
 
 
+def test_a_dying_reader_does_not_disturb_what_handles_the_error(monkeypatch):
+    """torch's handler raises at any later moment, and a training failed with a traceback instead of the reason."""
+    def dies(*_):
+        raise RuntimeError("a reader died")
+
+    monkeypatch.setattr(signals, "_of_children", [])
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(EOFError), signals.children_watched():
+        signal.signal(signal.SIGCHLD, dies)
+        raise EOFError
+    signal.raise_signal(signal.SIGCHLD)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    with pytest.raises(RuntimeError, match="a reader died"), signals.children_watched():  # torch sets it only once
+        signal.raise_signal(signal.SIGCHLD)
+    signal.raise_signal(signal.SIGCHLD)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_a_destructor_swallows_is_raised_by_the_next_check():
     class Swallows:

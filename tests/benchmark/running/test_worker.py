@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from types import SimpleNamespace
 
 from benchmark.config.compose import request
@@ -29,6 +30,26 @@ def test_a_missing_java_is_said_before_anything_is_trained(tmp_path, monkeypatch
     store.check_writable()
     result = worker.Worker(store).run(cell, keys, (), lambda *event: None)
     assert isinstance(result, worker.Failure) and result.user and result.message == "No Java found" and not began
+
+
+def test_a_reader_that_dies_late_does_not_hide_why_the_cell_failed(tmp_path, monkeypatch):
+    """Its pipe breaks first. The handler that torch set during the stage raised while the failure was recorded."""
+    def dies(*_):
+        raise RuntimeError("a reader died")
+
+    def stage(*_):
+        signal.signal(signal.SIGCHLD, dies)
+        raise UserError("its pipe broke")
+
+    own, finish = worker.Worker(Store(tmp_path)), Store.finish
+    monkeypatch.setattr(worker.Worker, "_load", lambda *_, **__: None)
+    monkeypatch.setattr(worker.Worker, "stage", stage)
+    monkeypatch.setattr(worker.signals, "_of_children", [])
+    monkeypatch.setattr(Store, "finish", lambda *told: signal.raise_signal(signal.SIGCHLD) or finish(*told))
+    cell = request(["method=full_ft", "model=llava_pocket", "dataset=iconqa"]).cells[0]
+    names = [dataset.id for dataset in cell.datasets]
+    result = own.run(cell, Keys("t", dict.fromkeys(names, "g"), dict.fromkeys(names, "s"), "y"), (), lambda *_: None)
+    assert isinstance(result, worker.Failure) and result.message == "its pipe broke"
 
 
 def test_images_that_a_stage_reads_before_its_first_step_are_reported(tmp_path, monkeypatch):
