@@ -453,6 +453,12 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     "threshold: a bit too few": ("spider_gradient", "threshold", "bits - 2, -1, -1", "bits - 2, 0, -1"),
     "threshold: one element more": ("spider_gradient", "threshold", ">= limit).sum().d", "> limit).sum().d"),
     "threshold: bits forgotten": ("spider_gradient", "threshold", "patterns | 1 << bit", "patterns * 0 | 1 << bit"),
+    "threshold: of a whole tensor, one element more": (
+        "spider_gradient", "threshold", "kthvalue(values.numel() - count)", "kthvalue(max(1, values.numel() - 1 - count))"
+    ),
+    "threshold: of a whole tensor, with the sign": (
+        "spider_gradient", "threshold", "values.abs().nan_to_num_", "values.clone().nan_to_num_"
+    ),
     # SPIDER: variants
     "idm: soft": ("spider_idm", "spider", 'self.params.mask == "soft"', "True"),
     "idm: >=": ("spider_idm", "ops", "torch.gt(specialization", "torch.ge(specialization"),
