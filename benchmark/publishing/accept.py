@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,6 +20,9 @@ from benchmark.core.files import digest_of
 from benchmark.spec import ROOT, at_root
 from benchmark.store import code_version
 
+if TYPE_CHECKING:
+    from benchmark.config.compose import Request
+
 # Tests that must pass in addition to the samples: order, workers and engine do not change the numbers.
 TESTS = (
     "tests/benchmark/training/test_determinism.py", "tests/methods/test_reference.py",
@@ -27,6 +30,30 @@ TESTS = (
 )
 
 SAMPLES = ROOT / "conf" / "samples.yaml"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A published cell that runs again.
+
+    Attributes:
+        model: its id.
+        target: "" for an untuned model.
+        method: its id.
+        settings: as on the command line, if it is not the method's usual cell.
+    """
+
+    model: str
+    target: str
+    method: str
+    settings: tuple[str, ...] = ()
+
+    def request(self) -> Request:
+        """Return the request for this cell."""
+        from benchmark.config.compose import request
+
+        target = [f"dataset={self.target}"] if self.target else []
+        return request([f"model={self.model}", f"method={self.method}", *target, *self.settings])
 
 
 def main(names: Sequence[str], bump: bool = False, reference: Path | None = None) -> int:
@@ -65,27 +92,27 @@ def main(names: Sequence[str], bump: bool = False, reference: Path | None = None
     return 0
 
 
-def all_samples() -> list[tuple[str, str, str]]:
-    """Return (model, target, method) of the published cells to run again; an untuned model has no target."""
+def all_samples() -> list[Sample]:
+    """Return the published cells to run again."""
     grid = yaml.safe_load(SAMPLES.read_text(encoding="utf-8"))
-    return [(model, target, method) for model, targets in grid.items() for target, methods in targets.items()
-            for method in methods]
+    words = [(model, target, *entry.split()) for model, targets in grid.items() for target, entries in targets.items()
+             for entry in entries]
+    return [Sample(model, target, method, tuple(settings)) for model, target, method, *settings in words]
 
 
-def samples(stage: str) -> list[tuple[str, str, str]]:
+def samples(stage: str) -> list[Sample]:
     """Return the samples that depend on a stage, family or method."""
-    from benchmark.config.compose import request
     from methods.registry import METHODS
 
     everything = all_samples()
     kind, _, name = stage.partition("/")
     if kind == "method":
-        return [sample for sample in everything if sample[2] == name]
+        return [sample for sample in everything if sample.method == name]
     if kind == "posthoc":
-        return [sample for sample in everything if METHODS[sample[2]].kind == "posthoc"]
+        return [sample for sample in everything if METHODS[sample.method].kind == "posthoc"]
     if kind == "family":
-        models = {sample[0]: request([f"model={sample[0]}", "method=zero_shot"]).models[0] for sample in everything}
-        return [sample for sample in everything if models[sample[0]].family == name]
+        models = {sample.model: sample.request().models[0] for sample in everything}
+        return [sample for sample in everything if models[sample.model].family == name]
     return everything
 
 
@@ -107,10 +134,7 @@ def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
     asked = request([f"results={results}"], grid=False)
     theirs = reference or at_root(asked.profile.reference or "")
     if chosen:
-        requests = [
-            request([f"model={model}", f"method={method}", *([f"dataset={target}"] if target else [])])
-            for model, target, method in chosen
-        ]
+        requests = [sample.request() for sample in chosen]
         cells = itertools.chain.from_iterable(one.cells for one in requests)
         if runner.run(replace(requests[0].of(cells), results=results)) != DONE:
             return False
@@ -167,7 +191,7 @@ def _discrepancies_agree(results: Path, reference: Path) -> bool:
 
 
 def _first_model() -> str:
-    return all_samples()[0][0]
+    return all_samples()[0].model
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -454,7 +454,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     "threshold: one element more": ("spider_gradient", "threshold", ">= limit).sum().d", "> limit).sum().d"),
     "threshold: bits forgotten": ("spider_gradient", "threshold", "patterns | 1 << bit", "patterns * 0 | 1 << bit"),
     "threshold: of a whole tensor, one element more": (
-        "spider_gradient", "threshold", "kthvalue(values.numel() - count)", "kthvalue(max(1, values.numel() - 1 - count))"
+        "spider_gradient", "threshold", "kthvalue(values.numel() - count)",
+        "kthvalue(max(1, values.numel() - 1 - count))",
     ),
     "threshold: of a whole tensor, with the sign": (
         "spider_gradient", "threshold", "values.abs().nan_to_num_", "values.clone().nan_to_num_"
