@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmark.models.prompt import IGNORE
@@ -24,6 +27,8 @@ from benchmark.pocket.pretrain.tower import HEADS
 from benchmark.pocket.world.scene import COLUMNS, ROWS
 from benchmark.pocket.world.words import LETTERS, SIGN_WORDS
 
+PACKED = "packed"
+"""Name of `attend` among the attention implementations of transformers."""
 Log = Callable[[str], None]
 Row = tuple[list[int], list[int], list[Any], list[int]]
 """input_ids, labels, positions and branch numbers of a packed conversation, from `pack`."""
@@ -116,10 +121,11 @@ class Inner:
 
 
 class Packed:
-    """A batch of conversations whose turns share the prefix (system text and image).
+    """A batch of conversations one after another in a single row, so that nothing is spent on padding.
 
-    Every turn attends only to the prefix and to itself, with the positions that it would have alone. This gives the
-    same numbers as one conversation per turn, for a third of the work.
+    A token attends only to tokens of its own conversation; there, a turn attends to the prefix (system text and image)
+    and to itself, with the positions that it would have alone. This gives the same numbers as one conversation per
+    turn, for a third of the work.
 
     Args:
         rows: from `pack`.
@@ -137,39 +143,80 @@ class Packed:
         inner: Inner | None = None,
         cells: Tensor | None = None,
     ) -> None:
-        # Rounded up to have few lengths: torch keeps a compiled matrix product for every shape it has seen.
-        longest = -(-max(len(ids) for ids, *_ in rows) // 64) * 64
+        lengths = [len(ids) for ids, *_ in rows]
+        starts = list(itertools.accumulate(lengths, initial=0))
+        # Filled up to have few lengths: torch keeps a compiled matrix product for every shape it has seen.
+        spare = -starts[-1] % 64
         self.pixels, self.cells = pixels, cells
 
-        def padded(index: int, fill: Any) -> Tensor:
-            return torch.tensor([row[index] + [fill] * (longest - len(row[index])) for row in rows])
+        def joined(parts: Iterable[Sequence[Any]], fill: Any) -> Tensor:
+            return torch.tensor([[*itertools.chain.from_iterable(parts), *[fill] * spare]])
 
-        self.input_ids = padded(0, pad)
-        self.labels = padded(1, IGNORE)
-        positions = padded(2, rows[0][2][0])  # padded with the first position: a zero, or one for each axis
+        self.input_ids = joined((ids for ids, *_ in rows), pad)
+        self.labels = joined((labels for _, labels, *_ in rows), IGNORE)
+        positions = joined((places for _, _, places, _ in rows), rows[0][2][0])  # a number, or one for each axis
         self.positions = positions if positions.ndim == 2 else positions.movedim(-1, 0)
-        branch = padded(3, -1)
-        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        same = branch[:, :, None] == branch[:, None, :]
-        prefix = (branch == 0)[:, None, :]
-        allowed = causal & (same | prefix)
-        self.allowed = allowed[:, None]
+        self.conversation = torch.repeat_interleave(torch.tensor([*lengths, spare]))
+        self._branch = joined((branches for *_, branches in rows), 0)[0]
+        self.lengths = lengths + [spare] * (spare > 0)
+        self.allowed = [self.seen(part)[:, part] for part in torch.arange(len(self.conversation)).split(self.lengths)]
         self.due = self.words = self.pointers = self.options = None
         if inner is not None:
-            labels = [_inner_row(row, inner) for row in rows]
+            labels = [_inner_row(row, inner, start) for row, start in zip(rows, starts, strict=False)]
             self.due, self.words, self.pointers, self.options = (
-                torch.tensor([row[k] + [IGNORE] * (longest - len(row[k])) for row in labels]) for k in range(4)
+                joined((row[k] for row in labels), IGNORE) for k in range(4)
             )
 
+    def seen(self, places: Tensor) -> Tensor:
+        """Return which tokens the tokens at some places attend to, bool (places, tokens)."""
+        branch, here = self._branch[None], self._branch[places][:, None]
+        earlier = torch.arange(len(self.conversation))[None] <= places[:, None]
+        return earlier & (self.conversation == self.conversation[places][:, None]) & ((branch == here) | (branch == 0))
 
-def _inner_row(row: Row, inner: Inner) -> list[list[int]]:
-    """Return the inner labels of a packed row. A letter refers to the options of its own turn."""
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, masks: Sequence[Tensor],
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Return the attention of conversations in one row, (1, tokens, heads, width): that of each, one after another.
+
+    Args:
+        module: the attention.
+        query: (1, heads, tokens, width).
+        key: the same, perhaps with fewer heads.
+        value: the same.
+        attention_mask: unused.
+        masks: for each conversation what is added to its scores, (its tokens, its tokens).
+        settings: for `sdpa_attention_forward`.
+    """
+    lengths = [len(mask) for mask in masks]
+    parts = zip(*(states.split(lengths, 2) for states in (query, key, value)), masks, strict=True)
+    found = [sdpa_attention_forward(module, q, k, v, mask[None, None], **settings)[0] for q, k, v, mask in parts]
+    return torch.cat(found, 1), None
+
+
+AttentionInterface.register(PACKED, attend)
+
+
+@contextlib.contextmanager
+def _packed(decoder: Part) -> Iterator[None]:
+    """Let a decoder use `attend`."""
+    usual = decoder.config._attn_implementation
+    decoder.config._attn_implementation = PACKED
+    try:
+        yield
+    finally:
+        decoder.config._attn_implementation = usual
+
+
+def _inner_row(row: Row, inner: Inner, start: int) -> list[list[int]]:
+    """Return the inner labels of a conversation that starts somewhere. A letter refers to options of its own turn."""
     ids, labels, _, branches = row
     result: list[list[int]] = [[], [], [], []]
     for branch in range(max(branches) + 1):
         places = [place for place, number in enumerate(branches) if number == branch]
         due, words, pointers, options = inner.labels([ids[p] for p in places], [labels[p] for p in places])
-        pointers = [place if place == IGNORE else places[place] for place in pointers]
+        pointers = [place if place == IGNORE else start + places[place] for place in pointers]
         for whole, part in zip(result, (due, words, pointers, options), strict=True):
             whole += part
     return result
@@ -272,12 +319,13 @@ class Parts:
         embeds = self.decoder.embed_tokens(batch.input_ids.masked_fill(is_image, 0))
         if batch.pixels is not None:
             embeds = embeds.masked_scatter(is_image[..., None], self.image_tokens(batch.pixels, embeds.dtype))
-        mask = torch.zeros(batch.allowed.shape, dtype=embeds.dtype)
-        mask = mask.masked_fill(~batch.allowed, torch.finfo(embeds.dtype).min)
-        output = self.decoder(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False,
-            output_hidden_states=batch.due is not None or batch.cells is not None,
-        )
+        least = torch.finfo(embeds.dtype).min
+        masks = [torch.zeros(seen.shape, dtype=embeds.dtype).masked_fill(~seen, least) for seen in batch.allowed]
+        with _packed(self.decoder):
+            output = self.decoder(
+                inputs_embeds=embeds, position_ids=batch.positions, use_cache=False, masks=masks,
+                output_hidden_states=batch.due is not None or batch.cells is not None,
+            )
         last = output.last_hidden_state[:, :-1]
         wanted = batch.labels[:, 1:]
         if batch.due is None:
@@ -329,12 +377,12 @@ class Parts:
             project(states)[..., : attention.head_dim][:, None] for project in (attention.q_proj, attention.k_proj)
         )
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
-        row, place = (batch.pointers[:, 1:] != IGNORE).nonzero(as_tuple=True)
-        if not len(row):
+        (places,) = (batch.pointers[0, 1:] != IGNORE).nonzero(as_tuple=True)
+        if not len(places):
             return hidden.sum() * 0.0
-        scores = torch.einsum("nd,nld->nl", query[row, 0, place], key[row, 0]).float() * attention.scaling
-        scores = scores.masked_fill(~batch.allowed[row, 0, place], -torch.inf)
-        return F.cross_entropy(scores, batch.pointers[row, place + 1])
+        scores = (query[0, 0, places] @ key[0, 0].T).float() * attention.scaling
+        scores = scores.masked_fill(~batch.seen(places), -torch.inf)
+        return F.cross_entropy(scores, batch.pointers[0, places + 1])
 
     @torch.no_grad()
     def _count_words(self, last: Tensor, wanted: Tensor) -> None:
@@ -355,7 +403,8 @@ class Parts:
         right = self.head(last[keep]).argmax(-1) == due[keep]
         end = F.pad(batch.labels, (0, 1), value=IGNORE)[:, 2:]
         single = (end == self.end_token_id)[keep]
-        picture = (batch.input_ids == self.image_token_id).any(1, keepdim=True).expand_as(keep)[keep]
+        shown = batch.conversation[batch.input_ids[0] == self.image_token_id]
+        picture = torch.isin(batch.conversation[None, :-1], shown)[keep]
         for kind, hits in (
             ("text list", right[~picture & ~single]),
             ("text single", right[~picture & single]),
@@ -411,7 +460,7 @@ def train_joint(
         {"params": [p for p in parameters if p not in inside]},
         {"params": [p for p in parameters if p in inside], "scale": family.projector_rate},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     schedule = Schedule(stage.learning_rate, steps, 50, stage.horizon, stage.cooldown)
     first = resume(out, trained, optimizer)
     dataset = _Conversations(family, tokenizer, seed, stage, first, steps, prompts)

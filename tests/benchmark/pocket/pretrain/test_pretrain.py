@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import benchmark.models
 from benchmark.config.compose import request
@@ -176,42 +177,49 @@ def test_inner_labels_name_the_option_of_each_letter_and_where_it_stands(tokeniz
     conversations = list(islice(stream, 30))
     batch = letters_batch(conversations, tokenizer, Llava(64))
     wanted = []
+    assert batch.seen(torch.arange(9)).sum() == 45 and sum(batch.lengths) % 64 == 0
     for row, conversation in enumerate(conversations):
         for turn in conversation.turns:
             options = dict(line.split(". ", 1) for line in turn.prompt.split("\n") if line[1:3] == ". ")
             entries = turn.answer.rstrip(".").split("; ") if options else []
             wanted += [(row, entry.split()[-1], options[entry.split()[-1]].split()[0]) for entry in entries]
-    rows, places = (batch.due != language.IGNORE).nonzero(as_tuple=True)
-    found = []
-    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-        pointed = batch.pointers[row, place]
-        assert batch.due[row, place] == batch.labels[row, place] == batch.options[row, pointed]
-        assert batch.words[row, place] == batch.input_ids[row, pointed]
-        assert batch.allowed[row, 0, place - 1, pointed]
-        found.append((row, *tokenizer.convert_ids_to_tokens([batch.due[row, place], batch.words[row, place]])))
+    (places,) = (batch.due[0] != language.IGNORE).nonzero(as_tuple=True)
+    pointed = batch.pointers[0, places]
+    assert torch.equal(batch.due[0, places], batch.labels[0, places])
+    assert torch.equal(batch.due[0, places], batch.options[0, pointed])
+    assert torch.equal(batch.words[0, places], batch.input_ids[0, pointed])
+    assert batch.seen(places - 1)[torch.arange(len(places)), pointed].all()
+    letters, words = (tokenizer.convert_ids_to_tokens(ids[0, places].tolist()) for ids in (batch.due, batch.words))
+    found = list(zip(batch.conversation[places].tolist(), letters, words, strict=True))
     assert len(wanted) > 100
     for (row, letter, word), (found_row, found_letter, piece) in zip(wanted, found, strict=True):
         assert (row, letter) == (found_row, found_letter.strip("▁")) and word.startswith(piece.strip("▁"))
 
 
 @pytest.mark.parametrize("family", [Llava(96), Vila(112), Qwen(112)])
-def test_the_pointing_loss_is_the_attention_of_the_model_itself(family, tokenizer, prompts):
+def test_the_pointing_loss_is_the_attention_of_the_model_itself(family, tokenizer, prompts, monkeypatch):
     tokenizer = family.make_tokenizer(prompts) if isinstance(family, Qwen) else tokenizer
     parts = whole_model(family, tokenizer)
     turns = tuple(corpus.letter_keys(random.Random(seed)) for seed in range(3))
     conversations = [corpus.Conversation(None, turns, 0), corpus.Conversation(None, turns[:1], 0)]
     batch = letters_batch(conversations, tokenizer, family)
-    seen = []
+    seen, weights = [], []
     block = parts.decoder.layers[language.POINTER_BLOCK - 1]
     block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    block.self_attn.register_forward_hook(lambda _, inputs, outputs: seen.append(outputs[1]))
-    parts.decoder.config._attn_implementation = "eager"
+
+    def eager(module, query, key, value, mask, **settings):
+        found = eager_attention_forward(module, query, key, value, mask, **settings)
+        if module is block.self_attn:
+            weights.append(found[1])
+        return found
+
+    monkeypatch.setattr(language, "sdpa_attention_forward", eager)
     with torch.no_grad():
         parts.loss(batch)
         loss = parts._pointing(seen[0], batch)
-    rows, places = (batch.pointers != language.IGNORE).nonzero(as_tuple=True)
-    looks = seen[1][rows, 0, places - 1, batch.pointers[rows, places]]
-    assert len(rows) > 5
+    (places,) = (batch.pointers[0] != language.IGNORE).nonzero(as_tuple=True)
+    looks = torch.block_diag(*(part[0, 0] for part in weights))[places - 1, batch.pointers[0, places]]
+    assert len(places) > 5 and len(weights) == len(batch.lengths) == 3
     assert loss.item() == pytest.approx(-looks.log().mean().item(), abs=1e-5)
 
 
