@@ -112,7 +112,9 @@ def inspect(arguments: list[str]) -> int:
 def publish(arguments: list[str]) -> int:
     """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
     from benchmark.config.compose import check_used, request
+    from benchmark.core.progress import Lines
     from benchmark.publishing.publish import publish as publish_tables
+    from benchmark.running.runner import prepare
 
     overrides = overrides_of(arguments, ["partial", "rates", "drop"])
     named = [item for item in overrides if item.startswith(("table=", "figure="))]
@@ -130,6 +132,8 @@ def publish(arguments: list[str]) -> int:
         from benchmark.studies import learning_rate
 
         requests += learning_rate.requests(requests[0].models, rest)
+    for one in requests:  # keys contain the digests of the data
+        prepare(one, Lines())
     done = publish_tables(requests, "--partial" in arguments, "--drop" in arguments)
     before = f", {done.before} of them before" * bool(done.before)
     print(f"Published to {done.folder}: {counted(done.cells, 'cell')}{before}.")

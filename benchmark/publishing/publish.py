@@ -131,14 +131,22 @@ def _published(asked: Request, plan: Mapping[str, Planned], store: Store, refere
 
     Returns:
         Id -> whether it has every requested test set.
+
+    Raises:
+        UserError: data of a published cell are missing.
     """
     digests, found = Digests(store.root / "digests.json"), {}
     for cell, needs in planning.expand(asked.cells, asked.full_ft):
         name = cell_id(cell)
         folder = reference.folder(cell)
         key, wanted = published_key(folder), {one.id for one in cell.datasets}
-        if plan[name].keys is None or key is None:
+        if key is None:
             continue
+        if plan[name].keys is None:
+            raise UserError(
+                f"{name} is published, but its data are missing in {cell.data_root}, so it cannot be compared with what "
+                f"would be made today. {planning.advice(asked.profile)}."
+            )
         if cell.train is None:  # use the published test sets whose protocol is unchanged
             try:
                 sets = [one for one in read_cell(folder).datasets if one == asked.datasets.get(one.id)]

@@ -56,7 +56,7 @@ def train_language(
 ) -> None:
     """Train the language model on text alone. Every token of the vocabulary is a label many times."""
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(llm.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(llm.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     schedule = Schedule(learning_rate, steps, warmup=50)
     first = resume(out, {"llm": llm}, optimizer)
     llm.train()

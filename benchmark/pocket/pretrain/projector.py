@@ -159,7 +159,7 @@ def train_names(
     """
     names = F.normalize(parts.decoder.embed_tokens.weight[first_tokens(tokenizer, WORDS)].detach(), dim=-1)
     parameters = list(parts.projector.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     schedule = Schedule(learning_rate, steps, warmup=50)
     first = resume(out, {"projector": parts.projector}, optimizer)
     places = torch.tensor([WORDS[place] for place in PLACES])

@@ -132,7 +132,7 @@ class Recipe:
 RECIPES = {
     "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
     "vila_pocket": Recipe("vila", 112, names_steps=800),
-    # For two cores without bfloat16 (about 135 minutes): half the rows in most steps, fewer of most steps. With no more
+    # For two cores without bfloat16 (about 80 minutes): half the rows in most steps, fewer of most steps. With no more
     # than 97 x 97 pixels a scene shrinks to 84 x 84, so each cell of its grid is one token; a cover stays as drawn.
     "qwen_pocket": Recipe(
         "qwen", 97, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=1800, reading_steps=2400,

@@ -216,7 +216,7 @@ def train(
     readout = Readout(tower.config.hidden_size, places=family.places)
     parts: dict[str, nn.Module] = {"tower": tower, "readout": readout}
     parameters = [p for part in parts.values() for p in part.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
     schedule = Schedule(learning_rate, steps, warmup=150, horizon=HORIZON, cooldown=500)
     step = resume(out, parts, optimizer)
     low = Replica(parts, family.dtype)

@@ -458,6 +458,10 @@ def test_publish_refuses_to_lose_what_was_not_asked_for(world, reference, capsys
     cli.main(["run", *arguments])
     assert publish(*arguments) == 0
     capsys.readouterr()
+    (world.data / "gqa").rename(world.data / "away")
+    assert publish("--partial", *arguments) == 2
+    assert f"is published, but its data are missing in {world.data}" in capsys.readouterr().err
+    (world.data / "away").rename(world.data / "gqa")
     fewer = world.overrides("methods=full_ft")
     assert publish(*fewer) == 2
     said = capsys.readouterr().err
