@@ -144,8 +144,8 @@ def _published(asked: Request, plan: Mapping[str, Planned], store: Store, refere
             continue
         if plan[name].keys is None:
             raise UserError(
-                f"{name} is published, but its data are missing in {cell.data_root}, so it cannot be compared with what "
-                f"would be made today. {planning.advice(asked.profile)}."
+                f"{name} is published, but its data are missing in {cell.data_root}, so nobody can say whether "
+                f"today it would be the same. {planning.advice(asked.profile)}."
             )
         if cell.train is None:  # use the published test sets whose protocol is unchanged
             try:
