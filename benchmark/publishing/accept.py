@@ -94,10 +94,13 @@ def main(names: Sequence[str], bump: bool = False, reference: Path | None = None
 
 def all_samples() -> list[Sample]:
     """Return the published cells to run again."""
-    grid = yaml.safe_load(SAMPLES.read_text(encoding="utf-8"))
-    words = [(model, target, *entry.split()) for model, targets in grid.items() for target, entries in targets.items()
-             for entry in entries]
-    return [Sample(model, target, method, tuple(settings)) for model, target, method, *settings in words]
+    found = []
+    for model, groups in yaml.safe_load(SAMPLES.read_text(encoding="utf-8")).items():
+        for words, methods in groups.items():
+            target, *settings = words.split() or [""]
+            for method, *own in map(str.split, methods):
+                found.append(Sample(model, target, method, (*settings, *own)))
+    return found
 
 
 def samples(stage: str) -> list[Sample]:
