@@ -159,7 +159,7 @@ class Packed:
         self.conversation = torch.repeat_interleave(torch.tensor([*lengths, spare]))
         self._branch = joined((branches for *_, branches in rows), 0)[0]
         self.lengths = lengths + [spare] * (spare > 0)
-        self.allowed = [self.seen(part)[:, part] for part in torch.arange(len(self.conversation)).split(self.lengths)]
+        self.allowed = [self.seen(part, part) for part in torch.arange(len(self.conversation)).split(self.lengths)]
         self.due = self.words = self.pointers = self.options = None
         if inner is not None:
             labels = [_inner_row(row, inner, start) for row, start in zip(rows, starts, strict=False)]
@@ -167,11 +167,12 @@ class Packed:
                 joined((row[k] for row in labels), IGNORE) for k in range(4)
             )
 
-    def seen(self, places: Tensor) -> Tensor:
-        """Return which tokens the tokens at some places attend to, bool (places, tokens)."""
-        branch, here = self._branch[None], self._branch[places][:, None]
-        earlier = torch.arange(len(self.conversation))[None] <= places[:, None]
-        return earlier & (self.conversation == self.conversation[places][:, None]) & ((branch == here) | (branch == 0))
+    def seen(self, places: Tensor, among: Tensor | None = None) -> Tensor:
+        """Return which tokens the tokens at some places attend to, bool (places, all tokens or those `among`)."""
+        keys = torch.arange(len(self.conversation)) if among is None else among
+        branch, conversation = self._branch[keys], self.conversation[keys]
+        own = (branch == self._branch[places][:, None]) | (branch == 0)
+        return (keys <= places[:, None]) & (conversation == self.conversation[places][:, None]) & own
 
 
 def attend(
