@@ -109,11 +109,12 @@ class Reference:
         model = self._loaded.model
         blocks = [model.get_submodule(prefix.removesuffix(".")) for prefix in self._loaded.block_prefixes]
         rows: list[list[Tensor]] = [[] for _ in blocks]
+        last: dict[int, Tensor] = {}  # of each block; a trained prompt runs through the blocks before the records do
 
         def keep(place: int) -> Callable[[Any, Any, Any], None]:
             def hook(_: Any, __: Any, output: Any) -> None:
                 hidden = output if isinstance(output, Tensor) else output[0]
-                rows[place].append(hidden[:, -1].float().cpu())
+                last[place] = hidden[:, -1].float().cpu()
 
             return hook
 
@@ -123,6 +124,8 @@ class Reference:
                 inputs = self._placed(collate(self._loaded, batch, "left"))  # so that every prompt ends at the end
                 del inputs["labels"]
                 model(**inputs, use_cache=False, logits_to_keep=1)
+                for place, layer in enumerate(rows):
+                    layer.append(last[place])
         finally:
             for handle in handles:
                 handle.remove()

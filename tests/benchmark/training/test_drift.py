@@ -105,3 +105,19 @@ def test_a_model_is_measured_on_the_answer_tokens_and_on_the_last_prompt_token(l
         assert found["cka"][layer] == pytest.approx(cka(old, new), rel=1e-5)
     assert min(found["cka"]) < 0.999 and told == [(3, 5), (5, 5), (3, 7), (6, 7), (7, 7)]
     assert reference.drift()["kl"] == pytest.approx(0, abs=1e-9)  # the base's outputs are still the base's
+
+
+def test_a_trained_prompt_that_runs_through_the_blocks_first_is_no_record(loaded, records):
+    """`figure predict` stopped at prompt tuning: it took the prompt's outputs for those of another record."""
+    blocks = [loaded.model.get_submodule(prefix.removesuffix(".")) for prefix in loaded.block_prefixes]
+
+    def prompt(*_):
+        for block in blocks:
+            for hook in block._forward_hooks.values():
+                hook(block, (), torch.randn(1, 4, 8))
+
+    reference = Reference(loaded, records[:2], records, batch_size=3)
+    handle = loaded.model.register_forward_pre_hook(prompt)
+    found = reference.drift()
+    handle.remove()
+    assert found["inputs"] == len(records) and found["cka"] == pytest.approx([1] * len(found["cka"]))
