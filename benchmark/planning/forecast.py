@@ -32,7 +32,7 @@ from benchmark.planning.estimate import (
 )
 from benchmark.planning.image_tokens import ImageTokens, of_data
 from benchmark.planning.plan import Planned
-from benchmark.spec import CellSpec, ModelSpec
+from benchmark.spec import CellSpec, ModelSpec, samples
 from benchmark.store.cells import Store
 
 Range = tuple[float, float]
@@ -119,10 +119,8 @@ class Forecast(Costs):
 
 
 def samples_of(cell: CellSpec) -> int:
-    """Return the number of samples of a training: epochs times items."""
-    assert cell.train is not None and cell.target is not None
-    items = cell.train.limit or cell.dataset(cell.target).counts.get("train") or 0
-    return cell.train.epochs * int(items)
+    """Return the number of samples of a training, replayed ones too; 0 if its rows are unknown."""
+    return samples(cell) or 0
 
 
 def steps_of(cell: CellSpec) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.core.files import sha256_file
 from benchmark.publishing.findings import Findings, Wrong
-from benchmark.spec import CellSpec
+from benchmark.spec import CellSpec, steps_per_epoch
 from benchmark.store import provenance
 from benchmark.store.answers import read_answers, read_items
 from benchmark.store.cell_tables import CellPath
@@ -147,7 +147,7 @@ class CellCheck:
         if cell.method.posthoc:
             return
         size = len(self.records(cell, cell.target, "train", cell.train.limit))
-        steps = cell.train.epochs * math.ceil(size / cell.train.batch_size)
+        steps = cell.train.epochs * steps_per_epoch(cell.train, size)
         if [row["step"] for row in rows] != list(range(1, steps + 1)):
             raise Wrong(f"has {len(rows)} rows up to step {rows[-1]['step']}, the training has steps 1 to {steps}")
         wrong = next((row for row in rows if not all(map(math.isfinite, (row["loss"], row["grad_norm"])))), None)

@@ -6,7 +6,6 @@ cells of separate stores, <results>/epochs/<k>, which are generated and scored l
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from benchmark.planning.plan import Planned
 from benchmark.reporting import outputs
 from benchmark.running import runner
 from benchmark.running.worker import Worker, method_of, prepare_process
-from benchmark.spec import CellSpec, TunedCell, is_tuned
+from benchmark.spec import CellSpec, TunedCell, is_tuned, steps_per_epoch
 from benchmark.store.cells import Store
 from methods.registry import entry
 
@@ -138,7 +137,7 @@ def _keep(item: Planned, store: Store, worker: Worker) -> None:
         images_told(partial(told, "train: images")),
     ):
         method = method_of(cell)
-        steps = math.ceil(len(records) / cell.train.batch_size)
+        steps = steps_per_epoch(cell.train, len(records))
         scratch.mkdir(parents=True, exist_ok=True)
         train(cell, loaded, records, method, scratch,
               _Keeper(cell, loaded.model, base, loaded.digest, steps, scratch, told))

@@ -217,6 +217,9 @@ def test_finished_cells_calibrate_the_hours(tmp_path):
     asked = request([*PAPER, "models=llava15_7b", f"results={tmp_path}"])
     cell = next(cell for cell in asked.cells if cell.method.id == "full_ft")
     assert (samples_of(cell), steps_of(cell)) == (50_000, 3125)
+    assert cell.train is not None
+    replayed = replace(cell, train=replace(cell.train, replay="source", replay_share=0.75))  # 4 of 16 are the target's
+    assert (samples_of(replayed), steps_of(replayed)) == (200_000, 12_500)
     store = Store(asked.results)
     guess = Forecast(store, asked, "4090x8").span(cell, ["train"])
     folder = store.folder(cell)
