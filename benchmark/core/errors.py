@@ -71,8 +71,9 @@ def _reader_failed(error: Exception) -> UserError:
         room = f"/dev/shm has {use.free // 2**20} of {use.total // 2**20} MiB free"
     except OSError:
         room = "there is no /dev/shm"
+    reason = shorten(str(error), 160) or "one of them ended in the middle of an image"  # EOFError says nothing
     explanation = UserError(
-        f"The processes that read images ahead stopped or gave nothing ({shorten(str(error), 160)}); {room}. They pass "
+        f"The processes that read images ahead stopped or gave nothing ({reason}); {room}. They pass "
         "images through shared memory, so give it more room (docker run --shm-size=8g). If it has enough, memory ran "
         "out or the disk is too slow. Run the same command to continue from the last saved state."
     )

@@ -76,14 +76,18 @@ def test_readers_that_give_nothing_are_one_message_with_the_room_in_shared_memor
 
 
 @pytest.mark.parametrize("module", ["torch.utils.data.dataloader", "urllib3"])
-def test_a_reader_that_dies_while_it_passes_an_image_on_is_explained(module):
+@pytest.mark.parametrize(("error", "reason"), [
+    ("ConnectionResetError(104, 'Connection reset by peer')", "[Errno 104] Connection reset"),
+    ("EOFError()", "one of them ended in the middle of an image"),
+])
+def test_a_reader_that_dies_while_it_passes_an_image_on_is_explained(module, error, reason):
     """Then the pipe breaks before torch sees that the process has ended."""
     space = {"__name__": module}
-    exec("def read():\n    raise ConnectionResetError(104, 'Connection reset by peer')", space)
-    with pytest.raises(ConnectionResetError) as caught:
+    exec(f"def read():\n    raise {error}", space)
+    with pytest.raises((ConnectionResetError, EOFError)) as caught:
         space["read"]()
     told = explained(caught.value)
     if module == "urllib3":
         assert told is caught.value
     else:
-        assert isinstance(told, UserError) and "stopped or gave nothing ([Errno 104] Connection reset" in str(told)
+        assert isinstance(told, UserError) and f"stopped or gave nothing ({reason}" in str(told)
