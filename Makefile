@@ -61,7 +61,7 @@ $(foreach name,$(slips),$(info error: make $(goals) does not read $(name).$(if $
 $(error nothing was started. It reads $(sort $(reads)))
 endif
 
-.PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting regime survey predict \
+.PHONY: help table2 table3 table4 table5 table6 variants zeroshot smoke sweep fig1 fig3 fig5 fig6 fig7 plane forgetting regime survey predict form \
 	all report compare verify sbatch plan list test test-fast lint pretrain rates calibration publish restore bench bench-scorers bench-methods gpu-check \
 	doctor chaos accept clean check-python
 
@@ -119,6 +119,9 @@ survey: $(ready) ## every method at equal learning: the table and the plane (doc
 	@$(python) -m benchmark figure $@ $(settings)
 
 predict: $(ready) ## what predicts forgetting, over all finished cells
+	@$(python) -m benchmark figure $@ $(settings)
+
+form: $(ready) ## form or content: what is still lost after a solved question
 	@$(python) -m benchmark figure $@ $(settings)
 
 all: $(ready) ## every table and figure from what is missing, then the report

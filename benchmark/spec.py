@@ -174,6 +174,7 @@ class EvalSpec:
     share_images: bool = field(default=False, metadata=APART)
     # dtype of generation only; null: the cell's dtype.
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, metadata=LATER)
+    examples: int = field(default=0, metadata=bounds(low=0) | LATER)  # solved questions in front of each question
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,32 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         ) from error
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Put a file that nobody changes in place somewhere else too: as a link, or a copy where that is not possible.
+
+    Args:
+        source: the file.
+        path: its second place, in an existing folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"Cannot write {path}: {error.strerror}. "
+            "Choose a writable folder with free space (RESULTS=dir for results)."
+        ) from error
+
+
 @contextlib.contextmanager
 def unfinished_folder(path: Path) -> Iterator[Path]:
     """Yield a path for a new folder, to be filled and then renamed. A folder that was not renamed is deleted.

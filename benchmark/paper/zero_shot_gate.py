@@ -86,9 +86,11 @@ def first(request: Request) -> Request | None:
         return None
     for cell in known:
         base = own.get(cell.model.id)
-        if base is None or base.eval.split != "test":
-            test = replace(cell.eval, split="test")
-            changed = changed_without(cell, "method.", "train.", "eval.split", f"dataset.{cell.target}.")
+        if base is None or base.eval.split != "test" or base.eval.examples:
+            test = replace(cell.eval, split="test", examples=0)
+            changed = changed_without(
+                cell, "method.", "train.", "eval.split", "eval.examples", f"dataset.{cell.target}."
+            )
             base = replace(
                 cell, method=UNTUNED, target=None, train=None, datasets=cell.upstream, eval=test, changed=changed
             )

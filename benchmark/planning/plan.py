@@ -40,9 +40,10 @@ class Planned:
     Attributes:
         cell: its spec.
         id: the name of its folder.
-        needs: ids of the Full FT cells that a post-hoc cell is made from; empty for other cells.
+        needs: ids of cells that have to be finished first: the Full FT cells that a post-hoc cell is made from, or a
+            cell that has the same training and answers in another way.
         keys: its stage keys; None if the data do not exist yet, or if a checkpoint or data have not been read.
-        missing: the stages that have to run, in order.
+        missing: the stages that have to run, in order; without a training whose weights another cell has.
         verified: whether `missing` follows from the keys; if not, it follows from what status.json records.
     """
 
@@ -124,6 +125,7 @@ def make(
     store.check_schema()
     digests = Digests(store.root / "digests.json", compute, told)
     keys: dict[str, Keys | None] = {}
+    trained: dict[str, str] = {}  # key of a training -> the first cell with its weights
     plan = []
     for cell, needs in expand(request.cells, request.full_ft):
         cell = _keep_datasets(cell, store.folder(cell), request)
@@ -138,6 +140,13 @@ def make(
                     own = keys_of(cell, digests, known)
             verified = own is not None
             missing = store.missing(cell, own) if own is not None else _not_recorded(cell, store)
+        if own is not None and own.train:
+            if "train" in missing and own.train in trained and not cell.method.posthoc:
+                needs, missing = (*needs, trained[own.train]), missing[1:]
+            elif "train" in missing and store.trained(cell, own.train):
+                missing = missing[1:]
+            elif "train" in missing or not store.lacks_weights(cell):
+                trained.setdefault(own.train, name)
         keys[name] = own
         plan.append(Planned(cell, name, needs, own, tuple(missing), verified))
     return plan

@@ -7,10 +7,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.core.files import sha256_file
+from benchmark.data import few_shot
 from benchmark.publishing.findings import Findings, Wrong
 from benchmark.spec import CellSpec, steps_per_epoch
 from benchmark.store import provenance
@@ -192,7 +194,8 @@ class CellCheck:
             raise Wrong(f"item {absent[0]!r} has no answer")
         _ids(list(texts), [record.item_id for record in wanted])
         if not published:
-            _prompts(path, wanted)
+            how, read = self.cell.eval, partial(self.records, self.cell, dataset)
+            _prompts(path, few_shot.questions(how.examples, how.split, how.limit, read))
         self.answers[dataset], self.used[dataset] = texts, wanted
 
     def _items(self, dataset: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from benchmark.config import own_checkpoints
 from benchmark.config.compose import Request
 from benchmark.config.compose import request as ask
-from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError
+from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError, counted
 from benchmark.planning.plan import Planned, with_datasets
 from benchmark.reporting import slices
 from benchmark.spec import CellSpec, cell_id, sees_sources
@@ -252,6 +252,9 @@ def _notes(request: Request, rows: Sequence[RowResult]) -> list[str]:
             + "; ".join(f"{name} {rate}" for name, rate in rates.items())
             + f"; {cell.dtype}{f', answers in {cell.eval.dtype}' if cell.eval.dtype else ''}, {cell.device}."
         )
+    if cell.eval.examples:
+        solved = counted(cell.eval.examples, "solved question")
+        notes.append(f"NOT THE PROTOCOL: {solved} of the validation split in front of each question.")
     limited = [f"{what} {limit} items" for what, limit in (
         ("training", cell.train.limit if cell.train else None), ("evaluation", cell.eval.limit)) if limit is not None]
     if limited:

@@ -333,6 +333,62 @@ def _map(plot, group: pd.DataFrame, column: str, limit: float, marked: tuple[flo
         plot.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=2))
 
 
+# -- form or content ------------------------------------------------------------------------------------------
+
+
+def lost_and_shown(frame: pd.DataFrame, title: str, stem: Path) -> list[Path]:
+    """Draw what each method lost, asked as usual and after a solved question: a panel per target, a row per model.
+
+    Args:
+        frame: one line per tuned model: model_name, target_name, method, method_name, and lost and lost_shown, each
+            with _low and _high.
+        title: heading.
+        stem: output path without suffix.
+
+    Returns:
+        Paths of the PNG, PDF and CSV files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    models, targets = (list(dict.fromkeys(frame[name])) for name in ("model_name", "target_name"))
+    names = dict(zip(frame["method"], frame["method_name"], strict=True))
+    chosen = styles(list(names))
+    looks = {"lost": ("white", 0.16, "as usual"), "lost_shown": (None, -0.16, "after a solved question")}
+    with plt.rc_context(STYLE):
+        size = (2.6 * len(targets) + 1.2, (0.36 * len(names) + 0.9) * len(models) + 0.7)
+        figure, grid = plt.subplots(
+            len(models), len(targets), figsize=size, squeeze=False, layout="constrained", sharex=True, sharey=True
+        )
+        for row, model in zip(grid, models, strict=True):
+            for plot, target in zip(row, targets, strict=True):
+                own = frame[(frame["model_name"] == model) & (frame["target_name"] == target)].set_index("method")
+                plot.axvline(0, color="0.5", linewidth=0.8)
+                for place, method in enumerate(names):
+                    if method not in own.index:
+                        continue
+                    line, colour = own.loc[method], chosen[method].colour
+                    for name, (inside, offset, _) in looks.items():
+                        plot.errorbar(
+                            line[name], place - offset, color=colour, markerfacecolor=inside or colour, markersize=5,
+                            xerr=[[line[name] - line[f"{name}_low"]], [line[f"{name}_high"] - line[name]]],
+                            marker=chosen[method].marker, elinewidth=0.9,
+                        )
+                plot.grid(axis="x", color="0.9")
+                plot.set_title(f"{model}, {target}", fontsize=9)
+            row[0].set_yticks(range(len(names)), list(names.values()))
+        grid[0][0].set_ylim(len(names) - 0.5, -0.5)
+        for plot in grid[-1]:
+            plot.set_xlabel(f"points of {MATH['A_S']} lost", parse_math=True)
+        figure.legend(
+            [plt.Line2D([], [], linestyle="none", marker="o", color="0.3", markerfacecolor=inside or "0.3")
+             for inside, *_ in looks.values()],
+            [name for *_, name in looks.values()], loc="outside lower center", ncols=2,
+        )
+        figure.suptitle(f"{title}. Bars: 95 % intervals", fontsize=10)
+        return save(figure, frame, stem)
+
+
 # -- what predicts forgetting ---------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,12 +111,14 @@ def _train(cell: CellSpec, folder: Path) -> None:
 def _generate(cell: CellSpec, folder: Path, dataset: str, rank: int) -> None:
     """Answer this process's share of the batches that a single process would make."""
     from benchmark import data
+    from benchmark.data import few_shot
     from benchmark.models.loading import how_to_load, load_model
     from benchmark.running.worker import answer
 
-    records = data.load(cell.dataset(dataset), at_root(cell.data_root), cell.eval.split, cell.eval.limit)
+    how, read = cell.eval, partial(data.load, cell.dataset(dataset), at_root(cell.data_root))
+    records = few_shot.questions(how.examples, how.split, how.limit, read)
     loaded = load_model(*how_to_load(cell, answering=True))
-    mine = share(loaded, records, cell.eval, rank, int(os.environ.get("WORLD_SIZE", "1")))
+    mine = share(loaded, records, how, rank, int(os.environ.get("WORLD_SIZE", "1")))
     part = folder / "answers" / f"{dataset}.part{rank}.jsonl"
     ids = {record.item_id for record in mine}
     earlier = answer_lines(folder / "answers" / f"{dataset}.jsonl")  # generate drops answers to other prompts

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,9 +182,11 @@ class Worker:
                 for stage in missing:
                     began = time.monotonic()
                     store.start_stage(cell, stage, keys.stages[stage])
-                    with signals.children_watched():
-                        self.stage(stage, cell, sources, step)
-                    seconds[stage] = round(time.monotonic() - began, 3)
+                    taken = store.take_weights(cell, keys.train) if stage == "train" and keys.train else None
+                    if taken is None:
+                        with signals.children_watched():
+                            self.stage(stage, cell, sources, step)
+                    seconds[stage] = round(time.monotonic() - began, 3) if taken is None else taken
                     store.finish_stage(cell, stage, keys.stages[stage], seconds[stage])
                 self._provenance(cell, folder, seconds)
                 store.finish(cell, "done")
@@ -252,7 +255,7 @@ class Worker:
 
     def _generate(self, cell: CellSpec, dataset: str, step: Step) -> None:
         folder = self._store.folder(cell)
-        records, label = self.records(cell, dataset, cell.eval.split, cell.eval.limit), f"generate/{dataset}"
+        records, label = self.questions(cell, dataset), f"generate/{dataset}"
 
         def told(done: int, total: int, *_: Any) -> None:
             step(label, done, total, "")
@@ -373,6 +376,13 @@ class Worker:
     def training_records(self, cell: TunedCell) -> list[Record]:
         """Return what a cell is trained on."""
         return self.records(cell, cell.target, "train", cell.train.limit)
+
+    def questions(self, cell: CellSpec, dataset: str) -> Sequence[Record]:
+        """Return what a cell's model is asked of a dataset."""
+        from benchmark.data import few_shot
+
+        how = cell.eval
+        return few_shot.questions(how.examples, how.split, how.limit, partial(self.records, cell, dataset))
 
     def records(self, cell: CellSpec, dataset: str, split: str, limit: int | None) -> list[Record]:
         """Return the records of a split; each split is read once."""

@@ -17,8 +17,18 @@ from typing import Any
 import yaml
 
 from benchmark.core.errors import Locked, UserError, did_you_mean
-from benchmark.core.files import lock, sha256_file, sweep, sync, write_atomic
-from benchmark.spec import CellSpec, cell_hash, cell_id, cell_of, digits_of, is_name_of, plain, samples
+from benchmark.core.files import link_or_copy, lock, sha256_file, sweep, sync, write_atomic
+from benchmark.spec import (
+    CellSpec,
+    cell_hash,
+    cell_id,
+    cell_of,
+    digits_of,
+    is_name_of,
+    of_same_grid,
+    plain,
+    samples,
+)
 from benchmark.store import cell_tables
 from benchmark.store.keys import Keys
 
@@ -220,6 +230,36 @@ class Store:
         self._update(folder, stages={**self.status(folder)["stages"], stage: done})
         if stage == "train":  # last: a kill before this loses only the steps since the last saved state
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+    def take_weights(self, cell: CellSpec, key: str) -> float | None:
+        """Put the weights of a finished training under a cell that differs from it only in how it answers.
+
+        Args:
+            cell: its training stage runs; the caller holds its lock.
+            key: of its training.
+
+        Returns:
+            How long the training took, in seconds; None if no cell here has its weights.
+        """
+        source = self.trained(cell, key)
+        if source is None:
+            return None
+        folder = self.folder(cell)
+        for path in _outputs(source, "train"):
+            if path.is_file():
+                link_or_copy(path, folder / path.name)
+        return self.seconds(source)["train"]
+
+    def trained(self, cell: CellSpec, key: str) -> Path | None:
+        """Return the folder of another cell with the weights of a training; None if there is none."""
+        own = self.folder(cell)
+        for name in (name for names in self._names().values() for name in names if of_same_grid(name, cell)):
+            folder = self.cells / name
+            if folder != own and not self.is_published:
+                stages = self.status(folder)["stages"]
+                if _done(folder, stages, "train", key) and output_of(folder, "train").is_file():
+                    return folder
+        return None
 
     def finish_elsewhere(self, cell: CellSpec, keys: Keys, seconds: Mapping[str, float]) -> None:
         """Record that every stage was finished on another machine, whose weights are not here.

@@ -44,6 +44,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "methods/posthoc.py", "methods/blocks.py", "methods/masks.py",
     ),
     "generate": ("benchmark/training/generate.py", *MODEL),
+    "few_shot": ("benchmark/data/few_shot.py",),
     "score": (
         "eval/score.py", "eval/caption.py", "eval/exact.py", "eval/format.py", "eval/normalise.py", "eval/scienceqa.py",
         "eval/textvqa.py", "eval/vqa.py",

@@ -109,7 +109,7 @@ def keys_of(cell: CellSpec, digests: Digests, sources: Sequence[Keys] = ()) -> K
             train = digest_of(content)
     # Settings that were added later are part of a key only if they are set, so that older keys stay the same.
     later = {name: value for name, value in (
-        ("share_images", cell.eval.share_images), ("eval_dtype", own_dtype(cell)),
+        ("share_images", cell.eval.share_images), ("eval_dtype", own_dtype(cell)), ("examples", cell.eval.examples),
     ) if value}
     generate, score = {}, {}
     for dataset in cell.datasets:
@@ -117,7 +117,7 @@ def keys_of(cell: CellSpec, digests: Digests, sources: Sequence[Keys] = ()) -> K
             "stage": "generate", **base, "weights": train, "batch_size": cell.eval.batch_size, **later,
             "protocol": {key: value for key, value in protocol(dataset).items() if key != "metric"},
             "data": digests.records(dataset, cell.data_root, cell.eval.split, cell.eval.limit),
-            "code": code["generate"],
+            "code": code["generate"], **_examples(cell, dataset, digests),
         })
         score[dataset.id] = digest_of({
             "stage": "score", "answers": generate[dataset.id], "metric": dataset.metric,
@@ -128,6 +128,16 @@ def keys_of(cell: CellSpec, digests: Digests, sources: Sequence[Keys] = ()) -> K
         "stage": "summary", "scores": score, "roles": roles, "code": code["summary"],
     })
     return Keys(train, generate, score, summary)
+
+
+def _examples(cell: CellSpec, dataset: DatasetSpec, digests: Digests) -> dict[str, str]:
+    """Return what in-context examples depend on, if the cell has any."""
+    if not cell.eval.examples:
+        return {}
+    from benchmark.data import few_shot
+
+    pool = digests.records(dataset, cell.data_root, few_shot.SPLIT, few_shot.POOL)
+    return {"pool": pool, "few_shot": code_version.version("few_shot")}
 
 
 def _generic(cell: CellSpec, digests: Digests) -> str:

@@ -81,6 +81,10 @@ def requests(name: str, overrides: Sequence[str], optional: bool = False) -> lis
         return [sweep.ask([*defaults(figure), *overrides], optional)]
     plain = with_models([*defaults(figure), *overrides])
     curve = figure.get("curve")
+    if figure["kind"] == "form":
+        shown = [item for item in plain if item.startswith("eval.examples=")] or [f"eval.examples={figure['examples']}"]
+        plain = without(plain, ("eval.examples",))
+        return [request(plain, optional=optional), request([*plain, *shown], optional=optional)]
     found = [request(plain, optional=optional or bool(curve))]
     if curve:
         found.append(curve_of(curve, plain, found[0]))
@@ -356,6 +360,28 @@ def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     return 0
 
 
+def _form(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Compare what models lost when they are asked as usual and after solved questions."""
+    from benchmark.reporting import plots
+    from benchmark.studies import answer_form
+
+    plain, shown = requests(figure["id"], overrides)
+    code = runner.run(replace(plain, grid=plain.grid + shown.grid))
+    if code in (PREEMPTED, INTERRUPTED):
+        return code
+    store = Store(plain.results)
+    part = slices.differences(shown, requests(figure["id"], [f"profile={plain.profile.id}"])[1])
+    stem, title = figure["id"] + slices.suffix(part), figure["title"] + slices.heading(part)
+    found = answer_form.measure(plain, shown, store)
+    text = answer_form.markdown(found, title, shown.cells[0].eval.examples)
+    print(f"\n{text}")
+    _save_study(store.root / "studies" / stem, text, found)
+    if (tuned := found[found["target"] != ""]).empty:
+        return code
+    _told(plots.lost_and_shown(tuned, title, store.root / "figures" / stem))
+    return code
+
+
 def _save_study(path: Path, text: str, frame: pd.DataFrame) -> None:
     """Save a study's table as Markdown and as CSV, and say where."""
     from benchmark.core.files import write_atomic
@@ -367,6 +393,6 @@ def _save_study(path: Path, text: str, frame: pd.DataFrame) -> None:
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], int]] = {
     "sweep": _sweep, "plane": _plane, "pid": _pid, "examples": _examples, "epochs": _epochs,
-    "regime": _regime, "survey": _survey, "prediction": _prediction,
+    "regime": _regime, "survey": _survey, "prediction": _prediction, "form": _form,
 }
 

@@ -81,6 +81,8 @@ def choose(store: Store, profile: str, wanted: Mapping[str, Iterable[str]]) -> l
         place = {"models": cell.model.id, "methods": cell.method.id, "targets": cell.target, "seeds": str(cell.seed)}
         if not is_tuned(cell):
             place = {"models": cell.model.id}
+        if cell.eval.examples:  # the same model, asked in another way
+            continue
         if cell.profile == profile and all(place[axis] in sets[axis] for axis in place.keys() & sets.keys()):
             found.append(folder)
     return found

@@ -239,6 +239,19 @@ def test_a_merge_over_seeds_waits_for_all_of_them_and_fails_with_any():
     assert queue.take().cell.method.id == "soup"
 
 
+@pytest.mark.slow
+def test_a_training_that_another_cell_has_is_not_planned_again(world):
+    asked = request(world.overrides("methods=full_ft,dare", "eval.examples=1"))
+    plain = request(world.overrides("methods=full_ft,dare"))
+    both = dataclasses.replace(plain, grid=plain.grid + asked.grid)
+    full, dare, shown, merged = planning.make(both, Store(world.results))
+    assert full.missing[0] == dare.missing[0] == merged.missing[0] == "train" and "train" not in shown.missing
+    assert shown.needs == (full.id,) and merged.needs == (shown.id,)
+    assert cli.main(["run", *world.overrides("methods=full_ft,dare")]) == 0
+    shown, merged = planning.make(asked, Store(world.results))
+    assert "train" not in (*shown.missing, *merged.missing) and shown.needs == () and not shown.done
+
+
 def test_a_worker_keeps_its_model_if_it_can():
     queue = schedule("methods=full_ft,spider", "models=vila_pocket,llava_pocket", "dataset=coco")
     assert queue.take("llava_pocket").cell.model.id == "llava_pocket"

@@ -86,6 +86,30 @@ def test_results_of_a_version_that_named_cells_otherwise_are_used_and_finished(w
     assert sorted(world.scores().values()) == sorted(before.values())
 
 
+def asked() -> list[str]:
+    return [line.split()[1] for line in fakes.calls() if line.startswith("generate")]
+
+
+@pytest.mark.slow
+def test_cells_that_only_answer_in_another_way_train_once(world, capsys):
+    """In two commands, where the plan knows it, and in one, where the second cell waits for the first."""
+    assert run(world, "methods=full_ft,dare") == 0
+    world.forget_calls()
+    capsys.readouterr()
+    assert run(world, "methods=full_ft,dare", "eval.examples=1") == 0
+    assert trained() == [] and len(asked()) == 10 and "2 cells, 0 done" in capsys.readouterr().out
+    cells = {path.name: path for path in world.results.glob("cells/*")}
+    shown = [path for name, path in cells.items() if "eval.examples1" in name]
+    assert len(shown) == 2 and all(json.loads((path / "status.json").read_text())["state"] == "done" for path in shown)
+    assert run(world, "methods=spider", "eval.examples=1") == 0 and trained() == ["spider"]
+    assert run(world, "methods=spider") == 0 and trained() == ["spider"]  # the other way round
+    world.forget_calls()
+    sweep = [item for item in world.overrides("methods=spider", "seeds=7", "eval.examples=0,1,2")
+             if not item.startswith("table=")]
+    assert cli.main(["sweep", *sweep]) == 0
+    assert trained() == ["spider"] and len(asked()) == 15
+
+
 @pytest.mark.slow
 def test_finished_cells_are_reused_whoever_asks(world, capsys):
     run(world, "methods=full_ft,spider")

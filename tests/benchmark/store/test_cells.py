@@ -107,6 +107,46 @@ def test_a_stage_that_was_cut_off_keeps_its_files_to_resume(store, cell):
     assert answers.read_text() == "half of it"
 
 
+def test_a_cell_that_only_answers_in_another_way_takes_the_weights(store, cell):
+    shown, other = (request(["method=spider", "model=vila_pocket", "dataset=iconqa", item]).cells[0]
+                    for item in ("eval.examples=1", "seed=1"))
+    assert store.trained(shown, "t1") is None
+    finish(store, cell, KEYS)
+    assert store.trained(cell, "t1") is None  # a cell is no source of its own
+    assert store.trained(shown, "t2") is None and store.trained(other, "t1") is None
+    source, folder = store.folder(cell), store.folder(shown)
+    store.begin(shown)
+    store.start_stage(shown, "train", "t1")
+    assert store.take_weights(shown, "t2") is None and not (folder / "delta.safetensors").exists()
+    assert store.take_weights(shown, "t1") == 1.5
+    assert (folder / "delta.safetensors").samefile(source / "delta.safetensors")  # no room taken twice
+    store.finish_stage(shown, "train", "t1", 1.5)
+    store.start_stage(cell, "train", "t2")  # the source is trained anew
+    assert (folder / "delta.safetensors").read_text() == "t1" and sorted(folder.glob(".*")) == []
+
+
+def test_weights_that_are_not_on_this_machine_are_not_taken(store, cell):
+    shown = request(["method=spider", "model=vila_pocket", "dataset=iconqa", "eval.examples=1"]).cells[0]
+    finish(store, cell, KEYS)
+    (store.folder(cell) / "delta.safetensors").unlink()
+    store.finish_elsewhere(cell, KEYS, {})
+    assert store.missing(cell, KEYS) == [] and store.trained(shown, "t1") is None
+
+
+def test_where_files_cannot_be_linked_weights_are_copied(store, cell, monkeypatch):
+    shown = request(["method=spider", "model=vila_pocket", "dataset=iconqa", "eval.examples=1"]).cells[0]
+    finish(store, cell, KEYS)
+    store.begin(shown)
+
+    def refused(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert store.take_weights(shown, "t1") == 1.5
+    assert (store.folder(shown) / "delta.safetensors").read_text() == "t1"
+    assert not (store.folder(shown) / "delta.safetensors").samefile(store.folder(cell) / "delta.safetensors")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"stages": {}}'])
 def test_a_damaged_record_means_that_nothing_is_done(store, cell, content):
     finish(store, cell, KEYS)

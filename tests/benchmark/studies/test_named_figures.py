@@ -55,6 +55,22 @@ def test_images_that_a_figure_reads_itself_are_told(world, monkeypatch, capsys):
     assert "fig1 llava_pocket: images 640/10,000" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_form_asks_everything_twice_and_trains_once(world, capsys):
+    assert figure(world, "form", "methods=zero_shot,full_ft") == 0
+    assert sum(line.startswith("train ") for line in fakes.calls()) == 1
+    out = capsys.readouterr().out
+    assert "| Zero-shot |" in out and "after 1 solved question " in out
+    (path,) = (world.results / "studies").glob("form-*.csv")
+    found = pd.read_csv(path)
+    assert list(found["method"]) == ["zero_shot", "full_ft"] and list(found["seeds"]) == [1, 1]
+    assert {item.suffix for item in (world.results / "figures").glob("form-*")} == {".png", ".pdf", ".csv"}
+    assert figure(world, "form", "methods=zero_shot,full_ft", "eval.examples=2") == 0
+    assert sum(line.startswith("train ") for line in fakes.calls()) == 1
+    assert "after 2 solved questions" in capsys.readouterr().out
+    assert figure(world, "form", "methods=full_ft") == 2 and "the untuned model is needed" in capsys.readouterr().err
+
+
 OWN = "examples.my_method:TopKGradient"
 
 
