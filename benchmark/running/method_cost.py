@@ -61,19 +61,37 @@ def measure(request: Request, plan: Sequence[Planned], store: Store) -> list[str
     planned = {item.id: item for item in plan}
     groups: dict[tuple[Any, ...], list[Planned]] = {}
     for item in plan:
-        if item.done and item.cell.train is not None and item.cell.engine == "single":
+        if item.done and item.cell.train is not None:
             groups.setdefault((item.cell.model.id, item.cell.target), []).append(item)
     for items in groups.values():
-        todo = [item for item in items if _known(item, store) is None]
-        trained = {item.cell.method.id: item.cell for item in todo if not item.cell.method.posthoc}
-        found = _trained(list(trained.values()), request, worker) if trained else {}
-        for item in todo:
-            numbers = found.get(item.cell.method.id)
-            if numbers is None:
-                numbers = _merged(item, planned, store, worker)
-            content = {**numbers, "code": _code(item.cell), "device": item.cell.device}
-            write_atomic(store.folder(item.cell) / FOOTPRINT, json.dumps(content) + "\n")
-            told.append(f"{item.id}: keeps {numbers['memory']:.2f} |M|, time {numbers.get('step_time', 1):.2f}")
+        full_ft = replace(items[0].cell, method=request.full_ft)
+        told += measure_beside(full_ft, items, planned, store, worker)
+    return told
+
+
+def measure_beside(
+    full_ft: CellSpec, items: Sequence[Planned], planned: Mapping[str, Planned], store: Store, worker: Worker
+) -> list[str]:
+    """Measure cells of one model and target whose footprint is not known, and write footprint.json beside each.
+
+    Args:
+        full_ft: the cell that they are held against; it need not be finished.
+        items: finished cells.
+        planned: by id, with the cells that merges are made from.
+        store: the results.
+        worker: loads model and records.
+
+    Returns:
+        One line per cell that was measured.
+    """
+    todo = [item for item in items if item.cell.engine == "single" and known(item, store) is None]
+    trained = {item.id: item.cell for item in todo if not item.cell.method.posthoc}
+    found, told = _trained(trained, full_ft, worker) if trained else {}, []
+    for item in todo:
+        numbers = found.get(item.id) or _merged(item, planned, store, worker)
+        content = {**numbers, "code": _code(item.cell), "device": item.cell.device}
+        write_atomic(store.folder(item.cell) / FOOTPRINT, json.dumps(content) + "\n")
+        told.append(f"{item.id}: keeps {numbers['memory']:.2f} |M|, time {numbers.get('step_time', 1):.2f}")
     return told
 
 
@@ -82,34 +100,41 @@ def _code(cell: CellSpec) -> str:
     assert cell.train is not None
     code = f"{version('footprint')}, {version(f'method/{cell.method.id}')}"
     code = f"{code}, batch_size {cell.train.batch_size}, last_layers {cell.train.last_layers}"
-    return code if cell.train.loss == "cross_entropy" else f"{code}, loss {cell.train.loss}"
+    later = {"loss": "cross_entropy", "scope": "last_layers", "projector": "full"}  # named where they are not usual
+    given = {name: getattr(cell.train, name) for name in later}
+    return ", ".join([code, *(f"{name} {value}" for name, value in given.items() if value != later[name])])
 
 
-def _known(item: Planned, store: Store) -> dict[str, Any] | None:
+def known(item: Planned, store: Store) -> dict[str, Any] | None:
+    """Return a cell's footprint as today's code measured it; None if it did not."""
     try:
-        known = json.loads((store.folder(item.cell) / FOOTPRINT).read_text())
+        found = json.loads((store.folder(item.cell) / FOOTPRINT).read_text())
     except (OSError, ValueError):
         return None
-    return known if known.get("code") == _code(item.cell) else None
+    return found if found.get("code") == _code(item.cell) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Methods that act in training
 
 
-def _trained(cells: Sequence[CellSpec], request: Request, worker: Worker) -> dict[str, dict[str, float]]:
-    """Return memory, peak and step_time of training methods of one model and target, by method id."""
-    full_ft = replace(cells[0], method=request.full_ft)
-    everyone = [full_ft, *(cell for cell in cells if cell.method.id != FULL_FT)]
-    times: dict[str, list[float]] = {cell.method.id: [] for cell in everyone}
+def _trained(
+    cells: Mapping[str, CellSpec], full_ft: CellSpec, worker: Worker
+) -> dict[str, dict[str, float]]:
+    """Return memory, peak and step_time of trained cells of one model and target, by their ids."""
+    same = {name for name, cell in cells.items() if (cell.method.id, cell.train) == (FULL_FT, full_ft.train)}
+    others = {name: cell for name, cell in cells.items() if name not in same}
+    times: dict[str, list[float]] = {name: [] for name in others}
+    usual: list[float] = []
     bench = Bench(full_ft, worker)
     for _ in range(ROUNDS):
-        for cell in everyone:
-            times[cell.method.id].append(bench.step_seconds(cell))
-    found = {}
-    for cell in everyone:
-        ratios = [own / base for own, base in zip(times[cell.method.id], times[FULL_FT], strict=True)]
-        found[cell.method.id] = bench.bytes_of(cell) | {"step_time": median(ratios)}
+        usual.append(bench.step_seconds(full_ft))
+        for name, cell in others.items():
+            times[name].append(bench.step_seconds(cell))
+    found = dict.fromkeys(same, bench.bytes_of(full_ft) | {"step_time": 1.0}) if same else {}
+    for name, cell in others.items():
+        ratios = [own / base for own, base in zip(times[name], usual, strict=True)]
+        found[name] = bench.bytes_of(cell) | {"step_time": median(ratios)}
     return found
 
 
@@ -121,12 +146,12 @@ class Bench:
         worker: loads model and records.
     """
 
-    added = 0  # bytes of the adapter that the last steps trained
+    added = 0    # bytes of the adapter that the last steps trained
+    trained = 0  # bytes of all that they trained, in float32
 
     def __init__(self, cell: CellSpec, worker: Worker) -> None:
         assert is_tuned(cell)
         self.loaded: LoadedModel = worker._load(cell)
-        self.names = tuned_names(self.loaded, cell.train)
         self.records = worker.training_records(cell)
         items = Items(self.loaded, self.records, supervised=True)
         tokens = [sum(label != IGNORE for label in labels) for _, labels in items.encoded]
@@ -134,17 +159,20 @@ class Bench:
         size = cell.train.batch_size
         starts = range(0, max(1, len(pairs) - size + 1), size)
         self.batches = [[(items[i], weight) for i, weight in pairs[start : start + size]] for start in starts]
-        self.unit = 4 * sum(p.numel() for name, p in self.loaded.model.named_parameters() if name in set(self.names))
+        whole = set(tuned_names(self.loaded, cell.train))
+        self.unit = 4 * sum(p.numel() for name, p in self.loaded.model.named_parameters() if name in whole)
 
     def steps(self, cell: CellSpec, method: Method, count: int) -> Iterator[float]:
         """Run optimizer steps from the base weights; yield the seconds of each, and leave the base weights behind."""
         assert is_tuned(cell)
         model, settings = self.loaded.model, cell.train
-        importance.measure(cell, self.loaded, method, self.names)
-        adapter = insert(cell, self.loaded, method, self.names, self.records, sharded=False)
+        names = tuned_names(self.loaded, settings)
+        importance.measure(cell, self.loaded, method, names)
+        adapter = insert(cell, self.loaded, method, names, self.records, sharded=False)
         self.added = adapter.bytes if adapter else 0
-        base = snapshot(model, adapter.trained if adapter else self.names)
+        base = snapshot(model, adapter.trained if adapter else names)
         trained = {name: parameter for name, parameter in model.named_parameters() if name in base}
+        self.trained = sum(4 * parameter.numel() for parameter in trained.values())
         model.requires_grad_(False)
         for parameter in trained.values():
             parameter.data = parameter.data.float()
@@ -191,7 +219,7 @@ class Bench:
         return median(list(self.steps(cell, method, STEPS))[1:])
 
     def bytes_of(self, cell: CellSpec) -> dict[str, float]:
-        """Return memory (kept between steps) and peak (while the method acts), in float32 copies of the weights.
+        """Return memory (kept between steps), peak (while the method acts) and what trains, in float32 copies of M.
 
         An adapter's tensors count as kept: they are in the model beside its base weights.
         """
@@ -203,7 +231,8 @@ class Bench:
                 method.diagnostics()  # as training does every few steps; what it keeps to do so counts
         pretrained = sum(_storages(_pretrained(method)).values()) + self.added
         kept = kept_bytes(method) + self.added
-        return {"memory": kept / self.unit, "peak": (pretrained + counter.peak) / self.unit}
+        peak = pretrained + counter.peak
+        return {"memory": kept / self.unit, "peak": peak / self.unit, "trained": self.trained / self.unit}
 
 
 def wait(device: torch.device) -> None:
@@ -308,7 +337,7 @@ def _place(tensor: Tensor) -> int:
 # Post-hoc methods
 
 
-def _merged(item: Planned, planned: dict[str, Planned], store: Store, worker: Worker) -> dict[str, float]:
+def _merged(item: Planned, planned: Mapping[str, Planned], store: Store, worker: Worker) -> dict[str, float]:
     """Return the footprint of a post-hoc method: nothing during training, its peak and time at the merge."""
     from benchmark.training import posthoc
 

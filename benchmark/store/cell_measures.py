@@ -12,7 +12,7 @@ from benchmark.spec import CellSpec
 
 WEIGHTS = "weights.json"
 FOOTPRINT = "footprint.json"
-OF_FOOTPRINT = ("memory", "peak", "step_time")
+OF_FOOTPRINT = ("memory", "peak", "step_time", "trained")
 OF_WEIGHTS = ("rms_delta", "restored", "learnable")
 
 

@@ -304,15 +304,19 @@ def _regime(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
 def _survey(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Make the table and the plane of every method at equal learning."""
     from benchmark.reporting import plots
+    from benchmark.studies import row_costs
 
     asked = survey.ask(figure, overrides)
     code = runner.run(asked.everything)
     if code in (PREEMPTED, INTERRUPTED):
         return code
     store = Store(asked.base.results)
-    readings, points = survey.measure(asked, store, planning.make(asked.everything, store))
+    plan = planning.make(asked.everything, store)
+    readings, points = survey.measure(asked, store, plan)
     if readings.empty:
         raise UserError("No finished curve to read: the untuned model, Full FT and one more point are needed.")
+    row_costs.measure(asked, plan, store)
+    readings = readings.merge(row_costs.recorded(asked, plan, store), on=["model", "row"], how="left")
     part = survey.part_of(figure, overrides, asked)
     for model, lines in readings.groupby("model", sort=False):
         stem = f"{figure['id']}_{model}{slices.suffix(part)}"

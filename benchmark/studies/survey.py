@@ -309,7 +309,7 @@ def markdown(readings: pd.DataFrame, levels: Sequence[float], title: str, notes:
     names = [f"{level:.0%}".rstrip("%") for level in levels]
     order = [f"kept_{name}" for name in (names[1:2] or names[:1])] + ["area"]
     lines = [f"# {title}", ""]
-    heads = ["method", "group", *(f"kept at {name} %" for name in names), "area", "best H"]
+    heads = ["method", "group", *(f"kept at {name} %" for name in names), "area", "best H", "time", "memory"]
     for _, block in readings.groupby("target", sort=False):
         ranked = block.reindex(columns=[*dict.fromkeys([*block.columns, *order])])
         ranked = ranked.sort_values(order, ascending=False, na_position="last", kind="stable")
@@ -317,6 +317,7 @@ def markdown(readings: pd.DataFrame, levels: Sequence[float], title: str, notes:
             lettering.markdown(line["name"]), line["group"],
             *(_text(line, f"kept_{name}", f"delta_{name}") for name in names),
             _text(line, "area", "delta_area"), _text(line, "H"),
+            *(f"{line[name]:.2f}" if pd.notna(line.get(name)) else "-" for name in ("time", "memory")),
         ] for _, line in ranked.iterrows()]
         lines += [f"## {lettering.markdown(block['target_name'].iloc[0])}", "", *_padded([heads, *table]), ""]
     return "\n".join([*lines, *(f"{note}  " for note in notes), ""])
@@ -346,6 +347,9 @@ def notes(survey: Survey, readings: pd.DataFrame) -> list[str]:
         "Kept: A^S where A^T has gained this share of Full FT's gain; area: its mean over all shares, 0 where not "
         "reached; best H: of the five points. 95 % intervals. ↑ ↓: the interval of the difference from Full FT's own "
         "curve excludes 0. The rule is in docs/survey.md.",
+        "Time: of the training, in units of Full FT's (a merge: all trainings that it needs, and itself). Memory: "
+        "gradients, AdamW's moments and what the method keeps, in float32 copies of the weights that Full FT trains, "
+        "which has 3. Both of the middle strength.",
     ]
     if any(name.endswith(SEES_SOURCES) for name in readings["name"]):
         lines.append(SEEN)

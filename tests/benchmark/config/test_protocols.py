@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from benchmark.config import compose, protocols
@@ -77,16 +75,6 @@ def test_a_stop_rule_is_part_of_the_protocol():
 def test_wrong_stop_rules(value, message):
     with pytest.raises(UserError, match=message):
         one("dataset=iconqa", f"dataset.gqa.stop={value}")
-
-
-@pytest.mark.parametrize("name", ["okvqa", "textvqa", "ocrvqa", "gqa"])
-def test_one_example_stands_before_the_usual_prompt(name):
-    usual, chosen = one("dataset=coco").dataset(name), one("dataset=coco", f"protocol.{name}=one_example").dataset(name)
-    example, prompt = chosen.prompt[: -len(usual.prompt)], chosen.prompt[-len(usual.prompt):]
-    assert prompt == usual.prompt and replace(chosen, prompt=prompt) == usual
-    question, *_, answer, end = example.split("\n")
-    assert question.endswith("?") and 0 < len(answer.split()) <= 3 and end == "" and "{" not in example
-    assert protocols.name_of(plain(chosen), name) == "one_example"
 
 
 @pytest.mark.parametrize(("override", "message"), [

@@ -11,6 +11,7 @@ from benchmark.config.compose import request
 from benchmark.core.errors import UserError
 from benchmark.planning import plan as planning
 from benchmark.reporting import plots
+from benchmark.running import method_cost
 from benchmark.spec import cell_id
 from benchmark.store.cells import Store
 from benchmark.studies import named_figures, survey
@@ -87,6 +88,7 @@ def test_every_row_of_the_file_is_a_method_with_five_points(figure):
 def test_a_survey_runs_and_prints_kept_area_and_best_h(tmp_path, monkeypatch, capsys):
     """The stand-ins' scores are odd; what counts here is that every part of the page is made of finished cells."""
     world = fakes.world_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(method_cost, "measure_beside", lambda *_: [])
     given = [item for item in world.overrides() if not item.startswith("table=")]
     assert cli.main(["figure", "survey", *given, "methods=full_ft,spider,wise_ft"]) == 0, capsys.readouterr()
     out = capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -300,6 +301,21 @@ def test_what_a_method_costs_is_measured_with_the_loss(vila, records, loss, monk
     assert len(passes) == plain * (1 if loss == "cross_entropy" else 2)
     assert all(torch.equal(vila.model.get_parameter(name), value) for name, value in base.items())
     assert ("loss" in method_cost._code(spec)) == (loss != "cross_entropy")
+
+
+def test_what_a_part_of_the_weights_costs_is_measured_on_that_part(vila, records):
+    from benchmark.running import method_cost
+
+    whole, part = cell(), cell(scope="attention", projector="frozen")
+    bench = method_cost.Bench(whole, Prepared(vila, records))
+    names = trainable_names(vila, "last_layers", 2)
+    sizes = {name: vila.model.get_parameter(name).numel() for name in names}
+    attention = sum(size for name, size in sizes.items() if re.search(r"\.[qkvo]_proj\.", name))
+    found = bench.bytes_of(part)
+    assert bench.bytes_of(whole)["trained"] == 1 and 0 < attention < sum(sizes.values())
+    assert found["trained"] == pytest.approx(attention / sum(sizes.values()))
+    plain, other = (method_cost._code(one) for one in (whole, part))
+    assert other == f"{plain}, scope attention, projector frozen" and "scope" not in plain
 
 
 # ---- configuration
