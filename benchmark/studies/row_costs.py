@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmark.core.progress import long_work
 from benchmark.planning.plan import Planned
-from benchmark.spec import ModelSpec, TunedCell, cell_id, is_tuned, samples
+from benchmark.spec import TunedCell, cell_id, is_tuned, samples
 from benchmark.store.cell_measures import footprint
 from benchmark.store.cells import Store, output_of
 from benchmark.studies.survey import RATE, REFERENCE, Row, Survey
@@ -17,7 +17,7 @@ STATE = 3  # float32 copies of what trains: gradient, and AdamW's two moments
 
 
 def measure(survey: Survey, plan: Sequence[Planned], store: Store) -> None:
-    """Measure the row's middle strength where that is not known yet, on one target per model; stops and resumes.
+    """Measure the middle strength of each row that was not measured on any target; stops and resumes.
 
     Args:
         survey: from `survey.ask`.
@@ -28,19 +28,22 @@ def measure(survey: Survey, plan: Sequence[Planned], store: Store) -> None:
     from benchmark.running.worker import Worker, prepare_process
 
     worker, planned = Worker(store), {item.id: item for item in plan}
-    ready = False
-    for model, row, item, full_ft in _middles(survey, plan):
-        sources = [store.folder(planned[name].cell) for name in item.needs if item.cell.method.posthoc]
-        if not all(output_of(source, "train").is_file() for source in sources):
-            continue
-        if method_cost.known(item, store) is not None:
-            continue
-        if not ready:
-            gpus = survey.base.gpus
-            prepare_process(item.cell.threads, item.cell.device, gpus[0] if gpus else None)
-            ready = True
-        with long_work(f"{model.id} {row.id}") as told:
-            told("cost", 0, 1)
+
+    def has_weights(item: Planned) -> bool:
+        sources = item.needs if item.cell.method.posthoc else ()
+        return all(output_of(store.folder(planned[name].cell), "train").is_file() for name in sources)
+
+    todo = []
+    for name, items in _middles(survey, plan):
+        measurable = [pair for pair in items if has_weights(pair[0])]
+        if measurable and not any(method_cost.known(item, store) for item, _ in items):
+            todo.append((name, *measurable[0]))
+    if todo:
+        first, gpus = todo[0][1].cell, survey.base.gpus
+        prepare_process(first.threads, first.device, gpus[0] if gpus else None)
+    for number, ((model, row), item, full_ft) in enumerate(todo):
+        with long_work(f"{model} {row.id}") as told:
+            told("its cost", number, len(todo))
             method_cost.measure_beside(full_ft, [item], planned, store, worker)
 
 
@@ -53,12 +56,13 @@ def recorded(survey: Survey, plan: Sequence[Planned], store: Store) -> pd.DataFr
         float32 copies of the weights that Full FT trains.
     """
     lines = []
-    for model, row, item, full_ft in _middles(survey, plan):
-        found = footprint(store.folder(item.cell))
-        if not found:
+    for (model, row), items in _middles(survey, plan):
+        measured = [(item, full_ft, found) for item, full_ft in items if (found := footprint(store.folder(item.cell)))]
+        if not measured:
             continue
+        item, full_ft, found = measured[0]
         # Table 2's methods and merges, which train all that Full FT trains, were measured without "trained" before.
-        line = {"model": model.id, "row": row.id, "memory": STATE * found.get("trained", 1.0) + found["memory"]}
+        line = {"model": model, "row": row.id, "memory": STATE * found.get("trained", 1.0) + found["memory"]}
         if "step_time" in found:
             longer = 1.0
             if not item.cell.method.posthoc:  # replay takes more steps
@@ -69,10 +73,11 @@ def recorded(survey: Survey, plan: Sequence[Planned], store: Store) -> pd.DataFr
     return pd.DataFrame(lines, columns=["model", "row", "time", "memory"])
 
 
-def _middles(survey: Survey, plan: Sequence[Planned]) -> Iterator[tuple[ModelSpec, Row, Planned, TunedCell]]:
-    """Yield for each model and row its finished cell of the middle strength on the first target that has one."""
+def _middles(
+    survey: Survey, plan: Sequence[Planned]
+) -> Iterator[tuple[tuple[str, Row], list[tuple[Planned, TunedCell]]]]:
+    """Yield for each model and row its finished cells of the middle strength, each with Full FT of the same target."""
     planned = {item.id: item for item in plan if item.done}
-    targets = [cell.target for cell in survey.base.cells if is_tuned(cell)]
     for model in survey.base.models:
         usual = {cell.target: cell for cell in survey.base.cells
                  if is_tuned(cell) and cell.model.id == model.id and cell.method.id == REFERENCE}
@@ -80,7 +85,7 @@ def _middles(survey: Survey, plan: Sequence[Planned]) -> Iterator[tuple[ModelSpe
             key, grid = row.key or RATE, survey.curves[model.id, row.id].grid
             values = list(dict.fromkeys(entry.settings[key] for entry in grid))
             middle = [entry.cell for entry in grid if entry.settings[key] == values[len(values) // 2]]
-            done = [planned[name] for cell in middle if (name := cell_id(cell)) in planned]
-            if done:
-                first = min(done, key=lambda item: targets.index(item.cell.target or ""))
-                yield model, row, first, usual[first.cell.target or ""]
+            yield (model.id, row), [
+                (planned[name], usual[cell.target])
+                for cell in middle if is_tuned(cell) and (name := cell_id(cell)) in planned
+            ]

@@ -24,10 +24,11 @@ NUMBERS = {  # of method_cost: an adapter of a tenth of the weights, kept beside
 }
 
 
-@pytest.fixture
-def asked(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
     """A survey that ran on stand-ins, with the measuring replaced: (survey, plan, store, measured cells)."""
-    world, measured = fakes.world_in(tmp_path, monkeypatch), []
+    monkeypatch = pytest.MonkeyPatch()
+    world, measured = fakes.world_in(tmp_path_factory.mktemp("survey"), monkeypatch), []
 
     def measure(full_ft, items, planned, store, worker):
         for item in items:
@@ -42,11 +43,12 @@ def asked(tmp_path, monkeypatch):
     assert cli.main(["figure", "survey", *given]) == 0
     made = survey.ask(named_figures.read("survey"), [item for item in given if not item.startswith("jobs=")])
     store = Store(made.base.results)
-    return made, planning.make(made.everything, store), store, measured
+    yield made, planning.make(made.everything, store), store, measured
+    monkeypatch.undo()
 
 
 @pytest.mark.slow
-def test_a_row_is_measured_once_at_its_middle_strength_on_the_first_target(asked, capsys):
+def test_a_row_is_measured_once_at_its_middle_strength_on_the_first_target(asked):
     made, plan, store, measured = asked
     assert sorted(cell.method.id for cell in measured) == ["full_ft", "full_ft", "lora", "spider", "wise_ft"]
     assert {cell.target for cell in measured} == {"iconqa"}
@@ -77,7 +79,7 @@ def test_time_counts_the_steps_of_replay_and_memory_the_state_of_what_trains(ask
 @pytest.mark.slow
 def test_a_merge_whose_sources_have_no_weights_here_is_left_out(asked):
     made, plan, store, measured = asked
-    for item in plan:
+    for item in plan:  # the last test here: the results are of no more use after it
         (store.folder(item.cell) / FOOTPRINT).unlink(missing_ok=True)
         if item.cell.method.id == "full_ft":
             (store.folder(item.cell) / "delta.safetensors").unlink()
