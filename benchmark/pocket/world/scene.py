@@ -105,13 +105,13 @@ class Cover:
         pen = ImageDraw.Draw(image)
         pen.rectangle((0, 0, width - 1, 35), fill=COLOURS[self.colour])
         ink = _ink(self.colour)
-        _centred_text(pen, self.title[0], self.font, 17, width, 1 + self.shift, ink)
-        _centred_text(pen, self.title[1], self.font, 17, width, 17 + self.shift, ink)
+        _centred_text(image, self.title[0], self.font, 17, width, 1 + self.shift, ink)
+        _centred_text(image, self.title[1], self.font, 17, width, 17 + self.shift, ink)
         mask = _icon_mask(GENRES[self.genre], 26)
         image.paste((60, 60, 60), ((width - mask.width) // 2, 41), mask)
-        _centred_text(pen, self.author[0], self.font, 14, width, 69, (20, 20, 20))
-        _centred_text(pen, self.author[1], self.font, 14, width, 82, (20, 20, 20))
-        _centred_text(pen, self.year, self.font, 13, width, 97, (20, 20, 20))
+        _centred_text(image, self.author[0], self.font, 14, width, 69, (20, 20, 20))
+        _centred_text(image, self.author[1], self.font, 14, width, 82, (20, 20, 20))
+        _centred_text(image, self.year, self.font, 13, width, 97, (20, 20, 20))
         return image
 
 
@@ -277,25 +277,33 @@ def _draw_sign(image: Image.Image, sign: Sign) -> None:
     top = round(sign.row * CELL) + 6 + sign.shift
     pen = ImageDraw.Draw(image)
     pen.rectangle((6, top, SIZE - 7, top + 24), fill=COLOURS[sign.colour], outline=(60, 60, 60))
-    _centred_text(pen, sign.word, sign.font, 20, SIZE, top, _ink(sign.colour), margin=10)
+    _centred_text(image, sign.word, sign.font, 20, SIZE, top, _ink(sign.colour), margin=10)
 
 
 def _centred_text(
-    pen: ImageDraw.ImageDraw,
+    image: Image.Image,
     text: str,
     font: str,
     size: int,
     width: int,
-    top: float,
+    top: int,
     ink: tuple[int, int, int],
     margin: int = 4,
 ) -> None:
     """Draw one word centred, shrunk until it fits the width less a margin in px on either side."""
-    face = _font(str(word_font_path(font)), size)
+    image.paste(ink, (0, top - size), _word_mask(text, font, size, width, margin))
+
+
+@cache
+def _word_mask(text: str, font: str, size: int, width: int, margin: int) -> Image.Image:
+    """Return where a word has ink, in a strip of the width and of three times the size, which begins at -size px."""
+    face, fitted = _font(str(word_font_path(font)), size), size
     while face.getlength(text) > width - 2 * margin:
-        size -= 1
-        face = _font(str(word_font_path(font)), size)
-    pen.text(((width - face.getlength(text)) / 2, top), text, font=face, fill=ink)
+        fitted -= 1
+        face = _font(str(word_font_path(font)), fitted)
+    mask = Image.new("L", (width, 3 * size), 0)
+    ImageDraw.Draw(mask).text(((width - face.getlength(text)) / 2, size), text, font=face, fill=255)
+    return mask
 
 
 def random_font(rng: random.Random) -> str:
