@@ -330,8 +330,7 @@ class Parts:
         last = output.last_hidden_state[:, :-1]
         wanted = batch.labels[:, 1:]
         if batch.due is None:
-            self._count_words(last, wanted)
-            loss = self._entropy(last, wanted)
+            loss = self._entropy(last, wanted, self._count_words)
             if batch.cells is not None:
                 for block, words in zip((ROW_BLOCK, COLUMN_BLOCK), batch.cells.unbind(1), strict=True):
                     loss = loss + self._cell(self.decoder.norm(output.hidden_states[block][is_image]), words)
@@ -349,12 +348,22 @@ class Parts:
             + self._entropy(earlier, batch.options)
         )
 
-    def _entropy(self, hidden: Tensor, wanted: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the output layer on hidden (batch, length, width); 0 if no label is set."""
+    def _entropy(
+        self, hidden: Tensor, wanted: Tensor, seen: Callable[[Tensor, Tensor], None] = lambda scores, wanted: None
+    ) -> Tensor:
+        """Return the mean cross-entropy of the output layer; 0 if no label is set.
+
+        Args:
+            hidden: (batch, length, width).
+            wanted: (batch, length).
+            seen: is called with the output layer's scores and the labels, (tokens, words) and (tokens,).
+        """
         keep = wanted != IGNORE
         if not keep.any():
             return hidden.sum() * 0.0
-        return F.cross_entropy(self.head(hidden[keep]).float(), wanted[keep])
+        scores = self.head(hidden[keep]).float()
+        seen(scores.detach(), wanted[keep])
+        return F.cross_entropy(scores, wanted[keep])
 
     def _cell(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Return the mean cross-entropy of the output layer on image tokens (tokens, width), and count in `hits`."""
@@ -385,15 +394,11 @@ class Parts:
         scores = scores.masked_fill(~batch.seen(places), -torch.inf)
         return F.cross_entropy(scores, batch.pointers[0, places + 1])
 
-    @torch.no_grad()
-    def _count_words(self, last: Tensor, wanted: Tensor) -> None:
+    def _count_words(self, scores: Tensor, wanted: Tensor) -> None:
         """Count in `hits` how many words of each of `kinds` are right."""
-        if not self.kinds:
-            return
-        keep = wanted != IGNORE
-        right = self.head(last[keep]).argmax(-1) == wanted[keep]
+        right = scores.argmax(-1) == wanted if self.kinds else wanted
         for kind, ids in self.kinds.items():
-            self._count(kind, right[torch.isin(wanted[keep], ids)])
+            self._count(kind, right[torch.isin(wanted, ids)])
 
     @torch.no_grad()
     def _count_letters(self, batch: Packed, last: Tensor, middle: Tensor) -> None:
