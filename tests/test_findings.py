@@ -297,15 +297,15 @@ def control() -> list[Row]:
 
 
 @cache
-def survey(model: str) -> pd.DataFrame:
-    """Return the survey's readings of a model, by row."""
-    (path,) = (POCKET / "studies").glob(f"survey_{model}*.csv")
+def survey(model: str, target: str = "flickr30k") -> pd.DataFrame:
+    """Return the survey's readings of a model on a target, by row."""
+    (path,) = (POCKET / "studies").glob(f"survey_{model}-{target}*.csv")
     return pd.read_csv(path).set_index("row")
 
 
-def kept(row: str, level: int = 100) -> float:
+def kept(row: str, level: int = 100, target: str = "flickr30k") -> float:
     """Return what a row of VILA's survey keeps at a share of Full FT's gain."""
-    return survey(V)[f"kept_{level}"][row]
+    return survey(V, target)[f"kept_{level}"][row]
 
 
 def equal_learning() -> list[Row]:
@@ -337,6 +337,73 @@ def equal_learning() -> list[Row]:
         ("reaches {} % and keeps {:.2f} there", 75, kept("spider_code", 75)),
         ("do not reach {} % of the gain. Houlsby adapters reach it and keep {:.2f}", 75, kept("houlsby", 75)),
     ]
+
+
+def equal_learning_coco() -> list[Row]:
+    asked = yaml.safe_load((ROOT / "conf" / "figure" / "survey.yaml").read_text())
+    at = partial(kept, target="coco")
+    best = survey(V, "coco")["H"]
+    return [
+        ("## Equal learning: VILA on COCO, seed {}", asked["seeds"][0]),
+        ("{} of the {} rows are there. The untuned model has an A^S of {:.2f}", len(best),
+         sum(len(rows) for rows in asked["groups"].values()), table("table5", V, "coco", "zero_shot", "A_S")),
+        ("At {} % of Full FT's gain, where Full FT keeps {:.2f}, replay of source samples keeps {:.2f}, Tailor {:.2f}, "
+         "EWC {:.2f}, generic replay {:.2f}, LiNeS {:.2f}, WiSE-FT {:.2f}, SPIDER {:.2f} and PiSSA {:.2f}", 100,
+         *map(at, ("full_ft", "replay_source", "tailor", "ewc", "replay_generic", "lines", "wise_ft", "spider",
+                   "pissa"))),
+        ("L2-Reg keeps {:.2f} and Grafting {:.2f}", at("l2_reg"), at("grafting")),
+        ("Half FT never learns {} % of the gain. With the projector frozen, Full FT learns {} % but not {} %",
+         75, 75, 90),
+        ("LoRA reaches {} % and keeps {:.2f} there", 75, at("lora", 75)),
+        ("generic replay's**, {:.1f}, at {:.0f} of {} samples replayed", best["replay_generic"],
+         16 * survey(V, "coco")["best_at"]["replay_generic"], 16),
+        ("Full FT's best is {:.1f}, SPIDER's {:.1f}, WiSE-FT's {:.1f}, EWC's {:.1f} and Tailor's {:.1f}",
+         *(best[row] for row in ("full_ft", "spider", "wise_ft", "ewc", "tailor"))),
+    ]
+
+
+def advice() -> list[Row]:
+    def both(row: str) -> tuple[float, float]:
+        return kept(row), kept(row, target="coco")
+
+    def replayed(share: float) -> list[float]:
+        curves = (survey_points(target, row) for row in ("replay_generic", "replay_source")
+                  for target in ("flickr30k", "coco"))
+        return [float(curve.query(f"strength == {share}")["A_S"].iloc[0]) for curve in curves]
+
+    cost = survey(V)
+    return [
+        ("small model, two caption targets and seed {}. Full FT keeps {:.2f} (Flickr30k) and {:.2f} (COCO) of the "
+         "untuned model's {:.2f}", 0, *both("full_ft"), table("table5", V, "coco", "zero_shot", "A_S")),
+        ("multiples of Full FT's {:.0f} and {:.0f} copies", cost["time"]["full_ft"], cost["memory"]["full_ft"]),
+        ("A quarter of each batch takes {:.1f} to {:.1f} times as long", cost["time"]["replay_generic"],
+         cost["time"]["replay_source"]),
+        ("keep {:.2f} and {:.2f}, samples of the source sets {:.2f} and {:.2f}", *replayed(0.25)),
+        ("they keep {:.2f} and {:.2f}, and {:.2f} and {:.2f}", *replayed(0.75)),
+        ("from such descriptions: {:.2f} and {:.2f} at {} % of the gain for {:.2f} times the time and a memory of "
+         "{:.1f}",
+         *both("ewc"), 100, cost["time"]["ewc"], cost["memory"]["ewc"]),
+        ("At {} % of the gain, LiNeS keeps {:.2f} and {:.2f} and trains nothing. On COCO Tailor and WiSE-FT do as well "
+         "({:.2f} and {:.2f})",
+         100, *both("lines"), kept("tailor", target="coco"), kept("wise_ft", target="coco")),
+        ("takes {:.2f} of the time and {:.2f} of memory and keeps {:.2f} on Flickr30k; random SHiRA takes {:.2f} and "
+         "keeps {:.2f}. On COCO neither learns all that Full FT learns, only {} and {} % of it",
+         cost["time"]["projector_frozen"], cost["memory"]["projector_frozen"], kept("projector_frozen"),
+         cost["memory"]["shira"], kept("shira"), 75, 90),
+        ("It takes {:.2f} of memory and keeps {:.2f} on Flickr30k; on COCO it never learns {} %",
+         cost["memory"]["lora"], kept("lora"), 90),
+        ("SPIDER keeps {:.2f} on COCO. On Flickr30k it never learns {} %", kept("spider", target="coco"), 75),
+        ("At {} of the model's rate, Full FT's own curve keeps {:.2f} on COCO",
+         yaml.safe_load((ROOT / "conf" / "figure" / "survey.yaml").read_text())["rates"][1],
+         sorted(survey_points("coco", "full_ft")["A_S"])[3]),
+    ]
+
+
+def survey_points(target: str, row: str) -> pd.DataFrame:
+    """Return the points of a curve of VILA's survey, in the order of the curve."""
+    (path,) = (POCKET / "figures").glob(f"survey_{V}-{target}*.csv")
+    points = pd.read_csv(path)
+    return points[points["row"] == row]
 
 
 def correlation(measure: str, column: str = "within") -> float:
@@ -433,7 +500,7 @@ def form(model: str, target: str) -> dict[str, float]:
     """Return what Full FT of seed 0 lost of A^S, and the share of its answers in another form: all, and those lost."""
     frames = results.load("results/pocket")
     (tuned, *more) = [one for one in frames.cells.cell.unique() if one.startswith(f"{model}-{target}-full_ft-s0-")]
-    (base,) = [one for one in frames.cells.cell.unique() if one.startswith(f"{model}-zero_shot-")]
+    (base,) = [one for one in frames.cells.cell.unique() if re.fullmatch(rf"{model}-zero_shot-\w{{8}}", one)]
     assert not more
     columns = ["dataset", "item_id", "answer", "score"]
     after, before = (frames.items.loc[frames.items.cell == one, columns] for one in (tuned, base))
@@ -457,7 +524,19 @@ def forms() -> list[Row]:
         ("at most {:.1f} % of the answers", max(cell["after"] for cell in cells.values())),
         ("{:.0f} % of the source questions with a letter, and {:.0f} % of those that it got wrong and the untuned "
          "model right. So most of the {:.1f} points", letters["after"], letters["lost"], letters["points"]),
+        ("still loses {:.1f} points when each question comes after a solved one, and {:.1f} % of its answers have "
+         "another form, where {:.1f} % had", *asked_twice(L, "iconqa")[["lost_shown", "other_shown", "other"]]),
+        ("Half FT of VILA wins {:.1f} points back on Flickr30k and {:.1f} on COCO",
+         *(asked_twice(V, target, "half_ft")["back"] for target in ("flickr30k", "coco"))),
+        ("the untuned ones fall from {:.1f} to {:.1f} (VILA) and from {:.1f} to {:.1f} (LLaVA)",
+         *(asked_twice(model, "", "zero_shot")[column] for model in (V, L) for column in ("A_S", "A_S_shown"))),
     ]
+
+
+def asked_twice(model: str, target: str, method: str = "full_ft") -> pd.Series:
+    """Return a line of studies/form.csv."""
+    found = pd.read_csv(POCKET / "studies" / "form.csv", keep_default_na=False).set_index(["model", "target", "method"])
+    return found.loc[(model, target, method)]
 
 
 def claims() -> list[Row]:
@@ -504,7 +583,9 @@ FINDINGS: dict[str, Callable[..., list[Row]]] = {
     "Captioning": captioning,
     "Question answering": question_answering,
     "The control": control,
-    "Equal learning": equal_learning,
+    "Equal learning: VILA on Flickr30k": equal_learning,
+    "Equal learning: VILA on COCO": equal_learning_coco,
+    "What to do first": advice,
     "What predicts forgetting": prediction,
     "Selection rules": modules,
     "Named variants": variants,
@@ -544,6 +625,16 @@ def _starred(name: str, target: str, method: str) -> list[bool]:
     return [bool(table(name, model, target, method, "H", "star")) for model in (V, L)]
 
 
+def _ahead(level: int, *rows: str) -> bool:
+    """Return whether rows keep significantly more than Full FT on COCO."""
+    return bool((survey(V, "coco").loc[list(rows), f"delta_{level}_low"] > 0).all())
+
+
+def _learns(row: str, level: int, target: str = "coco") -> bool:
+    """Return whether a row reaches a share of Full FT's gain."""
+    return bool(pd.notna(survey(V, target)[f"kept_{level}"][row]))
+
+
 def _noise(level: int, *rows: str) -> bool:
     """Return whether the survey's intervals of rows' differences from Full FT contain 0."""
     found = survey(V).loc[list(rows)]
@@ -581,6 +672,37 @@ FACTS: dict[str, Callable[[], bool]] = {
             "vera", "ia3", "ln_tuning", "prefix", "prompt_tuning", "oft", "boft", "supertuning", "supertuning_bottom",
             "lorasculpt", "lorasculpt_code", "lorasculpt_connector"),
     "significantly more than Full FT does": lambda: survey(V)["delta_75_low"]["spider_code"] > 0,
+    "all significantly more. L2-Reg keeps 80.65 and Grafting 80.31, also significantly more": lambda: _ahead(
+        100, "replay_source", "tailor", "ewc", "replay_generic", "lines", "wise_ft", "spider", "pissa", "l2_reg",
+        "grafting"),
+    "Half FT never learns 75 % of the gain. With":
+        lambda: not _learns("half_ft", 75) and _learns("projector_frozen", 75) and not _learns("projector_frozen", 90),
+    "is the only one of its kind so far that learns all": lambda: [
+        row for row in survey(V, "coco").query("group == 'Low rank'").index if _learns(row, 100)] == ["pissa"],
+    "there, significantly less than Full FT; its best point is the smallest of its five rates":
+        lambda: survey(V, "coco")["delta_75_high"]["lora"] < 0 and survey(V, "coco")["best_at"]["lora"] == min(
+            survey_points("coco", "lora")["strength"]),
+    "**The best H of all is generic replay's**": lambda: survey(V, "coco")["H"].idxmax() == "replay_generic",
+    "on Flickr30k they keep no more than Full FT at its full gain":
+        lambda: all(kept(row) == kept("full_ft") for row in ("tailor", "wise_ft")),
+    "On COCO neither learns all that Full FT learns, only":
+        lambda: [_learns("projector_frozen", level) for level in (100, 90, 75)] == [False, False, True]
+        and [_learns("shira", level) for level in (100, 90)] == [False, True],
+    "on Flickr30k only one of the five learns that much": lambda: (
+        survey_points("flickr30k", "ewc").dropna(subset=["strength"])["A_T"]
+        >= plane(V, "Flickr30k", "full_ft", "A_T")
+    ).sum() == 1,
+    "on COCO it never learns 90 %": lambda: not _learns("lora", 90),
+    "On Flickr30k it never learns 75 %, and Half FT on neither all":
+        lambda: not _learns("spider", 75, "flickr30k") and not _learns("half_ft", 100),
+    "has the best H of its five points there": lambda: survey_points("coco", "full_ft")["H"].to_numpy().argmax() == 1,
+    "The other seven models of Full FT win nothing": lambda: all(
+        asked_twice(*place)["back_low"] <= 0
+        for place in product((V, L), ("flickr30k", "coco", "iconqa", "scienceqa")) if place != (L, "iconqa")
+    ),
+    "on COCO, both significant. But": lambda: all(
+        asked_twice(V, target, "half_ft")["back_low"] > 0 for target in ("flickr30k", "coco")
+    ),
     "the share of changed weights says nothing":
         lambda: correlation("changed", "within_low") < 0 < correlation("changed", "within_high"),
     "both significant": lambda: all(_starred("table5", "coco", "spider")),
