@@ -348,10 +348,15 @@ def equal_learning_coco() -> list[Row]:
         ("{} of the {} rows are there. The untuned model has an A^S of {:.2f}", len(best),
          sum(len(rows) for rows in asked["groups"].values()), table("table5", V, "coco", "zero_shot", "A_S")),
         ("At {} % of Full FT's gain, where Full FT keeps {:.2f}, replay of source samples keeps {:.2f}, Tailor {:.2f}, "
-         "EWC {:.2f}, generic replay {:.2f}, LiNeS {:.2f}, WiSE-FT {:.2f}, SPIDER {:.2f} and PiSSA {:.2f}", 100,
-         *map(at, ("full_ft", "replay_source", "tailor", "ewc", "replay_generic", "lines", "wise_ft", "spider",
-                   "pissa"))),
-        ("L2-Reg keeps {:.2f} and Grafting {:.2f}", at("l2_reg"), at("grafting")),
+         "an alpha per tensor {:.2f}, Fisher merging {:.2f}, EWC {:.2f}, generic replay {:.2f}, LiNeS {:.2f} and "
+         "WiSE-FT {:.2f}", 100, *map(at, ("full_ft", "replay_source", "tailor", "wise_ft_tensors", "fisher", "ewc",
+                                  "replay_generic", "lines", "wise_ft"))),
+        ("SPIDER keeps {:.2f}, G_gamma {:.2f} and SPIDER with the sum of the gradients {:.2f}",
+         *map(at, ("spider", "spider_gradient", "spider_code"))),
+        ("random elements keep {:.2f} and smallest weights {:.2f}, within noise of it. GPS never learns {} %",
+         at("half_ft_elements"), at("spider_magnitude"), 75),
+        ("keeps {:.2f} and is the only one of its kind", at("pissa")),
+        ("L2-Reg keeps {:.2f} and Grafting {:.2f} at {} %", at("l2_reg"), at("grafting"), 100),
         ("Half FT never learns {} % of the gain. With the projector frozen, Full FT learns {} % but not {} %",
          75, 75, 90),
         ("LoRA reaches {} % and keeps {:.2f} there", 75, at("lora", 75)),
@@ -416,7 +421,7 @@ def prediction() -> list[Row]:
         return tuple(correlation(measure, f"within{end}") for end in ("", "_low", "_high"))
 
     return [
-        ("Over {} cells of VILA on Flickr30k", int(correlation("kl", "cells"))),
+        ("Over {} cells of VILA on Flickr30k and COCO", int(correlation("kl", "cells"))),
         ("{:.2f} ({:.2f} to {:.2f}) for the CKA lost", *span("cka_lost")),
         ("{:.2f} ({:.2f} to {:.2f}) for the distance of the weights ({} cells)", *span("distance"),
          int(correlation("distance", "cells"))),
@@ -524,9 +529,9 @@ def forms() -> list[Row]:
         ("at most {:.1f} % of the answers", max(cell["after"] for cell in cells.values())),
         ("{:.0f} % of the source questions with a letter, and {:.0f} % of those that it got wrong and the untuned "
          "model right. So most of the {:.1f} points", letters["after"], letters["lost"], letters["points"]),
-        ("still loses {:.1f} points when each question comes after a solved one, and {:.1f} % of its answers have "
-         "another form, where {:.1f} % had", *asked_twice(L, "iconqa")[["lost_shown", "other_shown", "other"]]),
-        ("Half FT of VILA wins {:.1f} points back on Flickr30k and {:.1f} on COCO",
+        ("still loses {:.1f} points when each question comes after a solved one, and {:.2f} % of its answers have "
+         "another form, where {:.2f} % had", *asked_twice(L, "iconqa")[["lost_shown", "other_shown", "other"]]),
+        ("Half FT of VILA wins {:.2f} points back on Flickr30k and {:.2f} on COCO",
          *(asked_twice(V, target, "half_ft")["back"] for target in ("flickr30k", "coco"))),
         ("the untuned ones fall from {:.1f} to {:.1f} (VILA) and from {:.1f} to {:.1f} (LLaVA)",
          *(asked_twice(model, "", "zero_shot")[column] for model in (V, L) for column in ("A_S", "A_S_shown"))),
@@ -563,8 +568,8 @@ def readme() -> list[Row]:
          *(_t5("coco", method, "A_S")[number] for number in (0, 1) for method in ("zero_shot", "full_ft"))),
         ("H is {:.1f} against Full FT's {:.1f} with VILA, and {:.1f} against {:.1f} with LLaVA.",
          *_pairs(_t5("coco", "spider", "H"), _t5("coco", "full_ft", "H"))),
-        ("(VILA, Flickr30k, seed {}), A^S is {:.2f} with EWC, {:.2f} with Full FT, {:.2f} with LoRA.", 0,
-         *map(kept, ("ewc", "full_ft", "lora"))),
+        ("(VILA, seed {}), EWC keeps {:.2f} and {:.2f} of A^S, Full FT {:.2f} and {:.2f} (Flickr30k, COCO).", 0,
+         *(kept(row, target=target) for row in ("ewc", "full_ft") for target in ("flickr30k", "coco"))),
         ("On Flickr30k it does not: H is {:.1f} and {:.1f} against Full FT's {:.1f} and {:.1f}, and with VILA its A^T "
          "of {:.1f} is below the untuned model's {:.1f}.", *_t5("flickr30k", "spider", "H"),
          *_t5("flickr30k", "full_ft", "H"),
@@ -672,9 +677,16 @@ FACTS: dict[str, Callable[[], bool]] = {
             "vera", "ia3", "ln_tuning", "prefix", "prompt_tuning", "oft", "boft", "supertuning", "supertuning_bottom",
             "lorasculpt", "lorasculpt_code", "lorasculpt_connector"),
     "significantly more than Full FT does": lambda: survey(V)["delta_75_low"]["spider_code"] > 0,
-    "all significantly more. L2-Reg keeps 80.65 and Grafting 80.31, also significantly more": lambda: _ahead(
-        100, "replay_source", "tailor", "ewc", "replay_generic", "lines", "wise_ft", "spider", "pissa", "l2_reg",
-        "grafting"),
+    "LiNeS 84.29 and WiSE-FT 83.26, all significantly more": lambda: _ahead(
+        100, "replay_source", "tailor", "wise_ft_tensors", "fisher", "ewc", "replay_generic", "lines", "wise_ft"),
+    "82.08, all significantly more than Full FT; random":
+        lambda: _ahead(100, "spider", "spider_gradient", "spider_code") and all(
+            survey(V, "coco")["delta_100_low"][row] <= 0 <= survey(V, "coco")["delta_100_high"][row]
+            for row in ("half_ft_elements", "spider_magnitude")) and not _learns("gps", 75),
+    "No mask keeps more than WiSE-FT": lambda: max(
+        kept(row, target="coco") for row in survey(V, "coco").query("group == 'Selective, while training'").index
+        if _learns(row, 100)) < kept("wise_ft", target="coco"),
+    "80.31 at 100 %, both significantly more": lambda: _ahead(100, "l2_reg", "grafting"),
     "Half FT never learns 75 % of the gain. With":
         lambda: not _learns("half_ft", 75) and _learns("projector_frozen", 75) and not _learns("projector_frozen", 90),
     "is the only one of its kind so far that learns all": lambda: [

@@ -38,7 +38,7 @@ def cell_of_tiny(family: str = "llava", train: dict[str, Any] | None = None, **m
 def unfold(cell: Path, target: Path) -> Path:
     """Write a published cell as the folder that a run leaves, without status and weights; return the folder."""
     target.mkdir(parents=True)
-    for name in ("cell.yaml", "scores.json", "provenance.json", "key", "train.jsonl"):
+    for name in (cell_tables.SPEC, cell_tables.LOG, *cell_tables.FILES):
         if (cell / name).is_file():
             (target / name).write_text((cell / name).read_text())
     (target / "answers").mkdir()
