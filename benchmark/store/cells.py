@@ -141,11 +141,15 @@ class Store:
     def find(self, name: str) -> Path:
         """Return the folder of a cell by its name, by a unique beginning of its name, or by its last eight digits.
 
+        A beginning without settings, such as vila_pocket-coco-spider-s0, is the cell that has none of its own.
+
         Raises:
             UserError: no cell or several cells match, or the schema version is another.
         """
         names = [folder.name for folder in self.all_cells()]
-        found = [other for other in names if other == name] or [other for other in names if other.startswith(name)]
+        found = [other for other in names if other == name]
+        found = found or [other for other in names if other == f"{name}-{digits_of(other)}"]
+        found = found or [other for other in names if other.startswith(name)]
         # An older version may have used other words before the digits.
         digits = digits_of(name)
         found = found or [other for other in names if len(digits) == 8 and other.endswith(f"-{digits}")]

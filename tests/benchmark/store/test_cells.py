@@ -277,6 +277,19 @@ def test_cells_of_another_schema_version_are_neither_listed_nor_found(store):
         store.find("anything")
 
 
+def test_a_beginning_without_settings_is_the_cell_that_has_none(store):
+    plain, shown = (request(["method=zero_shot", "model=vila_pocket", "dataset=iconqa", *more]).cells[0]
+                    for more in ([], ["eval.examples=1"]))
+    for one in (plain, shown):
+        finish(store, one, KEYS)
+    assert store.find("vila_pocket-zero_shot") == store.folder(plain)
+    assert store.find("vila_pocket-zero_shot-eval") == store.folder(shown)
+    with pytest.raises(UserError, match="2 cells begin with 'vila_pocket-zero'"):
+        store.find("vila_pocket-zero")
+    with pytest.raises(UserError, match="No cell"):
+        store.find("vila_pocket-zero_shotx")
+
+
 def test_a_file_system_without_locks_is_named(store, cell, monkeypatch, tmp_path):
     def flock(file, kind):
         raise OSError(errno.ENOLCK, "No locks available")
