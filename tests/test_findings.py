@@ -308,8 +308,13 @@ def kept(row: str, level: int = 100, target: str = "flickr30k") -> float:
     return survey(V, target)[f"kept_{level}"][row]
 
 
+def survey_file() -> dict[str, Any]:
+    """Return what conf says about the survey."""
+    return yaml.safe_load((ROOT / "conf" / "figure" / "survey.yaml").read_text())
+
+
 def equal_learning() -> list[Row]:
-    asked = yaml.safe_load((ROOT / "conf" / "figure" / "survey.yaml").read_text())
+    asked = survey_file()
     every = sum(len(rows) for rows in asked["groups"].values())
     return [
         ("## Equal learning: VILA on Flickr30k, seed {}", asked["seeds"][0]),
@@ -340,7 +345,7 @@ def equal_learning() -> list[Row]:
 
 
 def equal_learning_coco() -> list[Row]:
-    asked = yaml.safe_load((ROOT / "conf" / "figure" / "survey.yaml").read_text())
+    asked = survey_file()
     at = partial(kept, target="coco")
     best = survey(V, "coco")["H"]
     return [
@@ -403,7 +408,7 @@ def advice() -> list[Row]:
             survey_points("flickr30k", row)["A_S"].iloc[2:].max()
             for row in ("prompt_tuning", "prefix", "ia3", "ln_tuning"))),
         ("At {} of the model's rate, Full FT's own curve keeps {:.2f} on COCO",
-         yaml.safe_load((ROOT / "conf" / "figure" / "survey.yaml").read_text())["rates"][1],
+         survey_file()["rates"][1],
          sorted(survey_points("coco", "full_ft")["A_S"])[3]),
     ]
 

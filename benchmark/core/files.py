@@ -64,10 +64,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 os.unlink(temporary)
         if not isinstance(error, OSError):  # ctrl-C or a signal
             raise
-        raise UserError(
-            f"Cannot write {path}: {error.strerror}. "
-            "Choose a writable folder with free space (RESULTS=dir for results)."
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Cannot write {path}: {error.strerror}. Choose a writable folder with free space (RESULTS=dir for results)."
+    )
 
 
 def link_or_copy(source: Path, path: Path) -> None:
@@ -90,10 +93,7 @@ def link_or_copy(source: Path, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"Cannot write {path}: {error.strerror}. "
-            "Choose a writable folder with free space (RESULTS=dir for results)."
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 @contextlib.contextmanager

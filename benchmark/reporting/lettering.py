@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -177,3 +178,14 @@ def as_written(cell: str) -> str:
 def markdown(text: str) -> str:
     """Return text on one line with every character that Markdown would interpret escaped."""
     return re.sub(r"([\\|*_<>`~$\[\]])", r"\\\1", tidy(text))
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table whose columns are padded to one width.
+
+    Args:
+        rows: the heads first; cells with free text went through `markdown`.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |" for row in rows]
+    return [lines[0], f"| {' | '.join('-' * width for width in widths)} |", *lines[1:]]

@@ -256,10 +256,12 @@ class Store:
 
     def trained(self, cell: CellSpec, key: str) -> Path | None:
         """Return the folder of another cell with the weights of a training; None if there is none."""
+        if self.is_published:
+            return None
         own = self.folder(cell)
         for name in (name for names in self._names().values() for name in names if of_same_grid(name, cell)):
             folder = self.cells / name
-            if folder != own and not self.is_published:
+            if folder != own:
                 stages = self.status(folder)["stages"]
                 if _done(folder, stages, "train", key) and output_of(folder, "train").is_file():
                     return folder

@@ -14,8 +14,8 @@ from benchmark.reporting import lettering, outputs
 from benchmark.spec import CellSpec, is_tuned
 from benchmark.store.answers import read_answers, read_items
 from benchmark.store.cells import Store
-from benchmark.studies.prediction import other_form
-from eval.stats import LEVEL, Sample, resample
+from benchmark.studies.prediction import bounds, other_form
+from eval.stats import Sample, resample
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,8 @@ def _line(before: Sequence[_Asked], after: Sequence[_Asked]) -> dict[str, float]
     for end, start, tuned in zip(("", "_shown"), before, after, strict=True):
         kept, first = (np.append(one.sample.values["A_S"], one.sample.draws["A_S"]) for one in (tuned, start))
         lost.append(first - kept)
-        found |= _bounds(f"A_S{end}", kept) | _bounds(f"lost{end}", lost[-1]) | {f"other{end}": tuned.other}
-    return found | _bounds("back", lost[0] - lost[1])
-
-
-def _bounds(name: str, values: np.ndarray) -> dict[str, float]:
-    """Return a value, which comes first, and the interval of its draws."""
-    low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+        found |= bounds(f"A_S{end}", kept) | bounds(f"lost{end}", lost[-1]) | {f"other{end}": tuned.other}
+    return found | bounds("back", lost[0] - lost[1])
 
 
 def markdown(found: pd.DataFrame, title: str, examples: int) -> str:
@@ -119,15 +113,12 @@ def markdown(found: pd.DataFrame, title: str, examples: int) -> str:
             f"{line['A_S_shown']:.2f}", _text(line, "lost_shown") if tuned else "-", f"{line['other_shown']:.1f} %",
             _text(line, "back") if tuned else "-",
         ])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |" for row in rows]
     below = [
         f"Shown: each question comes after {counted(examples, 'solved question')} of its set, without picture. Lost: "
         "A^S of the untuned model, asked in the same way, less A^S. Back: what is not lost then. Brackets: 95 % "
         "intervals of a paired bootstrap. docs/measurement.md has the definitions.",
     ]
-    rule = f"| {' | '.join('-' * width for width in widths)} |"
-    return "\n".join([f"# {title}", "", table[0], rule, *table[1:], "", *(f"{line}  " for line in below), ""])
+    return "\n".join([f"# {title}", "", *lettering.table(rows), "", *(f"{line}  " for line in below), ""])
 
 
 def _text(line: Mapping[str, float], name: str) -> str:

@@ -255,7 +255,7 @@ def correlations(frame: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.Da
         if groups:
             within, pooled = _resampled(groups, measure, draws, np.random.default_rng(seed))
             lines.append({"measure": measure, "name": about.name, "cells": sum(map(len, groups)),
-                          "groups": len(groups)} | _bounds("within", within) | _bounds("pooled", pooled))
+                          "groups": len(groups)} | bounds("within", within) | bounds("pooled", pooled))
     found = pd.DataFrame(lines)
     return found if found.empty else found.sort_values("within", key=abs, ascending=False, kind="stable",
                                                        ignore_index=True)
@@ -294,7 +294,8 @@ def _mean(values: np.ndarray) -> np.ndarray:
                      out=np.full(len(values), np.nan), where=known.any(axis=1))
 
 
-def _bounds(name: str, values: np.ndarray) -> dict[str, float]:
+def bounds(name: str, values: np.ndarray) -> dict[str, float]:
+    """Return a value, which comes first, and the interval of its draws, as <name>, <name>_low and <name>_high."""
     drawn = values[1:][np.isfinite(values[1:])]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(drawn) else (math.nan, math.nan)
     return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
@@ -325,16 +326,13 @@ def markdown(found: pd.DataFrame, title: str, notes: Iterable[str]) -> str:
         mark = " *" if MEASURES[line["measure"]].of_scores else ""
         rows.append([lettering.markdown(line["name"]) + mark, _text(line, "within"), _text(line, "pooled"),
                      str(line["cells"]), str(line["groups"])])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |" for row in rows]
     below = [
         "Spearman's rank correlation with forgetting (A^S of the untuned model less A^S of the cell), with 95 % "
         "intervals: draws of groups (a model and a target), and of methods in each. docs/measurement.md has the "
         "definitions.",
         "* computed from the same source scores as forgetting: no independent predictor.", *notes,
     ]
-    rule = f"| {' | '.join('-' * width for width in widths)} |"
-    return "\n".join([f"# {title}", "", table[0], rule, *table[1:], "", *(f"{line}  " for line in below), ""])
+    return "\n".join([f"# {title}", "", *lettering.table(rows), "", *(f"{line}  " for line in below), ""])
 
 
 def _text(line: Mapping[str, Any], name: str) -> str:

@@ -319,7 +319,7 @@ def markdown(readings: pd.DataFrame, levels: Sequence[float], title: str, notes:
             _text(line, "area", "delta_area"), _text(line, "H"),
             *(f"{line[name]:.2f}" if pd.notna(line.get(name)) else "-" for name in ("time", "memory")),
         ] for _, line in ranked.iterrows()]
-        lines += [f"## {lettering.markdown(block['target_name'].iloc[0])}", "", *_padded([heads, *table]), ""]
+        lines += [f"## {lettering.markdown(block['target_name'].iloc[0])}", "", *lettering.table([heads, *table]), ""]
     return "\n".join([*lines, *(f"{note}  " for note in notes), ""])
 
 
@@ -331,12 +331,6 @@ def _text(line: pd.Series, column: str, difference: str = "") -> str:
     if difference and not pd.isna(line.get(difference, np.nan)):
         mark = " ↑" if line[f"{difference}_low"] > 0 else " ↓" if line[f"{difference}_high"] < 0 else ""
     return f"{line[column]:.1f} ({line[f'{column}_low']:.1f} to {line[f'{column}_high']:.1f}){mark}"
-
-
-def _padded(cells: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    rows = [f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |" for row in cells]
-    return [rows[0], f"| {' | '.join('-' * width for width in widths)} |", *rows[1:]]
 
 
 def notes(survey: Survey, readings: pd.DataFrame) -> list[str]:

@@ -396,7 +396,9 @@ class Parts:
 
     def _count_words(self, scores: Tensor, wanted: Tensor) -> None:
         """Count in `hits` how many words of each of `kinds` are right."""
-        right = scores.argmax(-1) == wanted if self.kinds else wanted
+        if not self.kinds:
+            return
+        right = scores.argmax(-1) == wanted
         for kind, ids in self.kinds.items():
             self._count(kind, right[torch.isin(wanted, ids)])
 
