@@ -141,7 +141,7 @@ class Store:
     def find(self, name: str) -> Path:
         """Return the folder of a cell by its name, by a unique beginning of its name, or by its last eight digits.
 
-        A beginning without settings, such as vila_pocket-coco-spider-s0, is the cell that has none of its own.
+        A beginning without settings, such as vila15_3b-coco-spider-s0, is the cell that has none of its own.
 
         Raises:
             UserError: no cell or several cells match, or the schema version is another.
