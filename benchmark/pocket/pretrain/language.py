@@ -13,12 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmark.models.prompt import IGNORE
+from benchmark.pocket.pretrain import group
 from benchmark.pocket.pretrain.corpus import Conversation, conversations, text_ids
 from benchmark.pocket.pretrain.family import Family, Part, Size
 from benchmark.pocket.pretrain.stages import Stage
@@ -34,19 +34,13 @@ Row = tuple[list[int], list[int], list[Any], list[int]]
 """input_ids, labels, positions and branch numbers of a packed conversation, from `pack`."""
 
 
-class _Texts(IterableDataset):
-    """Language-stage batches, a pure function of (seed, step)."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, seed: int, first: int, steps: int, batch: int, length: int
-    ) -> None:
-        self.args = tokenizer, seed, first, steps, batch, length
-
-    def __iter__(self) -> Iterator[Tensor]:
-        tokenizer, seed, first, steps, batch, length = self.args
-        for step in range(first, steps):
-            stream = text_ids(tokenizer, f"language/{seed}/{step}", length)
-            yield torch.tensor([next(stream) for _ in range(batch)])
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, seed: int, first: int, steps: int, batch: int, length: int
+) -> Iterator[Tensor]:
+    """Yield this process's share of the language stage's batches, a pure function of (seed, step)."""
+    for step in range(first, steps):
+        stream = text_ids(tokenizer, f"language/{seed}/{step}", length)
+        yield torch.tensor(group.share(itertools.islice(stream, batch)))
 
 
 def train_language(
@@ -56,23 +50,24 @@ def train_language(
 ) -> None:
     """Train the language model on text alone. Every token of the vocabulary is a label many times."""
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(llm.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    parameters = list(llm.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     schedule = Schedule(learning_rate, steps, warmup=50)
     first = resume(out, {"llm": llm}, optimizer)
     llm.train()
     low = Replica({"llm": llm}, dtype)
-    loader = DataLoader(_Texts(tokenizer, seed, first, steps, batch, length), batch_size=None, num_workers=1)
-    for step, ids in enumerate(loader, first):
+    for step, ids in enumerate(_texts(tokenizer, seed, first, steps, batch, length), first):
         schedule.apply(optimizer, step)
-        loss = low.parts["llm"](input_ids=ids, labels=ids, use_cache=False).loss
+        loss = low.parts["llm"](input_ids=ids, labels=ids, use_cache=False).loss * (len(ids) / batch)
         loss.backward()
         low.gradients_to_masters()
-        torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+        group.add_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         low.refresh()
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save(out, {"llm": llm}, optimizer, step + 1)
-            log(f"language step {step + 1}/{steps} loss {loss.item():.3f}")
+            log(f"language step {step + 1}/{steps} loss {group.total(loss.item()):.3f}")
 
 
 OPTION_BLOCK, WORD_BLOCK, POINTER_BLOCK = 4, 5, 7
@@ -251,39 +246,41 @@ def pack(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, family:
     return ids, labels, positions, branches
 
 
-class _Conversations(IterableDataset):
-    """Packed batches, a pure function of (seed, stage, step)."""
+def batches(
+    family: Family, tokenizer: PreTrainedTokenizerBase, seed: int, stage: Stage, first: int, steps: int,
+    prompts: dict[str, str],
+) -> Iterator[Packed]:
+    """Yield this process's share of a stage's batches, a pure function of (seed, stage, step).
 
-    def __init__(
-        self, family: Family, tokenizer: PreTrainedTokenizerBase, seed: int, stage: Stage, first: int, steps: int,
-        prompts: dict[str, str],
-    ) -> None:
-        self.inner = Inner(tokenizer) if stage.inner else None
-        self.cells = (first_tokens(tokenizer, ROWS), first_tokens(tokenizer, COLUMNS)) if stage.cells else None
-        self.family, self.tokenizer, self.prompts = family, tokenizer, prompts
-        self.seed, self.stage, self.first, self.steps = seed, stage, first, steps
-
-    def __iter__(self) -> Iterator[Packed]:
-        stream = conversations(self.seed, self.stage, self.prompts)
-        for step in range(self.steps):
-            chosen = [next(stream) for _ in range(self.stage.pictures or self.family.batch)]
-            if step < self.first:
-                continue
-            drawn = [None if c.picture is None else c.picture.draw(random.Random(c.seed)) for c in chosen]
-            images = [image for image in drawn if image is not None]
-            pixels = self.family.pixels(images) if images else None
-            rows = [
-                pack(c, self.tokenizer, self.family, None if image is None else image.size)
-                for c, image in zip(chosen, drawn, strict=True)
-            ]
-            cells = self._cells(image.size for image in images) if self.cells and images else None
-            yield Packed(rows, pixels, self.tokenizer.pad_token_id, self.inner, cells)
-
-    def _cells(self, sizes: Iterable[Size]) -> Tensor:
-        """Return the words for row and column of each image token, (image tokens, 2)."""
-        assert self.cells is not None
-        places = torch.tensor([cell for size in sizes for cell in self.family.grid(size).cells()])
-        return torch.stack([words[numbers] for words, numbers in zip(self.cells, places.unbind(1), strict=True)], dim=1)
+    Args:
+        family: the model's.
+        tokenizer: the family's.
+        seed: of the conversations.
+        stage: what they are.
+        first: step of the first batch.
+        steps: of the whole stage.
+        prompts: dataset id -> prompt template.
+    """
+    inner = Inner(tokenizer) if stage.inner else None
+    words = [first_tokens(tokenizer, names) for names in (ROWS, COLUMNS)] if stage.cells else []
+    stream = conversations(seed, stage, prompts)
+    for step in range(steps):
+        batch = list(itertools.islice(stream, stage.pictures or family.batch))
+        if step < first:
+            continue
+        chosen = group.share(batch)
+        drawn = [None if c.picture is None else c.picture.draw(random.Random(c.seed)) for c in chosen]
+        images = [image for image in drawn if image is not None]
+        rows = [
+            pack(c, tokenizer, family, None if image is None else image.size)
+            for c, image in zip(chosen, drawn, strict=True)
+        ]
+        cells = None
+        if words:
+            places = [cell for image in images for cell in family.grid(image.size).cells()]
+            numbers = torch.tensor(places, dtype=torch.long).view(-1, len(words))
+            cells = torch.stack([names[axis] for names, axis in zip(words, numbers.unbind(1), strict=True)], dim=1)
+        yield Packed(rows, family.pixels(images) if images else None, tokenizer.pad_token_id, inner, cells)
 
 
 class Parts:
@@ -309,7 +306,7 @@ class Parts:
         return self.family.project(self.projector, features)
 
     def loss(self, batch: Packed) -> Tensor:
-        """Return the mean cross-entropy over the supervised tokens of a packed batch.
+        """Return the mean cross-entropy over the supervised tokens of a packed batch, or this process's part of it.
 
         With inner labels it is the sum of five means: letters, all other supervised tokens (so letters weigh as much as
         everything else), and the words, pointers and options of `Inner`. With cells it is the sum of three: at each
@@ -359,17 +356,15 @@ class Parts:
             seen: is called with the output layer's scores and the labels, (tokens, words) and (tokens,).
         """
         keep = wanted != IGNORE
-        if not keep.any():
-            return hidden.sum() * 0.0
         scores = self.head(hidden[keep]).float()
         seen(scores.detach(), wanted[keep])
-        return F.cross_entropy(scores, wanted[keep])
+        return _cross_entropy(scores, wanted[keep])
 
     def _cell(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Return the mean cross-entropy of the output layer on image tokens (tokens, width), and count in `hits`."""
         scores = self.head(hidden)
         self._count("cell", scores.argmax(-1) == words)
-        return F.cross_entropy(scores.float(), words)
+        return _cross_entropy(scores.float(), words)
 
     def _pointing(self, hidden: Tensor, batch: Packed) -> Tensor:
         """Return the mean cross-entropy of the attention of POINTER_BLOCK's first head, from each letter's position.
@@ -388,11 +383,9 @@ class Parts:
         )
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
         (places,) = (batch.pointers[0, 1:] != IGNORE).nonzero(as_tuple=True)
-        if not len(places):
-            return hidden.sum() * 0.0
         scores = (query[0, 0, places] @ key[0, 0].T).float() * attention.scaling
         scores = scores.masked_fill(~batch.seen(places), -torch.inf)
-        return F.cross_entropy(scores, batch.pointers[0, places + 1])
+        return _cross_entropy(scores, batch.pointers[0, places + 1])
 
     def _count_words(self, scores: Tensor, wanted: Tensor) -> None:
         """Count in `hits` how many words of each of `kinds` are right."""
@@ -426,10 +419,16 @@ class Parts:
         self.hits[kind] += torch.tensor([right.sum().item(), right.numel()])
 
     def hits_line(self) -> str:
-        """Return the percentages of correct words since the last call, for the log."""
-        shares = [f"{kind} {100 * hits / n:.0f}" for kind, (hits, n) in self.hits.items() if n]
+        """Return all processes' percentages of correct words since the last call, for the log."""
+        totals = {kind: [group.total(count) for count in counts.tolist()] for kind, counts in self.hits.items()}
+        shares = [f"{kind} {100 * hits / n:.0f}" for kind, (hits, n) in totals.items() if n]
         self.hits.clear()
         return f" correct: {', '.join(shares)}" if shares else ""
+
+
+def _cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Return this process's part of the mean cross-entropy, of scores (tokens, classes) for labels (tokens,)."""
+    return group.mean(F.cross_entropy(scores, wanted, reduction="none"))
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> Tensor:
@@ -471,24 +470,24 @@ def train_joint(
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     schedule = Schedule(stage.learning_rate, steps, 50, stage.horizon, stage.cooldown)
     first = resume(out, trained, optimizer)
-    dataset = _Conversations(family, tokenizer, seed, stage, first, steps, prompts)
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     low = Replica({"model": model}, family.dtype)
     low_parts = Parts(cast(PreTrainedModel, low.parts["model"]), family)
     if stage.transcripts:
         low_parts.kinds = {kind: first_tokens(tokenizer, words) for kind, (_, words) in HEADS.items()}
     running: list[float] = []
-    for step, packed in enumerate(loader, first):
+    for step, packed in enumerate(batches(family, tokenizer, seed, stage, first, steps, prompts), first):
         schedule.apply(optimizer, step)
         loss = low_parts.loss(packed)
         loss.backward()
         low.gradients_to_masters()
+        group.add_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         low.refresh()
         running.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            log(f"{stage.name} step {step + 1}/{steps} loss {sum(running) / len(running):.3f}{low_parts.hits_line()}")
+            mean = group.total(sum(running)) / len(running)
+            log(f"{stage.name} step {step + 1}/{steps} loss {mean:.3f}{low_parts.hits_line()}")
             running = []
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 save(out, trained, optimizer, step + 1)

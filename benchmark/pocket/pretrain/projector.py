@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from benchmark.pocket.pretrain import group
 from benchmark.pocket.pretrain.family import TokenGrid
 from benchmark.pocket.pretrain.language import Parts, first_tokens
 from benchmark.pocket.pretrain.state import Schedule, resume, save
-from benchmark.pocket.pretrain.tower import HEADS, PRETRAINING, pictures
+from benchmark.pocket.pretrain.tower import HEADS, PRETRAINING, pictures, shared_pictures
 from benchmark.pocket.world.icons import PLACES
 from benchmark.pocket.world.scene import CELL, SIZE, Cover, Diagram, Scene
 
@@ -165,8 +166,7 @@ def train_names(
     places = torch.tensor([WORDS[place] for place in PLACES])
     for step in range(first, steps):
         schedule.apply(optimizer, step)
-        stream = pictures(f"names/{seed}/{step}", PRETRAINING.__contains__)
-        drawn = list(islice(stream, batch))
+        drawn = list(shared_pictures(f"names/{seed}/{step}", batch))
         images = [picture.draw(rng) for picture, rng in drawn]
         tokens = parts.image_tokens(parts.family.pixels(images), torch.float32).flatten(0, -2)
         grids = [parts.family.grid(image.size) for image in images]
@@ -175,13 +175,14 @@ def train_names(
         shown[..., places] *= 0.2  # the place fills the picture, so a few tokens are enough for it
         wanted = shown / shown.sum(-1, keepdim=True).clamp(min=1e-6)
         logits = 20 * F.normalize(tokens, dim=-1) @ names.T
-        loss = -(wanted * logits.log_softmax(-1)).sum(-1).mean()
+        loss = group.mean(-(wanted * logits.log_softmax(-1)).sum(-1))
         optimizer.zero_grad()
         loss.backward()
+        group.add_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            log(f"names step {step + 1}/{steps} loss {loss.item():.3f}")
+            log(f"names step {step + 1}/{steps} loss {group.total(loss.item()):.3f}")
             save(out, {"projector": parts.projector}, optimizer, step + 1)
 
 

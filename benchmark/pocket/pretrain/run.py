@@ -20,7 +20,7 @@ import benchmark.models
 from benchmark.config.compose import request
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import write_atomic
-from benchmark.pocket.pretrain import card, language, projector, tower
+from benchmark.pocket.pretrain import card, group, language, projector, tower
 from benchmark.pocket.pretrain.family import Family, Part
 from benchmark.pocket.pretrain.llama import Llava, Vila
 from benchmark.pocket.pretrain.qwen import Qwen
@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
     transformers_logging.set_verbosity_error()
     for spec in run.models:
         recipe = RECIPES[spec.id]
-        make(spec, recipe, prompts)
+        # A step of no recipe has fewer pictures than a family's batch, so each process has some.
+        group.run(make, (spec, recipe, prompts), min(run.threads, FAMILIES[recipe.family].batch))
         POCKET.draw(at_root(run.data_root))
         loaded = benchmark.models.load(replace(spec, checkpoint=str(at_root(spec.checkpoint))), torch.float32)
         training = json.loads((loaded.path / "training.json").read_text())
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = WORK) -> Path:
-    """Run all stages of a model and write its checkpoint.
+    """Run all stages of a model and write its checkpoint; every process of a `group` does it together.
 
     Args:
         spec: its entry in conf/model.
@@ -76,7 +77,7 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         The checkpoint folder.
     """
     out = work / spec.id
-    log = _logger(spec.id, out)
+    log = _logger(spec.id, out) if group.is_first() else _silent
     family = FAMILIES[recipe.family](recipe.image_size)
     tokenizer = family.make_tokenizer(prompts)
     llm = make_llm(family, tokenizer, recipe, work / family.language_folder, log)
@@ -97,6 +98,8 @@ def make(spec: ModelSpec, recipe: Recipe, prompts: dict[str, str], work: Path = 
         )
     model.half()
     path = at_root(spec.checkpoint)
+    if not group.is_first():
+        return path
     family.save(model, tokenizer, path)
     mixtures = {stage.name: stage.mixture for stage in STAGES.values() if recipe.steps(stage)}
     record = {
@@ -134,6 +137,10 @@ def assemble(
     parts.decoder.load_state_dict(llm.model.state_dict())
     parts.head.load_state_dict(llm.lm_head.state_dict())
     return model
+
+
+def _silent(text: str) -> None:
+    """Log nothing: another process does."""
 
 
 def _logger(name: str, out: Path) -> Callable[[str], None]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmark.core.files import write_atomic
+from benchmark.pocket.pretrain import group
 
 
 class Schedule:
@@ -39,12 +40,14 @@ class Schedule:
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set the step's learning rate; a group's 'scale' multiplies it."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.at(step) * group.get("scale", 1.0)
+        for settings in optimizer.param_groups:
+            settings["lr"] = self.at(step) * settings.get("scale", 1.0)
 
 
 def save(out: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write the stage's checkpoint atomically."""
+    """Write the stage's checkpoint atomically, if this is the first process."""
+    if not group.is_first():
+        return
     buffer = io.BytesIO()
     state = {name: part.state_dict() for name, part in parts.items()}
     torch.save({"parts": state, "optimizer": optimizer.state_dict(), "step": step}, buffer)

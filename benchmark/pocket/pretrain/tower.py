@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
 
+from benchmark.pocket.pretrain import group
 from benchmark.pocket.pretrain.family import Family, Features, Part
 from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
 from benchmark.pocket.world.icons import COLOURS, ICONS, PLACES, SHAPES
@@ -43,6 +44,8 @@ HEADS: dict[str, tuple[int, tuple[str, ...]]] = {
     "shape_colour": (MAX_SHAPES, tuple(COLOURS)),
 }
 """Head -> (number of positions, names of the classes after class 0)."""
+Labels = dict[str, Tensor]
+"""Head -> class of each position, (pictures, positions)."""
 
 
 def labels_of(picture: Scene | Cover | Diagram) -> dict[str, list[int]]:
@@ -99,23 +102,16 @@ def pictures(
             yield picture, rng
 
 
-class Pictures(IterableDataset):
-    """Batches of pixels and labels. Each depends only on (seed, step), so a resumed run sees the same batches."""
-
-    def __init__(self, family: Family, seed: int, first_step: int, steps: int, batch: int) -> None:
-        self.family, self.seed, self.first_step, self.steps, self.batch = family, seed, first_step, steps, batch
-
-    def __iter__(self) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-        for step in range(self.first_step, self.steps):
-            stream = pictures(f"tower/{self.seed}/{step}", PRETRAINING.__contains__)
-            yield batch_of(stream, self.family, self.batch)
+def shared_pictures(seed: str, count: int) -> Iterator[tuple[Scene | Cover | Diagram, random.Random]]:
+    """Yield this process's share of a batch of pictures for pretraining, each with the generator that draws it."""
+    for number in group.share(range(count)):
+        yield next(pictures(f"{seed}/{number}", PRETRAINING.__contains__))
 
 
-def batch_of(stream: Iterator, family: Family, size: int) -> tuple[Any, dict[str, Tensor]]:
-    """Return the family's pixels of some pictures and, per head, labels (size, positions)."""
+def batch_of(drawn: Iterable[tuple[Scene | Cover | Diagram, random.Random]], family: Family) -> tuple[Any, Labels]:
+    """Return the family's pixels of some pictures and their labels."""
     images, labels = [], []
-    for _ in range(size):
-        picture, rng = next(stream)
+    for picture, rng in drawn:
         images.append(picture.draw(rng))
         labels.append(labels_of(picture))
     return family.pixels(images), {head: torch.tensor([row[head] for row in labels]) for head in HEADS}
@@ -156,15 +152,18 @@ class Readout(nn.Module):
         return {name: self.heads[name](part) for name, part in zip(HEADS, pooled.split(counts, dim=1), strict=True)}
 
 
-def loss_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-    """Return the cross-entropy summed over heads, mean over the batch; empty positions weigh a tenth."""
+def loss_of(logits: dict[str, Tensor], labels: Labels) -> Tensor:
+    """Return this process's part of the cross-entropy, summed over heads; empty positions weigh a tenth.
+
+    It is the mean over the pictures of all processes.
+    """
     total = torch.zeros(())
     for name, scores in logits.items():
         wanted = labels[name]
         weight = torch.where(wanted == NONE, 0.1, 1.0)
         each = F.cross_entropy(scores.flatten(0, 1).float(), wanted.flatten(), reduction="none").view_as(weight)
-        total = total + (each * weight).sum() / len(wanted)
-    return total
+        total = total + (each * weight).sum()
+    return total / group.total(len(labels["icon"]))
 
 
 @torch.inference_mode()
@@ -174,7 +173,7 @@ def probe(tower: Part, readout: Readout, family: Family, size: int = 1024) -> di
     stream = pictures("probe", lambda who: who == ("probe", "test"))
     right: dict[str, list[float]] = {}
     for _ in range(size // 128):
-        pixels, labels = batch_of(stream, family, 128)
+        pixels, labels = batch_of(islice(stream, 128), family)
         logits = readout(family.features(tower, pixels, torch.float32))
         for name, scores in logits.items():
             wanted = labels[name]
@@ -220,14 +219,14 @@ def train(
     schedule = Schedule(learning_rate, steps, warmup=150, horizon=HORIZON, cooldown=500)
     step = resume(out, parts, optimizer)
     low = Replica(parts, family.dtype)
-    stream = Pictures(family, seed, step, steps, batch or family.tower_batch)
-    loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
     running = 0.0
-    for pixels, labels in loader:
+    while step < steps:
+        pixels, labels = batch_of(shared_pictures(f"tower/{seed}/{step}", batch or family.tower_batch), family)
         schedule.apply(optimizer, step)
         loss = loss_of(low.parts["readout"](family.features(low.parts["tower"], pixels, family.dtype)), labels)
         loss.backward()
         low.gradients_to_masters()
+        group.add_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         low.refresh()
@@ -236,7 +235,7 @@ def train(
         if step % 100 == 0 or step == steps:
             scores = probe(tower, readout, family, 256) if step % 500 == 0 else {}
             shown = " ".join(f"{name} {value:.0f}" for name, value in scores.items() if "/" not in name)
-            log(f"tower step {step}/{steps} loss {running / 100:.3f} {shown}")
+            log(f"tower step {step}/{steps} loss {group.total(running) / 100:.3f} {shown}")
             running = 0.0
             if step % 500 == 0:
                 save(out, parts, optimizer, step)

@@ -152,9 +152,7 @@ def test_cells_are_labels_at_image_tokens_of_the_second_and_third_block(family, 
     tokenizer = family.make_tokenizer(prompts) if isinstance(family, Qwen) else tokenizer
     parts = whole_model(family, tokenizer)
     (batch,), (without,) = (
-        language._Conversations(
-            family, tokenizer, 0, replace(STAGES["cells"], pictures=3, cells=cells), 0, 1, prompts
-        )
+        language.batches(family, tokenizer, 0, replace(STAGES["cells"], pictures=3, cells=cells), 0, 1, prompts)
         for cells in (True, False)
     )
     is_image = batch.input_ids == parts.image_token_id
