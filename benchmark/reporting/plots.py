@@ -23,6 +23,10 @@ from benchmark.reporting.radar import MATH, STYLE, Style, save, styles
 
 METRICS = ("A_S", "A_T", "H")
 LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
+LINEAR = 2.0
+"""Points of A^S up to which the axis of a loss is about linear; beyond, it is logarithmic."""
+LOSSES = (0, 2, 5, 10, 20, 40, 80)
+MARKERS = "os^vDP"
 
 
 def lines(
@@ -220,7 +224,9 @@ def _plane_panel(
 
 
 def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
-    """Draw the curve of every row of the survey in the plane of A^S and A^T: a panel per group and target.
+    """Draw the curve of every row of the survey, what it learns over what it loses: a panel per group and target.
+
+    The axis of the loss is stretched near 0: the rows that matter lose a few points, others lose all.
 
     Args:
         points: one line per point, in the order of its curve: target_name, row, name, group, A_S, A_T. The line with an
@@ -240,25 +246,32 @@ def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     panels = list(itertools.product(groups, targets))
     columns = len(targets) if len(targets) > 1 else min(2, len(groups))
     rows = -(-len(panels) // columns)
+    base = points[points["group"] == ""].set_index("target_name")["A_S"]
+    drawn = points.assign(lost=points["target_name"].map(base) - points["A_S"])
     with plt.rc_context(STYLE):
         # The legend is right of a group's last panel.
         size = (2.7 * columns + 2.4 * columns / len(targets), 2.3 * rows + 1.0)
         shared: Literal["col", "all"] = "col" if len(targets) > 1 else "all"
         figure, grid = plt.subplots(
-            rows, columns, figsize=size, squeeze=False, layout="constrained", sharex=shared, sharey=shared
+            rows, columns, figsize=size, squeeze=False, layout="constrained", sharex="all", sharey=shared
         )
         for number, (plot, (group, target)) in enumerate(zip(grid.flat, panels, strict=False)):
-            lines = points[points["target_name"] == target]
+            lines = drawn[drawn["target_name"] == target]
             _curves_panel(plot, lines, lines[lines["group"] == ""], group, first)
             plot.set_title(target if number < columns else "")
             if number >= len(panels) - columns:
                 plot.tick_params(labelbottom=True)
-                plot.set_xlabel(f"{MATH['A_S']} (kept)", parse_math=True)
+                plot.set_xlabel(f"{MATH['A_S']} lost (points)", parse_math=True)
             if number % columns == 0:
                 plot.set_ylabel(f"{MATH['A_T']} (learned)", parse_math=True)
             if target == targets[-1]:
                 plot.legend(title=group, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7, title_fontsize=8,
                             frameon=False, alignment="left")
+        # The limits and the scale are those of all panels.
+        grid.flat[0].set_xscale("asinh", linear_width=LINEAR)
+        grid.flat[0].set_xlim(max(LOSSES[1], 1.2 * drawn["lost"].max()), min(-LINEAR / 2, 1.5 * drawn["lost"].min()))
+        grid.flat[0].set_xticks(LOSSES, [tick(loss) for loss in LOSSES])
+        grid.flat[0].xaxis.set_minor_locator(NullLocator())
         for plot in grid.flat[len(panels) :]:
             plot.set_visible(False)
         text = f"{title}. Lines start at the untuned model (star); dashed: Full FT"
@@ -269,15 +282,15 @@ def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
 def _curves_panel(plot: Axes, lines: pd.DataFrame, start: pd.DataFrame, group: str, first: str) -> None:
     """Draw the curves of one group over that of the first row, the reference. Their points are in order."""
     reference = pd.concat([start, lines[lines["row"] == first]])
-    plot.plot(reference["A_S"], reference["A_T"], color="0.25", linewidth=1.0, linestyle="--", zorder=2)
-    plot.plot(start["A_S"], start["A_T"], marker="*", markersize=10, color="black", linestyle="none", zorder=6)
+    plot.plot(reference["lost"], reference["A_T"], color="0.25", linewidth=1.0, linestyle="--", zorder=2)
+    plot.plot(start["lost"], start["A_T"], marker="*", markersize=10, color="black", linestyle="none", zorder=6)
     own = lines[lines["group"] == group]
-    colours = plt.get_cmap("tab20" if own["row"].nunique() > 10 else "tab10")
+    colours = plt.get_cmap("tab10")
     for place, (_, curve) in enumerate(own.groupby("row", sort=False)):
         drawn = pd.concat([start, curve])
         plot.plot(
-            drawn["A_S"], drawn["A_T"], color=colours(place % colours.N), linewidth=1.1, marker="o", markersize=3,
-            zorder=4, label=curve["name"].iloc[0],
+            drawn["lost"], drawn["A_T"], color=colours(place % colours.N), linewidth=1.0, markersize=3.5, zorder=4,
+            marker=MARKERS[(place + place // colours.N) % len(MARKERS)], label=curve["name"].iloc[0],
         )
 
 
