@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmark.config.compose import request
+from benchmark.core import signals
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.pocket.pretrain import group, language, projector, run, tower
@@ -88,6 +91,29 @@ def test_every_process_of_a_group_has_one_thread(tmp_path):
 def test_a_process_that_ends_early_ends_all_with_one_message(function, said):
     with pytest.raises(UserError, match=said):
         group.run(function, (), 2)
+
+
+def waits(folder: Path) -> None:
+    """Write that this process is there, and wait."""
+    write_atomic(folder / str(group.place()[0]), str(os.getpid()))
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(("number", "raised"), [
+    (signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, signals.Terminated),
+])
+def test_a_signal_ends_all_processes(tmp_path, number, raised):
+    def stop() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(raised), signals.raising():
+        group.run(waits, (tmp_path,), 2)
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)
 
 
 def test_no_process_is_left_without_pictures():

@@ -38,8 +38,11 @@ def run(function: Callable[..., Any], args: tuple[Any, ...], processes: int) -> 
         torch.multiprocessing.ProcessRaisedException: the function raised another exception.
     """
     with tempfile.TemporaryDirectory() as folder:
+        told = (function, args, processes, Path(folder))
+        started = multiprocessing.spawn(_join, told, processes, join=False, daemon=True)
         try:
-            multiprocessing.spawn(_join, (function, args, processes, Path(folder)), processes, daemon=True)
+            while not started.join():
+                pass
         except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as error:
             if (fault := Path(folder) / FAULT).exists():
                 raise UserError(fault.read_text(encoding="utf-8")) from None
@@ -49,6 +52,10 @@ def run(function: Callable[..., Any], args: tuple[Any, ...], processes: int) -> 
                 f"A process of pretraining was killed ({error}). Check that the machine has enough memory. The same "
                 "command goes on from the last checkpoint."
             ) from None
+        finally:  # also after ctrl-C or SIGTERM
+            for process in started.processes:
+                process.terminate()
+                process.join()
 
 
 def _join(rank: int, function: Callable[..., Any], args: tuple[Any, ...], processes: int, folder: Path) -> None:

@@ -22,7 +22,7 @@ from benchmark.pocket.pretrain import group
 from benchmark.pocket.pretrain.corpus import Conversation, conversations, text_ids
 from benchmark.pocket.pretrain.family import Family, Part, Size
 from benchmark.pocket.pretrain.stages import Stage
-from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
+from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save, update
 from benchmark.pocket.pretrain.tower import HEADS
 from benchmark.pocket.world.scene import COLUMNS, ROWS
 from benchmark.pocket.world.words import LETTERS, SIGN_WORDS
@@ -59,12 +59,7 @@ def train_language(
     for step, ids in enumerate(_texts(tokenizer, seed, first, steps, batch, length), first):
         schedule.apply(optimizer, step)
         loss = low.parts["llm"](input_ids=ids, labels=ids, use_cache=False).loss * (len(ids) / batch)
-        loss.backward()
-        low.gradients_to_masters()
-        group.add_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        low.refresh()
+        update(loss, parameters, optimizer, low)
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save(out, {"llm": llm}, optimizer, step + 1)
             log(f"language step {step + 1}/{steps} loss {group.total(loss.item()):.3f}")
@@ -478,12 +473,7 @@ def train_joint(
     for step, packed in enumerate(batches(family, tokenizer, seed, stage, first, steps, prompts), first):
         schedule.apply(optimizer, step)
         loss = low_parts.loss(packed)
-        loss.backward()
-        low.gradients_to_masters()
-        group.add_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        low.refresh()
+        update(loss, parameters, optimizer, low)
         running.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == steps:
             mean = group.total(sum(running)) / len(running)

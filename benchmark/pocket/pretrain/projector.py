@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from benchmark.pocket.pretrain import group
 from benchmark.pocket.pretrain.family import TokenGrid
 from benchmark.pocket.pretrain.language import Parts, first_tokens
-from benchmark.pocket.pretrain.state import Schedule, resume, save
+from benchmark.pocket.pretrain.state import Schedule, resume, save, update
 from benchmark.pocket.pretrain.tower import HEADS, PRETRAINING, pictures, shared_pictures
 from benchmark.pocket.world.icons import PLACES
 from benchmark.pocket.world.scene import CELL, SIZE, Cover, Diagram, Scene
@@ -176,11 +176,7 @@ def train_names(
         wanted = shown / shown.sum(-1, keepdim=True).clamp(min=1e-6)
         logits = 20 * F.normalize(tokens, dim=-1) @ names.T
         loss = group.mean(-(wanted * logits.log_softmax(-1)).sum(-1))
-        optimizer.zero_grad()
-        loss.backward()
-        group.add_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        update(loss, parameters, optimizer)
         if (step + 1) % 50 == 0 or step + 1 == steps:
             log(f"names step {step + 1}/{steps} loss {group.total(loss.item()):.3f}")
             save(out, {"projector": parts.projector}, optimizer, step + 1)

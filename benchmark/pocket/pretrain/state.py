@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmark.core.files import write_atomic
 from benchmark.pocket.pretrain import group
@@ -67,7 +68,7 @@ def resume(out: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimi
 
 
 class Replica:
-    """A copy that runs forward and backward for fp32 master weights.
+    """A copy that runs forward and backward for fp32 master weights; at float32 the masters themselves do.
 
     On CPUs with bfloat16 instructions, matrix products in bfloat16 are two to four times as fast, on others up to forty
     times as slow. The optimizer updates the fp32 masters, so rounding loses no update.
@@ -78,18 +79,45 @@ class Replica:
     """
 
     def __init__(self, parts: dict[str, nn.Module], dtype: torch.dtype) -> None:
-        self.masters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
-        self.parts = {name: copy.deepcopy(part).to(dtype) for name, part in parts.items()}
-        self.copies = [p for part in self.parts.values() for p in part.parameters() if p.requires_grad]
+        same = dtype == torch.float32
+        self.parts = parts if same else {name: copy.deepcopy(part).to(dtype) for name, part in parts.items()}
+        self._pairs = [] if same else [
+            (master, low)
+            for name, part in parts.items()
+            for master, low in zip(part.parameters(), self.parts[name].parameters(), strict=True)
+            if master.requires_grad
+        ]
 
     def gradients_to_masters(self) -> None:
         """Move the copies' gradients to the masters, in fp32."""
-        for master, low in zip(self.masters, self.copies, strict=True):
+        for master, low in self._pairs:
             master.grad = None if low.grad is None else low.grad.float()
             low.grad = None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the rounded masters into the replica after an optimizer step."""
-        for master, low in zip(self.masters, self.copies, strict=True):
+        for master, low in self._pairs:
             low.copy_(master)
+
+
+def update(
+    loss: Tensor, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, low: Replica | None = None
+) -> None:
+    """Take an optimizer step on the gradients of all processes' losses, clipped to a norm of 1.
+
+    Args:
+        loss: this process's part.
+        parameters: the optimizer's.
+        optimizer: of the masters.
+        low: computed the loss, unless the masters did.
+    """
+    loss.backward()
+    if low is not None:
+        low.gradients_to_masters()
+    group.add_gradients(parameters)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    if low is not None:
+        low.refresh()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmark.pocket.pretrain import group
 from benchmark.pocket.pretrain.family import Family, Features, Part
-from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save
+from benchmark.pocket.pretrain.state import Replica, Schedule, resume, save, update
 from benchmark.pocket.world.icons import COLOURS, ICONS, PLACES, SHAPES
 from benchmark.pocket.world.scene import GENRES, Cover, Diagram, Scene
 from benchmark.pocket.world.splits import PRETRAINING, owner
@@ -224,12 +224,7 @@ def train(
         pixels, labels = batch_of(shared_pictures(f"tower/{seed}/{step}", batch or family.tower_batch), family)
         schedule.apply(optimizer, step)
         loss = loss_of(low.parts["readout"](family.features(low.parts["tower"], pixels, family.dtype)), labels)
-        loss.backward()
-        low.gradients_to_masters()
-        group.add_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        low.refresh()
+        update(loss, parameters, optimizer, low)
         step += 1
         running += loss.item()
         if step % 100 == 0 or step == steps:
