@@ -347,7 +347,7 @@ def equal_learning() -> list[Row]:
 def equal_learning_coco() -> list[Row]:
     asked = survey_file()
     at = partial(kept, target="coco")
-    best = survey(V, "coco")["H"]
+    best, time = survey(V, "coco")["H"], survey(V, "coco")["time"]
     return [
         ("## Equal learning: VILA on COCO, seed {}", asked["seeds"][0]),
         ("{} of the {} rows are there. The untuned model has an A^S of {:.2f}", len(best),
@@ -356,10 +356,14 @@ def equal_learning_coco() -> list[Row]:
          "an alpha per tensor {:.2f}, Fisher merging {:.2f}, EWC {:.2f}, generic replay {:.2f}, LiNeS {:.2f} and "
          "WiSE-FT {:.2f}", 100, *map(at, ("full_ft", "replay_source", "tailor", "wise_ft_tensors", "fisher", "ewc",
                                   "replay_generic", "lines", "wise_ft"))),
-        ("SPIDER keeps {:.2f}, G_gamma {:.2f} and SPIDER with the sum of the gradients {:.2f}",
-         *map(at, ("spider", "spider_gradient", "spider_code"))),
-        ("random elements keep {:.2f} and smallest weights {:.2f}, within noise of it. GPS never learns {} %",
-         at("half_ft_elements"), at("spider_magnitude"), 75),
+        ("SPIDER keeps {:.2f}, G_gamma {:.2f}, SPIDER with the sum of the gradients {:.2f} and MoFO {:.2f}",
+         *map(at, ("spider", "spider_gradient", "spider_code", "mofo"))),
+        ("random elements keep {:.2f} and smallest weights {:.2f}, within noise of it. SPU learns {} % and keeps {:.2f} "
+         "there", at("half_ft_elements"), at("spider_magnitude"), 75, at("spu", 75)),
+        ("Model-Dowser and the smallest tenth of the weights never learn {} %", 75),
+        ("LwF keeps {:.2f} at {} % of the gain, TALR {:.2f} and EAFT {:.2f}", at("lwf"), 100, at("talr"), at("eaft")),
+        ("and TALR take {:.1f} times as long", time["talr"]),
+        ("DFT keeps {:.2f}, significantly less, and ASFT never learns {} %", at("dft"), 75),
         ("keeps {:.2f} and is the only one of its kind", at("pissa")),
         ("L2-Reg keeps {:.2f} and Grafting {:.2f} at {} %", at("l2_reg"), at("grafting"), 100),
         ("Half FT never learns {} % of the gain. With the projector frozen, Full FT learns {} % but not {} %",
@@ -688,13 +692,21 @@ FACTS: dict[str, Callable[[], bool]] = {
     "significantly more than Full FT does": lambda: survey(V)["delta_75_low"]["spider_code"] > 0,
     "LiNeS 84.29 and WiSE-FT 83.26, all significantly more": lambda: _ahead(
         100, "replay_source", "tailor", "wise_ft_tensors", "fisher", "ewc", "replay_generic", "lines", "wise_ft"),
-    "82.08, all significantly more than Full FT; random":
-        lambda: _ahead(100, "spider", "spider_gradient", "spider_code") and all(
+    "80.57, all significantly more than Full FT; random":
+        lambda: _ahead(100, "spider", "spider_gradient", "spider_code", "mofo") and all(
             survey(V, "coco")["delta_100_low"][row] <= 0 <= survey(V, "coco")["delta_100_high"][row]
-            for row in ("half_ft_elements", "spider_magnitude")) and not _learns("gps", 75),
+            for row in ("half_ft_elements", "spider_magnitude")),
+    "84.18 there, significantly more": lambda: _ahead(75, "spu"),
+    "GPS, Model-Dowser and the smallest tenth of the weights never":
+        lambda: not any(_learns(row, 75) for row in ("gps", "model_dowser", "smallest_tenth")),
     "No mask keeps more than WiSE-FT": lambda: max(
         kept(row, target="coco") for row in survey(V, "coco").query("group == 'Selective, while training'").index
         if _learns(row, 100)) < kept("wise_ft", target="coco"),
+    "EAFT 82.65, all significantly more": lambda: _ahead(100, "lwf", "talr", "eaft"),
+    "take 1.5 times as long, EAFT no longer": lambda: [
+        round(survey(V, "coco")["time"][row], 1) for row in ("lwf", "talr", "eaft")] == [1.5, 1.5, 1.0],
+    "66.53, significantly less, and ASFT never": lambda:
+        survey(V, "coco")["delta_100_high"]["dft"] < 0 and not _learns("asft", 75),
     "80.31 at 100 %, both significantly more": lambda: _ahead(100, "l2_reg", "grafting"),
     "Half FT never learns 75 % of the gain. With":
         lambda: not _learns("half_ft", 75) and _learns("projector_frozen", 75) and not _learns("projector_frozen", 90),
