@@ -358,8 +358,8 @@ def equal_learning_coco() -> list[Row]:
                                   "replay_generic", "lines", "wise_ft"))),
         ("SPIDER keeps {:.2f}, G_gamma {:.2f}, SPIDER with the sum of the gradients {:.2f} and MoFO {:.2f}",
          *map(at, ("spider", "spider_gradient", "spider_code", "mofo"))),
-        ("random elements keep {:.2f} and smallest weights {:.2f}, within noise of it. SPU learns {} % and keeps {:.2f} "
-         "there", at("half_ft_elements"), at("spider_magnitude"), 75, at("spu", 75)),
+        ("random elements keep {:.2f} and smallest weights {:.2f}, within noise of it. SPU learns {} % and keeps "
+         "{:.2f} there", at("half_ft_elements"), at("spider_magnitude"), 75, at("spu", 75)),
         ("Model-Dowser and the smallest tenth of the weights never learn {} %", 75),
         ("LwF keeps {:.2f} at {} % of the gain, TALR {:.2f} and EAFT {:.2f}", at("lwf"), 100, at("talr"), at("eaft")),
         ("and TALR take {:.1f} times as long", time["talr"]),
