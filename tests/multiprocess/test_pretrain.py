@@ -21,6 +21,7 @@ from benchmark.core.files import write_atomic
 from benchmark.pocket.pretrain import group, language, projector, run, tower
 from benchmark.pocket.pretrain.qwen import Qwen
 from benchmark.pocket.pretrain.stages import RECIPES, STAGES
+from benchmark.training.engine import place
 from tests.multiprocess.launch import launch
 
 BATCH = 6
@@ -65,7 +66,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
 
 def everywhere(folder: Path) -> None:
     """Write what each process of a group is."""
-    write_atomic(folder / str(group.place()[0]), f"{group.total(1):.0f} {torch.get_num_threads()}")
+    write_atomic(folder / str(place()[0]), f"{group.total(1):.0f} {torch.get_num_threads()}")
 
 
 def one_refuses() -> None:
@@ -95,7 +96,7 @@ def test_a_process_that_ends_early_ends_all_with_one_message(function, said):
 
 def waits(folder: Path) -> None:
     """Write that this process is there, and wait."""
-    write_atomic(folder / str(group.place()[0]), str(os.getpid()))
+    write_atomic(folder / str(place()[0]), str(os.getpid()))
     time.sleep(600)
 
 

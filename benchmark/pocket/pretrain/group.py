@@ -19,6 +19,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
+from benchmark.training.engine import place
 
 FAULT = "fault"
 """File with the message of a user's mistake."""
@@ -69,11 +70,6 @@ def _join(rank: int, function: Callable[..., Any], args: tuple[Any, ...], proces
         write_atomic(folder / FAULT, str(error))
         raise
     distributed.destroy_process_group()
-
-
-def place() -> tuple[int, int]:
-    """Return (number of this process, number of processes); (0, 1) without a group."""
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 def is_first() -> bool:

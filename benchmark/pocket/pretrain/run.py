@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     transformers_logging.set_verbosity_error()
     for spec in run.models:
         recipe = RECIPES[spec.id]
-        # A step of no recipe has fewer pictures than a family's batch, so each process has some.
+        # Every step has at least a family's batch of pictures or texts, so each process has some.
         group.run(make, (spec, recipe, prompts), min(run.threads, FAMILIES[recipe.family].batch))
         POCKET.draw(at_root(run.data_root))
         loaded = benchmark.models.load(replace(spec, checkpoint=str(at_root(spec.checkpoint))), torch.float32)
