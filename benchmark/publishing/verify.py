@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.core.errors import UserError
+from benchmark.core.errors import UserError, counted
 from benchmark.core.files import SUMS, read_sums, sha256_file
 from benchmark.publishing.findings import Fault, Findings, Wrong
 from benchmark.publishing.verify_cell import CellCheck, Data
@@ -69,27 +69,33 @@ def summary(found: Findings, root: Path) -> str:
     """Return the lines of the summary; the last one is the verdict."""
     lines = []
     if found.unfinished:
-        lines.append(f"{found.unfinished} unfinished cells: not results, not checked.")
+        lines.append(f"Unfinished, so neither results nor checked: {counted(found.unfinished, 'cell')}.")
     if not found.files and not any((root / "cells").glob("*/status.json")):
         lines.append(f"No {SUMS} in {root}: digests of files were not recorded when it was published.")
     if found.without_items:
-        lines.append(f"{found.without_items} cells record no digest of their item ids (made by older code).")
+        lines.append(f"Without a digest of their item ids (older code): {counted(found.without_items, 'cell')}.")
     if found.older:
         lines.append(
-            f"{found.older} cells are of older code than this"
+            f"Of older code than this: {counted(found.older, 'cell')}"
             + (f", {found.without_code} of them from before it was recorded" if found.without_code else "")
             + "; tables and report say so."
         )
     if found.dirty:
-        lines.append(f"{found.dirty} cells were made with local changes to their commit.")
+        lines.append(f"Made with local changes to their commit: {counted(found.dirty, 'cell')}.")
     if found.rounded:
-        lines.append(f"{found.rounded} numbers differ in the last bits only: other processor, numpy or threads.")
+        lines.append(
+            f"Different in the last bits only (other processor, numpy or threads): {counted(found.rounded, 'number')}."
+        )
     if found.other_layout:
-        lines.append(f"{found.other_layout} printed tables have other columns than today's: their CSV was compared.")
-    part = "" if found.rescored == found.cells else f" (of {found.rescored} cells)"
+        lines.append(
+            "Printed with other columns than today's, so only the CSV was compared: "
+            f"{counted(found.other_layout, 'table')}."
+        )
+    part = "" if found.rescored == found.cells else f" (of {counted(found.rescored, 'cell')})"
     lines.append(
-        f"Verified {root}: {found.cells} cells, {found.files} file digests, {found.answers} answers scored again{part}"
-        f", {found.tables} tables recomputed: {len(found.faults) or 'no'} fault{'s' * (len(found.faults) != 1)}."
+        f"Verified {root}: {counted(found.cells, 'cell')}, {counted(found.files, 'file digest')}, "
+        f"{counted(found.answers, 'answer')} scored again{part}, {counted(found.tables, 'table')} recomputed: "
+        f"{counted(len(found.faults), 'fault') if found.faults else 'no faults'}."
     )
     return "\n".join(lines)
 

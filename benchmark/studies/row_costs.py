@@ -34,16 +34,16 @@ def measure(survey: Survey, plan: Sequence[Planned], store: Store) -> None:
         return all(output_of(store.folder(planned[name].cell), "train").is_file() for name in sources)
 
     todo = []
-    for name, items in _middles(survey, plan):
+    for _, items in _middles(survey, plan):
         measurable = [pair for pair in items if has_weights(pair[0])]
         if measurable and not any(method_cost.known(item, store) for item, _ in items):
-            todo.append((name, *measurable[0]))
+            todo.append(measurable[0])
     if todo:
-        first, gpus = todo[0][1].cell, survey.base.gpus
+        first, gpus = todo[0][0].cell, survey.base.gpus
         prepare_process(first.threads, first.device, gpus[0] if gpus else None)
-    for number, ((model, row), item, full_ft) in enumerate(todo):
-        with long_work(f"{model} {row.id}") as told:
-            told("its cost", number, len(todo))
+    with long_work("cost of each row") as told:
+        for number, (item, full_ft) in enumerate(todo):
+            told("measured", number, len(todo))
             method_cost.measure_beside(full_ft, [item], planned, store, worker)
 
 
