@@ -347,7 +347,7 @@ def table(count: int, seed: int, small: bool, out: Path) -> list[str]:
 def _import_all() -> None:
     """Import what runs need, once for all forks; nothing computes yet, so no thread is started."""
     for name in (
-        "matplotlib.pyplot", "torch", "benchmark.cli", "benchmark.config.compose", "benchmark.reporting.radar",
+        "matplotlib.pyplot", "torch", "benchmark.cli", "benchmark.config.request", "benchmark.reporting.radar",
         "benchmark.models", "benchmark.reporting.outputs", "benchmark.training.posthoc", "benchmark.reporting.render",
         "benchmark.running.runner", "benchmark.reporting.tables",
         "benchmark.training.train", "benchmark.training.generate", "eval.score",

@@ -24,7 +24,7 @@ ORDER = (
     ("methods", "eval"), ("benchmark.core",), ("benchmark",),
 )  # fmt: skip
 LEVEL = {room: len(ORDER) - row for row, rooms in enumerate(ORDER) for room in rooms}
-LIGHT = ("benchmark.cli", "benchmark.config.compose", "benchmark.planning.plan", "benchmark.planning.forecast",
+LIGHT = ("benchmark.cli", "benchmark.config.request", "benchmark.planning.plan", "benchmark.planning.forecast",
          "benchmark.spec")
 
 

@@ -8,7 +8,7 @@ from benchmark.core.errors import UserError, did_you_mean
 
 def data(arguments: list[str]) -> int:
     """prepare (get the real datasets), draw (the profile's own), audit (check them), show NAME (a contact sheet)"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.spec import at_root
 
     actions = {"prepare": _prepare, "draw": _draw, "audit": audit, "show": None}
@@ -26,7 +26,7 @@ def data(arguments: list[str]) -> int:
 
 def audit(arguments: list[str]) -> int:
     """data (baselines that show a model must look), protocol (rendered samples), published (the paper's tables)"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.spec import at_root
 
     overrides, words = split(arguments)
@@ -66,7 +66,7 @@ def audit(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.data import prepare
     from benchmark.spec import at_root
 
@@ -83,7 +83,7 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _draw(arguments: list[str]) -> int:
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.core.progress import Lines
     from benchmark.running.runner import draw
 

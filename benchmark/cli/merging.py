@@ -61,7 +61,8 @@ def _calibration(method: str, base: Path, overrides: Sequence[str]) -> Callable[
     Raises:
         UserError: not one model and one dataset, or wrong ones.
     """
-    from benchmark.config.compose import AXES, request
+    from benchmark.config.compose import AXES
+    from benchmark.config.request import request
     from benchmark.core.progress import progress
     from benchmark.planning import plan
     from benchmark.running import runner

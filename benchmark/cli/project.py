@@ -10,7 +10,8 @@ from benchmark.core.files import user_path
 
 def list_(arguments: list[str]) -> int:
     """show models, methods, datasets, tables, profiles; `list cells` shows finished cells"""
-    from benchmark.config.compose import options_of, request
+    from benchmark.config.compose import options_of
+    from benchmark.config.request import request
     from methods.registry import list_methods
 
     overrides, words = split(arguments)

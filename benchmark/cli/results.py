@@ -11,7 +11,7 @@ from benchmark.core.files import user_path
 
 def score(arguments: list[str]) -> int:
     """score stored answers again, without a model"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.core.progress import Lines
     from benchmark.planning import plan as planning
     from benchmark.reporting import outputs
@@ -38,7 +38,7 @@ def report(arguments: list[str]) -> int:
 
 def compare(arguments: list[str]) -> int:
     """compare two results folders cell by cell (default: your run and the published reference)"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.publishing.compare import compare as compare_folders
     from benchmark.publishing.compare import describe, line
     from benchmark.spec import WORK, at_root
@@ -71,7 +71,7 @@ def compare(arguments: list[str]) -> int:
 
 def verify(arguments: list[str]) -> int:
     """check a results folder: digests, items, answers scored again, averages, tables, provenance (--sample=N)"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.core.progress import long_work
     from benchmark.publishing.verify import summary
     from benchmark.publishing.verify import verify as check
@@ -98,7 +98,7 @@ def verify(arguments: list[str]) -> int:
 
 def inspect(arguments: list[str]) -> int:
     """show one cell: settings, stages, scores, a few answers"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.publishing.show_cell import describe
     from benchmark.store.cells import Store
 
@@ -111,7 +111,7 @@ def inspect(arguments: list[str]) -> int:
 
 def publish(arguments: list[str]) -> int:
     """copy finished cells, tables, figures to the reference (table=table5 figure=fig5); --partial: what is done"""
-    from benchmark.config.compose import check_used, request
+    from benchmark.config.request import check_used, request
     from benchmark.core.progress import Lines
     from benchmark.publishing.publish import publish as publish_tables
     from benchmark.running.runner import prepare
@@ -142,7 +142,7 @@ def publish(arguments: list[str]) -> int:
 
 def restore(arguments: list[str]) -> int:
     """write published cells into the results folder, without weights: a run on another machine goes on from them"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.publishing.restore import restore as restore_cells
 
     asked = request(overrides_of(arguments), grid=False)
@@ -156,7 +156,7 @@ def restore(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     """write a tuned cell as a standard checkpoint: export CELL DIR"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.store.cells import Store
 
     overrides, words = split(arguments)

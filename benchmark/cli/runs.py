@@ -12,7 +12,7 @@ from benchmark.core.errors import UserError, did_you_mean
 
 def run(arguments: list[str]) -> int:
     """train, generate and score every cell that is missing, then print the table"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
 
     if "--cfg" in arguments:
         return _show_config(arguments)
@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
 
 def zeroshot(arguments: list[str]) -> int:
     """score the untuned models alone and hold them against the paper's zero-shot row"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.paper import zero_shot_gate
     from benchmark.planning import plan
     from benchmark.reporting import outputs
@@ -53,7 +53,7 @@ def zeroshot(arguments: list[str]) -> int:
 
 def plan(arguments: list[str]) -> int:
     """show the cells of a grid: what is done, what is left, time and space; --sbatch writes a Slurm array script"""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.planning import plan as planning
     from benchmark.planning.cost import Costs
     from benchmark.store.cells import Store
@@ -131,7 +131,7 @@ def _show_config(arguments: list[str]) -> int:
     """Print every cell as its spec, one YAML document each."""
     import yaml
 
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.spec import cell_id, plain
 
     place = arguments.index("--cfg")

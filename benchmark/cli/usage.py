@@ -276,7 +276,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def examples_of(usage: Usage) -> list[str]:
     """Return a command's examples with the default profile's model and reference in them."""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
 
     profile = request([], grid=False).profile
     return [text.format(model=profile.models[0], reference=profile.reference) for text in usage.examples]

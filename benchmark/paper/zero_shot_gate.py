@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError
 from benchmark.paper import numbers
 from benchmark.planning.plan import Planned

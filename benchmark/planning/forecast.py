@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError
 from benchmark.core.hosts import world_size
 from benchmark.core.progress import clock

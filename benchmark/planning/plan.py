@@ -8,7 +8,8 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmark.config.compose import Request, sources_of
+from benchmark.config.grid import sources_of
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError, counted
 from benchmark.core.progress import StageTold, clock
 from benchmark.models import places

@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
     facts, warnings = machine()
     overrides = [item for item in arguments if "=" in item]
     if overrides and not faults:
-        from benchmark.config.compose import request
+        from benchmark.config.request import request
         from benchmark.profiling.profile_check import check
 
         if any(item.startswith(("model=", "models=")) for item in overrides):

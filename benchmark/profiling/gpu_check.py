@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 
 from benchmark import data
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import user_path, write_atomic
 from benchmark.core.progress import Lines

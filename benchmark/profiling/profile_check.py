@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.core.commands import output_of
 from benchmark.core.errors import UserError
 from benchmark.core.machine import available_gb

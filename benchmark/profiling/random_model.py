@@ -14,7 +14,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.models import LoadedModel, family_of, llava, vila
 from benchmark.models import folder as folders
 from benchmark.models.sizes import Architecture, Tower

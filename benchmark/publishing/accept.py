@@ -21,7 +21,7 @@ from benchmark.spec import ROOT, at_root
 from benchmark.store import code_version
 
 if TYPE_CHECKING:
-    from benchmark.config.compose import Request
+    from benchmark.config.request import Request
 
 # Tests that must pass in addition to the samples: order, workers and engine do not change the numbers.
 TESTS = (
@@ -50,7 +50,7 @@ class Sample:
 
     def request(self) -> Request:
         """Return the request for this cell."""
-        from benchmark.config.compose import request
+        from benchmark.config.request import request
 
         target = [f"dataset={self.target}"] if self.target else []
         return request([f"model={self.model}", f"method={self.method}", *target, *self.settings])
@@ -126,7 +126,7 @@ def _tests_pass() -> bool:
 
 def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
     """Run samples again in a folder for this version of the code, compare item scores and print differences."""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.publishing.compare import compare, describe, line
     from benchmark.running import runner
 
@@ -153,7 +153,7 @@ def _samples_agree(stages: Sequence[str], reference: Path | None) -> bool:
 
 def _footprints_agree(results: Path, reference: Path) -> bool:
     """Measure again the bytes that SPIDER keeps and compare them with the published ones. Times are not compared."""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.planning import plan
     from benchmark.running import method_cost
     from benchmark.store import cell_measures
@@ -174,7 +174,7 @@ def _footprints_agree(results: Path, reference: Path) -> bool:
 
 def _discrepancies_agree(results: Path, reference: Path) -> bool:
     """Compute Fig. 1's numbers again and compare them with the published ones."""
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
     from benchmark.running.worker import Worker
     from benchmark.store.cells import Store
     from benchmark.studies import discrepancy

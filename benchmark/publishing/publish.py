@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import results
-from benchmark.config.compose import Request, options_of
+from benchmark.config.compose import options_of
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError, counted
 from benchmark.core.files import sync, unfinished_folder, write_sums
 from benchmark.planning import plan as planning

@@ -131,7 +131,8 @@ def _reader(draw: bool) -> Data:
 
 
 def _draw(cell: CellSpec) -> None:
-    from benchmark.config.compose import options_of, request
+    from benchmark.config.compose import options_of
+    from benchmark.config.request import request
     from benchmark.core.progress import Lines
     from benchmark.planning import plan
     from benchmark.running import runner

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.config.compose import options_of, request
+from benchmark.config.compose import options_of
+from benchmark.config.request import request
 from benchmark.paper import numbers
 from benchmark.publishing.findings import Findings, Wrong
 from benchmark.reporting import lettering, outputs, render, tables

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.config import own_checkpoints
-from benchmark.config.compose import Request
-from benchmark.config.compose import request as ask
+from benchmark.config.request import Request
+from benchmark.config.request import request as ask
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError, counted
 from benchmark.planning.plan import Planned, with_datasets
 from benchmark.reporting import slices

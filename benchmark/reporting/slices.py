@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Mapping
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.planning.plan import NAMELESS
 from benchmark.spec import CellSpec, cell_id, digest_of
 

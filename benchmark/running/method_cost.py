@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmark.config.compose import FULL_FT, Request
+from benchmark.config.grid import FULL_FT
+from benchmark.config.request import Request
 from benchmark.core.files import write_atomic
 from benchmark.models import LoadedModel, tuned_names
 from benchmark.models.batch import Item, Items

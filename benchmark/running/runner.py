@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.core import signals, temporary
 from benchmark.core.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, USER_ERROR, Locked, UserError, counted
 from benchmark.core.files import sweep

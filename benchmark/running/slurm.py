@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.config import own_modules
-from benchmark.config.compose import AXES, Request, hydra_value
+from benchmark.config.compose import AXES
+from benchmark.config.overrides import hydra_value
 from benchmark.config.own_checkpoints import PREFIX
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError, counted
 from benchmark.core.progress import clock
 from benchmark.data import DATASETS

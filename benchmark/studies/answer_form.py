@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError, counted
 from benchmark.reporting import lettering, outputs
 from benchmark.spec import CellSpec, is_tuned

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmark.config.compose import AXES, Request, request, without
+from benchmark.config.compose import AXES
+from benchmark.config.overrides import without
+from benchmark.config.request import Request, request
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.paper import numbers
@@ -52,7 +54,7 @@ def run(overrides: Sequence[str]) -> int:
     """Run what is missing, print the calibration and write rates/calibration.md.
 
     Args:
-        overrides: of `benchmark.config.compose.request`; models= narrows it.
+        overrides: of `benchmark.config.request.request`; models= narrows it.
 
     Returns:
         The runner's exit code.

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError
 from benchmark.core.files import digest_of, write_atomic
 from benchmark.data import subset

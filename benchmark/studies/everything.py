@@ -6,7 +6,8 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
-from benchmark.config.compose import check_used, request, unused_of, without
+from benchmark.config.overrides import without
+from benchmark.config.request import check_used, request, unused_of
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
 from benchmark.core.progress import clock
 from benchmark.reporting import outputs

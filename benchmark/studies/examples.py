@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError
 from benchmark.data import Record, open_image
 from benchmark.planning.plan import Planned

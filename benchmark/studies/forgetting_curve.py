@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.config.compose import Request
+from benchmark.config.request import Request
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.core.progress import Lines, Progress, StageTold, images_told, long_work

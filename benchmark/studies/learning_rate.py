@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmark.config.compose import AXES, Request, request, without
+from benchmark.config.compose import AXES
+from benchmark.config.overrides import without
+from benchmark.config.request import Request, request
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.planning import plan
@@ -41,7 +43,7 @@ def run(overrides: Sequence[str]) -> int:
     """Run the grid (missing cells only), print it, choose a rate per model, write CSV, Markdown and figures.
 
     Args:
-        overrides: of `benchmark.config.compose.request`; models= and methods= (default full_ft) narrow the grid.
+        overrides: of `benchmark.config.request.request`; models= and methods= (default full_ft) narrow the grid.
 
     Returns:
         The runner's exit code.

@@ -11,11 +11,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from benchmark.config.compose import AXES, CONF, Request, check_used, request, without
+from benchmark.config.compose import AXES
+from benchmark.config.overrides import without
+from benchmark.config.request import Request, check_used, request
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError, did_you_mean
 from benchmark.planning import plan as planning
 from benchmark.reporting import lettering, outputs, slices
 from benchmark.running import runner
+from benchmark.spec import CONF
 from benchmark.store.cells import Store, read_cell
 from benchmark.studies import survey, sweep
 
@@ -67,7 +70,7 @@ def requests(name: str, overrides: Sequence[str], optional: bool = False) -> lis
     Args:
         name: of the figure.
         overrides: replace what the figure's file says.
-        optional: see `benchmark.config.compose.request`.
+        optional: see `benchmark.config.request.request`.
 
     Raises:
         UserError: no such figure, or wrong overrides.

@@ -14,7 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.config.compose import AXES, Request, check_used, request, without
+from benchmark.config.compose import AXES
+from benchmark.config.overrides import without
+from benchmark.config.request import Request, check_used, request
 from benchmark.core.errors import UserError, counted
 from benchmark.core.files import write_atomic
 from benchmark.core.progress import clock

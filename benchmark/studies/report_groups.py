@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.config import compose, own_checkpoints
+from benchmark.config import own_checkpoints
+from benchmark.config.compose import options_of, usual
+from benchmark.config.grid import changed
 from benchmark.core.errors import UserError
 from benchmark.reporting.tables import SEES_SOURCES
 from benchmark.spec import CellSpec, plain, sees_sources
@@ -152,7 +154,7 @@ def _changed(cell: CellSpec) -> tuple[str, ...]:
     if cell.changed:
         return cell.changed
     try:
-        return compose.changed(cell, compose.usual(cell.profile))
+        return changed(cell, usual(cell.profile))
     except (KeyError, UserError):  # a profile, model, dataset or method that conf/ does not have
         return ()
 
@@ -178,11 +180,11 @@ def kind(
         return STALE
     if cell.method.id.startswith(own_checkpoints.PREFIX):
         return OWN_CHECKPOINTS
-    if entry.target is not None and entry.target not in compose.options_of("dataset"):
+    if entry.target is not None and entry.target not in options_of("dataset"):
         return OWN_TARGETS
     if cell.method.id not in METHODS:
         return OWN_METHODS
-    if cell.model.id not in compose.options_of("model"):
+    if cell.model.id not in options_of("model"):
         return OWN_MODELS
     if swept := _swept(entry, every):
         return f"{SWEEP}{', '.join(swept)}"

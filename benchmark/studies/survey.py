@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmark.config.compose import AXES, GROUPS, RUN_KEYS, Request, check_used, hydra_value, request, without
+from benchmark.config.compose import AXES, GROUPS, RUN_KEYS
+from benchmark.config.overrides import hydra_value, without
+from benchmark.config.request import Request, check_used, request
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.planning.plan import NAMELESS, Planned
 from benchmark.reporting import lettering, outputs

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.config.compose import AXES, Request, hydra_value, request
+from benchmark.config.compose import AXES
+from benchmark.config.overrides import hydra_value
 from benchmark.config.own_checkpoints import PREFIX
+from benchmark.config.request import Request, request
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError
 from benchmark.core.files import write_atomic
 from benchmark.planning import plan as planning
@@ -65,7 +67,7 @@ def ask(overrides: Sequence[str], optional: bool = False) -> Request:
 
     Args:
         overrides: of the command line.
-        optional: see `benchmark.config.compose.request`.
+        optional: see `benchmark.config.request.request`.
 
     Raises:
         UserError: wrong overrides, no swept key, or a table.

@@ -15,7 +15,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.config.compose import options_of, request
+from benchmark.config.compose import options_of
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.planning import plan as planning
 from benchmark.spec import (
@@ -244,7 +245,7 @@ def test_the_parameters_of_a_method_of_the_users_own():
 @pytest.mark.slow
 def test_composing_needs_no_torch():
     program = (
-        "import sys; from benchmark.config.compose import request; import benchmark.planning.plan;"
+        "import sys; from benchmark.config.request import request; import benchmark.planning.plan;"
         "request(['table=table5']);"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules and 'pandas' not in sys.modules"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 import examples
 from benchmark.cli import main
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.data import check_images, load
 from benchmark.spec import cell_id

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import methods
-from benchmark.config import compose
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.training.attach import attach
 from methods.adapter_sizes import elements
@@ -612,7 +612,7 @@ def test_a_quantised_layer_is_refused(monkeypatch):
 
 def test_a_refused_engine_is_said_before_anything_runs():
     with pytest.raises(UserError, match="method=lorasculpt refuses engine=zero3: the regulariser needs a layer's A"):
-        compose.request(["method=lorasculpt", "model=llava_pocket", "dataset=coco", "engine=zero3"])
+        request(["method=lorasculpt", "model=llava_pocket", "dataset=coco", "engine=zero3"])
 
 
 @pytest.mark.parametrize("method", [name for name in ADAPTERS if METHODS[name].refuses])

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 import methods
-from benchmark.config import compose
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.planning.plan import expand
 from benchmark.spec import cell_id
@@ -245,7 +244,7 @@ POSTHOC = [name for name, item in METHODS.items() if item.kind == "posthoc"]
 
 @pytest.mark.parametrize("method", POSTHOC)
 def test_a_posthoc_method_alone_brings_its_full_ft_cell(method):
-    asked = compose.request([f"method={method}", "model=llava_pocket", "dataset=coco"])
+    asked = request([f"method={method}", "model=llava_pocket", "dataset=coco"])
     *sources, (cell, needs) = expand(asked.cells, asked.full_ft)
     assert {(source.method.id, needed) for source, needed in sources} == {("full_ft", ())}
     assert [source.seed for source, _ in sources] == list(range(cell.method.params.get("members", 1)))
@@ -253,7 +252,7 @@ def test_a_posthoc_method_alone_brings_its_full_ft_cell(method):
 
 
 def test_a_wise_ft_curve_shares_one_full_ft_cell():
-    asked = compose.request(
+    asked = request(
         ["method=wise_ft", "method.alpha=0.1,0.5,0.9", "model=llava_pocket", "dataset=coco"]
     )
     cells = [cell for cell, _ in expand(asked.cells, asked.full_ft)]
@@ -263,7 +262,7 @@ def test_a_wise_ft_curve_shares_one_full_ft_cell():
 
 def test_the_rows_of_the_paper_keep_their_cells():
     """Variants must not add parameters to them: their names hash the parameters, and published results are by name."""
-    asked = compose.request(["table=table5"])
+    asked = request(["table=table5"])
     params = {cell.method.id: cell.method.params for cell in asked.cells}
     assert {name: sorted(values) for name, values in params.items()} == {
         "zero_shot": [], "full_ft": [], "l2_reg": ["strength"], "grafting": ["strength"], "half_ft": [],
@@ -289,7 +288,7 @@ def test_the_document_lists_every_method_with_its_parameters():
 
 def test_a_variants_parameters_cannot_be_set_on_its_method():
     with pytest.raises(UserError, match="no such parameter in spider"):
-        compose.request(["method=spider", "method.mask=hard", "model=llava_pocket", "dataset=coco"])
+        request(["method=spider", "method.mask=hard", "model=llava_pocket", "dataset=coco"])
 
 
 # ---------------------------------------------------------------------------------------------------------------

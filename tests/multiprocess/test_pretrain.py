@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core import signals
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic

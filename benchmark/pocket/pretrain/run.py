@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 import benchmark.models
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.core.files import write_atomic
 from benchmark.pocket.pretrain import card, group, language, projector, tower

@@ -17,7 +17,7 @@ from benchmark import cli
 from benchmark.audit import checkpoint
 from benchmark.audit.protocol import SUPERVISED, conversation
 from benchmark.config import compose
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.models import load, trainable_names
 from benchmark.models.sizes import Measured, architecture_of
 from benchmark.planning.forecast import Forecast, describe
@@ -135,7 +135,7 @@ def given(tmp_path, monkeypatch):
     world = fakes.World(tmp_path / "world")
     overrides = world.overrides("methods=full_ft,spider", "gpu=4090x1")
     asked = [*overrides, "model.family=auto", "model.preprocess=processor", f"model.checkpoint={folder}"]
-    plain = compose._compose
+    plain = compose.composed
 
     def composed(groups):
         config = copy.deepcopy(plain(groups))  # it is kept for other requests
@@ -143,7 +143,7 @@ def given(tmp_path, monkeypatch):
             model["architecture"] = finding.sizes
         return config
 
-    monkeypatch.setattr(compose, "_compose", composed)
+    monkeypatch.setattr(compose, "composed", composed)
     return asked
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmark.audit.protocol import SUPERVISED, describe, sample
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.models.prompt import render
 from benchmark.reporting import tables
 from tests.benchmark.models import tiny

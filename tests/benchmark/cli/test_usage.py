@@ -11,7 +11,8 @@ import pytest
 
 from benchmark import cli
 from benchmark.cli import usage
-from benchmark.config import compose
+from benchmark.config.compose import AXES, GROUPS, RUN_KEYS
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.spec import ROOT
 from benchmark.studies import named_figures
@@ -140,7 +141,7 @@ def test_every_command_has_an_entry_with_keys_that_are_described():
         assert {*entry.reads} <= {*usage.KEYS}, name
         assert len(entry.examples) == 2 or name == "audit published", name
         assert all(f"{text} ".startswith(f"{name} ") for text in entry.examples), name
-    assert {*compose.GROUPS, *compose.RUN_KEYS, *compose.AXES.values()} <= {*usage.KEYS}
+    assert {*GROUPS, *RUN_KEYS, *AXES.values()} <= {*usage.KEYS}
 
 
 @pytest.mark.parametrize("command", [*usage.USAGES])
@@ -176,7 +177,7 @@ def test_every_example_is_accepted(text, tmp_path, monkeypatch, capsys):
     elif verb == "publish":
         kept = [item for item in overrides if not item.startswith(("table=", "figure="))]
         tables = next(item for item in overrides if item.startswith("table=")).partition("=")[2].split(",")
-        assert all(compose.request([f"table={table}", *kept]).cells for table in tables)
+        assert all(request([f"table={table}", *kept]).cells for table in tables)
     elif rest[:1] == ["predict"]:  # it reads what is finished, here nothing
         assert cli.main([verb, *rest, f"results={tmp_path}"]) == 2
         assert "No model and target has 4 finished cells" in capsys.readouterr().err
@@ -184,7 +185,7 @@ def test_every_example_is_accepted(text, tmp_path, monkeypatch, capsys):
         assert named_figures.requests("fig1", overrides)[0].models
     else:
         named = ["methods=zero_shot"] if any(item.startswith("models=") for item in overrides) else []
-        assert compose.request([*named, *overrides], grid=verb == "score")
+        assert request([*named, *overrides], grid=verb == "score")
 
 
 @pytest.mark.slow

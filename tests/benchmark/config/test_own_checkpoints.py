@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.spec import cell_id
 from tests.benchmark import fakes

@@ -8,7 +8,8 @@ import pytest
 
 from benchmark import cli
 from benchmark.config import compose, own_models
-from benchmark.config.compose import options_of, request
+from benchmark.config.compose import options_of
+from benchmark.config.request import request
 from benchmark.spec import CONF
 from tests.benchmark.models import auto_tiny
 
@@ -26,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def forget() -> None:
-    compose._compose.cache_clear()
+    compose.composed.cache_clear()
     compose._library.cache_clear()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmark.config import compose, protocols
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.spec import cell_id, plain, protocol
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGen
 
 from benchmark import data
 from benchmark.cli import main
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.core.files import sha256_file
 from benchmark.data.record import Record

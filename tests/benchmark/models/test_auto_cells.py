@@ -9,7 +9,7 @@ import torch
 
 import benchmark.data
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.models import load
 from benchmark.running.rank import share
 from benchmark.store.cells import Store

@@ -231,7 +231,7 @@ def test_tiles_can_be_switched_off(tmp_path):
 
 
 def test_older_keys_do_not_change():
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
 
     for model in request(["methods=zero_shot", "table=table5"]).models:
         assert {*canonical(model)} <= {"id", "family", "preprocess", "max_length", "vocab_size", "transparency"}

@@ -13,7 +13,7 @@ import benchmark.data
 import benchmark.models
 from benchmark import cli
 from benchmark.audit.protocol import sample
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.models.batch import Items
 from benchmark.store.cells import Store

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import cli
-from benchmark.config.compose import Request, request
+from benchmark.config.request import Request, request
 from benchmark.core.errors import UserError
 from benchmark.core.progress import Clock, Lines, clock
 from benchmark.planning import plan as planning

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.profiling import profile_check
 from benchmark.profiling.profile_check import check
 from tests.benchmark.models import tiny

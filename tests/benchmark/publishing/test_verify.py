@@ -18,7 +18,8 @@ import torch
 
 from benchmark import results
 from benchmark.cli import main
-from benchmark.config.compose import changed, usual
+from benchmark.config.compose import usual
+from benchmark.config.grid import changed
 from benchmark.core.errors import UserError
 from benchmark.core.files import SUMS, sha256_file, write_sums
 from benchmark.publishing import publish

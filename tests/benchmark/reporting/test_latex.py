@@ -13,7 +13,8 @@ import matplotlib
 import pytest
 from PIL import ImageFont
 
-from benchmark.config.compose import options_of, request
+from benchmark.config.compose import options_of
+from benchmark.config.request import request
 from benchmark.paper.numbers import Published
 from benchmark.reporting import lettering, render, tables
 from benchmark.spec import ROOT

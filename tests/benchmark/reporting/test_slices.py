@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmark import cli
-from benchmark.config.compose import options_of, request
+from benchmark.config.compose import options_of
+from benchmark.config.request import request
 from benchmark.publishing import findings, publish, verify_tables
 from benchmark.reporting import outputs, slices
 from benchmark.spec import cell_id

@@ -435,7 +435,7 @@ def test_a_cell_of_another_process_is_one_message(world, monkeypatch, capsys):
 
 
 def cli_request(overrides: list[str]):
-    from benchmark.config.compose import request
+    from benchmark.config.request import request
 
     return request(overrides)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.planning import plan as planning
 from benchmark.pocket.world.splits import TARGETS, UPSTREAM

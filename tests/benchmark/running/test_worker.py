@@ -6,7 +6,7 @@ import contextlib
 import signal
 from types import SimpleNamespace
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.core.progress import read_image
 from benchmark.running import worker

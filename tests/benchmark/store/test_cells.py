@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import Locked, UserError
 from benchmark.spec import CellSpec
 from benchmark.store import cells as store_module

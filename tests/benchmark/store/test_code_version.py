@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.publishing import accept
 from benchmark.spec import ROOT

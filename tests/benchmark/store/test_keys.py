@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmark.config.compose import options_of, request, sources_of
+from benchmark.config.compose import options_of
+from benchmark.config.grid import sources_of
+from benchmark.config.request import request
 from benchmark.core.files import digest_of
 from benchmark.spec import ROOT, CellSpec, DatasetSpec, TrainSpec, cell_hash, cell_id, plain
 from benchmark.store import code_version

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
 from benchmark.core.progress import Lines

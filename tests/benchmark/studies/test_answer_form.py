@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.reporting import plots
 from benchmark.studies import answer_form

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import benchmark.models
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.models.batch import Item
 from benchmark.models.prompt import IGNORE
 from benchmark.spec import at_root

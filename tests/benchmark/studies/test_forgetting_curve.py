@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.studies import forgetting_curve
 from tests.benchmark import fakes

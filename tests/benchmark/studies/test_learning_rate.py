@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.studies import learning_rate
 from benchmark.studies.learning_rate import Point, choose, grid_of, table

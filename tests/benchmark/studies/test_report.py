@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.planning import plan
 from benchmark.reporting import outputs
 from benchmark.reporting.claims import Verdict

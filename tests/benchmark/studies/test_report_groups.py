@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from benchmark import cli
-from benchmark.config.compose import request
 from benchmark.config.own_checkpoints import PREFIX
+from benchmark.config.request import request
 from benchmark.spec import CellSpec, MethodSpec, cell_id, plain
 from benchmark.store.cells import Store
 from methods.registry import load_class

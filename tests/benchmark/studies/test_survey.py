@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmark import cli
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.planning import plan as planning
 from benchmark.reporting import plots

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmark import data
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate

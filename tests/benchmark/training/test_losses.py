@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmark.config import compose
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
@@ -359,7 +359,7 @@ def test_what_no_training_can_use_is_refused_before_it_starts(overrides, text):
 
 def test_an_engine_that_frees_the_base_is_refused_before_it_starts(monkeypatch):
     """Only a file in conf/engine can set this, so the composed configuration is changed here."""
-    usual = compose._compose
+    usual = compose.composed
 
     def quantised(groups):
         config = copy.deepcopy(usual(groups))
@@ -367,7 +367,7 @@ def test_an_engine_that_frees_the_base_is_refused_before_it_starts(monkeypatch):
         return config
 
     asked = ["method=full_ft", "model=vila_pocket", "dataset=iconqa", "engine=zero3"]
-    monkeypatch.setattr(compose, "_compose", quantised)
+    monkeypatch.setattr(compose, "composed", quantised)
     request([*asked, "train.loss=dft"])
     with pytest.raises(UserError, match="compares with the base model, whose weights engine.zero_optimization.zero_q"):
         request([*asked, "train.loss=asft"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmark import data
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.models.batch import Items
 from benchmark.spec import DatasetSpec, MethodSpec, canonical, cell_id, samples, steps_per_epoch

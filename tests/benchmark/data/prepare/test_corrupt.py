@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.data.prepare import main
 from tests.real_layouts import overrides

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from itertools import islice
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.pocket.pretrain import corpus
 from benchmark.pocket.pretrain.stages import STAGES
 from benchmark.pocket.world import upstream

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import benchmark.models
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.models.prompt import encode
 from benchmark.pocket.pretrain import corpus, language, projector, run, tower
 from benchmark.pocket.pretrain.llama import Llava, Vila

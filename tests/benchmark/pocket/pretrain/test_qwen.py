@@ -13,7 +13,7 @@ import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import benchmark.models
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.models.batch import Item
 from benchmark.models.prompt import IGNORE
 from benchmark.pocket.pretrain import corpus, language, projector, qwen, run, tower

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from benchmark import data
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.data.record import open_image
 from benchmark.pocket.world.content import candidates

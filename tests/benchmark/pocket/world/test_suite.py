@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 from fontTools.ttLib import TTFont
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.data import digest, load
 from benchmark.pocket.world import folder, targets, upstream

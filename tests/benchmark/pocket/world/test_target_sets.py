@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmark.config.compose import request
+from benchmark.config.request import request
 from benchmark.data import digest, load, subset
 from benchmark.data.readers.captions import sampled
 from benchmark.pocket.world import target_sets

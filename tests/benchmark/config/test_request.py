@@ -13,20 +13,23 @@ import pytest
 import yaml
 
 from benchmark.config import compose, protocols
-from benchmark.config.compose import (
-    AXES,
-    CONF,
-    GROUPS,
-    RAW,
-    RUN_KEYS,
-    Request,
-    hydra_value,
-    options_of,
-    request,
-    usual,
-)
+from benchmark.config import grid as grid_module
+from benchmark.config.compose import AXES, GROUPS, RUN_KEYS, options_of, usual
+from benchmark.config.overrides import RAW, hydra_value
+from benchmark.config.request import Request, check_used, request
 from benchmark.core.errors import UserError
-from benchmark.spec import CellSpec, DatasetSpec, EvalSpec, ModelSpec, PlaceSpec, RunSpec, TrainSpec, cell_id, plain
+from benchmark.spec import (
+    CONF,
+    CellSpec,
+    DatasetSpec,
+    EvalSpec,
+    ModelSpec,
+    PlaceSpec,
+    RunSpec,
+    TrainSpec,
+    cell_id,
+    plain,
+)
 from benchmark.training import trackers, train_settings
 from methods.registry import configured, make_params
 
@@ -180,15 +183,15 @@ def test_the_walk_finds_a_key_that_is_dropped(monkeypatch):
     """Were run-time keys taken from a list of names again, a key that the list lacks would be reported."""
     base = grid("model=llava_pocket")
     composed = copy.deepcopy(usual("pocket")) | {"invented": 3}
-    whole = compose.build
-    monkeypatch.setattr(compose, "_compose", lambda groups: composed)
+    whole = grid_module.build
+    monkeypatch.setattr(compose, "composed", lambda groups: composed)
 
     def dropping(cls, values, where, faults):
         return whole(cls, {key: value for key, value in values.items() if key != "invented"}, where, faults)
 
     with pytest.raises(UserError, match="invented: no such key"):
         request([*base, "invented=4"])
-    monkeypatch.setattr(compose, "build", dropping)
+    monkeypatch.setattr(grid_module, "build", dropping)
     assert lost({"invented": 3, "threads": 1}, base) == ["invented=6 arrives as 'absent'"]
 
 
@@ -266,7 +269,7 @@ def test_a_key_of_conf_that_no_spec_has_is_refused(monkeypatch, path, value, rea
     for name in path[:-1]:
         node = node[name]
     node[path[-1]] = value
-    monkeypatch.setattr(compose, "_compose", lambda groups: composed)
+    monkeypatch.setattr(compose, "composed", lambda groups: composed)
     with pytest.raises(UserError, match=reason):
         request(grid("model=llava_pocket"))
 
@@ -285,9 +288,9 @@ def test_a_key_without_effect_on_any_cell_is_refused(overrides, reason):
 def test_a_key_that_one_of_several_requests_reads_is_taken():
     given = ["model=llava_pocket", "target=coco", "train.epochs=7"]
     requests = [request([*given, f"methods={methods}"], optional=True) for methods in ("zero_shot", "full_ft")]
-    compose.check_used(requests)
+    check_used(requests)
     with pytest.raises(UserError, match="train.epochs: no cell of this request is trained"):
-        compose.check_used(requests[:1])
+        check_used(requests[:1])
     assert request([*given, "methods=zero_shot,full_ft"]).cells
 
 
