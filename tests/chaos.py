@@ -134,7 +134,7 @@ def instrument(watch: Callable[[], Watch]) -> None:
     from benchmark.reporting import outputs
     from benchmark.running.worker import Worker
     from benchmark.spec import cell_id
-    from benchmark.training.train import CellTrainer
+    from benchmark.training.trainer import CellTrainer
 
     def wrap(owner: Any, name: str, label: Callable[..., str]) -> None:
         inner = getattr(owner, name)

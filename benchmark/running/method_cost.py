@@ -35,7 +35,8 @@ from benchmark.training.adapters import insert
 from benchmark.training.attach import attach
 from benchmark.training.checkpoint import apply_delta, snapshot
 from benchmark.training.losses import temperature
-from benchmark.training.train import Order, batch_loss, objective_of, sample_losses, training_batch
+from benchmark.training.objective import batch_loss, objective_of, sample_losses, training_batch
+from benchmark.training.order import Order
 from methods.base import Method
 from methods.posthoc import SeedMerge
 from methods.registry import build

@@ -257,7 +257,7 @@ def _raise(ending: Ending, log: Path) -> None:
     if ending.how is How.PREEMPTED:
         raise signals.Preempted(ending.message)
     if ending.how is How.DIVERGED:
-        from benchmark.training.train import TrainingFailed
+        from benchmark.training.trainer import TrainingFailed
 
         raise TrainingFailed(ending.message)
     why = ending.message or log.read_text(errors="replace")[-2000:] or "the processes ended without an error message"

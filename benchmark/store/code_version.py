@@ -29,11 +29,14 @@ MODEL = (
     "benchmark/models/folder.py", "benchmark/models/prompt.py", "benchmark/models/scope.py",
     "benchmark/models/tokenizer_model.py", "benchmark/models/vision.py",
 )
+TRAIN = (
+    "benchmark/training/train.py", "benchmark/training/trainer.py", "benchmark/training/order.py",
+    "benchmark/training/objective.py",
+)
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": (
-        "benchmark/training/train.py", "benchmark/training/checkpoint.py", "benchmark/training/engine.py",
-        "benchmark/training/fragments.py", "benchmark/training/fsdp.py", "benchmark/training/attach.py",
-        "methods/shards.py", *MODEL,
+        *TRAIN, "benchmark/training/checkpoint.py", "benchmark/training/engine.py", "benchmark/training/fragments.py",
+        "benchmark/training/fsdp.py", "benchmark/training/attach.py", "methods/shards.py", *MODEL,
         "benchmark/training/losses.py", "benchmark/training/base_weights.py", "benchmark/training/replay.py",
         "benchmark/training/importance.py", "benchmark/training/sensitivity.py", "methods/importance.py",
         "benchmark/training/adapters.py", "benchmark/training/calibration.py", "methods/adapter.py", "methods/peft.py",
@@ -51,11 +54,11 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "summary": ("eval/stats.py", "eval/averages.py", "benchmark/store/scores.py"),
     "footprint": (
-        "benchmark/running/method_cost.py", "benchmark/training/attach.py", "methods/shards.py",
-        "benchmark/training/train.py", "methods/base.py", "methods/state.py",
+        "benchmark/running/method_cost.py", "benchmark/training/attach.py", "methods/shards.py", *TRAIN,
+        "methods/base.py", "methods/state.py",
     ),
-    "pid": ("benchmark/studies/discrepancy.py", "benchmark/training/train.py", "benchmark/models/batch.py"),
-    "drift": ("benchmark/training/drift.py", "benchmark/training/train.py", "benchmark/models/batch.py"),
+    "pid": ("benchmark/studies/discrepancy.py", *TRAIN, "benchmark/models/batch.py"),
+    "drift": ("benchmark/training/drift.py", *TRAIN, "benchmark/models/batch.py"),
 }
 
 

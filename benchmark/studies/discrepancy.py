@@ -23,7 +23,7 @@ from benchmark.models.prompt import IGNORE
 from benchmark.running.worker import Worker
 from benchmark.spec import DatasetSpec, ModelSpec, TunedCell, shown
 from benchmark.store import code_version, keys
-from benchmark.training.train import batch_loss, training_batch
+from benchmark.training.objective import batch_loss, training_batch
 
 SHARDS = 20
 SEED = 0

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmark.data.record import Record
 from benchmark.models import LoadedModel
 from benchmark.models.batch import Item, Items, collate
-from benchmark.training.train import batch_loss, training_batch
+from benchmark.training.objective import batch_loss, training_batch
 
 Told = Callable[[int, int], None]
 

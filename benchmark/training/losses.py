@@ -1,7 +1,7 @@
 """Losses of single tokens, as functions of logits, target tokens and the base model's logits.
 
 In all of them l = -log p(target) is the cross-entropy of a token, and sg stops the gradient. A token counts as in
-cross-entropy: `benchmark.training.train` multiplies its loss by the same weight, and sums.
+cross-entropy: `benchmark.training.objective` multiplies its loss by the same weight, and sums.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from benchmark.training import fsdp
 from benchmark.training.attach import attach
 from benchmark.training.checkpoint import snapshot
 from benchmark.training.engine import deepspeed_config, skip_compiling
-from benchmark.training.train import Order, batch_loss, training_batch
+from benchmark.training.objective import batch_loss, training_batch
+from benchmark.training.order import Order
 from methods.base import Method
 from tests.benchmark.models import tiny
 from tests.methods.toy import sample_gradients

@@ -17,7 +17,8 @@ from benchmark.models.batch import Item, Items, collate
 from benchmark.models.prompt import IGNORE
 from benchmark.training.checkpoint import apply_delta, load_delta, snapshot
 from benchmark.training.generate import answer_batch
-from benchmark.training.train import batch_loss, train, training_batch
+from benchmark.training.objective import batch_loss, training_batch
+from benchmark.training.train import train
 from methods.registry import build
 from tests.benchmark.models import auto_tiny, tiny
 from tests.benchmark.training.auto_cells import cell

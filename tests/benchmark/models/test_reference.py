@@ -18,7 +18,7 @@ import torch
 from benchmark.models.batch import Item
 from benchmark.models.prompt import IGNORE, encode
 from benchmark.spec import ROOT
-from benchmark.training.train import batch_loss, training_batch
+from benchmark.training.objective import batch_loss, training_batch
 from tests.benchmark.models import forward, tiny
 from tests.benchmark.models.test_layouts import CLIP, write_clip, write_original
 

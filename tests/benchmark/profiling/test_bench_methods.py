@@ -26,7 +26,7 @@ from benchmark.profiling.bench_methods import (
     run,
 )
 from benchmark.spec import at_root
-from benchmark.training.train import DIAGNOSTICS_EVERY
+from benchmark.training.trainer import DIAGNOSTICS_EVERY
 from methods.base import Method, NoParams
 from methods.registry import METHODS, build
 from tests.benchmark.models import tiny

@@ -7,7 +7,9 @@ import torch
 
 from benchmark.models import trainable_names
 from benchmark.models.prompt import IGNORE
-from benchmark.training.train import Order, Share, _checkpointing, batch_loss, training_batch
+from benchmark.training.objective import batch_loss, training_batch
+from benchmark.training.order import Order, Share
+from benchmark.training.train import _checkpointing
 from tests.benchmark.models import tiny
 from tests.benchmark.models.test_models import item
 

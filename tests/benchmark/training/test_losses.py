@@ -21,7 +21,9 @@ from benchmark.spec import ROOT, MethodSpec, canonical, cell_id
 from benchmark.training.base_weights import BaseWeights
 from benchmark.training.checkpoint import snapshot
 from benchmark.training.losses import temperature, token_losses
-from benchmark.training.train import Objective, batch_loss, permutation, sample_losses, train, training_batch
+from benchmark.training.objective import Objective, batch_loss, sample_losses, training_batch
+from benchmark.training.order import permutation
+from benchmark.training.train import train
 from methods.registry import build
 from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at
 from tests.reference import losses as reference

@@ -15,7 +15,7 @@ from benchmark.models.batch import Items
 from benchmark.spec import DatasetSpec, MethodSpec, canonical, cell_id, samples, steps_per_epoch
 from benchmark.store.keys import keys_of
 from benchmark.training import replay
-from benchmark.training.train import Order, Share, permutation
+from benchmark.training.order import Order, Share, permutation
 from methods.registry import build
 from tests.benchmark.store.test_keys import Contents, changed
 from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at

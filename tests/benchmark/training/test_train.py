@@ -22,7 +22,10 @@ from benchmark.models import trainable_names
 from benchmark.models.batch import Items, collate
 from benchmark.spec import cell_id
 from benchmark.training.checkpoint import load_delta, save_delta, snapshot
-from benchmark.training.train import Order, Share, TrainingFailed, batch_loss, permutation, train, training_batch
+from benchmark.training.objective import batch_loss, training_batch
+from benchmark.training.order import Order, Share, permutation
+from benchmark.training.train import train
+from benchmark.training.trainer import TrainingFailed
 from methods.base import Method, NoParams
 from methods.registry import build
 from tests.benchmark.training.toy_cell import Killed, cell, kill, run, same, stop_at
