@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from benchmark.core.errors import UserError
-from benchmark.data.prepare import hub, sources
+from benchmark.data.prepare import hub
+from benchmark.data.prepare.catalogue import sources
 from benchmark.data.prepare.files import Place
 from tests.real_layouts import _table
 

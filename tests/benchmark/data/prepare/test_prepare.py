@@ -112,10 +112,10 @@ def test_the_paper_profile_counts_whole_training_splits():
 
 
 def test_prepared_again_is_a_check_and_an_interrupted_one_goes_on(specs, drawn, tmp_path, capsys, monkeypatch):
-    import benchmark.data.prepare as preparing
+    from benchmark.data.prepare import images
 
     names = ("gqa", "iconqa")
-    real, calls = preparing._link, []
+    real, calls = images._link, []
 
     def link(path, source):
         calls.append(path)
@@ -123,7 +123,7 @@ def test_prepared_again_is_a_check_and_an_interrupted_one_goes_on(specs, drawn, 
             raise KeyboardInterrupt
         real(path, source)
 
-    monkeypatch.setattr(preparing, "_link", link)
+    monkeypatch.setattr(images, "_link", link)
     with pytest.raises(KeyboardInterrupt):
         main(["--no-hub", "--from", str(drawn), *names], specs, tmp_path)
     first = prepared(specs, tmp_path, "--from", str(drawn), *names)
