@@ -275,8 +275,15 @@ def curves(points: pd.DataFrame, title: str, stem: Path) -> list[Path]:
         for plot in grid.flat[len(panels) :]:
             plot.set_visible(False)
         text = f"{title}. Lines start at the untuned model (star); dashed: Full FT"
-        figure.suptitle(textwrap.fill(text, round(13 * size[0])), fontsize=10)
+        figure.suptitle(_balanced(text, round(13 * size[0])), fontsize=10)
         return save(figure, points, stem)
+
+
+def _balanced(text: str, width: int) -> str:
+    """Wrap text into as few lines as the width allows, none much shorter than the others."""
+    few = len(textwrap.wrap(text, width))
+    least = next(shorter for shorter in range(1, width + 1) if len(textwrap.wrap(text, shorter)) <= few)
+    return textwrap.fill(text, least)
 
 
 def _curves_panel(plot: Axes, lines: pd.DataFrame, start: pd.DataFrame, group: str, first: str) -> None:

@@ -32,6 +32,14 @@ def points(frame: pd.DataFrame, values) -> pd.DataFrame:
     return pd.concat([frame.assign(**{"train.epochs": value}) for value in values], ignore_index=True)
 
 
+def test_no_line_of_a_long_heading_holds_one_word():
+    text = "Every method at equal learning. Lines start at the untuned model (star); dashed: Full FT"
+    assert plots._balanced(text, 81).count("\n") == 1
+    first, second = plots._balanced(text, 81).splitlines()
+    assert abs(len(first) - len(second)) < 12 and f"{first} {second}" == text
+    assert plots._balanced(text, 200) == text
+
+
 def test_lines_have_a_panel_per_group_and_metric_and_an_error_bar_per_point(frame, drawn, tmp_path):
     plots.lines(points(frame, [10, 5]), ["train.epochs"], "Epochs", tmp_path / "x")
     figure, data = drawn[0]
