@@ -67,8 +67,8 @@ endif
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: PROFILE MODELS METHODS TARGETS SEEDS JOBS GPUS RESULTS (comma lists), CHECKPOINTS=name:dir,"; \
-	  echo "             AXIS VALUES, A B, GATE, PYTHON, TABLE, FIGURE, GPU, SBATCH, PART, SIZE, DEVICE, ARGS"
+	@echo "  Variables: MODELS METHODS TARGETS SEEDS GPUS (comma lists), CHECKPOINTS=name:dir, PROFILE, RESULTS, JOBS, ARGS,"; \
+	  echo "             AXIS VALUES, A B, GATE, PYTHON, VENV, TABLE, FIGURE, GPU, SBATCH, PART, SIZE, DEVICE, STAGE, BUMP, KILLS"
 
 table5: $(ready) ## Table 5 and its radar plots: captioning targets
 	@$(python) -m benchmark run table=table5 $(settings)
@@ -140,7 +140,7 @@ verify: $(ready) ## check a results folder against itself, answers scored again:
 sbatch: $(ready) ## a Slurm array script of the missing cells: make sbatch TABLE=table6 SBATCH="--partition=x" > job.sh
 	@$(python) -m benchmark plan --sbatch $(grid) $(settings) $(if $(SBATCH),'sbatch=$(SBATCH)')
 
-zeroshot: $(ready) ## the untuned models alone, held against the paper (PROFILE=paper)
+zeroshot: $(ready) ## score the untuned models and compare them with the paper's zero-shot row (PROFILE=paper)
 	@$(python) -m benchmark zeroshot $(if $(TABLE),table=$(TABLE)) $(settings)
 
 smoke: $(ready) ## a slice of Table 5 through the same path, in a minute
@@ -177,7 +177,7 @@ pretrain: $(ready) ## make llava_pocket and vila_pocket again, from nothing (MOD
 rates: $(ready) ## choose the learning rates again, on validation data
 	@$(python) -m benchmark rates $(settings)
 
-calibration: $(ready) ## hold the untuned models and Full FT against the paper's rows (PROFILE=pocket_10k)
+calibration: $(ready) ## compare the untuned models and Full FT with the paper's rows (PROFILE=pocket_10k)
 	@$(python) -m benchmark calibration $(settings)
 
 publish: $(ready) ## finished cells, tables, figures to results/ as the reference (TABLE= SEEDS= FIGURE= ARGS=--partial)

@@ -512,10 +512,17 @@ def replay_sets(cell: CellSpec) -> list[tuple[DatasetSpec, int]]:
 
 def sees_sources(cell: CellSpec) -> bool:
     """Return whether training samples of the source sets made a cell: its method reads them, or it replays them."""
-    from methods.registry import METHODS
+    return cell.train is not None and (cell.train.replay == "source" or calibrates_on_sources(cell))
 
-    known = METHODS.get(cell.method.id)
-    return cell.train is not None and (cell.train.replay == "source" or known is not None and known.sees_sources)
+
+def calibrates_on_sources(cell: CellSpec) -> bool:
+    """Return whether a cell's method reads training samples of the source sets before it trains."""
+    from methods.registry import entry
+
+    try:
+        return entry(cell.method.id).sees_sources
+    except UserError:  # a checkpoint of the user's, or a module that is gone since the cell was made
+        return False
 
 
 def members(cell: CellSpec) -> int:

@@ -259,7 +259,10 @@ def entry(method: str) -> MethodEntry:
         raise UserError(f"Unknown method {method!r}.{hint} Your own: module:Class or ./file.py:Class.")
     cls = load_class(method)
     title = getattr(cls, "title", cls.__name__)
-    return MethodEntry(method, title, method, _kind(cls), sees_generic=getattr(cls, "measures_on", "") == "generic")
+    return MethodEntry(
+        method, title, method, _kind(cls), sees_generic=getattr(cls, "measures_on", "") == "generic",
+        sees_sources=getattr(cls, "calibrates_on", "") == "sources",
+    )
 
 
 def _kind(cls: type[Method]) -> Literal["training", "adapter", "posthoc"]:

@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
 
 
 def zeroshot(arguments: list[str]) -> int:
-    """score the untuned models alone and hold them against the paper's zero-shot row"""
+    """score the untuned models and compare them with the paper's zero-shot row"""
     from benchmark.config.request import request
     from benchmark.paper import zero_shot_gate
     from benchmark.planning import plan
@@ -121,7 +121,7 @@ def rates(arguments: list[str]) -> int:
 
 
 def calibration(arguments: list[str]) -> int:
-    """hold the untuned models and Full FT against the paper's rows: how hard the targets are"""
+    """compare the untuned models and Full FT with the paper's rows: how hard the targets are"""
     from benchmark.studies.calibration import run as calibrate
 
     return calibrate(overrides_of(arguments))

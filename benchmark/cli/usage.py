@@ -23,10 +23,10 @@ KEYS = {
     "gpus": "CUDA devices to spread the cells over, e.g. gpus=0,1; with engine=zero* or fsdp2, gpus=8 means 8 per cell",
     "hostfile": "DeepSpeed's file, to train each cell on several machines",
     "checkpoints": "checkpoints of your own as rows: NAME:DIR,NAME@MODEL:DIR",
-    "only": "a comma list of names of cells, as plan prints them: leave out the others",
+    "only": "run only these cells: a comma list of names, as plan prints them",
     "gate": "if the untuned model does not score as in the paper: stop or warn",
     "radar": "scale of radar plots: points, zero_shot or full_ft",
-    "gpu": "cards that need not be here, e.g. gpu=4090x8: hours, memory and disk on them",
+    "gpu": "plan for GPUs that this machine need not have, e.g. gpu=4090x8: hours, memory and disk",
     "figure": "a comma list of conf/figure; fig5@MODEL takes the cells of one model",
     "name": "name of the files of a sweep (default: the swept keys)",
     "sbatch": "options for Slurm, e.g. sbatch='--partition=x --account=y'",
@@ -35,8 +35,8 @@ KEYS = {
     "device": "cpu or cuda",
     "out": "file or folder to write to",
     "size": "small or llava15_7b",
-    "threads": "threads of one process",
-    "compiled": "cpu: compile there too",
+    "threads": "threads of one process; of pretrain, its processes, with one thread each",
+    "compiled": "cpu: compile the methods' passes on a CPU too",
     "metrics": "a comma list of metrics",
 }
 GRID = ("profile", "table", "models", "methods", "targets", "seeds", "train", "engine")
@@ -58,7 +58,8 @@ class Usage:
         words: what it takes beside keys and options.
         explained: keys that the command itself refuses, with its reason.
         choices: words that it takes in the first place, for completion.
-        options: option with its value -> what it does; None if the command parses its options itself.
+        options: option with its value -> what it does.
+        parses: whether the command parses its options itself.
     """
 
     examples: tuple[str, ...]
@@ -68,7 +69,8 @@ class Usage:
     words: str = ""
     explained: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
-    options: Mapping[str, str] | None = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    parses: bool = False
 
     def takes(self, key: str) -> bool:
         """Return whether the command does something with a key."""
@@ -113,7 +115,7 @@ USAGES = {
     "compare": Usage(("compare", "compare results/runs/mine {reference}"), _FOLDER, words="[DIR [DIR]]"),
     "verify": Usage(
         ("verify {reference} --sample=10", "verify profile=paper"), _FOLDER, words="[DIR]",
-        options={"--sample=N": "score the answers of one of N cells again"},
+        options={"--sample=N": "rescore one cell in N"},
     ),
     "list": Usage(("list", "list cells results={reference}"), _FOLDER, words="[cells]"),
     "inspect": Usage(
@@ -124,15 +126,26 @@ USAGES = {
         ("doctor", "doctor profile=paper gpus=8"), ("profile", "models", "gpus", "engine", "device", "threads"), ANY,
         ("train.", "method.", "eval."), options={"--packages": "check the packages only and print only faults"},
     ),
-    "data": Usage(("data draw", "data show gqa -n 16"), words="prepare | draw | audit | show", options=None),
+    "data": Usage(("data draw", "data show gqa -n 16"), words="prepare | draw | audit | show", parses=True),
     "data prepare": Usage(
         ("data prepare profile=paper --from /data", "data prepare gqa coco profile=paper --no-hub"), ("profile",), DATA,
-        words="[NAME ...]", options=None,
+        words="[NAME ...]", parses=True,
+        options={
+            "--from [DATASET=]DIR": "look for files in this folder too; may be repeated",
+            "--no-hub": "download nothing",
+            "--group-first": "prefer the group's files to official ones and tables",
+            "--splits validation": "prepare this split too",
+            "--ids DATASET=FILE": "the test items to use, one id per line",
+        },
     ),
     "data draw": Usage(("data draw", "data draw data_root=/tmp/drawn"), ("profile",), ("data_root",)),
     "data show": Usage(
         ("data show gqa -n 16", "data show coco --split train profile=paper"), ("profile",), DATA, words="NAME",
-        options=None,
+        parses=True,
+        options={
+            "-n COUNT": "items to show (default 16)", "--split NAME": "train, validation or test (default test)",
+            "--out FILE": "PNG to write",
+        },
     ),
     "audit": Usage(
         ("audit", "audit models={model} results=/tmp/audit"), ("profile", "models", "results", "device", "threads"),
@@ -232,8 +245,8 @@ def refuse_unread(verb: str, arguments: Sequence[str]) -> None:
         UserError: names them, what the command reads, and which commands read them.
     """
     name, usage = usage_of(verb, arguments)
-    options = [] if usage.options is None else [item for item in arguments if item.startswith("-")]
-    known = [text.removeprefix("--").partition("=")[0].split()[0] for text in usage.options or ()]
+    options = [] if usage.parses else [item for item in arguments if item.startswith("-")]
+    known = [text.removeprefix("--").partition("=")[0].split()[0] for text in usage.options]
     known += [key for key in OPTIONS if usage.takes(key)]
     keys = []
     for option in options:
@@ -242,7 +255,7 @@ def refuse_unread(verb: str, arguments: Sequence[str]) -> None:
         elif given not in known:
             hint = did_you_mean(given, known) if known else f" {name} has none."
             raise UserError(f"Unknown option {option!r}.{hint}")
-    values = [] if usage.options is not None else [  # such as GQA=DIR of --from GQA=DIR
+    values = [] if not usage.parses else [  # such as GQA=DIR of --from GQA=DIR
         place + 1 for place, item in enumerate(arguments) if item.startswith("-")
     ]
     keys += [
@@ -303,7 +316,7 @@ def describe(verb: str, arguments: Sequence[str], said: str) -> str:
     more = ["[OPTION ...]"] * bool(usage.options) + ["[KEY=VALUE ...]"] * bool(keys)
     form = " ".join(filter(None, [name, words, *more]))
     blocks = [f"python -m benchmark {form}\n\n{textwrap.indent(said, '  ')}\n"]
-    for title, lines in (("Keys", keys), ("Options", usage.options or {})):
+    for title, lines in (("Keys", keys), ("Options", usage.options)):
         width = max(map(len, lines), default=0)
         if lines:
             blocks.append(f"{title}:\n" + "".join(f"  {key:<{width}}  {text}\n" for key, text in lines.items()))

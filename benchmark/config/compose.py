@@ -71,6 +71,9 @@ def composed(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     optional = {item.name: item.default for item in fields(ModelSpec) if item.default is not MISSING}
     config["models"] = {name: {**optional, "architecture": {}, **model} for name, model in config["models"].items()}
     for name, rate in config["profile"].get("learning_rates", {}).items():
+        if name not in config["models"]:
+            file = f"conf/profile/{config['profile'].get('id')}.yaml"
+            raise UserError(f"{file}: learning_rates names the model {name!r}.{did_you_mean(name, config['models'])}")
         model = config["models"][name]
         model["projector_learning_rate"] *= rate / model["learning_rate"]  # keeps its ratio
         model["learning_rate"] = rate
@@ -105,13 +108,14 @@ def _hydra(name: str | None, chosen: tuple[str, ...]) -> Any:
 
 @contextlib.contextmanager
 def _conf_errors() -> Iterator[None]:
-    """Turn the errors of Hydra and OmegaConf into one message."""
+    """Turn the errors of YAML, Hydra and OmegaConf into one message."""
+    import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"Cannot compose conf/: {error}. Look at your changes: git diff conf.") from error
 
 

@@ -93,6 +93,6 @@ def cells(checkpoints: Sequence[Checkpoint], grid: Sequence[CellSpec], faults: F
             datasets |= {dataset.id: dataset for dataset in cell.datasets if dataset.role != "extra"}
         made.append(replace(
             same[0], model=replace(model, checkpoint=str(checkpoint.path)), target=None, seed=0, train=None,
-            method=MethodSpec(PREFIX + checkpoint.name, {}), datasets=tuple(datasets.values()),
+            method=MethodSpec(PREFIX + checkpoint.name, {}), datasets=tuple(datasets.values()), generic=None,
         ))
     return made

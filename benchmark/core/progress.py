@@ -195,7 +195,8 @@ class Bars:
 
     def cell(self, cell: str) -> None:
         self._clock.start(cell)
-        self._inner[cell] = self._bars.add_task(cell, total=1, text="starting")
+        if cell not in self._inner:  # it may have begun already and found the cell locked
+            self._inner[cell] = self._bars.add_task(cell, total=1, text="starting")
 
     def step(self, cell: str, stage: str, done: int, total: int, info: str = "") -> None:
         self._clock.step(cell, stage, done, total)

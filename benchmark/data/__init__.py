@@ -59,6 +59,12 @@ def reader_of(spec: DatasetLike) -> str:
     return reader if reader in DATASETS else spec.id
 
 
+def reader_module(spec: DatasetLike) -> str:
+    """Return the module that reads a dataset: one of ours, or the user's."""
+    reader = str(spec.options.get("reader", spec.id))
+    return DATASETS.get(reader, reader)
+
+
 def own_target(module: str) -> dict[str, Any]:
     """Return the spec of a user's own target from its module.
 

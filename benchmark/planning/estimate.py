@@ -330,7 +330,7 @@ def answer_seconds(
 
 def measured_rate(speed: Mapping[str, Any], gpu: Gpu) -> float | None:
     """Return samples per second and GPU from a finished cell's speed.json, if the cell ran on this card."""
-    name = str(speed.get("device", "")).lower().replace(" ", "")
-    if gpu.name.partition("-")[0] not in name or not speed.get("seconds"):
+    words = re.findall(r"[a-z]*\d+[a-z]*", str(speed.get("device", "")).lower())
+    if gpu.name.partition("-")[0] not in words or not speed.get("seconds"):
         return None
     return speed["samples"] / speed["seconds"] / max(1, speed["processes"])

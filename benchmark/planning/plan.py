@@ -24,7 +24,7 @@ from benchmark.spec import (
     flat,
     plain,
 )
-from benchmark.store.cells import Store, read_cell, scored_datasets, stages_of
+from benchmark.store.cells import Store, output_of, read_cell, scored_datasets, stages_of
 from benchmark.store.keys import Digests, Keys, Unverified, keys_of
 
 # Settings that a cell is computed with, but that are not part of its name.
@@ -183,6 +183,12 @@ def whole_seeds(asked: Request, finished: Container[str]) -> Request:
     done = Counter(cell.seed for cell in trained if cell_id(cell) in finished)
     seeds = {seed for seed, count in done.items() if count == max(done.values())} or {cell.seed for cell in trained[:1]}
     return asked.filtered(lambda cell: cell.train is None or cell.seed in seeds)
+
+
+def has_source_weights(item: Planned, plan: Sequence[Planned], store: Store) -> bool:
+    """Whether the weights that a merge starts from are here; restored cells have none. True for every other cell."""
+    sources = [other.cell for other in plan if other.id in item.needs] if item.cell.method.posthoc else []
+    return all(output_of(store.folder(cell), "train").is_file() for cell in sources)
 
 
 def _trimmed(item: Planned, store: Store) -> Planned:

@@ -13,7 +13,7 @@ from benchmark.config import own_checkpoints
 from benchmark.config.request import Request
 from benchmark.config.request import request as ask
 from benchmark.core.errors import INTERRUPTED, PREEMPTED, UserError, counted
-from benchmark.planning.plan import Planned, with_datasets
+from benchmark.planning.plan import Planned, has_source_weights, with_datasets
 from benchmark.reporting import slices
 from benchmark.spec import CellSpec, cell_id, sees_sources
 from benchmark.store.cells import Store
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ZERO_SHOT = "zero_shot"
 FIGURES = {"table5": "fig4", "table6": "fig4"}
 SEVERAL = (
-    "A table shows one setting, but a key has several values. Give one value per key, or run the cells without table= "
+    "A table or a figure shows one setting, but a key has several values. Give one value per key, or run the cells without table= "
     "(methods=, models=, targets=)."
 )
 
@@ -88,14 +88,23 @@ def report(request: Request, plan: Sequence[Planned], store: Store) -> None:
 
 
 def measure(request: Request, plan: Sequence[Planned], store: Store) -> None:
-    """Measure the footprint of each method of a table that shows it; what is known is not measured again."""
+    """Measure the footprint of each method of a table that shows it; what is known is not measured again.
+
+    Merges whose sources have no weights here are left out: their cells were restored from published results.
+    """
     from benchmark.store.cell_measures import OF_FOOTPRINT
 
-    if set(OF_FOOTPRINT) & set(request.layout.get("columns") or ()):
-        from benchmark.running import method_cost
+    if not set(OF_FOOTPRINT) & set(request.layout.get("columns") or ()):
+        return
+    from benchmark.running import method_cost
+    from benchmark.running.worker import prepare_process
 
-        for line in method_cost.measure(request, plan, store):
-            print(line, flush=True)
+    measurable = [item for item in plan if has_source_weights(item, plan, store)]
+    if any(item.done and item.cell.train and not method_cost.known(item, store) for item in measurable):
+        cell = request.cells[0]
+        prepare_process(cell.threads, cell.device, request.gpus[0] if request.gpus else None)
+    for line in method_cost.measure(request, measurable, store):
+        print(line, flush=True)
 
 
 def whole(request: Request) -> Request:
@@ -123,7 +132,7 @@ def write(request: Request, table: Table, root: Path, suffix: str = "") -> tuple
     assert request.table is not None
     stem = FIGURES.get(request.table, request.table)
     cider = [name for name, dataset in request.datasets.items() if dataset.metric == "cider"]
-    plain = bool(table.shown) or not table.frame["tuned"].any()  # one untuned model has nothing to be held against
+    plain = bool(table.shown) or not table.frame["tuned"].any()  # one untuned model has nothing to be compared with
     drawn = [] if plain else radar.radars(table, root / "figures", f"{stem}{suffix}", request.radar, cider)
     return render.write(table, root / "tables", f"{request.table}{suffix}"), drawn
 
@@ -158,7 +167,7 @@ def build_rows(request: Request, plan: Sequence[Planned], store: Store) -> list[
     cells: dict[str, CellSpec] = {}
     for cell in request.cells:
         cells[cell_id(cell)] = with_datasets(cells.get(cell_id(cell), cell), cell.datasets)
-    _check_places(cells.values())
+    check_places(cells.values())
     planned = {item.id: item for item in plan}
     models = dict.fromkeys(cell.model.id for cell in cells.values())
     targets = dict.fromkeys(target for cell in cells.values() for target in _targets(cell))
@@ -183,11 +192,15 @@ def check_one_setting(request: Request) -> None:
         UserError: two cells of one table differ only in a setting.
     """
     if request.table is not None:
-        _check_places(request.cells)
+        check_places(request.cells)
 
 
-def _check_places(cells: Collection[CellSpec]) -> None:
-    """Refuse two cells that differ only in a setting: a table has one place for them."""
+def check_places(cells: Collection[CellSpec]) -> None:
+    """Refuse two cells that differ only in a setting: a table or a figure has one place for them.
+
+    Raises:
+        UserError: there are two such cells.
+    """
     if len({(cell.model.id, cell.target, cell.method.id, cell.seed) for cell in cells}) < len(cells):
         raise UserError(SEVERAL)
 

@@ -204,13 +204,40 @@ def _evaluate(row: RowResult, upstream: Sequence[str], draws: int, seed: int) ->
     return _Evaluated(row, (), None, alone, {name: _size(by_seed) for name, by_seed in present.items()})
 
 
+def _paired(one: _Evaluated, other: _Evaluated, upstream: Sequence[str]) -> tuple[stats.Sample, stats.Sample] | None:
+    """Return the samples of two rows over the training seeds that both have; None if they have none.
+
+    An untuned model has no seed, and that of a user's own checkpoint is unknown: their rows pair with any.
+    """
+    if one.sample is None or other.sample is None:
+        return None
+    if one.seeds == other.seeds or not (_seeded(one) and _seeded(other)):
+        return one.sample, other.sample
+    common = sorted(set(one.seeds) & set(other.seeds))
+    if not common:
+        return None
+    made = []
+    for row, sample in ((one.row, one.sample), (other.row, other.sample)):
+        items = {name: {seed: row.items[name][seed] for seed in common} for name in (*upstream, row.target)}
+        made.append(stats.resample(items, row.target, upstream, len(sample.draws["H"]), sample.draw_seed))
+    return made[0], made[1]
+
+
+def _seeded(item: _Evaluated) -> bool:
+    """Whether the seed of a row is that of its training."""
+    return item.row.tuned and not item.row.method.startswith(PREFIX)
+
+
 def _size(by_seed: stats.ItemsBySeed) -> int:
     return len(next(iter(by_seed.values())))
 
 
-def _lines(found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | None) -> list[dict]:
+def _lines(
+    found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | None, upstream: Sequence[str]
+) -> list[dict]:
     """Return the frame's lines of one row."""
     row, sample = found.row, found.sample
+    pair = _paired(found, reference, upstream) if reference is not None and reference is not found else None
     lines = []
     for metric in metrics:
         interval = found.intervals.get(metric)
@@ -231,8 +258,8 @@ def _lines(found: _Evaluated, metrics: Iterable[str], reference: _Evaluated | No
             line["value"] = _mean(row, metric)
         elif sample is not None:
             line["by_seed"] = " ".join(f"{sample.by_seed[seed][metric]:.4f}" for seed in found.seeds)
-            if reference is not None and reference.sample is not None and reference is not found:
-                difference = stats.paired_difference(sample, reference.sample, metric)
+            if pair is not None:
+                difference = stats.paired_difference(*pair, metric)
                 line |= {
                     "delta": difference.value, "delta_low": difference.low, "delta_high": difference.high,
                     "delta_error": difference.error, "p": difference.p,
@@ -275,7 +302,8 @@ def build(
     metrics = [*upstream, *AVERAGES, *(metric for metric in shown if metric in MEASURES)]
     lines = []
     for item in found:
-        lines += _lines(item, metrics, places.get((item.row.model, item.row.target, item.row.reference)))
+        other = places.get((item.row.model, item.row.target, item.row.reference))
+        lines += _lines(item, metrics, other, list(upstream))
     frame = pd.DataFrame(lines)
     numbers = ["value", "low", "high", "delta", "delta_low", "delta_high", "delta_error", "p", "paper"]
     frame[numbers] = frame[numbers].astype(float)
@@ -355,7 +383,7 @@ def _count_notes(found: Sequence[_Evaluated], upstream: Mapping[str, str]) -> li
 def _seed_notes(found: Sequence[_Evaluated]) -> list[str]:
     """State the training seeds, and what one seed cannot show."""
     # A user's own checkpoint was trained elsewhere: its row has a seed, but the seed of its training is unknown.
-    trained = [item for item in found if item.row.tuned and not item.row.method.startswith(PREFIX)]
+    trained = [item for item in found if _seeded(item)]
     seeds = sorted({seed for item in trained for seed in item.seeds})
     if not seeds:
         return []
@@ -365,7 +393,10 @@ def _seed_notes(found: Sequence[_Evaluated]) -> list[str]:
             "only, not another training run."
         ]
     listed = ", ".join(map(str, seeds))
-    return [f"Training seeds: {listed}; values are means, intervals resample seeds and image groups."]
+    some = " Where rows have different seeds, differences are over those that both have." if (
+        len({item.seeds for item in trained if item.seeds}) > 1
+    ) else ""
+    return [f"Training seeds: {listed}; values are means, intervals resample seeds and image groups.{some}"]
 
 
 def _best_notes(frame: pd.DataFrame) -> list[Note]:

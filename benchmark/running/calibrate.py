@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from benchmark import data
 from benchmark.core.errors import UserError
 from benchmark.models.loading import how_to_load, load_model
+from benchmark.running.worker import prepare_process
 from benchmark.spec import CellSpec, at_root, is_tuned
 from benchmark.training import posthoc
 from benchmark.training.calibration import Calibration
@@ -24,6 +25,7 @@ def calibrate(cell: CellSpec, names: Sequence[str]) -> Calibration | None:
         UserError: the checkpoint is not one for this model, or the data are missing.
     """
     assert is_tuned(cell)
+    prepare_process(cell.threads, cell.device)
     loaded = load_model(*how_to_load(cell, answering=False))
     unknown = sorted(set(names) - {name for name, _ in loaded.model.named_parameters()})
     if unknown:

@@ -23,7 +23,7 @@ from benchmark.planning.plan import Planned
 from benchmark.running.endings import Ending, How
 from benchmark.running.pool import Pool
 from benchmark.running.worker import VISIBLE, Failure, Worker, prepare_process
-from benchmark.spec import CellSpec, ProfileSpec, at_root
+from benchmark.spec import CellSpec, ProfileSpec, at_root, members
 from benchmark.store.cells import Store, short_lock
 
 WAIT_SECONDS = 2.0
@@ -47,7 +47,7 @@ class Schedule:
     running: set[str] = field(default_factory=set)
 
     def ready(self) -> list[Planned]:
-        """Return the waiting cells that may start: a post-hoc cell only if its Full FT cells are finished."""
+        """Return the waiting cells that may start: those whose weights need no other cell that is not finished."""
         return [item for item in self.waiting if self.finished.issuperset(item.needs)]
 
     def take(self, model: str | None = None) -> Planned | None:
@@ -75,11 +75,15 @@ class Schedule:
             self.finished.add(item.id)
             return [(item, result)]
         settled: list[tuple[Planned, str | Failure]] = [(item, result)]
-        for other in list(self.waiting):
+        gone = {item.id}
+        for other in self.waiting:  # what a cell needs waits in front of it
             if result.model and other.cell.model == item.cell.model:
                 settled.append((other, Failure(result.message, user=True, model=True)))
-            elif item.id in other.needs:
-                settled.append((other, Failure(f"its Full FT cell {item.id} failed", result.user)))
+            elif gone.intersection(other.needs):
+                settled.append((other, Failure(f"it needs the weights of {item.id}, which failed", result.user)))
+            else:
+                continue
+            gone.add(other.id)
         self.failures |= {gone.id: why for gone, why in settled if isinstance(why, Failure)}
         self.waiting = [other for other in self.waiting if other.id not in self.failures]
         return settled
@@ -118,7 +122,8 @@ def run(request: Request, show: Progress | None = None) -> int:
 def _run(request: Request, show: Progress | None) -> int:
     """Run the unfinished cells of a request, without the zero-shot check; see `run`."""
     store = Store(request.results)
-    workers = min(request.jobs, len(request.cells) + 1)
+    sources = sum(members(cell) for cell in request.cells if cell.method.posthoc)
+    workers = min(request.jobs, len(request.cells) + sources)
     show = show or progress(workers)
     schedule: Schedule | None = None
     try:
@@ -371,13 +376,14 @@ def rescore(plan: Sequence[Planned], store: Store, show: Progress) -> int:
         if item.keys is None or any(stage.startswith(("train", "generate/")) for stage in item.missing):
             show.note(f"{item.id}: some answers are missing. Run the cell first")
             continue
-        for stage, key in item.keys.stages.items():
-            if stage.startswith("score/") or stage == "summary":
-                with store.lock(item.cell):
+        with store.lock(item.cell):
+            for stage, key in item.keys.stages.items():
+                if stage.startswith("score/") or stage == "summary":
                     began = time.monotonic()
                     store.start_stage(item.cell, stage, key)
                     worker.stage(stage, item.cell, (), lambda *_: None)
                     store.finish_stage(item.cell, stage, key, time.monotonic() - began)
+            worker.rescored(item.cell)
         count += 1
         show.note(f"{item.id}: scored")
     return count

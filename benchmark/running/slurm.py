@@ -161,6 +161,10 @@ def _shared(asked: Request, overrides: Sequence[str]) -> list[str]:
     generic = next((cell.generic for cell in cells if cell.generic), None)
     if generic is not None:  # a user's file is named relative to a folder that an element does not run in
         kept = [f"generic={_target(generic)}" if item.startswith("generic=") else item for item in kept]
+    place = asked.cells[0]
+    if place.engine == "single" or place.devices:  # Slurm gives each element its own cards, and numbers them from 0
+        kept = [item for item in kept if not item.startswith("gpus=")]
+        kept += [f"gpus={place.processes}"] if place.devices else []
     return [*kept, *(f"{axis}={','.join(moved[axis].values())}" for axis in own), "jobs=1"]
 
 

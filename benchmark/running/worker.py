@@ -180,12 +180,15 @@ class Worker:
                     self._load(cell, answering=first != "train")
                 store.begin(cell)
                 for stage in missing:
-                    began = time.monotonic()
-                    store.start_stage(cell, stage, keys.stages[stage])
+                    began = time.monotonic() - store.start_stage(cell, stage, keys.stages[stage])
                     taken = store.take_weights(cell, keys.train) if stage == "train" and keys.train else None
                     if taken is None:
-                        with signals.children_watched():
-                            self.stage(stage, cell, sources, step)
+                        try:
+                            with signals.children_watched():
+                                self.stage(stage, cell, sources, step)
+                        except (KeyboardInterrupt, signals.Terminated):  # the next run goes on, and adds its own time
+                            store.stop_stage(cell, stage, time.monotonic() - began)
+                            raise
                     seconds[stage] = round(time.monotonic() - began, 3) if taken is None else taken
                     store.finish_stage(cell, stage, keys.stages[stage], seconds[stage])
                 self._provenance(cell, folder, seconds)
@@ -201,6 +204,7 @@ class Worker:
     def _failed(self, cell: CellSpec, error: Exception) -> Failure:
         """Record why a cell failed. If its model cannot be loaded, the cell gets no folder."""
         user = isinstance(error, UserError)
+        self._model = None  # a training that failed may have left its tensors in float32
         # It may contain item ids from files that we did not write.
         message = printable(str(error) if user else f"{type(error).__name__}: {error}")
         if isinstance(error, ModelUnusable):
@@ -306,6 +310,23 @@ class Worker:
         earlier = {name: value for name, value in self._store.seconds(folder).items() if name not in seconds}
         content = json.dumps(describe(cell, {**earlier, **seconds}, self._items(cell), trained), indent=1)
         write_atomic(folder / "provenance.json", content + "\n")
+
+    def rescored(self, cell: CellSpec) -> None:
+        """Record that today's code has scored all answers of a cell; the caller holds its lock.
+
+        A cell without provenance.json was killed before it was done: its next run writes the file.
+        """
+        from benchmark.store.keys import code_of
+
+        path = self._store.folder(cell) / "provenance.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        now = code_of(cell)
+        content["code"] = (content.get("code") or {}) | {kind: now[kind] for kind in ("score", "summary")}
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
+        self._store.finish(cell, "done")
 
     # -- what is kept between cells -----------------------------------------------------------------------------
 

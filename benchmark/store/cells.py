@@ -172,10 +172,15 @@ class Store:
         return {"state": "new", "stages": {}, "error": None, **status}
 
     def missing(self, cell: CellSpec, keys: Keys) -> list[str]:
-        """Return the stages that have to run, in order; empty for a finished cell."""
+        """Return the stages that have to run, in order; empty for a finished cell.
+
+        A cell that was killed after its last stage, before provenance.json was written, is summarised again.
+        """
         folder = self.folder(cell)
         stages = self.status(folder)["stages"]
         found = [stage for stage, key in keys.stages.items() if not _done(folder, stages, stage, key)]
+        if not found and not (folder / "provenance.json").is_file():
+            return ["summary"]
         answers = any(stage.startswith("generate/") for stage in found)
         return ["train", *found] if answers and "train" not in found and self.lacks_weights(cell) else found
 
@@ -204,14 +209,29 @@ class Store:
         }
         self._update(folder, state="running", error=None, about=about)
 
-    def start_stage(self, cell: CellSpec, stage: str, key: str) -> None:
-        """Record that a stage runs. Its files stay if they have this key, to resume; otherwise they are deleted."""
+    def start_stage(self, cell: CellSpec, stage: str, key: str) -> float:
+        """Record that a stage runs. Its files stay if they have this key, to resume; otherwise they are deleted.
+
+        Returns:
+            How long earlier runs worked on it before they were stopped, in seconds.
+        """
         folder = self.folder(cell)
         stages = self.status(folder)["stages"]
-        if stages.get(stage, {}).get("key") != key:
+        before = stages.get(stage, {})
+        spent = float(before.get("spent", 0.0)) if before.get("key") == key else 0.0
+        if before.get("key") != key:
             for path in _outputs(folder, stage):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        self._update(folder, stages={**stages, stage: {"key": key, "state": "running"}})
+        now = {"key": key, "state": "running"} | ({"spent": spent} if spent else {})
+        self._update(folder, stages={**stages, stage: now})
+        return spent
+
+    def stop_stage(self, cell: CellSpec, stage: str, seconds: float) -> None:
+        """Record how long a stage ran, all runs together, when it is stopped and keeps its files."""
+        folder = self.folder(cell)
+        stages = self.status(folder)["stages"]
+        if stage in stages:
+            self._update(folder, stages={**stages, stage: {**stages[stage], "spent": round(seconds, 3)}})
 
     def finish_stage(self, cell: CellSpec, stage: str, key: str, seconds: float) -> None:
         """Record that a stage's files are complete.

@@ -23,7 +23,7 @@ from benchmark.spec import ROOT, at_root
 FILE = Path(__file__).with_name("stage_versions.json")
 
 # The code that makes the numbers of each stage, relative to the repository. Model families and methods have their own
-# versions. The data's digest covers data readers. Spec, plan, store and runner compute no numbers.
+# versions. Data readers need none: keys hold a digest of the records. Spec, plan, store and runner compute no numbers.
 MODEL = (
     "benchmark/models/__init__.py", "benchmark/models/batch.py", "benchmark/models/checkpoint_files.py",
     "benchmark/models/folder.py", "benchmark/models/prompt.py", "benchmark/models/scope.py",
@@ -197,7 +197,7 @@ def method_modules(method: str) -> tuple[str, ...]:
     from methods.registry import METHODS
 
     path = METHODS[method].cls if method in METHODS else method
-    found, todo = {}, [_module_file(path.partition(":")[0])]
+    found, todo = {}, [module_file(path.partition(":")[0])]
     while todo:
         name = todo.pop()
         if name not in found:
@@ -233,12 +233,12 @@ def _family_modules(family: str) -> tuple[str, ...]:
     """Return the files of a model family: its module, and modules whose names begin with its name."""
     from benchmark.models import FAMILIES
 
-    module = _module_file(FAMILIES[family])
+    module = module_file(FAMILIES[family])
     beside = sorted(at_root(module).parent.glob(f"{Path(module).stem}_*.py"))
     return (module, *(str(path.relative_to(ROOT)) for path in beside if path.is_relative_to(ROOT)))
 
 
-def _module_file(module: str) -> str:
+def module_file(module: str) -> str:
     """Return the file of a module. Ours is not imported, because a method's module imports torch."""
     own = ROOT / (module.replace(".", "/") + ".py")
     if own.is_file():

@@ -19,6 +19,7 @@ from benchmark.spec import (
     DatasetSpec,
     ModelSpec,
     at_root,
+    calibrates_on_sources,
     input_form,
     own_dtype,
     plain,
@@ -28,7 +29,7 @@ from benchmark.spec import (
     training_form,
 )
 from benchmark.store import code_version
-from methods.registry import METHODS, entry
+from methods.registry import entry
 
 if TYPE_CHECKING:
     from benchmark.core.progress import StageTold
@@ -101,7 +102,7 @@ def keys_of(cell: CellSpec, digests: Digests, sources: Sequence[Keys] = ()) -> K
                 ]
             if cell.generic is not None and "samples" in cell.method.params:
                 content["generic"] = _generic(cell, digests)
-            if cell.method.id in METHODS and METHODS[cell.method.id].sees_sources:
+            if calibrates_on_sources(cell):
                 count = source_samples(cell)
                 content["sources"] = [
                     digests.records(dataset, cell.data_root, "train", count) for dataset in cell.upstream
@@ -148,6 +149,13 @@ def _generic(cell: CellSpec, digests: Digests) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------
 # Content
+
+
+# What turns files into records, beside the reader of each dataset.
+RECORDS = (
+    "benchmark/data/__init__.py", "benchmark/data/record.py", "benchmark/data/rows.py", "benchmark/data/layout.py",
+    "benchmark/data/readers/captions.py",
+)
 
 
 class Unverified(LookupError):
@@ -200,7 +208,7 @@ class Digests:
         return self._remember(f"model {model.family}", folders, compute)
 
     def records(self, dataset: DatasetSpec, data_root: str, split: str, limit: int | None) -> str:
-        """Return the digest of the records of a split; the first time, every image is decoded once.
+        """Return the digest of the records of a split; every image is decoded the first time, and again if code changes.
 
         Raises:
             UserError: files are missing or damaged, images cannot be read, or the item count is not the expected one.
@@ -215,7 +223,8 @@ class Digests:
             data.check_images(records, told and (lambda *count: told(f"{dataset.id}/{split}: images", *count)))
             return data.digest(records)
 
-        what = canonical_json(["records", plain(dataset), split, limit])
+        code = code_version.code_digest((*RECORDS, code_version.module_file(data.reader_module(dataset))))
+        what = canonical_json(["records", plain(dataset), split, limit, code])
         return self._remember(what, [at_root(data_root) / data.reader_of(dataset)], compute)
 
     def _remember(self, what: str, folders: list[Path], compute: Any) -> str:
@@ -247,8 +256,16 @@ def _walk(folder: str) -> list[list[Any]]:
                     if entry.is_dir():
                         todo.append(entry.path)
                     elif not entry.name.startswith("."):
-                        state = entry.stat()
-                        files.append([entry.path, state.st_size, state.st_mtime_ns])
+                        files.append([entry.path, *_state(entry)])
         except OSError:
             continue
     return files
+
+
+def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """Return size and modification time of a file; those of a broken link are -1."""
+    try:
+        state = entry.stat()
+    except OSError:
+        return -1, -1
+    return state.st_size, state.st_mtime_ns

@@ -52,15 +52,15 @@ def measure(plain: Request, shown: Request, store: Store) -> pd.DataFrame:
     for pair in zip(plain.cells, shown.cells, strict=True):
         cell = pair[0]
         if all((store.folder(one) / "scores.json").is_file() for one in pair):
-            # An untuned model is in the request once for every target, and in the results once.
             target = cell.target if is_tuned(cell) else ""
-            groups.setdefault((cell.model.id, target, cell.method.id), []).append(pair)
+            own = groups.setdefault((cell.model.id, target, cell.method.id), [])
+            if target or not own:  # what we did not tune is in the request once for every target
+                own.append(pair)
     lines = []
     for (model, target, method), pairs in sorted(groups.items(), key=lambda group: group[0][1] != ""):
-        start = next((own[:1] for (name, trained, _), own in groups.items() if name == model and not trained), None)
+        start = groups.get((model, "", outputs.ZERO_SHOT))
         if start is None:
             continue
-        pairs = pairs if target else start
         before, after = ([_asked(way, store) for way in zip(*own, strict=True)] for own in (start, pairs))
         cell = pairs[0][0]
         about = {
@@ -106,7 +106,7 @@ def markdown(found: pd.DataFrame, title: str, examples: int) -> str:
     rows = [["model", "fine-tuned on", "method", "A^S", "lost", "other form", "A^S, shown", "lost, shown",
              "other form, shown", "back"]]
     for line in found.to_dict("records"):
-        tuned = bool(line["target"])
+        tuned = line["method"] != outputs.ZERO_SHOT
         rows.append([
             *(lettering.markdown(str(line[name])) for name in ("model_name", "target_name", "method_name")),
             f"{line['A_S']:.2f}", _text(line, "lost") if tuned else "-", f"{line['other']:.1f} %",

@@ -1,4 +1,4 @@
-"""How hard the targets are: the untuned models and Full FT held against the paper's rows (docs/calibration.md)."""
+"""How hard the targets are: the untuned models and Full FT beside the paper's rows (docs/calibration.md)."""
 
 from __future__ import annotations
 

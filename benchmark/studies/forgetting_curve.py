@@ -79,6 +79,8 @@ def check(asked: Request) -> None:
         UserError: see `run`.
     """
     cells = [cell for cell in asked.cells if is_tuned(cell)]
+    if not cells:
+        raise UserError("No method of this request is trained. Add one that trains to methods=, such as full_ft.")
     if wrong := sorted({cell.method.id for cell in cells if cell.method.posthoc}):
         raise UserError(f"{', '.join(wrong)}: made after training, without epochs. Leave them out of methods=.")
     if wrong := sorted({cell.method.id for cell in cells if entry(cell.method.id).kind == "adapter"}):
@@ -167,7 +169,7 @@ def tidy(asked: Request) -> pd.DataFrame:
     """Return the table lines of every epoch, from what is finished; epoch 0 is the untuned model."""
     store = Store(asked.results)
     trained = tuple(cell for cell in asked.cells if is_tuned(cell))
-    untuned = tuple(cell for cell in asked.cells if cell.train is None)
+    untuned = tuple(cell for cell in asked.cells if cell.method.id == outputs.ZERO_SHOT)
     epochs = _epochs(asked)
     frames = []
     for epoch in range(1, epochs + 1):

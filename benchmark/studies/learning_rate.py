@@ -19,7 +19,7 @@ from benchmark.core.files import write_atomic
 from benchmark.planning import plan
 from benchmark.reporting import lettering, outputs
 from benchmark.running import runner
-from benchmark.spec import CellSpec, ModelSpec, shown
+from benchmark.spec import CellSpec, ModelSpec, is_tuned, shown
 from benchmark.store.cells import Store
 from benchmark.store.keys import Digests
 from benchmark.store.scores import read_scores
@@ -158,12 +158,9 @@ def grid_of(model: ModelSpec, overrides: Sequence[str]) -> Request:
 def read(asked: Request, store: Store) -> list[Point]:
     """Return the points of finished cells, by method and rate."""
     found: dict[tuple[str, float], list[dict]] = {}
-    wanted = {(cell.method.id, cell.target, cell.train.learning_rate) for cell in asked.cells if cell.train}
-    for item in plan.make(asked, store):
-        cell = item.cell
-        if cell.train and (cell.method.id, cell.target, cell.train.learning_rate) in wanted:
-            averages = read_scores(store.folder(cell))["averages"][cell.target]
-            found.setdefault((cell.method.id, cell.train.learning_rate), []).append(averages)
+    for cell in filter(is_tuned, asked.cells):
+        averages = read_scores(store.folder(cell))["averages"][cell.target]
+        found.setdefault((cell.method.id, cell.train.learning_rate), []).append(averages)
     return [
         Point(
             method,

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from benchmark.config import own_modules
 from benchmark.config.compose import AXES
 from benchmark.config.overrides import without
 from benchmark.config.request import Request, check_used, request
@@ -105,7 +106,7 @@ def curve_of(curve: Mapping[str, Any], overrides: Sequence[str], beside: Request
             has a parameter of that name too.
         beside: the figure's other cells.
     """
-    kept = without(overrides, ("methods", "method"))
+    kept = without(overrides, ("methods", "method", "checkpoints"))
     own = any(item.startswith(f"{curve['key']}=") for item in kept) and curve["key"] in beside.unused
     values = [] if own else [f"{curve['key']}={','.join(map(str, curve['values']))}"]
     return request([*kept, f"methods={curve['method']}", *values], optional=True)
@@ -141,6 +142,7 @@ def _plane(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Draw the plane of A^S and A^T: methods of the tables, and the curve of WiSE-FT as the control."""
     # The overrides include those of the file; applying them twice is harmless.
     asked, extra = requests(figure["id"], overrides)
+    outputs.check_places(asked.cells)
     both = replace(asked, grid=asked.grid + extra.grid)
     code = runner.run(both)
     if code in (PREEMPTED, INTERRUPTED):
@@ -237,6 +239,7 @@ def _examples(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     asked = request(with_models(overrides))
     if len({cell.seed for cell in asked.cells if cell.train is not None}) > 1:
         raise UserError("The examples are of one training: give one seed, e.g. seeds=0.")
+    outputs.check_places(asked.cells)
     code = runner.run(asked)
     if code in (PREEMPTED, INTERRUPTED):
         return code
@@ -261,6 +264,7 @@ def _epochs(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     from benchmark.studies import forgetting_curve
 
     asked = request(with_models(overrides))
+    outputs.check_places(asked.cells)
     code = forgetting_curve.run(asked)
     if code:
         return code
@@ -310,6 +314,7 @@ def _survey(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     from benchmark.studies import row_costs
 
     asked = survey.ask(figure, overrides)
+    outputs.check_places(asked.base.cells)
     code = runner.run(asked.everything)
     if code in (PREEMPTED, INTERRUPTED):
         return code
@@ -340,6 +345,8 @@ def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
 
     given = {item.partition("=")[0]: item.partition("=")[2].strip("[]") for item in overrides}
     wanted = {AXES[key]: value.split(",") for key, value in given.items() if key in AXES}
+    if "methods" in wanted:
+        wanted["methods"] = [_stored_method(name) for name in wanted["methods"]]
     asked = request([item for item in overrides if item.partition("=")[0] not in AXES], grid=False)
     store = Store(asked.results)
     folders = prediction.choose(store, asked.profile.id, wanted)
@@ -367,12 +374,20 @@ def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     return 0
 
 
+def _stored_method(name: str) -> str:
+    """Return the id under which cells have a method: FILE:Class of the user's own is its module's name and Class."""
+    module, colon, cls = name.rpartition(":")
+    return f"{own_modules.canonical(module)}:{cls}" if colon else name
+
+
 def _form(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """Compare what models lost when they are asked as usual and after solved questions."""
     from benchmark.reporting import plots
     from benchmark.studies import answer_form
 
     plain, shown = requests(figure["id"], overrides)
+    outputs.check_places(plain.cells)
+    outputs.check_places(shown.cells)
     code = runner.run(replace(plain, grid=plain.grid + shown.grid))
     if code in (PREEMPTED, INTERRUPTED):
         return code

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmark.core.errors import UserError, counted
+from benchmark.core.errors import UserError, counted, did_you_mean
 from benchmark.reporting import lettering, outputs
-from benchmark.spec import CellSpec, is_tuned
+from benchmark.spec import CellSpec, Faults, answering_dtype, input_form, is_tuned
 from benchmark.store import provenance
 from benchmark.store.answers import read_answers, read_items
 from benchmark.store.cells import Store, read_cell
@@ -73,18 +73,29 @@ def choose(store: Store, profile: str, wanted: Mapping[str, Iterable[str]]) -> l
         profile: id.
         wanted: models, methods, targets, seeds -> their values; an axis that is left out has all. Untuned models are
             always there.
+
+    Raises:
+        UserError: no finished cell of the profile has one of these values.
     """
     sets = {axis: set(values) for axis, values in wanted.items()}
+    seen: dict[str, set[str]] = {axis: set() for axis in sets}
     found = []
     for folder in store.finished():
         cell = read_cell(folder)
         place = {"models": cell.model.id, "methods": cell.method.id, "targets": cell.target, "seeds": str(cell.seed)}
         if not is_tuned(cell):
             place = {"models": cell.model.id}
-        if cell.eval.examples:  # the same model, asked in another way
+        if cell.profile != profile or cell.eval.examples:  # the same model, asked in another way
             continue
-        if cell.profile == profile and all(place[axis] in sets[axis] for axis in place.keys() & sets.keys()):
+        for axis in place.keys() & seen.keys():
+            seen[axis].add(str(place[axis]))
+        if all(place[axis] in sets[axis] for axis in place.keys() & sets.keys()):
             found.append(folder)
+    faults = Faults()
+    for axis, values in sets.items():
+        for value in sorted(values - seen[axis]) if seen[axis] else ():
+            faults.add(f"{axis}={value}: no finished cell has it.{did_you_mean(value, sorted(seen[axis]))}")
+    faults.stop()
     return found
 
 
@@ -153,7 +164,8 @@ def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
 def _place(cell: CellSpec, target: str) -> tuple[str, ...]:
     """Return what a tuned cell and its untuned model have in common."""
     sets = [*cell.upstream, cell.dataset(target)]
-    return cell.model.id, cell.model.checkpoint, cell.eval.split, str(cell.eval.limit), repr(sets)
+    how = (cell.model.checkpoint, input_form(cell.model), cell.dtype, answering_dtype(cell), cell.eval.split)
+    return cell.model.id, repr(how), str(cell.eval.limit), repr(sets)
 
 
 def _scored(before: Mapping[str, Any], after: Mapping[str, Any], target: str) -> dict[str, Any]:
@@ -318,7 +330,7 @@ def markdown(found: pd.DataFrame, title: str, notes: Iterable[str]) -> str:
     """
     if found.empty:
         raise UserError(
-            f"No model and target has {FEWEST} finished cells and a finished zero_shot to hold them against. Run a "
+            f"No model and target has {FEWEST} finished cells and a finished zero_shot to compare them with. Run a "
             "table first, for example table5."
         )
     rows = [["measure", "within models and targets", "over all cells", "cells", "groups"]]

@@ -33,12 +33,13 @@ def measure(frame: pd.DataFrame, method: str) -> pd.DataFrame:
         deltas = block[(block["method"] == method) & (block["metric"] == "H")].set_index(RATE)
         curve = list(values.loc[[method], ["A_T", "A_S"]].itertuples(index=False)) if method in values.index else []
         for rate in sorted(set(block.loc[block["method"] == "full_ft", RATE])):
-            tuned, untuned = values.loc[("full_ft", rate)], values.loc[("zero_shot", rate)]
+            tuned = values.loc[("full_ft", rate)]
+            untuned = values.loc[("zero_shot", rate)] if ("zero_shot", rate) in values.index else None
             kept = at(tuned["A_T"], curve)
             line = {
                 "model": model, "model_name": block["model_name"].iloc[0], "target": target,
                 "target_name": block["target_name"].iloc[0], "rows": rows, "learning_rate": rate,
-                "forgetting": untuned["A_S"] - tuned["A_S"],
+                "forgetting": None if untuned is None else untuned["A_S"] - tuned["A_S"],
                 "matched": None if kept is None else h_average(kept, tuned["A_T"]) - tuned["H"],
             }
             if rate in deltas.index:

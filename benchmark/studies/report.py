@@ -469,11 +469,12 @@ def _browsed(
             name = dataset.id if form[1:] == ("test", None) else " ".join(map(str, form))
             try:
                 if form not in chosen:
-                    chosen[form] = sample(load(dataset, at_root(cell.data_root), cell.eval.split, cell.eval.limit))
+                    records = sample(load(dataset, at_root(cell.data_root), cell.eval.split, cell.eval.limit))
                     datasets[name] = {
                         "name": dataset.name, "role": dataset.role, "judged": dataset.metric not in UNJUDGED,
-                        "items": [_item(record, images, uris) for record in chosen[form]],
+                        "items": [_item(record, images, uris) for record in records],
                     }
+                    chosen[form] = records
                 texts = read_answers(folder, dataset.id)
                 scores = {one.item_id: one.score for one in read_items(folder, dataset.id)}
             except UserError:
@@ -481,7 +482,8 @@ def _browsed(
                 why = f"The answers of {folder.name} to {dataset.name}, or that dataset, are not in this folder."
                 continue
             answers[name] = [
-                [texts[record.item_id], round(scores[record.item_id], 4)] if record.item_id in scores else None
+                [texts[record.item_id], round(scores[record.item_id], 4)]
+                if record.item_id in scores.keys() & texts.keys() else None
                 for record in chosen[form]
             ]
         if answers:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from benchmark.core.progress import long_work
-from benchmark.planning.plan import Planned
+from benchmark.planning.plan import Planned, has_source_weights
 from benchmark.spec import TunedCell, cell_id, is_tuned, samples
 from benchmark.store.cell_measures import footprint
-from benchmark.store.cells import Store, output_of
+from benchmark.store.cells import Store
 from benchmark.studies.survey import RATE, REFERENCE, Row, Survey
 
 STATE = 3  # float32 copies of what trains: gradient, and AdamW's two moments
@@ -29,13 +29,9 @@ def measure(survey: Survey, plan: Sequence[Planned], store: Store) -> None:
 
     worker, planned = Worker(store), {item.id: item for item in plan}
 
-    def has_weights(item: Planned) -> bool:
-        sources = item.needs if item.cell.method.posthoc else ()
-        return all(output_of(store.folder(planned[name].cell), "train").is_file() for name in sources)
-
     todo = []
     for _, items in _middles(survey, plan):
-        measurable = [pair for pair in items if has_weights(pair[0])]
+        measurable = [pair for pair in items if has_source_weights(pair[0], plan, store)]
         if measurable and not any(method_cost.known(item, store) for item, _ in items):
             todo.append(measurable[0])
     if todo:

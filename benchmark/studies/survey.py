@@ -211,11 +211,11 @@ class _Finished:
         self._samples: dict[tuple[str, ...], stats.Sample | None] = {}
 
     def sample(self, asked: Request, model: str, target: str, method: str) -> stats.Sample | None:
-        """Return the sample of one setting over its seeds; None without a finished cell."""
+        """Return the sample of one setting over its seeds; None unless all of them are finished."""
         cells = [cell for cell in asked.cells if cell.model.id == model and cell.method.id == method
                  and cell.target in (target, None)]
         rows = [row for row in outputs.build_rows(asked.of(cells), self._plan, self._store) if row.target == target]
-        if not rows or not rows[0].cells:
+        if not rows or len(rows[0].cells) < len({cell.seed for cell in cells}):
             return None
         place = (*rows[0].cells, target)
         if place not in self._samples:

@@ -181,6 +181,11 @@ def _check_tensors(trained: Mapping[str, Parameter], layout: Layout) -> None:
             "The optimizer holds no trained tensor of the model. Make it from model.parameters(), after fully_shard or "
             "another change of the model."
         )
+    if frozen := {id(part.parameter) for part in layout.fragments if not part.parameter.requires_grad}:
+        raise UserError(
+            f"The optimizer holds {counted(len(frozen), 'frozen tensor')}. Make it from those that train: "
+            "[p for p in model.parameters() if p.requires_grad]."
+        )
     if left_out:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         raise UserError(
@@ -227,8 +232,8 @@ def _base(pretrained: Base, model: nn.Module, trained: Mapping[str, Parameter]) 
         given = {WRAPPERS.sub("", name): value for name, value in pretrained.items()}
     else:
         given = read_weights(user_path(pretrained), trained)
-        if not given:
-            given = _loaded(model, user_path(pretrained))
+        if any(name not in given for name in trained):
+            given = _loaded(model, user_path(pretrained)) or given
     if missing := [name for name in trained if name not in given]:
         where = "the state dict" if isinstance(pretrained, Mapping) else pretrained
         raise UserError(

@@ -61,7 +61,7 @@ class MethodCallback(TrainerCallback):
             )
         self.attachment = join(self.name, self.method, optimizer, model, self.pretrained)
         if resumed:
-            self._restore(_checkpoint(args, state))
+            self._restore(_checkpoint(args, state), state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,19 +101,31 @@ class MethodCallback(TrainerCallback):
         if self.attachment is not None:
             self.attachment.remove()
 
-    def _restore(self, folder: Path) -> None:
+    def _restore(self, folder: Path, state: TrainerState) -> None:
         assert self.attachment is not None
         path = folder / STATE.format(rank=_rank())
-        if not path.is_file():
+        if not path.is_file() or not _of_this_run(folder, state):
             raise UserError(
-                f"{folder} has no state of {self.name} for process {_rank()}. Resume from a checkpoint that was saved "
-                "with this callback and this number of processes, or train from the start."
+                f"{folder} has no state of {self.name} for process {_rank()} of the run that is resumed. Resume from a "
+                "checkpoint in output_dir that was saved with this callback and this number of processes, or train "
+                "from the start."
             )
         self.attachment.load_state_dict(torch.load(path, weights_only=True))
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+
+
+def _of_this_run(folder: Path, state: TrainerState) -> bool:
+    """Whether the trainer resumes from this folder: from one elsewhere, or of another run, it has another log."""
+    from transformers.trainer import TRAINER_STATE_NAME  # not above: a trainer that runs has imported it
+
+    try:
+        saved = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except OSError:  # only the first process of the first machine writes it
+        return True
+    return saved.get("log_history") == state.log_history
 
 
 def _rank() -> int:

@@ -159,7 +159,7 @@ def test_swept_settings_become_cells_of_their_own(world, capsys):
     epochs = {yaml.safe_load(p.read_text())["train"]["epochs"] for p in world.results.glob("cells/*/cell.yaml")}
     assert epochs == {5, 7}
     assert run(world, "methods=spider", "train.epochs=5,7") == 2
-    assert "A table shows one setting" in capsys.readouterr().err
+    assert "A table or a figure shows one setting" in capsys.readouterr().err
 
 
 # -- what makes a stage run again -----------------------------------------------------------------------------------

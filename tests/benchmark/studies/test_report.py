@@ -186,7 +186,7 @@ def test_a_setting_of_the_tables_leaves_the_sweeps_their_axis_and_two_settings_a
     assert "7 epochs, batch" in (world.results / "report.html").read_text()
     capsys.readouterr()
     assert cli.main(["report", "models=llava_pocket", "train.epochs=6,7", *own]) == 2
-    assert "A table shows one setting, but a key has several values" in capsys.readouterr().err
+    assert "A table or a figure shows one setting, but a key has several values" in capsys.readouterr().err
 
 
 @pytest.mark.slow
