@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -517,11 +518,14 @@ def sees_sources(cell: CellSpec) -> bool:
 
 def calibrates_on_sources(cell: CellSpec) -> bool:
     """Return whether a cell's method reads training samples of the source sets before it trains."""
-    from methods.registry import entry
+    from methods.registry import METHODS, entry
 
+    method = cell.method.id
+    if method not in METHODS and method.partition(":")[0] not in sys.modules:
+        return False  # a checkpoint, or a user's class: stored cells are read without importing what made them
     try:
-        return entry(cell.method.id).sees_sources
-    except UserError:  # a checkpoint of the user's, or a module that is gone since the cell was made
+        return entry(method).sees_sources
+    except UserError:  # the module has no such class any more
         return False
 
 

@@ -2,9 +2,9 @@
 
 One draw resamples the image groups of every test set and the training seeds, then recomputes all metrics.
 The random numbers depend only on the bootstrap seed, on the name and size of a test set and on the training
-seeds. Two methods with the same training seeds therefore get the same draws, and their difference is paired. CIDEr is the mean of per-image scores; document
-frequencies are not resampled. With few training seeds, the spread between seeds is estimated poorly and,
-because it is resampled, too low.
+seeds. Two methods with the same training seeds therefore get the same draws, and their difference is paired.
+CIDEr is the mean of per-image scores; document frequencies are not resampled. With few training seeds, the
+spread between seeds is estimated poorly and, because it is resampled, too low.
 """
 
 from __future__ import annotations

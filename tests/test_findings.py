@@ -575,8 +575,8 @@ def claims() -> list[Row]:
 def readme() -> list[Row]:
     said = " ".join(section(FINDINGS_MD, "The paper's claims").split())
     counts = re.search(
-        r"Of (\d+) claims of the paper and a control of ours: - (\d+) hold.* - (\d+) are contradicted.* - (\d+) are not "
-        r"shown", said,
+        r"Of (\d+) claims of the paper and a control of ours: - (\d+) hold.* - (\d+) are contradicted.* - (\d+) are "
+        r"not shown", said,
     )
     return [
         ("[Table {}](results/pocket/tables/table5.md), mean of seeds {}, unless", 5, seeds("table5")),
@@ -593,8 +593,8 @@ def readme() -> list[Row]:
         ("reaches an H of {:.1f} and {:.1f} on COCO, above SPIDER's {:.1f} and {:.1f} (seed {})",
          *(plane(model, "COCO-Caption", "wise_ft", alpha=best_alpha(model, "COCO-Caption")) for model in (V, L)),
          *(plane(model, "COCO-Caption", "spider") for model in (V, L)), plane_seed()),
-        ("Of {} claims of the paper and a control of ours, {} hold here, {} are contradicted in at least one group and {} "
-         "are not shown",
+        ("Of {} claims of the paper and a control of ours, {} hold here, {} are contradicted in at least one group and "
+         "{} are not shown",
          *counts.groups()),
     ]
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 ZERO_SHOT = "zero_shot"
 FIGURES = {"table5": "fig4", "table6": "fig4"}
 SEVERAL = (
-    "A table or a figure shows one setting, but a key has several values. Give one value per key, or run the cells without table= "
-    "(methods=, models=, targets=)."
+    "A table or a figure shows one setting, but a key has several values. Give one value per key, or run the cells "
+    "without table= (methods=, models=, targets=)."
 )
 
 

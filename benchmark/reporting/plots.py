@@ -333,7 +333,8 @@ def maps(
                 plot.set_title(heading)
                 plot.set_xlabel("learning rate")
             row[0].set_ylabel(f"{group['model_name'].iloc[0]}\n{group['target_name'].iloc[0]}\ntraining rows")
-        figure.suptitle(f"{title}. In points; framed: the paper's own rows and rate; empty: its curve does not pass there", fontsize=10)
+        below = "In points; framed: the paper's own rows and rate; empty: its curve does not pass there"
+        figure.suptitle(f"{title}. {below}", fontsize=10)
         return save(figure, frame, stem)
 
 

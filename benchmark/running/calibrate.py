@@ -25,7 +25,7 @@ def calibrate(cell: CellSpec, names: Sequence[str]) -> Calibration | None:
         UserError: the checkpoint is not one for this model, or the data are missing.
     """
     assert is_tuned(cell)
-    prepare_process(cell.threads, cell.device)
+    prepare_process(cell.threads, cell.device, None)
     loaded = load_model(*how_to_load(cell, answering=False))
     unknown = sorted(set(names) - {name for name, _ in loaded.model.named_parameters()})
     if unknown:

@@ -208,7 +208,7 @@ class Digests:
         return self._remember(f"model {model.family}", folders, compute)
 
     def records(self, dataset: DatasetSpec, data_root: str, split: str, limit: int | None) -> str:
-        """Return the digest of the records of a split; every image is decoded the first time, and again if code changes.
+        """Return the digest of the records of a split; every image is decoded once, and once more if code changes.
 
         Raises:
             UserError: files are missing or damaged, images cannot be read, or the item count is not the expected one.

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,13 @@ import methods
 from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.planning.plan import expand
-from benchmark.spec import cell_id
+from benchmark.spec import cell_id, sees_sources
 from benchmark.store.code_version import STAGE_MODULES, _imported_methods, method_modules
 from methods import registry
 from methods.adapter import AdapterMethod
 from methods.base import Method
 from methods.registry import METHODS, build, entry, list_methods, load_class, make_params
+from methods.subspaces import LoraNull
 
 ROOT = Path(methods.__file__).parents[1]
 # The rows of Table 5: their class as it is. All others are variants.
@@ -29,6 +30,10 @@ TABLE_5 = {
     "zero_shot": "Zero-shot", "full_ft": "Full FT", "l2_reg": "L2-Reg", "grafting": "Grafting", "half_ft": "Half FT",
     "dare": "DARE", "tailor": "Tailor", "spider": "SPIDER",
 }
+
+
+class OwnNull(LoraNull):
+    """A user's adapter that calibrates on source samples."""
 
 
 def test_importing_the_table_imports_no_torch():
@@ -41,6 +46,13 @@ def test_the_table_begins_with_the_rows_of_table_5_in_order():
     assert max(Counter(item.name for item in METHODS.values()).values()) == 1, (
         "two rows of a table with one name"
     )
+
+
+def test_a_users_adapter_that_reads_source_samples_is_marked_and_keyed():
+    asked = request([f"method={__name__}:OwnNull", "model=llava_pocket", "dataset=coco"])
+    assert entry(asked.cells[0].method.id).sees_sources and sees_sources(asked.cells[0])
+    gone = replace(asked.cells[0], method=replace(asked.cells[0].method, id="module_that_is_gone:Own"))
+    assert not sees_sources(gone)
 
 
 @pytest.mark.parametrize("method", METHODS)

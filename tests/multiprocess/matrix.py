@@ -54,9 +54,9 @@ hook calls, and that all processes end with the same weights bit for bit. The la
 
 The first column of a place is the difference of the masters from those of one plain process that keeps them by hand
 (as FSDP2 does, its one runs the tokens that all items begin with once per item: in bfloat16 this rounds differently).
-The second answers two questions for every step and process. Do the weights of the next forward pass equal the masters in
-bfloat16, bit for bit? Where M = 0, do they equal the base checkpoint? Only spider_lag fails the second, by design: as in the
-released code, its forward passes see weights that no mask has touched.
+The second answers two questions for every step and process. Do the weights of the next forward pass equal the masters
+in bfloat16, bit for bit? Where M = 0, do they equal the base checkpoint? Only spider_lag fails the second, by design:
+as in the released code, its forward passes see weights that no mask has touched.
 
 {bfloat16}
 """

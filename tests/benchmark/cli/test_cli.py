@@ -375,7 +375,7 @@ def test_publish_copies_results_without_weights_and_a_run_is_compared_with_them(
     capsys.readouterr()
     assert cli.main(["verify", str(reference)]) == 0
     out = capsys.readouterr().out
-    assert "2 cells, " in out and f"{10 * fakes.ITEMS} answers scored again, 1 tables recomputed: no faults" in out
+    assert "2 cells, " in out and f"{10 * fakes.ITEMS} answers scored again, 1 table recomputed: no faults" in out
     assert "older code" not in out and "no digest" not in out
     monkeypatch.setattr("benchmark.spec.at_root", lambda path: reference if path == "results/pocket" else Path(path))
     assert cli.main(["run", *arguments]) == 0

@@ -10,6 +10,7 @@ from benchmark import cli
 from benchmark.config import compose, own_models
 from benchmark.config.compose import options_of
 from benchmark.config.request import request
+from benchmark.core.errors import UserError
 from benchmark.spec import CONF
 from tests.benchmark.models import auto_tiny
 
@@ -47,6 +48,27 @@ def test_a_model_of_the_working_folder_makes_cells_and_takes_overrides(folder):
     assert "mine" in options_of("model") and "resnet" not in options_of("model")
     shipped, mine = request([*ONE, "models=llava_pocket,mine", "model.max_length=300"]).cells
     assert (shipped.model.id, mine.model.id, mine.model.max_length) == ("llava_pocket", "mine", 300)
+
+
+def test_a_file_that_is_no_yaml_is_named(folder):
+    write(folder, "mine")
+    (folder / "mine.yaml").write_text("id: mine\nfamily: auto\n  checkpoint: [\n")
+    with pytest.raises(UserError, match=r"Cannot compose conf/: (?s:.*)mine\.yaml"):
+        request([*ONE, "model=llava_pocket"])
+
+
+def test_a_profile_that_names_an_unknown_model_is_refused(monkeypatch):
+    real = compose._hydra
+
+    def hydra(name, chosen):
+        config = real(name, chosen)
+        if name:
+            config.profile.learning_rates = {"vila_pokcet": 1e-3}
+        return config
+
+    monkeypatch.setattr(compose, "_hydra", hydra)
+    with pytest.raises(UserError, match=r"conf/profile/pocket.yaml: .*'vila_pokcet'. Did you mean 'vila_pocket'"):
+        compose.composed.__wrapped__((("profile", "pocket"),))
 
 
 def test_a_file_does_not_replace_a_shipped_model(folder):

@@ -142,6 +142,15 @@ def test_a_terminal_gets_one_bar_with_the_stage_and_the_time(now, monkeypatch, c
     assert not made[0]._bars.live.is_started
 
 
+def test_a_cell_that_begins_again_has_one_bar(now):
+    show = Bars()
+    show.begin({"a": {}})
+    for _ in range(3):  # another process holds it
+        show.cell("a")
+    assert [task.description for task in show._bars.tasks] == ["cells", "a"]
+    show.end()
+
+
 def test_work_that_fails_leaves_no_bar_behind(monkeypatch):
     made = []
 

@@ -17,7 +17,7 @@ from benchmark.core.errors import UserError
 from benchmark.models.batch import collate
 from benchmark.models.sizes import architecture_of
 from benchmark.planning import estimate
-from benchmark.planning.estimate import GIB, GPUS, memory, parse_gpus, remedy, sample_flops
+from benchmark.planning.estimate import GIB, GPUS, measured_rate, memory, parse_gpus, remedy, sample_flops
 from benchmark.planning.forecast import Forecast, samples_of, steps_of
 from benchmark.spec import ROOT
 from benchmark.store.cells import Store
@@ -260,3 +260,13 @@ def test_digests_of_large_files_are_remembered(tmp_path, monkeypatch):
     assert digest_cache.file_digest(folder / "model.safetensors")
     (folder / "model.safetensors").write_bytes(b"y" * 201)
     assert digest_cache.known_digest(folder / "model.safetensors") is None
+
+
+@pytest.mark.parametrize(("device", "gpu", "same"), [
+    ("NVIDIA A100-SXM4-80GB", "a100", True), ("NVIDIA A100-SXM4-80GB", "a10", False), ("NVIDIA A10", "a10", True),
+    ("NVIDIA GeForce RTX 4090", "4090", True), ("NVIDIA RTX A6000", "a6000", True), ("NVIDIA L40S", "l40s", True),
+    ("NVIDIA H100 80GB HBM3", "h100", True), ("NVIDIA A100-PCIE-40GB", "a100-40", True), ("cpu", "a10", False),
+])
+def test_a_measured_speed_is_of_the_same_card(device, gpu, same):
+    speed = {"device": device, "samples": 16_000, "seconds": 1000.0, "processes": 8}
+    assert (measured_rate(speed, GPUS[gpu]) is not None) == same

@@ -239,6 +239,17 @@ def test_a_merge_over_seeds_waits_for_all_of_them_and_fails_with_any():
     assert queue.take().cell.method.id == "soup"
 
 
+def test_a_failure_passes_on_to_cells_that_need_what_needed_it():
+    queue = schedule("methods=full_ft,dare", "model=vila_pocket", "dataset=coco")
+    full, dare = queue.waiting
+    shown = dataclasses.replace(full, id="shown", needs=(full.id,))
+    merged = dataclasses.replace(dare, id="merged", needs=("shown",))
+    queue = Schedule([full, dare, shown, merged], set())
+    gone = queue.settle(queue.take(), Failure("broken", user=False))
+    assert [item.id for item, _ in gone] == [full.id, dare.id, "shown", "merged"] and not queue.waiting
+    assert gone[-1][1].message == f"it needs the weights of {full.id}, which failed"
+
+
 @pytest.mark.slow
 def test_a_training_that_another_cell_has_is_not_planned_again(world):
     asked = request(world.overrides("methods=full_ft,dare", "eval.examples=1"))

@@ -454,3 +454,21 @@ def test_rows_that_saw_the_source_sets_are_marked_and_explained(tmp_path):
     for path in render.write(table, tmp_path, "marked"):
         text = path.read_text()
         assert ("SPIDER $\\ddagger$" if path.suffix == ".tex" else "SPIDER ‡") in text, path.name
+
+
+def test_a_difference_is_over_the_seeds_that_both_rows_have():
+    whole = rows(methods=("zero_shot", "full_ft", "spider"), models=("llava",), targets=("coco",), seeds=(0, 1, 2))
+    spider = next(one for one in whole if one.method == "spider")
+    some = replace(spider, items={name: {seed: own[seed] for seed in (0, 2)} for name, own in spider.items.items()})
+    cut = [some if one is spider else one for one in whole]
+    full_ft = next(one for one in whole if one.method == "full_ft")
+    fewer = replace(full_ft, items={name: {seed: own[seed] for seed in (0, 2)} for name, own in full_ft.items.items()})
+    both = [some if one is spider else fewer if one is full_ft else one for one in whole]
+    built = [tables.build("T", found, UPSTREAM, draws=200) for found in (cut, both)]
+    frames = [one.frame.set_index(["method", "metric"]) for one in built]
+    names = ["delta", "delta_low", "delta_high", "p"]
+    one, other = (frame.loc[("spider", "H"), names].tolist() for frame in frames)
+    assert one == other
+    assert frames[0].loc[("full_ft", "H"), "value"] != frames[1].loc[("full_ft", "H"), "value"]  # of all its seeds
+    notes = " ".join(map(str, built[0].notes))
+    assert "differences are over those that both have" in notes

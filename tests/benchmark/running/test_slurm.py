@@ -202,6 +202,11 @@ def test_a_job_has_the_gpus_that_a_cell_trains_on(tmp_path: Path, capsys):
     for arguments in commands(text):
         assert "gpus=8" in arguments and not any(item.startswith("gpu=") for item in arguments)
         assert request(arguments).cells[0].processes == 8
+    # Slurm gives an element its own cards and numbers them from 0.
+    named = commands(script(capsys, *asked[:-1], "gpus=4,5", "gpu=4090x2"))
+    assert all("gpus=2" in arguments and "gpus=4,5" not in arguments for arguments in named)
+    single = commands(script(capsys, *asked[:-1], "gpus=4,5", "engine=single", "gpu=4090x2"))
+    assert not any(item.startswith("gpus=") for arguments in single for item in arguments)
     hosts = tmp_path / "hosts"
     hosts.write_text("a slots=8\n")
     assert cli.main(["plan", "--sbatch", *asked, f"hostfile={hosts}"]) == 2

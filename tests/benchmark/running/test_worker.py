@@ -6,6 +6,8 @@ import contextlib
 import signal
 from types import SimpleNamespace
 
+import pytest
+
 from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.core.progress import read_image
@@ -79,3 +81,40 @@ def test_images_that_a_stage_reads_before_its_first_step_are_reported(tmp_path, 
         assert told == [(stage, 0, 1, ""), (f"{label}: images", 640, 10_000, "")]
     read_image(1, 2)
     assert len(told) == 2
+
+
+def test_a_model_that_a_failed_cell_has_used_is_loaded_anew(tmp_path, monkeypatch):
+    """In bfloat16 its trained tensors are float32 until the training ends."""
+    own = worker.Worker(Store(tmp_path))
+
+    def fails(*_):
+        raise UserError("diverged")
+
+    def load(self, *_, **__):
+        self._model = ("key", "model")
+
+    monkeypatch.setattr(worker.Worker, "_load", load)
+    monkeypatch.setattr(worker.Worker, "stage", fails)
+    cell = request(["method=full_ft", "model=llava_pocket", "dataset=iconqa"]).cells[0]
+    names = [dataset.id for dataset in cell.datasets]
+    own.run(cell, Keys("t", dict.fromkeys(names, "g"), dict.fromkeys(names, "s"), "y"), (), lambda *_: None)
+    assert own._model is None
+
+
+def test_a_stopped_stage_leaves_the_time_that_it_took(tmp_path, monkeypatch):
+    own, store = worker.Worker(Store(tmp_path)), Store(tmp_path)
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker.Worker, "_load", lambda *_, **__: None)
+    monkeypatch.setattr(worker.Worker, "stage", stops)
+    monkeypatch.setattr(Store, "start_stage", lambda *_: 40.0)
+    monkeypatch.setattr(Store, "stop_stage", lambda self, cell, stage, seconds: told.append((stage, seconds)))
+    told = []
+    cell = request(["method=full_ft", "model=llava_pocket", "dataset=iconqa"]).cells[0]
+    names = [dataset.id for dataset in cell.datasets]
+    store.begin(cell)
+    with pytest.raises(KeyboardInterrupt):
+        own.run(cell, Keys("t", dict.fromkeys(names, "g"), dict.fromkeys(names, "s"), "y"), (), lambda *_: None)
+    assert [stage for stage, _ in told] == ["train"] and 40.0 <= told[0][1] < 60.0

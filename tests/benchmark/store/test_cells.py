@@ -46,6 +46,7 @@ def finish(store: Store, cell: CellSpec, keys: Keys) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(key)
         store.finish_stage(cell, stage, key, 1.5)
+    (store.folder(cell) / "provenance.json").write_text("{}")
     store.finish(cell, "done")
 
 
@@ -73,6 +74,22 @@ def test_a_new_cell_misses_everything_and_a_finished_one_nothing(store, cell):
     assert read_cell(folder) == cell
     status = store.status(folder)
     assert status["state"] == "done" and status["about"]["method"] == "spider"
+
+
+def test_a_cell_that_was_killed_before_its_provenance_is_summarised_again(store, cell):
+    finish(store, cell, KEYS)
+    (store.folder(cell) / "provenance.json").unlink()
+    assert store.missing(cell, KEYS) == ["summary"]
+
+
+def test_a_stage_that_is_stopped_and_goes_on_has_the_time_of_all_its_runs(store, cell):
+    store.begin(cell)
+    assert store.start_stage(cell, "train", "t1") == 0.0
+    store.stop_stage(cell, "train", 20.0)
+    assert store.start_stage(cell, "train", "t1") == 20.0
+    store.stop_stage(cell, "train", 23.5)
+    assert store.start_stage(cell, "train", "t1") == 23.5
+    assert store.start_stage(cell, "train", "t2") == 0.0  # of another key: from nothing
 
 
 @pytest.mark.parametrize("stage", FILES)

@@ -213,6 +213,30 @@ def test_reading_data_the_first_time_tells_how_far_it_is(tmp_path, monkeypatch, 
     assert told == [("gqa/test: images", done, 3) for done in (1, 2, 3)]
 
 
+def test_records_are_read_again_when_their_reader_changes(tmp_path, monkeypatch, cell):
+    from benchmark import data
+
+    read, code, cache = [], ["one"], tmp_path / "digests.json"
+    monkeypatch.setattr(data, "load", lambda *_: read.append(1) or [])
+    monkeypatch.setattr("benchmark.store.code_version.code_digest", lambda files: f"{files[-1]} {code[0]}")
+    for _ in range(2):
+        Digests(cache).records(cell.dataset("gqa"), str(tmp_path), "test", None)
+    assert len(read) == 1
+    code[0] = "other"
+    Digests(cache).records(cell.dataset("gqa"), str(tmp_path), "test", None)
+    assert len(read) == 2
+    assert data.reader_module(cell.dataset("gqa")) == "benchmark.data.readers.gqa"
+
+
+def test_a_broken_link_hides_no_change_of_the_files_beside_it(tmp_path):
+    from benchmark.store.keys import _walk
+
+    (tmp_path / "broken").symlink_to(tmp_path / "nothing")
+    for name in "abc":
+        (tmp_path / name).touch()
+    assert sorted(Path(path).name for path, *_ in _walk(str(tmp_path))) == ["a", "b", "broken", "c"]
+
+
 def test_the_dtype_of_answers_redoes_them_alone_and_is_named_where_it_differs(cell):
     def at(dtype):
         return replace(cell, eval=replace(cell.eval, dtype=dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.reporting import plots
+from benchmark.spec import MethodSpec
 from benchmark.studies import answer_form
 from eval.score import ItemScore
 
@@ -64,6 +66,26 @@ def test_a_loss_is_against_the_untuned_model_that_was_asked_in_the_same_way(aske
     assert full["lost_low"] < full["lost"] < full["lost_high"]
     assert found.loc["zero_shot", ["lost", "lost_shown", "back"]].tolist() == [0, 0, 0]
     assert full["other"] == pytest.approx((50 + 0) / 2) and full["other_shown"] == 0  # the mean over seeds
+
+
+def test_a_checkpoint_of_the_users_own_is_a_row_and_not_the_untuned_model(asked):
+    plain, shown, store = asked
+
+    def with_own(way):
+        start = next(cell for cell in way.cells if cell.train is None)
+        return way.of([replace(start, method=MethodSpec("checkpoint.mine", {})), *way.cells])
+
+    def folder(cell):
+        own = cell.method.id == "checkpoint.mine"
+        return store.folder(replace(cell, method=MethodSpec("full_ft", {})) if own else cell)
+
+    found = answer_form.measure(with_own(plain), with_own(shown), SimpleNamespace(folder=folder)).set_index("method")
+    mine, full_ft = found.loc["checkpoint.mine"], found.loc["full_ft"]
+    assert mine["A_S"] == pytest.approx(full_ft["A_S"]) and mine["lost"] == pytest.approx(full_ft["lost"]) != 0
+    assert mine["target"] == "" and mine["seeds"] == 1
+    text = answer_form.markdown(found.reset_index(), "Title", 1)
+    (line,) = (line for line in text.splitlines() if " mine " in line)
+    assert line.count(" - ") == 0  # it has lost something
 
 
 def test_a_cell_that_is_finished_one_way_only_is_left_out(asked):

@@ -89,6 +89,8 @@ def test_a_second_training_that_ends_elsewhere_is_refused(world):
 
 def test_what_has_no_epochs_is_refused():
     base = ["models=vila_pocket", "targets=coco"]
+    with pytest.raises(UserError, match="No method of this request is trained"):
+        forgetting_curve.run(request([*base, "methods=zero_shot"]))
     with pytest.raises(UserError, match="dare: made after training"):
         forgetting_curve.run(request([*base, "methods=full_ft,dare"]))
     with pytest.raises(UserError, match="several values"):

@@ -71,6 +71,22 @@ def test_form_asks_everything_twice_and_trains_once(world, capsys):
     assert figure(world, "form", "methods=full_ft") == 2 and "the untuned model is needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "given"), [
+    ("form", ["train.epochs=1,2"]), ("form", ["eval.examples=1,2"]), ("plane", ["train.epochs=1,2"]),
+    ("fig3", ["train.epochs=1,2"]), ("forgetting", ["train.batch_size=16,32"]),
+    ("survey", ["train.epochs=1,2", "methods=full_ft"]),
+])
+def test_a_figure_of_one_setting_refuses_several_before_it_runs(world, capsys, name, given):
+    assert figure(world, name, *given) == 2
+    assert "shows one setting, but a key has several values" in capsys.readouterr().err and not fakes.calls()
+
+
+def test_a_checkpoint_of_the_users_own_is_no_point_of_the_planes_curve(world, tmp_path):
+    (tmp_path / "own").mkdir()
+    asked, curve = named_figures.requests("plane", [*world.overrides(), f"checkpoints=mine:{tmp_path / 'own'}"])
+    assert {cell.method.id for cell in curve.cells} == {"wise_ft"}
+
+
 OWN = "examples.my_method:TopKGradient"
 
 
@@ -106,10 +122,11 @@ def test_all_gives_a_parameter_to_the_tables_and_figures_that_have_it(monkeypatc
     monkeypatch.setattr(everything, "_figure", lambda name, own: lambda: given.update({name: own}) or 0)
     monkeypatch.setattr(everything, "_report", lambda own: given.update(report=own) or 0)
     monkeypatch.setattr(everything.learning_rate, "run", lambda own: given.update(rates=own[1:]) or 0)
-    assert everything.run(["seeds=0", "method.alpha=0.4"]) == 0
+    assert everything.run(["seeds=2,1", "method.alpha=0.4"]) == 0
     # table5 and table6 have no WiSE-FT; the plane's curve and the report's do.
-    assert given["table5"] == given["fig5"] == given["rates"] == ["seeds=0"]
-    assert given["plane"] == given["report"] == ["seeds=0", "method.alpha=0.4"]
+    assert given["table5"] == given["fig5"] == ["seeds=2,1"]
+    assert given["plane"] == given["report"] == ["seeds=2,1", "method.alpha=0.4"]
+    assert given["rates"] == [] and given["fig3"] == ["seeds=1"]  # of one seed each
     given.clear()
     with pytest.raises(UserError, match=r"method.aplha: no such parameter in .*Did you mean 'method.alpha'"):
         everything.run(["method.aplha=0.4"])

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmark import cli
+from benchmark.config.request import request
 from benchmark.core.errors import UserError
 from benchmark.reporting import plots
 from benchmark.spec import ROOT
@@ -144,6 +145,24 @@ def test_the_published_cells_are_read_and_nothing_is_written(capsys, tmp_path):
     assert line["O"] == pytest.approx(line["E"] + line["F"]) and math.isnan(line["kl"]) and notes == []
     # Of items that are right or wrong, what is lost less what is won is what is forgotten.
     assert line["wrong_now"] - line["right_now"] == pytest.approx(line["forgetting"], abs=3)
+
+
+def test_a_name_that_no_finished_cell_has_is_refused(capsys):
+    root = ROOT / "results" / "pocket"
+    assert cli.main(["figure", "predict", f"results={root}", "methods=spidr,full_ft", "seeds=7"]) == 2
+    said = capsys.readouterr().err
+    assert "methods=spidr: no finished cell has it. Did you mean 'spider'" in said
+    assert "seeds=7: no finished cell has it. Valid: 0, 1, 2" in said
+
+
+def test_a_cell_is_compared_with_the_untuned_model_of_its_own_dtype_and_inputs():
+    given = ["methods=zero_shot,full_ft", "model=vila_pocket", "dataset=coco"]
+    untuned, tuned = request(given).cells
+    places = {prediction._place(untuned, "coco")}
+    assert places == {prediction._place(tuned, "coco")}
+    for more in ("dtype=bfloat16", "eval.dtype=float16", "model.preprocess=crop", "eval.split=validation"):
+        untuned, tuned = request([*given, more]).cells
+        assert prediction._place(untuned, "coco") == prediction._place(tuned, "coco") not in places
 
 
 def test_it_has_no_cells_to_publish():

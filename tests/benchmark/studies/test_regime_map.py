@@ -58,6 +58,12 @@ def test_an_unfinished_method_is_missing_and_an_unfinished_full_ft_leaves_the_po
     assert line["forgetting"] == 5.0 and math.isnan(line["difference"]) and line["matched"] is None
 
 
+def test_without_the_untuned_model_the_difference_is_still_there(scores):
+    del scores[512, 1e-4, "zero_shot"], scores[512, 1e-3, "zero_shot"]
+    low, _ = measure(frame_of(scores), "spider").to_dict("records")
+    assert pd.isna(low["forgetting"]) and low["difference"] == pytest.approx(h(84, 40) - h(80, 50))
+
+
 @pytest.mark.parametrize(("learned", "curve", "kept"), [
     (50.0, [(40.0, 84.0), (80.0, 76.0)], 82.0), (40.0, [(40.0, 84.0), (80.0, 76.0)], 84.0),
     (39.9, [(40.0, 84.0), (80.0, 76.0)], None), (80.1, [(40.0, 84.0), (80.0, 76.0)], None), (50.0, [], None),

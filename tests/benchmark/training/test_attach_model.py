@@ -208,6 +208,32 @@ def test_a_folder_with_the_older_names_of_its_model_is_read(tmp_path):
     assert len(found) == 9 and all(torch.equal(value, model.get_parameter(name)) for name, value in found.items())
 
 
+def test_a_folder_with_some_older_names_is_read(tmp_path):
+    """As Qwen2-VL's: its output layer has the name that it has in the model, its blocks have others."""
+    from safetensors.torch import load_file, save_file
+
+    from tests.benchmark.models import tiny
+
+    tiny.write("llava", tmp_path)
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    names = {"model.language_model.": "language_model.model.", "language_model.lm_head.": "lm_head."}
+    older = {}
+    for name, value in stored.items():
+        for new, old in names.items():
+            name = name.replace(new, old)
+        older[name] = value
+    save_file(older, tmp_path / "model.safetensors", {"format": "pt"})
+    model.requires_grad_(False)
+    model.model.language_model.layers[0].requires_grad_(True)
+    model.lm_head.requires_grad_(True)
+    found = sources(attach("half_ft_elements", adamw(model), model, pretrained=tmp_path))
+    assert "lm_head.weight" in older and len(found) == 10
+    assert all(torch.equal(value, model.get_parameter(name)) for name, value in found.items())
+
+
 def test_a_base_that_lacks_tensors_is_refused(tmp_path):
     model = network()
     with pytest.raises(UserError, match=r"the state dict lacks 3 trained tensors, such as 0.bias"):
@@ -284,6 +310,12 @@ def two_of_four(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([model[0].weight, model[0].bias])
 
 
+def half_frozen() -> nn.Module:
+    model = network()
+    model[0].requires_grad_(False)
+    return model
+
+
 class Fsdp1(nn.Sequential):
     """Stands for the class whose name it has; making a real one needs a process group."""
 
@@ -295,13 +327,15 @@ Fsdp1.__module__, Fsdp1.__qualname__ = "torch.distributed.fsdp.fully_sharded_dat
     (lambda: network().requires_grad_(False), lambda model: torch.optim.AdamW(model.parameters()), "nothing to train"),
     (lambda: network().to("meta"), adamw, "0.weight is on the meta device: its values are offloaded"),
     (network, lambda model: adamw(network()), "The optimizer holds no trained tensor of the model"),
+    (half_frozen, lambda model: torch.optim.AdamW(model.parameters()), "holds 2 frozen tensors. Make it from those"),
     (network, two_of_four, "2.weight (and 1 more) requires a gradient but is not in the optimizer. Add it"),
     (lambda: network().bfloat16(), adamw, "would train in torch.bfloat16, where rounding swallows most updates"),
     (lambda: network().half(), adamw, "would train in torch.float16"),
     (network, compiled, "is compiled, which leaves out hooks"),
     (network, lambda model: "adamw", "str is not a torch.optim.Optimizer"),
     (lambda: Fsdp1(*network()), adamw, "FSDP1 joins several tensors into one. Use FSDP2"),
-], ids=["frozen", "meta", "other model", "left out", "bfloat16", "float16", "compiled", "no optimizer", "FSDP1"])
+], ids=["frozen", "meta", "other model", "frozen ones", "left out", "bfloat16", "float16", "compiled", "no optimizer",
+        "FSDP1"])
 def test_a_mistake_is_one_message_and_nothing_is_hooked(make, optimizer, text):
     model = make()
     steps = optimizer(model)

@@ -118,6 +118,21 @@ def test_a_resumed_training_needs_the_base_and_the_saved_state(tmp_path):
         )
 
 
+def test_a_state_of_another_run_is_refused(tmp_path):
+    """The trainer resumes from a copy elsewhere, and output_dir has a checkpoint of the same step."""
+    base = weights(model())
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path / "one", MethodCallback("spider"), learning_rate=1e-3, **saving).train()
+    other = model()
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)  # another loss, the same w*
+    trainer(tmp_path / "two", MethodCallback("spider"), other, **saving).train()
+    with pytest.raises(UserError, match="no state of spider for process 0 of the run that is resumed"):
+        trainer(tmp_path / "two", MethodCallback("spider", pretrained=base)).train(
+            resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-2")
+        )
+
+
 def test_the_base_can_be_a_folder(tmp_path):
     model().save_pretrained(tmp_path / "base")
     callback = MethodCallback("spider", pretrained=tmp_path / "base")
