@@ -25,6 +25,7 @@ from benchmark.running.pool import Pool
 from benchmark.running.worker import VISIBLE, Failure, Worker, prepare_process
 from benchmark.spec import CellSpec, ProfileSpec, at_root, members
 from benchmark.store.cells import Store, short_lock
+from benchmark.store.keys import Keys
 
 WAIT_SECONDS = 2.0
 LEFTOVER_SECONDS = 3600.0  # no write takes this long: an older part of a file was left by a dead process
@@ -163,10 +164,18 @@ def _run(request: Request, show: Progress | None) -> int:
         show.end()
     deleted = [
         item.id for item in plan
-        if item.id in schedule.finished and item.keys is not None and store.missing(item.cell, item.keys)
+        if item.id in schedule.finished and item.keys is not None and _lost(item.cell, item.keys, store)
     ]
     reason = Failure("finished, but its results were deleted while other cells ran", user=True)
     return _verdict(schedule.failures | dict.fromkeys(deleted, reason), store)
+
+
+def _lost(cell: CellSpec, keys: Keys, store: Store) -> set[str]:
+    """Return the stages of a finished cell whose files have gone.
+
+    Another run may have evaluated an untuned model on more datasets meanwhile, and so have another summary.
+    """
+    return set(store.missing(cell, keys)) - ({"summary"} if cell.train is None else set())
 
 
 def _reopen(plan: Sequence[Planned], store: Store) -> bool:

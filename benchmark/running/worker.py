@@ -21,9 +21,10 @@ from benchmark.core.files import write_atomic
 from benchmark.core.progress import Told, images_told
 from benchmark.core.variables import neutralise_process
 from benchmark.models.loading import how_to_load, load_model
+from benchmark.planning.plan import with_datasets
 from benchmark.spec import CellSpec, ModelSpec, TunedCell, at_root, is_tuned, replay_sets, steps_per_epoch
-from benchmark.store.cells import Store
-from benchmark.store.keys import Keys
+from benchmark.store.cells import Store, read_cell
+from benchmark.store.keys import Digests, Keys, keys_of
 from eval.java import find_java
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class Worker:
         """
         store, folder = self._store, self._store.folder(cell)
         with store.lock(cell):
+            cell, keys = self._with_evaluated(cell, keys)
             missing = store.missing(cell, keys)
             if not missing:
                 return "done already"
@@ -200,6 +202,23 @@ class Worker:
                     store.finish(cell, "interrupted")
                 raise
             return f"done in {time.monotonic() - started:.0f} s  {headline(folder)}"
+
+    def _with_evaluated(self, cell: CellSpec, keys: Keys) -> tuple[CellSpec, Keys]:
+        """Add to an untuned cell the datasets that another run has evaluated it on since this one was planned."""
+        folder = self._store.folder(cell)
+        if cell.train is not None or not (folder / "cell.yaml").is_file():
+            return cell, keys
+        digests = Digests(self._store.root / "digests.json")
+        try:
+            wider = with_datasets(cell, read_cell(folder).datasets)
+            if wider == cell:
+                return cell, keys
+            missing = self._store.missing(wider, keys_of(wider, digests, []))
+        except UserError:  # a damaged file, of another version, or data that are gone: the cell is written as planned
+            return cell, keys
+        unknown = {stage.partition("/")[2] for stage in missing}
+        cell = with_datasets(cell, [dataset for dataset in wider.datasets if dataset.id not in unknown])
+        return cell, keys_of(cell, digests, [])
 
     def _failed(self, cell: CellSpec, error: Exception) -> Failure:
         """Record why a cell failed. If its model cannot be loaded, the cell gets no folder."""

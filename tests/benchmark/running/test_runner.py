@@ -16,10 +16,12 @@ import pytest
 import yaml
 
 from benchmark import cli
+from benchmark.config.request import request
 from benchmark.core.errors import Locked
 from benchmark.core.progress import Lines
-from benchmark.running import runner
-from benchmark.store.cells import short_lock
+from benchmark.planning import plan as planning
+from benchmark.running import runner, worker
+from benchmark.store.cells import Store, read_cell, short_lock
 from tests.benchmark import fakes
 
 
@@ -460,3 +462,17 @@ def test_two_draws_at_once_do_one_after_the_other_and_say_so(tmp_path, monkeypat
         assert not drawn
     other.join(60)
     assert drawn == [tmp_path] and notes == [f"Waiting for another command that draws into {tmp_path}"]
+
+
+def test_two_runs_at_once_keep_each_others_datasets_of_the_untuned_model(world):
+    """Both were planned before either had evaluated it."""
+    store = Store(world.results)
+    store.check_writable()
+    asked = [request(world.overrides("methods=zero_shot", f"targets={name}")) for name in ("iconqa", "scienceqa")]
+    plans = [planning.make(one, store) for one in asked]
+    for (item,) in plans:
+        result = worker.Worker(store).run(item.cell, item.keys, (), lambda *_: None)
+        assert isinstance(result, str), result
+        assert not runner._lost(item.cell, item.keys, store)
+    assert all(item.done for one in asked for item in planning.make(one, store))
+    assert {dataset.id for dataset in read_cell(store.folder(plans[0][0].cell)).targets} == {"iconqa", "scienceqa"}
