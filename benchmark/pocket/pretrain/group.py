@@ -10,7 +10,6 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,10 +76,22 @@ def is_first() -> bool:
     return place()[0] == 0
 
 
-def share(items: Iterable[Item]) -> list[Item]:
-    """Return this process's share of a batch: every n-th item, in order."""
+def share(items: Iterable[Item], cost: Callable[[Item], float] = lambda item: 1.0) -> list[Item]:
+    """Return this process's share of a batch, in order; the shares cost about the same.
+
+    Args:
+        items: the batch.
+        cost: of an item. Without it, a process gets every n-th item.
+    """
     rank, processes = place()
-    return list(islice(items, rank, None, processes))
+    batch, costs = list(items), [0.0] * processes
+    mine = []
+    for number in sorted(range(len(batch)), key=lambda number: -cost(batch[number])):  # the largest first
+        cheapest = costs.index(min(costs))
+        costs[cheapest] += cost(batch[number])
+        if cheapest == rank:
+            mine.append(number)
+    return [batch[number] for number in sorted(mine)]
 
 
 def total(value: float) -> float:

@@ -241,6 +241,12 @@ def pack(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, family:
     return ids, labels, positions, branches
 
 
+def _cost(conversation: Conversation) -> int:
+    """Return about what a conversation costs, in characters; its system text and its picture cost a hundred each."""
+    texts = sum(len(turn.prompt) + len(turn.answer) for turn in conversation.turns)
+    return texts + (200 if conversation.picture else 100)
+
+
 def batches(
     family: Family, tokenizer: PreTrainedTokenizerBase, seed: int, stage: Stage, first: int, steps: int,
     prompts: dict[str, str],
@@ -263,7 +269,7 @@ def batches(
         batch = list(itertools.islice(stream, stage.pictures or family.batch))
         if step < first:
             continue
-        chosen = group.share(batch)
+        chosen = group.share(batch, _cost)
         drawn = [None if c.picture is None else c.picture.draw(random.Random(c.seed)) for c in chosen]
         images = [image for image in drawn if image is not None]
         rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+COVERS = {"okvqa": 5, "textvqa": 15, "ocrvqa": 60, "gqa": 10, "describe": 10}
 MATCHING = {"okvqa": 15, "textvqa": 35, "ocrvqa": 5, "gqa": 40, "describe": 5}
 CHOICES = {"okvqa": 12, "textvqa": 10, "gqa": 15, "describe": 8, "text": 55}
 
@@ -46,6 +47,7 @@ _ORDER = (
         "reading", "transcripts; more of them have signs or are covers",
         {"okvqa": 10, "textvqa": 30, "ocrvqa": 30, "gqa": 15, "describe": 15}, 2e-3, pictures=16, transcripts=True,
     ),
+    Stage("covers", "transcripts; most of them are covers", COVERS, 2e-3, pictures=16, transcripts=True),
     Stage(
         "matching", "short look-ups (a name and its colour, a colour and its sign, a cell and its content, whether "
         "something is there)", MATCHING, horizon=3000,
@@ -62,8 +64,8 @@ _ORDER = (
         {"okvqa": 14, "textvqa": 16, "ocrvqa": 14, "gqa": 28, "describe": 14, "text": 14}, horizon=1300, cooldown=250,
     ),
     Stage(
-        "authors", "transcripts and two questions each; most of them are covers",
-        {"okvqa": 5, "textvqa": 15, "ocrvqa": 60, "gqa": 10, "describe": 10}, 2e-3, pictures=16, transcripts=True,
+        "authors", "transcripts and two questions each; most of them are covers", COVERS, 2e-3, pictures=16,
+        transcripts=True,
     ),
     Stage(
         "pointing", "lettered options, answered from the text or the picture. Letters weigh as much as all other words,"
@@ -96,7 +98,7 @@ class Recipe:
         tower_steps: of the family's `tower_batch` of pictures.
         names_steps: of 96 pictures, projector only (four patches per token).
         more_choices_steps: LLaVA learns letters later than the others.
-        authors_steps: Qwen learns authors' last names last of all.
+        covers_steps: Qwen reads covers late, and authors' last names (`authors_steps`) last of all.
         cells_steps: Qwen does not learn from look-ups in which cell a token is.
 
     The others are the steps of `STAGES`.
@@ -110,6 +112,7 @@ class Recipe:
     names_steps: int = 0
     alignment_steps: int = 600
     reading_steps: int = 900
+    covers_steps: int = 0
     matching_steps: int = 1500
     quiz_steps: int = 1200
     letters_steps: int = 700
@@ -129,11 +132,11 @@ class Recipe:
 RECIPES = {
     "llava_pocket": Recipe("llava", 96, more_choices_steps=700),
     "vila_pocket": Recipe("vila", 112, names_steps=800),
-    # For two cores without bfloat16 (under 70 minutes): half the rows in most steps, fewer of most steps. With no more
+    # For two cores without bfloat16 (about 80 minutes): half the rows in most steps, fewer of most steps. With no more
     # than 97 x 97 pixels a scene shrinks to 84 x 84, so each cell of its grid is one token; a cover stays as drawn.
     "qwen_pocket": Recipe(
-        "qwen", 97, language_steps=260, tower_steps=1900, names_steps=400, alignment_steps=1800, reading_steps=1200,
-        matching_steps=1600, quiz_steps=800, letters_steps=300, choices_steps=400, instruction_steps=700,
-        authors_steps=150, pointing_steps=500, cells_steps=650, final_steps=700,
+        "qwen", 97, language_steps=260, tower_steps=2300, names_steps=400, alignment_steps=1800, reading_steps=2400,
+        covers_steps=1400, matching_steps=2000, quiz_steps=1000, letters_steps=300, choices_steps=400,
+        instruction_steps=700, authors_steps=800, pointing_steps=500, cells_steps=800, final_steps=500,
     ),
 }

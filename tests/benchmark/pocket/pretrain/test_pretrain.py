@@ -306,8 +306,8 @@ def test_a_recipe_of_single_steps_makes_a_checkpoint_and_goes_on_where_it_was_cu
             run.make(spec, recipe, prompts, tmp_path / "a")
         path = run.make(spec, recipe, prompts, tmp_path / "a")
     digest = benchmark.models.digest(path)
-    assert done[3:] == ["alignment", "reading", "matching", "quiz", "letters", "choices", "more_choices", "instruction",
-                        "authors", "pointing", "cells", "final"]
+    assert done[3:] == ["alignment", "reading", "covers", "matching", "quiz", "letters", "choices", "more_choices",
+                        "instruction", "authors", "pointing", "cells", "final"]
     assert digest == benchmark.models.digest(run.make(spec, recipe, prompts, tmp_path / "b"))
     training = json.loads((path / "training.json").read_text())
     assert training["recipe"]["final_steps"] == 1 and training["mixtures"]["final"] == STAGES["final"].mixture
