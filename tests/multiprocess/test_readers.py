@@ -19,6 +19,7 @@ from benchmark.models import batch, loading
 from benchmark.running import endings, worker
 from benchmark.store.cells import read_cell
 from benchmark.training import train as training
+from benchmark.training import trainer
 from tests.multiprocess.launch import context
 from tests.multiprocess.small_world import cell, folder_of
 
@@ -43,7 +44,7 @@ def train_in_trouble(folder: Path, trouble: str, size: str | None) -> None:
     for stream in (1, 2):
         os.dup2(output, stream)
     batch.FEATURE_BYTES = 0  # as with 10,000 large images: they are read while the training goes on
-    training.READ_SECONDS = 5
+    trainer.READ_SECONDS = 5
     spec, parent, read = read_cell(folder), os.getpid(), batch.open_image
 
     def told(step, steps, row):

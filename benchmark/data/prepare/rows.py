@@ -146,11 +146,11 @@ def check_rows(
         UserError: the counts differ; the message names the split, its source and both counts.
     """
     for split, source in origin.items():
-        expected = (spec.counts or {}).get(f"{split}find_rows")
+        expected = (spec.counts or {}).get(f"{split}_rows")
         parts = official_names(spec, split, reader_module(name).SPLITS)
         rows = sum(len(found[part]) for part in parts)
         if expected is not None and source != GROUP and rows != expected:
             raise UserError(
                 f"{split} ({'+'.join(parts)}) has {rows:,} rows in {source}, the official split has {expected:,}: a "
-                f"sample of it would be other items. Fetch it again, or set dataset.{spec.id}.counts.{split}find_rows."
+                f"sample of it would be other items. Fetch it again, or set dataset.{spec.id}.counts.{split}_rows."
             )

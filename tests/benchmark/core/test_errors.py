@@ -49,7 +49,7 @@ def test_a_worker_calls_it_a_users_mistake(tmp_path, monkeypatch):
     for name in ("lock", "missing", "folder", "check_writable", "finish"):
         monkeypatch.setattr(worker._store, name, lambda *_: ["train"])
     monkeypatch.setattr(worker._store, "lock", lambda cell: contextlib.nullcontext())
-    failure = worker.run(type("Cell", (), {"engine": "single", "datasets": ()})(), None, None, None)
+    failure = worker.run(type("Cell", (), {"engine": "single", "datasets": (), "train": object()})(), None, None, None)
     assert failure.user and "To see what fits, run plan" in failure.message
 
 

@@ -299,11 +299,11 @@ def test_published_cells_keep_their_keys(published, monkeypatch):
             cell = published[name]
             names = [by_hash[cell_hash(one)] for one in sources_of(cell, full_ft)] if cell.method.posthoc else []
             sources = [keys(one) for one in names]
-            code = json.loads((PUBLISHED.find(name) / "provenance.json").read_text(encoding="utf-8"))["code"]
+            code = json.loads((PUBLISHED.cells / name / "provenance.json").read_text(encoding="utf-8"))["code"]
             monkeypatch.setattr(code_version, "of_cell", lambda *of: code)
             made[name] = keys_of(cell, digests, sources)
         return made[name]
 
     assert {name: keys(name).summary for name in published} == {
-        name: published_key(PUBLISHED.find(name)) for name in published
+        name: published_key(PUBLISHED.cells / name) for name in published
     }
