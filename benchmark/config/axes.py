@@ -68,12 +68,11 @@ def _own_method(text: str, faults: Faults) -> str:
     """Return a method's id: module:Class for the user's own, who may have written FILE:Class, or another package's."""
     from methods.registry import METHODS, entry
 
-    module, _, name = text.rpartition(":")
     try:
-        if not module:
-            cls = entry(text).cls
-            return text if text in METHODS else cls
-        return f"{own_modules.canonical(module)}:{name}"
+        if text.rpartition(":")[0]:
+            return own_modules.canonical_class(text)
+        cls = entry(text).cls
+        return text if text in METHODS else cls
     except UserError as error:
         faults.add(str(error))
         return text

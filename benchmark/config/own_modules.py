@@ -58,6 +58,16 @@ def canonical(name: str) -> str:
     return module
 
 
+def canonical_class(text: str) -> str:
+    """Return FILE:Class as module:Class, for cell ids; see `canonical`. Text without a module is returned as it is.
+
+    Raises:
+        UserError: see `canonical`.
+    """
+    module, _, name = text.rpartition(":")
+    return f"{canonical(module)}:{name}" if module else text
+
+
 def portable(module: str) -> str:
     """Return how a command that runs elsewhere names a module: by its file, or by its name if it is in this repository.
 

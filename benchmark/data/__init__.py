@@ -162,7 +162,7 @@ def load(
     if split not in SPLITS:
         raise UserError(f"Unknown split {split!r} of {dataset_spec.id}.{did_you_mean(split, SPLITS)}")
     try:
-        records = _import(DATASETS.get(reader, reader)).load(Path(root), split, dataset_spec)
+        records = _import(reader_module(dataset_spec)).load(Path(root), split, dataset_spec)
     except UserError:
         raise
     except FileNotFoundError as error:  # raised by a user's own reader

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark.core.errors import UserError
-from benchmark.reporting.tables import RowResult
+from benchmark.reporting.tables import RowResult, resampled, whole_seeds
 from eval import stats
 
 DRAWS = 10_000
@@ -81,7 +81,7 @@ class Evidence:
         row = self.rows.get(place)
         if row is None:
             return set()
-        return set.intersection(*(set(row.items.get(name, {})) for name in (*self.upstream, row.target)))
+        return whole_seeds(row, self.upstream)
 
     def pair(self, one: Place, other: Place) -> tuple[stats.Sample, stats.Sample] | None:
         """Return the bootstrap samples of two rows over their common seeds; None if they have none.
@@ -97,9 +97,7 @@ class Evidence:
         """Return the bootstrap sample of a row over some of its seeds."""
         key = (place, tuple(sorted(seeds)))
         if key not in self._samples:
-            row = self.rows[place]
-            items = {name: {seed: row.items[name][seed] for seed in key[1]} for name in (*self.upstream, row.target)}
-            self._samples[key] = stats.resample(items, row.target, self.upstream, DRAWS)
+            self._samples[key] = resampled(self.rows[place], seeds, self.upstream, DRAWS)
         return self._samples[key]
 
     def label(self, *ids: str) -> str:

@@ -189,13 +189,33 @@ class _Evaluated:
     n: dict[str, int]
 
 
+def whole_seeds(row: RowResult, upstream: Sequence[str]) -> set[int]:
+    """Return the training seeds of a row that have all test sets."""
+    return set.intersection(*(set(row.items.get(name, {})) for name in (*upstream, row.target)))
+
+
+def resampled(
+    row: RowResult, seeds: Iterable[int], upstream: Sequence[str], draws: int = 2000, seed: int = 0
+) -> stats.Sample:
+    """Return the bootstrap sample of a row over some of its `whole_seeds`.
+
+    Args:
+        row: the row.
+        seeds: training seeds.
+        upstream: ids of the source sets.
+        draws: bootstrap draws.
+        seed: bootstrap seed.
+    """
+    names, chosen = (*upstream, row.target), sorted(seeds)
+    items = {name: {one: row.items[name][one] for one in chosen} for name in names}
+    return stats.resample(items, row.target, upstream, draws, seed)
+
+
 def _evaluate(row: RowResult, upstream: Sequence[str], draws: int, seed: int) -> _Evaluated:
     """Compute a row's numbers over the seeds that have all test sets, or of single test sets if none has."""
     names = [*upstream, row.target]
-    seeds = sorted(set.intersection(*(set(row.items.get(name, {})) for name in names)))
-    if seeds:
-        items = {name: {seed_: row.items[name][seed_] for seed_ in seeds} for name in names}
-        sample = stats.resample(items, row.target, upstream, draws, seed)
+    if seeds := sorted(whole_seeds(row, upstream)):
+        sample = resampled(row, seeds, upstream, draws, seed)
         return _Evaluated(row, tuple(seeds), sample, stats.intervals(sample), sample.n)
     present = {name: row.items[name] for name in names if row.items.get(name)}
     alone = {name: stats.dataset_interval(name, by_seed, draws, seed) for name, by_seed in present.items()}
@@ -213,14 +233,11 @@ def _paired(one: _Evaluated, other: _Evaluated, upstream: Sequence[str]) -> tupl
         return None
     if one.seeds == other.seeds or not (_seeded(one) and _seeded(other)):
         return one.sample, other.sample
-    common = sorted(set(one.seeds) & set(other.seeds))
+    common = set(one.seeds) & set(other.seeds)
     if not common:
         return None
-    made = []
-    for row, sample in ((one.row, one.sample), (other.row, other.sample)):
-        items = {name: {seed: row.items[name][seed] for seed in common} for name in (*upstream, row.target)}
-        made.append(stats.resample(items, row.target, upstream, len(sample.draws["H"]), sample.draw_seed))
-    return made[0], made[1]
+    how = (common, upstream, len(one.sample.draws["H"]), one.sample.draw_seed)
+    return resampled(one.row, *how), resampled(other.row, *how)
 
 
 def _seeded(item: _Evaluated) -> bool:

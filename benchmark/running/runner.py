@@ -124,7 +124,7 @@ def _run(request: Request, show: Progress | None) -> int:
     """Run the unfinished cells of a request, without the zero-shot check; see `run`."""
     store = Store(request.results)
     sources = sum(members(cell) for cell in request.cells if cell.method.posthoc)
-    workers = min(request.jobs, len(request.cells) + sources)
+    workers = min(request.jobs, max(1, len(request.cells) + sources))
     show = show or progress(workers)
     schedule: Schedule | None = None
     try:

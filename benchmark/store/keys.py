@@ -223,7 +223,8 @@ class Digests:
             data.check_images(records, told and (lambda *count: told(f"{dataset.id}/{split}: images", *count)))
             return data.digest(records)
 
-        code = code_version.code_digest((*RECORDS, code_version.module_file(data.reader_module(dataset))))
+        reader = (code_version.module_file(data.reader_module(dataset)),)
+        code = [code_version.code_digest(files) for files in (RECORDS, reader)]
         what = canonical_json(["records", plain(dataset), split, limit, code])
         return self._remember(what, [at_root(data_root) / data.reader_of(dataset)], compute)
 

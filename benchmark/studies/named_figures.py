@@ -346,7 +346,7 @@ def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     given = {item.partition("=")[0]: item.partition("=")[2].strip("[]") for item in overrides}
     wanted = {AXES[key]: value.split(",") for key, value in given.items() if key in AXES}
     if "methods" in wanted:
-        wanted["methods"] = [_stored_method(name) for name in wanted["methods"]]
+        wanted["methods"] = list(map(own_modules.canonical_class, wanted["methods"]))
     asked = request([item for item in overrides if item.partition("=")[0] not in AXES], grid=False)
     store = Store(asked.results)
     folders = prediction.choose(store, asked.profile.id, wanted)
@@ -372,12 +372,6 @@ def _prediction(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:
     panels = {name: about for name, about in prediction.MEASURES.items() if name in set(found["measure"])}
     _told(plots.predictors(frame, found, panels, title, store.root / "figures" / stem))
     return 0
-
-
-def _stored_method(name: str) -> str:
-    """Return the id under which cells have a method: FILE:Class of the user's own is its module's name and Class."""
-    module, colon, cls = name.rpartition(":")
-    return f"{own_modules.canonical(module)}:{cls}" if colon else name
 
 
 def _form(figure: Mapping[str, Any], overrides: Sequence[str]) -> int:

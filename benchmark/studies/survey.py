@@ -15,7 +15,7 @@ from benchmark.config.request import Request, check_used, request
 from benchmark.core.errors import UserError, did_you_mean
 from benchmark.planning.plan import NAMELESS, Planned
 from benchmark.reporting import lettering, outputs
-from benchmark.reporting.tables import SEEN, SEES_SOURCES
+from benchmark.reporting.tables import SEEN, SEES_SOURCES, resampled, whole_seeds
 from benchmark.spec import ModelSpec, sees_sources
 from benchmark.store.cells import Store
 from eval import stats
@@ -220,10 +220,8 @@ class _Finished:
         place = (*rows[0].cells, target)
         if place not in self._samples:
             upstream = [dataset.id for dataset in cells[0].upstream]
-            names = [*upstream, target]
-            seeds = set.intersection(*(set(rows[0].items.get(name, {})) for name in names))
-            items = {name: {seed: rows[0].items[name][seed] for seed in sorted(seeds)} for name in names}
-            self._samples[place] = stats.resample(items, target, upstream) if seeds else None
+            seeds = whole_seeds(rows[0], upstream)
+            self._samples[place] = resampled(rows[0], seeds, upstream) if seeds else None
         return self._samples[place]
 
     def curve(self, row: Row, model: str, target: str) -> list[tuple[float, stats.Sample]]:

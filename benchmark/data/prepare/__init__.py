@@ -21,9 +21,8 @@ from benchmark import data
 from benchmark.core.errors import UserError, counted, did_you_mean
 from benchmark.core.files import digest_of, lock, user_path, write_atomic
 from benchmark.core.progress import long_work
-from benchmark.data.layout import official_names
 from benchmark.data.prepare import forms, group, hub
-from benchmark.data.prepare.catalogue import reader_module, sources
+from benchmark.data.prepare.catalogue import official_splits, sources
 from benchmark.data.prepare.images import place_images
 from benchmark.data.prepare.manifest import MANIFEST, MARKER, compare_ids, read_manifest, summary
 from benchmark.data.prepare.records import LISTED, check_image_counts, load_checked, sample_books
@@ -160,7 +159,7 @@ def _prepare(
     ids = _listed(options.ids.get(name, kept))
     options = replace(options, group_first=options.group_first or bool((before or {}).get("group_first")))
     choice = digest_of([
-        {split: official_names(spec, split, reader_module(name).SPLITS) for split in splits},
+        {split: official_splits(name, spec, split) for split in splits},
         spec.counts, spec.options, ids, *(["group first"] if options.group_first else []),
     ])
     users_own = before is None and folder.is_dir() and not (folder / MARKER).exists() and any(folder.iterdir())

@@ -1,4 +1,4 @@
-"""Where each dataset comes from: its entry in conf/sources.yaml, and the module that reads its official files."""
+"""What is known of each dataset's sources: its entry in conf/sources.yaml, and the official names of its splits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import yaml
 
 from benchmark import data
 from benchmark.core.project import shipped
+from benchmark.data.layout import official_names
 
 SOURCES = shipped("conf") / "sources.yaml"
 
@@ -20,6 +21,6 @@ def sources() -> dict[str, Any]:
     return yaml.safe_load(SOURCES.read_text(encoding="utf-8"))
 
 
-def reader_module(name: str) -> Any:
-    """Return the module that reads the official files of a dataset."""
-    return importlib.import_module(data.DATASETS[name])
+def official_splits(name: str, spec: data.DatasetLike, split: str) -> list[str]:
+    """Return the official splits that a split of ours consists of."""
+    return official_names(spec, split, importlib.import_module(data.DATASETS[name]).SPLITS)

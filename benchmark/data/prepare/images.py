@@ -10,8 +10,7 @@ from pathlib import Path
 from benchmark import data
 from benchmark.core.errors import UserError
 from benchmark.core.files import write_atomic
-from benchmark.data.layout import official_names
-from benchmark.data.prepare.catalogue import reader_module, sources
+from benchmark.data.prepare.catalogue import official_splits, sources
 from benchmark.data.prepare.files import Index
 from benchmark.data.prepare.forms import Row
 from benchmark.data.prepare.rows import Say
@@ -46,7 +45,7 @@ def place_images(
             say(f"  {number} of {len(wanted)} images")
         if data.find_image(path):
             continue
-        parts = official_names(spec, split, reader_module(name).SPLITS)
+        parts = official_splits(name, spec, split)
         held = next((stored[part, key] for part in parts if (part, key) in stored), None)
         if held:
             _write_stored(name, path, held)

@@ -11,9 +11,8 @@ from typing import Any
 
 from benchmark import data
 from benchmark.core.errors import UserError
-from benchmark.data.layout import official_names
 from benchmark.data.prepare import group, hub, official
-from benchmark.data.prepare.catalogue import reader_module, sources
+from benchmark.data.prepare.catalogue import official_splits, sources
 from benchmark.data.prepare.files import Index, Place, unpack
 from benchmark.data.prepare.forms import Row
 
@@ -78,7 +77,7 @@ def find_rows(
         places.append(Place(inside, own=_hinted(path, about["images"], places)))
     if archives:
         index = Index(places, about["images"])
-    officials = {split: official_names(spec, split, reader_module(name).SPLITS) for split in splits}
+    officials = {split: official_splits(name, spec, split) for split in splits}
     found: dict[str, list[Row]] = {}
     origin: dict[str, str] = {}
     tries: list[str] = []
@@ -147,7 +146,7 @@ def check_rows(
     """
     for split, source in origin.items():
         expected = (spec.counts or {}).get(f"{split}_rows")
-        parts = official_names(spec, split, reader_module(name).SPLITS)
+        parts = official_splits(name, spec, split)
         rows = sum(len(found[part]) for part in parts)
         if expected is not None and source != GROUP and rows != expected:
             raise UserError(

@@ -84,12 +84,12 @@ def share(items: Iterable[Item], cost: Callable[[Item], float] = lambda item: 1.
         cost: of an item. Without it, a process gets every n-th item.
     """
     rank, processes = place()
-    batch, costs = list(items), [0.0] * processes
-    mine = []
-    for number in sorted(range(len(batch)), key=lambda number: -cost(batch[number])):  # the largest first
-        cheapest = costs.index(min(costs))
-        costs[cheapest] += cost(batch[number])
-        if cheapest == rank:
+    batch = list(items)
+    costs, loads, mine = list(map(cost, batch)), [0.0] * processes, []
+    for number in sorted(range(len(batch)), key=lambda number: -costs[number]):  # the largest first
+        lightest = loads.index(min(loads))
+        loads[lightest] += costs[number]
+        if lightest == rank:
             mine.append(number)
     return [batch[number] for number in sorted(mine)]
 

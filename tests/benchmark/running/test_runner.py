@@ -400,7 +400,7 @@ def test_two_runs_at_once_share_the_work(world, monkeypatch):
                 os.kill(first.pid, signal.SIGKILL)  # its lock is then taken over
                 first.wait()
 
-        assert runner.run(cli_request(arguments[1:]), Show()) == 0
+        assert runner.run(request(arguments[1:]), Show()) == 0
     assert len(notes) == 1 and f"process {first.pid}" in notes[0]
     assert trained() == ["full_ft", "spider", "full_ft"]
 
@@ -434,12 +434,6 @@ def test_a_cell_of_another_process_is_one_message(world, monkeypatch, capsys):
     monkeypatch.setattr("benchmark.store.cells.Store.lock", locked)
     assert cli.main(["score", *world.grid("methods=full_ft")]) == 2
     assert capsys.readouterr().err.startswith("error: process 1 on elsewhere works on a cell that this needs.")
-
-
-def cli_request(overrides: list[str]):
-    from benchmark.config.request import request
-
-    return request(overrides)
 
 
 def test_two_draws_at_once_do_one_after_the_other_and_say_so(tmp_path, monkeypatch):
